@@ -1,0 +1,54 @@
+"""Every error this package raises on purpose. Messages say what was expected, what came, what to do."""
+
+
+class VLMLocalError(Exception):
+    """Base class; the command line prints it as one paragraph and exits with 2."""
+
+
+class ConfigError(VLMLocalError):
+    """A flag, file, checkpoint or machine that cannot be used as asked."""
+
+
+class RequestError(VLMLocalError):
+    """A request that the client must change: answered with a 4xx and this sentence.
+
+    `status` is the HTTP status, 400 unless another says more.
+    """
+
+    def __init__(self, message: str, status: int = 400):
+        super().__init__(message)
+        self.status = status
+
+
+class GrammarError(ConfigError):
+    """A grammar that cannot be used, or a sentence that a grammar does not hold."""
+
+
+class DataError(VLMLocalError):
+    """A recorded data set (or one record of it) that cannot be read; names file and offset."""
+
+
+class EngineError(VLMLocalError):
+    """The model's side failed: it raised, ran out of time or memory, or left the grammar."""
+
+
+REMOTE_KINDS = (
+    "unauthorized",
+    "not_found",
+    "rate_limited",
+    "server_error",
+    "refused",
+    "timeout",
+    "connection",
+    "malformed",
+    "truncated",
+    "outside_grammar",
+)
+
+
+class RemoteError(EngineError):
+    """A server that answers for the model failed; `kind`, one of REMOTE_KINDS, says how."""
+
+    def __init__(self, message: str, kind: str):
+        super().__init__(message)
+        self.kind = kind

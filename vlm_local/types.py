@@ -1,0 +1,148 @@
+"""The nouns of the project: frozen dataclasses with shapes, dtypes, units and frames. numpy only.
+
+Frame: the robot's base, +x forward, +y left, +z up; metres and radians. Images: uint8 RGB.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+
+AXES = ("x", "y", "z", "tilt", "yaw", "gripper")
+
+
+class Primitive(NamedTuple):
+    """A movement of Embodied-Chain-of-Thought as signs: -1, 0 or +1 an axis, in the order of AXES.
+
+    Positive: forward, left, up, tilt up, counterclockwise, open.
+    """
+
+    x: int = 0
+    y: int = 0
+    z: int = 0
+    tilt: int = 0
+    yaw: int = 0
+    gripper: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """What the robot sees and feels at one control step.
+
+    image: uint8 (H, W, 3) RGB.
+    instruction: the user's words, never empty.
+    proprio: float64 (7,) [x, y, z (m), roll, pitch, yaw (rad), gripper opening 0 closed..1 open] in
+        the base frame, or None where the robot did not say. Wire and files convert to this layout.
+    """
+
+    image: np.ndarray
+    instruction: str
+    proprio: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """A policy's answer to one observation.
+
+    action: float64 (7,) [dx, dy, dz (m), droll, dpitch, dyaw (rad), gripper 1 open 0 closed] per
+        control step, base frame; always finite.
+    phrase: the movement phrase, or None for a foreign policy that knows none.
+    probability: of the phrase, renormalised under the grammar; None where it was not computed.
+    margin: probability minus that of the second-best phrase.
+    marginals: axis name -> (p(-1), p(0), p(+1)); lower bounds that miss `missing_mass` in sum.
+    timings_ms: stage -> milliseconds.
+    fault: why this is a stand-still instead of an answer, or None.
+    extra: what a wrapper or engine adds to the record (JSON values only).
+    """
+
+    action: np.ndarray
+    phrase: str | None = None
+    probability: float | None = None
+    margin: float | None = None
+    marginals: Mapping[str, tuple[float, float, float]] | None = None
+    missing_mass: float | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    fault: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model reads, around the image. Text that stays the same in an episode is `before`.
+
+    before, after: plain text in the model's own style (chat content, or PaliGemma's prefix).
+    style: name of the template it was made from.
+    """
+
+    before: str
+    after: str
+    style: str
+
+
+@dataclass(frozen=True, eq=False)
+class GenerationRequest:
+    """One question to an engine: say exactly one of `sentences` about `image`.
+
+    sentences: the grammar's sentences in file order (the order sampling draws in); tuples are
+        hashable and engines cache what they build from them.
+    episode: key of the robot's current episode; KV and drafts are shared under the same key only.
+        None shares nothing.
+    drafts: sentences that are likely, likeliest first (the last ones said in this episode).
+    decide: "greedy" token by token, "map" the most probable sentence, "sample" by `uniform`.
+    temperature: divides the restricted logits of every token when sampling.
+    uniform: in [0, 1); the sentence at which the CDF over `sentences` passes it is the sample.
+    posterior: "off", "fast" (most of the mass, certified bound on the rest) or "exact".
+    """
+
+    image: np.ndarray
+    prompt: Prompt
+    sentences: tuple[str, ...]
+    episode: str | None = None
+    drafts: tuple[str, ...] = ()
+    decide: str = "greedy"
+    temperature: float = 1.0
+    uniform: float | None = None
+    posterior: str = "off"
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """An engine's answer: one of the request's sentences, with what is known of the others.
+
+    sentence: always one of the request's sentences; an engine raises EngineError otherwise.
+    probabilities: float64 (len(sentences),) lower bounds at temperature 1 in the request's order,
+        or None where the engine gives none.
+    missing_mass: 1 - probabilities.sum(): what is certainly not assigned to any sentence yet.
+    timings_ms: stage -> milliseconds; "engine" is the total.
+    stats: counters for benchmarks and metrics (forwards, draft_hit, near_tie ...).
+    """
+
+    sentence: str
+    probabilities: np.ndarray | None = None
+    missing_mass: float | None = None
+    timings_ms: Mapping[str, float] = field(default_factory=dict)
+    stats: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """A recorded episode: states and actions eager, frames lazy.
+
+    index: 0-based reading order (ids in data sets are not unique).
+    instruction: "" where the recording has none.
+    states: float32 (T, 7) [x, y, z (m), roll, pitch, yaw (rad), gripper 0 closed..1 open].
+    actions: float32 (T, 7) as Decision.action, or None where the recording has none.
+    load_image: step -> uint8 (H, W, 3) RGB; raises DataError for a frame that cannot be read.
+    source: file and record, for messages.
+    """
+
+    index: int
+    instruction: str
+    states: np.ndarray
+    actions: np.ndarray | None
+    load_image: Callable[[int], np.ndarray]
+    source: str
+
+    def __len__(self) -> int:
+        return len(self.states)
