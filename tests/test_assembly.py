@@ -1,0 +1,121 @@
+import argparse
+import json
+import shutil
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from tests.tiny_models import tiny_checkpoint
+from vlm_local.assembly import PolicyOptions, open_engine, open_policies
+from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.errors import ConfigError, GrammarError
+from vlm_local.grammar import load_phrase_grammar
+from vlm_local.types import Observation
+
+OBSERVATION = Observation(np.zeros((64, 64, 3), np.uint8), "lift the cup", np.array([0.3, 0, 0.1, 0, 0, 0, 1.0]))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
+
+
+def _open(**options):
+    policies = open_policies(PolicyOptions(**options))
+    try:
+        return policies.build("robot")
+    finally:
+        policies.close()
+
+
+def test_a_model_becomes_a_policy_that_says_what_it_is(folder):
+    policies = open_policies(PolicyOptions(model=str(folder), history=2, decoder="outlines"))
+    policy = policies.build("robot")
+    decision = policy.act(OBSERVATION)
+    policies.close()
+    assert decision.phrase in load_phrase_grammar().sentences and decision.action.shape == (7,)
+    metadata = policy.metadata
+    assert json.loads(json.dumps(dict(metadata))) == metadata == policies.metadata
+    assert metadata["trained"] is None and metadata["family"] == "qwen2-vl" and metadata["decoder"] == "outlines"
+    assert metadata["grammar"]["sentences"] == 729 and metadata["prompt"]["name"] == "chat"
+    assert metadata["decide"] == "greedy" and metadata["history"] == 2 and metadata["steps"]["x_m"] == 0.0125
+    assert len(metadata["checkpoint_sha256"]) == 64 and {"torch", "transformers", "vlm_local"} <= set(
+        metadata["versions"]
+    )
+
+
+def test_a_flag_counts_before_the_sidecar_and_the_sidecar_before_the_default(folder):
+    (folder / "mine.txt").write_text("[before]\n$instruction\n[after]\nnow\n")
+    sidecar = {"trained": True, "decide": "sample", "temperature": 0.5, "steps_per_phrase": 3, "prompt": "mine.txt"}
+    (folder / "vlm_local.json").write_text(json.dumps(sidecar))
+    told = _open(model=str(folder), temperature=2.0).metadata
+    assert (told["decide"], told["temperature"], told["posterior"]) == ("sample", 2.0, "fast")
+    assert (told["steps_per_phrase"], told["prompt"]["name"], told["trained"]) == (3, "mine", True)
+
+
+def test_a_family_has_its_own_prompt():
+    assert _open(model=str(tiny_checkpoint("paligemma"))).metadata["prompt"]["name"] == "paligemma"
+
+
+@pytest.mark.parametrize("model", ["random", "stop", "move up, open gripper"])
+def test_baselines_come_through_the_same_door(model):
+    policies = open_policies(PolicyOptions(model=model))
+    policy = policies.build("robot")
+    said = {policy.act(OBSERVATION).phrase for _ in range(5)}
+    assert len(said) > 1 if model == "random" else said == {model}
+    assert policy.metadata["model"] == model
+    policies.close()
+
+
+def test_a_phrase_is_held_for_the_steps_that_are_asked_for():
+    policies = open_policies(PolicyOptions(model="random", steps_per_phrase=3))
+    policy = policies.build("robot")
+    said = [policy.act(OBSERVATION).phrase for _ in range(9)]
+    assert said[0] == said[1] == said[2] and len(set(said)) == 3
+    policies.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "reason"),
+    [
+        ({"model": "qwen9"}, ConfigError, "there is no model"),
+        ({"model": "qwen2-vl-7b", "offline": True}, ConfigError, "fetch qwen2-vl-7b"),
+        ({"model": "tilt up", "grammar": "primitives_moves"}, ConfigError, "does not hold 'tilt up'"),
+        ({"grammar": "yes_no"}, GrammarError, "no movement phrase"),
+        ({"model": "random", "temperature": 0.0}, ConfigError, "temperature"),
+        ({"model": "random", "history": -1}, ConfigError, "history"),
+        ({"model": "random", "steps_per_phrase": 0}, ConfigError, "steps-per-phrase"),
+        ({"model": "random", "max_batch": 0}, ConfigError, "max-batch"),
+        ({"model": "random", "prompt": "poem"}, ConfigError, "the shipped prompts are"),
+        ({"model": "random", "engine": "cloud"}, ConfigError, "--engine must be"),
+        ({"engine": "openai", "model": "m"}, ConfigError, "--engine-url"),
+        ({"device": "cuda:99"}, ConfigError, "cuda:99"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_sentence(options, error, reason, monkeypatch, tmp_path):
+    monkeypatch.setattr("vlm_local.models.find_shipped", lambda name: _ship(tmp_path))
+    with pytest.raises(error, match=reason):
+        _open(**options)
+
+
+def _ship(folder):
+    if not (folder / "tiny").exists():
+        shutil.copytree(tiny_checkpoint("qwen2-vl"), folder / "tiny")
+    return folder
+
+
+def test_an_engine_alone_is_loaded_at_once():
+    engine = open_engine(PolicyOptions(model=str(tiny_checkpoint("qwen2-vl")), max_batch=3))
+    assert engine.max_batch == 3 and engine.metadata["decoder"] == "trie"
+
+
+def test_every_option_has_a_flag_and_no_flag_leaves_it_open():
+    parser = argparse.ArgumentParser()
+    add_policy_options(parser)
+    assert read_policy_options(parser.parse_args([])) == PolicyOptions()
+    words = "--model m --quantize 4bit --history 3 --decide sample --temperature 0.5 --offline --deadline-ms 50"
+    options = read_policy_options(parser.parse_args(words.split()))
+    assert (options.quantize, options.history, options.temperature, options.deadline_ms) == ("4bit", 3, 0.5, 50)
+    flags = {action.dest for action in parser._actions}
+    assert {field.name for field in fields(PolicyOptions)} <= flags

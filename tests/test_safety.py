@@ -1,0 +1,114 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlm_local.errors import ConfigError, EngineError, RequestError
+from vlm_local.safety import WORKSPACES, Guard, Workspace, parse_max_step, parse_workspace
+from vlm_local.types import Decision, Observation
+
+BOX = WORKSPACES["autoeval-sink"]
+BOUNDS = np.array([BOX.x_m, BOX.y_m, BOX.z_m])
+INSIDE = np.array([0.25, 0.0, 0.15])
+
+finite = st.floats(-1e3, 1e3)
+positions = st.lists(st.floats(-2, 2), min_size=3, max_size=3).map(np.array)
+actions = st.lists(finite, min_size=7, max_size=7).map(np.array)
+
+
+class Fixed:
+    """A policy that always answers the same action."""
+
+    def __init__(self, action):
+        self.action = np.asarray(action, dtype=np.float64)
+        self.metadata = {"model": "fixed"}
+
+    def reset(self, seed):
+        pass
+
+    def act(self, observation):
+        return Decision(self.action, extra={"kept": 1})
+
+
+def _guard(action, position, workspace=BOX) -> Decision:
+    proprio = None if position is None else np.concatenate([position, [0, 0, 0, 1.0]])
+    return Guard(Fixed(action), workspace).act(Observation(np.zeros((16, 16, 3), np.uint8), "go", proprio))
+
+
+@settings(deadline=None)
+@given(actions, positions)
+def test_whatever_the_policy_says_the_arm_never_gets_further_out(action, position):
+    """Distance to the box after the step is at most that before, on every axis; inside stays inside."""
+
+    def outside(point):
+        return np.maximum(np.maximum(BOUNDS[:, 0] - point, point - BOUNDS[:, 1]), 0)
+
+    target = position + _guard(action, position).action[:3]
+    assert (outside(target) <= outside(position) + 1e-12).all()
+
+
+@settings(deadline=None)
+@given(actions, positions)
+def test_a_cut_only_shortens_and_never_turns_a_movement_around(action, position):
+    answered = _guard(action, position).action
+    assert np.isfinite(answered).all()
+    assert (answered[:6] * np.sign(action[:6]) >= 0).all()
+    assert (np.abs(answered[:6]) <= np.abs(action[:6])).all()
+    assert (np.abs(answered[:6]) <= [0.05] * 3 + [0.25] * 3).all()
+    assert 0 <= answered[6] <= 1
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(-0.0125, 0.0125), min_size=3, max_size=3), st.floats(0, 1))
+def test_what_is_allowed_is_left_alone(delta, gripper):
+    action = np.array([*delta, 0.125, -0.125, 0.0, gripper])
+    decision = _guard(action, INSIDE)
+    np.testing.assert_array_equal(decision.action, action)
+    assert decision.extra == {"kept": 1}
+
+
+def test_the_axes_that_were_cut_are_named_and_the_others_kept():
+    position = np.array([BOX.x_m[1] - 0.002, 0.0, BOX.z_m[0] - 0.03])  # at the front edge, below the floor
+    decision = _guard([0.0125, 0.0125, -0.0125, 0, 0, 0.4, 1], position)
+    np.testing.assert_allclose(decision.action, [0.002, 0.0125, 0, 0, 0, 0.25, 1], atol=1e-12)
+    assert decision.extra == {"kept": 1, "cut": ["x", "z", "yaw"]}
+
+
+def test_an_arm_outside_may_come_back():
+    position = np.array([BOX.x_m[1] + 0.1, 0.0, 0.15])
+    np.testing.assert_allclose(_guard([-0.0125, 0, 0, 0, 0, 0, 1], position).action[0], -0.0125)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("column", [0, 5, 6])
+def test_a_number_that_is_none_never_reaches_the_robot(bad, column):
+    action = np.zeros(7)
+    action[column] = bad
+    with pytest.raises(EngineError, match="finite"):
+        _guard(action, INSIDE)
+
+
+@pytest.mark.parametrize("position", [None, [np.nan, 0, 0]])
+def test_without_a_position_a_workspace_is_refused_and_no_workspace_needs_none(position):
+    with pytest.raises(RequestError, match="proprio"):
+        _guard(np.zeros(7), position)
+    assert _guard(np.zeros(7), position, workspace=None).extra == {"kept": 1}
+
+
+def test_a_workspace_is_named_or_written_out():
+    assert parse_workspace("autoeval-drawer").z_m == (0.0216, 0.1637)
+    assert parse_workspace("0.1:0.4,-0.2:0.2,0:0.3") == Workspace((0.1, 0.4), (-0.2, 0.2), (0, 0.3))
+    for wrong in ("autoeval-cup", "0.1:0.4,-0.2:0.2", "0.4:0.1,0:1,0:1", "0:nan,0:1,0:1", "0:1:2,0:1,0:1"):
+        with pytest.raises(ConfigError, match="workspace"):
+            parse_workspace(wrong)
+
+
+def test_the_largest_step_is_six_numbers():
+    assert parse_max_step("0.02,0.02,0.02,0.2,0.2,0") == (0.02, 0.02, 0.02, 0.2, 0.2, 0.0)
+    for wrong in ("0.02", "a,b,c,d,e,f", "1,1,1,1,1,-1", "1,1,1,1,1,inf"):
+        with pytest.raises(ConfigError, match="max-step"):
+            parse_max_step(wrong)
+
+
+def test_records_say_what_the_arm_was_held_to():
+    assert Guard(Fixed(np.zeros(7)), BOX).metadata["workspace_m"][2] == [0.0871, 0.2340]

@@ -1,0 +1,128 @@
+"""A question about a picture -> exactly one of the given choices, and how probable each of them is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from vlm_local.client import Detector, PolicyError
+from vlm_local.errors import EngineError, RequestError
+from vlm_local.prompts import Template, build_prompt
+from vlm_local.types import Generation, GenerationRequest, Observation
+from vlm_local.wire import check_text, decode_image, load_request
+
+MIN_CHOICES, MAX_CHOICES = 2, 64
+MAX_CHOICE = 200
+MAX_QUESTION = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class Question:
+    """image: uint8 (H, W, 3) RGB. choices: what may be answered, word for word."""
+
+    image: np.ndarray
+    text: str
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """choice: one of the question's. probabilities: of each, None where the engine gives none.
+
+    missing_mass: what the engine could not assign to a choice; 0 when all is known.
+    """
+
+    choice: str
+    probabilities: Mapping[str, float] | None
+    missing_mass: float | None
+    timings_ms: Mapping[str, float]
+
+    @property
+    def probability(self) -> float | None:
+        return None if self.probabilities is None else self.probabilities[self.choice]
+
+
+class Answerer:
+    """Asks an engine. Safe to share between threads when `generate` is."""
+
+    def __init__(self, generate: Callable[[GenerationRequest], Generation], template: Template):
+        """template: shows the question where a robot's prompt shows the instruction."""
+        self._generate = generate
+        self._template = template
+
+    def answer(self, question: Question) -> Answer:
+        """The most probable choice; the greedy one where the engine's probabilities do not settle it."""
+        text = complete_question(question.text, question.choices)
+        request = GenerationRequest(
+            image=question.image,
+            prompt=build_prompt(self._template, Observation(question.image, text)),
+            sentences=question.choices,
+            posterior="exact",
+        )
+        generation = self._generate(request)
+        told = generation.probabilities
+        if told is None:
+            return Answer(generation.sentence, None, None, generation.timings_ms)
+        said = question.choices.index(generation.sentence)
+        best = int(told.argmax())
+        choice = question.choices[best if told[best] > told[said] + generation.missing_mass else said]
+        probabilities = dict(zip(question.choices, map(float, told), strict=True))
+        return Answer(choice, probabilities, generation.missing_mass, generation.timings_ms)
+
+
+def ask_server(detector: Detector, question: Question) -> Answer:
+    """The same from a running server. Raises EngineError or RequestError, as an engine would."""
+    try:
+        detector(complete_question(question.text, question.choices), question.image)
+    except PolicyError as error:
+        if error.status is not None and 400 <= error.status < 500:
+            raise RequestError(str(error), error.status) from None
+        raise EngineError(str(error)) from None
+    told = detector.last
+    return Answer(told["answer"], told["probabilities"], told["missing_mass"], told["timings_ms"])
+
+
+def complete_question(text: str, choices: Sequence[str]) -> str:
+    """The question as AutoEval words it, "... answer yes or no", unless it ends in its choices already."""
+    ending = "answer " + " or ".join(choices)
+    plain = text.strip()
+    return plain if plain.lower().rstrip(".").endswith(ending.lower()) else f"{plain} {ending}"
+
+
+def decode_question(body: bytes) -> Question:
+    """The body of /answer -> Question. Raises RequestError with a sentence for everything else."""
+    fields, _ = load_request(body)
+    for name in ("image", "question", "choices"):
+        if name not in fields:
+            raise RequestError(f"the field {name!r} is missing; a question is {{'image', 'question', 'choices'}}")
+    text = check_text(fields["question"], "question", MAX_QUESTION)
+    return Question(decode_image(fields["image"]), text, check_choices(fields["choices"]))
+
+
+def check_choices(value: Any) -> tuple[str, ...]:
+    """Choices that can be told apart. Raises RequestError."""
+    if not isinstance(value, list) or not MIN_CHOICES <= len(value) <= MAX_CHOICES:
+        came = f"{len(value)}" if isinstance(value, list) else type(value).__name__
+        raise RequestError(f"choices: expected a list of {MIN_CHOICES} to {MAX_CHOICES} strings, got {came}")
+    seen: dict[str, str] = {}
+    for choice in value:
+        check_text(choice, "choices", MAX_CHOICE)
+        if choice != choice.strip() or not choice.isprintable():
+            raise RequestError(f"choices: {choice!r} begins or ends with a space, or holds a control character")
+        twin = seen.setdefault("".join(choice.casefold().split()), choice)
+        if twin is not choice:
+            raise RequestError(f"choices: {twin!r} and {choice!r} differ at most in case or spaces; make them distinct")
+    return tuple(value)
+
+
+def build_answer_details(answer: Answer, model: str | None) -> dict[str, Any]:
+    """The object that /answer sends."""
+    return {
+        "answer": answer.choice,
+        "probability": answer.probability,
+        "probabilities": answer.probabilities,
+        "missing_mass": answer.missing_mass,
+        "timings_ms": {stage: round(value, 3) for stage, value in answer.timings_ms.items()},
+        "model": model,
+    }

@@ -1,0 +1,280 @@
+"""From options to policies: the one door of server, evaluation, simulator, benchmarks and training.
+
+An option that is None comes from the checkpoint's vlm_local.json, else from DEFAULTS.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vlm_local import __version__
+from vlm_local.actions import StepTable, load_step_table
+from vlm_local.answers import Answerer
+from vlm_local.checkpoint import Checkpoint
+from vlm_local.client import RemotePolicy
+from vlm_local.engines import Engine
+from vlm_local.engines.scripted import build_constant_engine, build_uniform_engine
+from vlm_local.engines.worker import EngineWorker
+from vlm_local.errors import ConfigError
+from vlm_local.grammar import Grammar, load_phrase_grammar
+from vlm_local.models import DEFAULT, find_checkpoint
+from vlm_local.policy import Policy, Settings, VLMPolicy
+from vlm_local.primitives import list_phrases
+from vlm_local.prompts import Template, build_prompt, load_template
+from vlm_local.types import GenerationRequest, Observation
+from vlm_local.wrappers import HoldPhrase
+
+DEFAULTS = {
+    "model": DEFAULT,
+    "quantize": "none",
+    "device": "auto",
+    "dtype": "auto",
+    "grammar": "primitives",
+    "decoder": "trie",
+    "decide": "greedy",
+    "temperature": 1.0,
+    "posterior": "fast",
+    "history": 0,
+    "steps_per_phrase": 1,
+    "max_batch": 8,
+}
+RANDOM = "random"
+
+
+@dataclass(frozen=True)
+class PolicyOptions:
+    """What a user may say about a policy; field by field as the flags of `serve --help`.
+
+    model: a registry name, folder or repository; "random", "stop" or any phrase for a baseline; the
+        http(s) URL of a policy server; with engine "openai" the model's name at the server.
+    engine: "local" or "openai". engine_url: base URLs of the latter, joined by commas.
+    steps: a step table's JSON file. deadline_ms: from a request to its answer, None for any time.
+    """
+
+    model: str | None = None
+    engine: str = "local"
+    engine_url: str | None = None
+    quantize: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+    grammar: str | None = None
+    decoder: str | None = None
+    decide: str | None = None
+    temperature: float | None = None
+    posterior: str | None = None
+    prompt: str | None = None
+    history: int | None = None
+    steps_per_phrase: int | None = None
+    max_batch: int | None = None
+    steps: str | None = None
+    offline: bool = False
+    deadline_ms: float | None = None
+
+
+class Policies:
+    """A policy for each robot, all on one engine. worker: the thread that owns it, None without one.
+
+    answerer: puts typed questions to the same engine; None where there is no model to ask.
+    """
+
+    def __init__(
+        self,
+        build: Callable[[str, bool], Policy],
+        worker: EngineWorker | None,
+        metadata: Mapping[str, Any],
+        answerer: Answerer | None = None,
+    ):
+        self.worker = worker
+        self.answerer = answerer
+        self._build = build
+        self._metadata = metadata
+
+    def build(self, robot: str, tell_all: bool = False) -> Policy:
+        """Waits until the engine is loaded and raises what its load raised.
+
+        tell_all: with the probabilities of all phrases, as far as the engine can tell them.
+        """
+        if self.worker is not None:
+            self.worker.wait_loaded()
+        return self._build(robot, tell_all)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """Of engine and policy alike; what only the loaded engine knows comes once it is loaded."""
+        engine = {} if self.worker is None else self.worker.metadata
+        versions = {"vlm_local": __version__, **engine.get("versions", {})}
+        return {**self._metadata, **engine, "versions": versions}
+
+    def close(self) -> None:
+        if self.worker is not None:
+            self.worker.close()
+
+
+def open_policies(options: PolicyOptions, wrap: Callable[[Engine], Engine] = lambda engine: engine) -> Policies:
+    """Find everything that is asked for and start loading it.
+
+    wrap: what the loaded engine is put into.
+
+    Raises ConfigError at once for what is missing or contradicts itself; what only the load finds
+    out (memory, damaged weights) is raised by `Policies.build` and by the worker.
+    """
+    model = options.model or DEFAULT
+    if model.startswith(("http://", "https://")):
+        policy = RemotePolicy(model)
+        return Policies(lambda robot, tell_all: RemotePolicy(model), None, policy.metadata)
+    plan = _Plan(options)
+    worker = EngineWorker(lambda: wrap(plan.load()), options.deadline_ms, plan.build_warm_up())
+    answerer = plan.build_answerer(worker)
+    policies = Policies(
+        lambda robot, tell_all: plan.build_policy(robot, worker, policies.metadata, tell_all),
+        worker,
+        plan.metadata,
+        answerer,
+    )
+    return policies
+
+
+def open_engine(options: PolicyOptions) -> Engine:
+    """The engine alone, loaded, in the caller's thread."""
+    return _Plan(options).load()
+
+
+@dataclass(frozen=True, eq=False)
+class Parts:
+    """What a policy is put together from, for those who time the parts. chosen: flags as they count."""
+
+    checkpoint: Checkpoint | None
+    grammar: Grammar
+    template: Template
+    settings: Settings
+    chosen: Mapping[str, Any]
+
+
+def find_parts(options: PolicyOptions) -> Parts:
+    """Everything but the engine; reads files, loads no weights."""
+    plan = _Plan(options)
+    chosen = {name: plan._choose(name) for name in DEFAULTS}
+    return Parts(plan._checkpoint, plan._grammar, plan._template, plan._settings, chosen)
+
+
+class _Plan:
+    """Options, sidecar and defaults put together; every file read but the weights."""
+
+    def __init__(self, options: PolicyOptions):
+        self._options = options
+        self._model = options.model or DEFAULT
+        self._checkpoint = self._find_checkpoint()
+        self._grammar: Grammar = load_phrase_grammar(self._choose("grammar"))
+        self._template: Template = load_template(self._choose_prompt())
+        self._settings = Settings(*(self._choose(name) for name in ("decide", "temperature", "history", "posterior")))
+        self._table = load_step_table(options.steps) if options.steps else StepTable()
+        self._hold = self._choose("steps_per_phrase")
+        if self._hold < 1:
+            raise ConfigError(f"--steps-per-phrase must be at least 1, but is {self._hold}")
+        if self._choose("max_batch") < 1:
+            raise ConfigError(f"--max-batch must be at least 1, but is {self._choose('max_batch')}")
+        if self._is_constant and self._model not in self._grammar.sentences:
+            raise ConfigError(f"the grammar {self._grammar.name} does not hold {self._model!r}")
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {
+            "model": self._model,
+            "grammar": {
+                "name": self._grammar.name,
+                "sha256": self._grammar.sha256,
+                "sentences": len(self._grammar.sentences),
+            },
+            "prompt": {"name": self._template.name, "sha256": self._template.sha256},
+            "steps": asdict(self._table),
+            **asdict(self._settings),
+            "steps_per_phrase": self._hold,
+        }
+
+    def load(self) -> Engine:
+        if self._model == RANDOM:
+            return build_uniform_engine()
+        if self._is_constant:
+            return build_constant_engine(self._model)
+        if self._options.engine == "openai":
+            return self._connect()
+        from vlm_local.engines.hf import open_hf_engine
+
+        chosen = {name: self._choose(name) for name in ("quantize", "device", "dtype", "decoder", "max_batch")}
+        return open_hf_engine(self._checkpoint, **chosen)
+
+    def build_policy(self, robot: str, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool) -> Policy:
+        best = "fast" if self._options.engine == "openai" else "exact"  # servers give bounds only
+        policy = VLMPolicy(
+            worker.generate,
+            self._grammar,
+            self._template,
+            replace(self._settings, posterior=best) if tell_all else self._settings,
+            self._table,
+            robot,
+            worker.forget,
+            metadata,
+        )
+        return policy if self._hold == 1 else HoldPhrase(policy, self._hold)
+
+    def build_answerer(self, worker: EngineWorker) -> Answerer | None:
+        if self._model == RANDOM or self._is_constant:
+            return None
+        return Answerer(worker.generate, load_template("paligemma_answer" if self._is_paligemma else "answer"))
+
+    def build_warm_up(self) -> list[GenerationRequest]:
+        """A request as the robot will send it, twice: the second finds what the first has kept."""
+        image = np.zeros((256, 256, 3), np.uint8)
+        observation = Observation(image, "warm up", np.zeros(7))
+        request = GenerationRequest(
+            image,
+            build_prompt(self._template, observation),
+            self._grammar.sentences,
+            episode="warm-up",
+            decide=self._settings.decide,
+            temperature=self._settings.temperature,
+            uniform=0.5 if self._settings.decide == "sample" else None,
+            posterior=self._settings.posterior,
+        )
+        return [request, request]
+
+    @property
+    def _is_constant(self) -> bool:
+        return self._model in list_phrases()
+
+    @property
+    def _is_paligemma(self) -> bool:
+        return self._checkpoint is not None and self._checkpoint.family.startswith("paligemma")
+
+    def _find_checkpoint(self) -> Checkpoint | None:
+        if self._options.engine not in ("local", "openai"):
+            raise ConfigError(f"--engine must be local or openai, not {self._options.engine!r}")
+        if self._options.engine == "openai" or self._model == RANDOM or self._is_constant:
+            return None
+        return find_checkpoint(self._model, self._options.offline)
+
+    def _choose(self, name: str) -> Any:
+        """Flag, else the checkpoint's vlm_local.json, else the default."""
+        if name == "decide" and self._model == RANDOM:
+            return "sample"
+        given = getattr(self._options, name)
+        if given is not None:
+            return given
+        told = self._checkpoint.sidecar.get(name) if self._checkpoint else None
+        return DEFAULTS.get(name) if told is None else told
+
+    def _choose_prompt(self) -> str:
+        return self._choose("prompt") or ("paligemma" if self._is_paligemma else "chat")
+
+    def _connect(self) -> Engine:
+        from vlm_local.engines.openai import OpenAIEngine
+
+        options = self._options
+        urls = [url.strip() for url in (options.engine_url or "").split(",") if url.strip()]
+        # Earlier than the worker's, or a server that is late would pass for a model that is stuck.
+        deadline_ms = None if options.deadline_ms is None else 0.9 * options.deadline_ms
+        engine = OpenAIEngine(urls, self._model, deadline_ms, self._choose("max_batch"))
+        engine.check(self._settings.decide, self._settings.posterior)
+        return engine

@@ -1,0 +1,158 @@
+"""Policy: `reset` and `act`, nothing else. VLMPolicy asks an engine; it knows nothing of HTTP."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Protocol
+
+import numpy as np
+
+from vlm_local.actions import GripperLatch, StepTable, build_action
+from vlm_local.errors import ConfigError
+from vlm_local.grammar import Grammar
+from vlm_local.primitives import parse_phrase
+from vlm_local.prompts import Template, build_prompt
+from vlm_local.types import AXES, Decision, Generation, GenerationRequest, Observation
+
+DECIDE = ("greedy", "map", "sample")
+POSTERIOR = ("off", "fast", "exact")
+
+
+class Policy(Protocol):
+    """One robot's policy. Not thread-safe: one observation at a time, in order."""
+
+    def reset(self, seed: int) -> None:
+        """Start an episode; `seed` (0 <= seed < 2**64) fixes every draw in it."""
+
+    def act(self, observation: Observation) -> Decision:
+        """Answer one observation. Raises EngineError where the model's side failed."""
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """What it is, for records and reports: JSON values only."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a phrase is chosen. history: how many of the episode's last phrases the prompt shows."""
+
+    decide: str = "greedy"
+    temperature: float = 1.0
+    history: int = 0
+    posterior: str = "off"
+
+    def __post_init__(self):
+        if self.decide not in DECIDE:
+            raise ConfigError(f"decide must be one of {', '.join(DECIDE)}, not {self.decide!r}")
+        if self.posterior not in POSTERIOR:
+            raise ConfigError(f"posterior must be one of {', '.join(POSTERIOR)}, not {self.posterior!r}")
+        if not (np.isfinite(self.temperature) and self.temperature > 0):
+            raise ConfigError(f"temperature must be a positive number, not {self.temperature}")
+        if self.history < 0:
+            raise ConfigError(f"history must not be negative, but is {self.history}")
+
+
+def derive_seed(seed: int, robot: str, episode: int) -> int:
+    """The seed of an episode that was given none: a hash of the server's seed, robot and number."""
+    digest = hashlib.sha256(f"{seed}/{robot}/{episode}".encode()).digest()
+    return int.from_bytes(digest[:8], "little")
+
+
+def draw_uniform(seed: int, step: int) -> float:
+    """The number in [0, 1) that decides step `step` of an episode: the same on every machine."""
+    return float(np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64))).random())
+
+
+class VLMPolicy:
+    """prompt -> generate under the grammar -> parse again -> step table -> gripper latch."""
+
+    def __init__(
+        self,
+        generate: Callable[[GenerationRequest], Generation],
+        grammar: Grammar,
+        template: Template,
+        settings: Settings = Settings(),
+        table: StepTable = StepTable(),
+        robot: str = "robot",
+        forget: Callable[[str], None] = lambda episode: None,
+        metadata: Mapping[str, Any] | None = None,
+    ):
+        """generate: blocks until the engine answered. forget: drops what it kept of an episode."""
+        self._generate = generate
+        self._forget = forget
+        self._grammar = grammar
+        self._signs = np.array([parse_phrase(sentence) for sentence in grammar.sentences])  # (S, 6)
+        self._template = template
+        self._settings = settings
+        self._table = table
+        self._robot = robot
+        self._metadata = dict(metadata or {})
+        self._latch = GripperLatch()
+        self._episode = 0
+        self._episode = 0
+        self.reset(derive_seed(0, robot, 0))
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self._metadata
+
+    def reset(self, seed: int) -> None:
+        self._forget(self._key)
+        self._episode += 1
+        self._seed = seed
+        self._step = 0
+        self._phrases: list[str] = []
+        self._latch.reset()
+
+    @property
+    def _key(self) -> str:
+        return f"{self._robot}/{self._episode}"
+
+    def act(self, observation: Observation) -> Decision:
+        start = perf_counter()
+        step, self._step = self._step, self._step + 1  # a fault uses its step up, too
+        request = self._build_request(observation, step)
+        prompted = perf_counter()
+        generation = self._generate(request)
+        phrase = generation.sentence
+        primitive = parse_phrase(phrase)  # an engine that left the grammar raises here
+        self._phrases.append(phrase)
+        opening = None if observation.proprio is None else float(observation.proprio[6])
+        action = build_action(primitive, self._latch.update(primitive.gripper, opening), self._table)
+        timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
+        timings["policy"] = 1e3 * (perf_counter() - start)
+        return Decision(action, phrase, timings_ms=timings, extra=dict(generation.stats), **self._summarise(generation))
+
+    def _build_request(self, observation: Observation, step: int) -> GenerationRequest:
+        settings = self._settings
+        shown = self._phrases[-settings.history :] if settings.history else []
+        return GenerationRequest(
+            image=observation.image,
+            prompt=build_prompt(self._template, observation, shown),
+            sentences=self._grammar.sentences,
+            episode=self._key,
+            drafts=tuple(dict.fromkeys(reversed(self._phrases[-8:]))),
+            decide=settings.decide,
+            temperature=settings.temperature,
+            uniform=draw_uniform(self._seed, step) if settings.decide == "sample" else None,
+            posterior=settings.posterior,
+        )
+
+    def _summarise(self, generation: Generation) -> dict[str, Any]:
+        """Probabilities over sentences (S,) -> the fields of Decision about them."""
+        probabilities = generation.probabilities
+        if probabilities is None:
+            return {}
+        chosen = self._grammar.sentences.index(generation.sentence)
+        others = np.delete(probabilities, chosen)
+        marginals = {
+            axis: tuple(float(probabilities[self._signs[:, column] == sign].sum()) for sign in (-1, 0, 1))
+            for column, axis in enumerate(AXES)
+        }
+        return {
+            "probability": float(probabilities[chosen]),
+            "margin": float(probabilities[chosen] - others.max(initial=0.0)),
+            "marginals": marginals,
+            "missing_mass": generation.missing_mass,
+        }

@@ -1,0 +1,123 @@
+"""What no policy may do to a robot: step too far, leave the workspace, answer a number that is none."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from vlm_local.errors import ConfigError, EngineError, RequestError
+from vlm_local.policy import Policy
+from vlm_local.types import Decision, Observation
+
+JOINTS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # the columns of an action
+
+# More than inspect-robots' WidowX driver takes in one control step is an error, not a movement.
+MAX_STEP = (0.05, 0.05, 0.05, 0.25, 0.25, 0.25)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A box for the measured position, metres in the robot's base frame: (low, high) an axis."""
+
+    x_m: tuple[float, float]
+    y_m: tuple[float, float]
+    z_m: tuple[float, float]
+
+    def __post_init__(self):
+        for axis, (low, high) in zip("xyz", (self.x_m, self.y_m, self.z_m), strict=True):
+            if not (np.isfinite([low, high]).all() and low < high):
+                raise ConfigError(f"workspace: {axis} must be low:high with low below high, not {low}:{high}")
+
+
+# The bounds that AutoEval's stations hold their own WidowX arms to.
+WORKSPACES = {
+    "autoeval-drawer": Workspace((0.126, 0.364), (-0.165, 0.077), (0.0216, 0.1637)),
+    "autoeval-sink": Workspace((0.1998, 0.3647), (-0.0985, 0.1950), (0.0871, 0.2340)),
+    "autoeval-cloth": Workspace((0.162, 0.401), (-0.148, 0.267), (0.0204, 0.1787)),
+}
+
+
+def parse_workspace(text: str) -> Workspace:
+    """A preset's name, or "x0:x1,y0:y1,z0:z1" in metres."""
+    if text in WORKSPACES:
+        return WORKSPACES[text]
+    try:
+        x, y, z = (tuple(float(number) for number in axis.split(":")) for axis in text.split(","))
+        return Workspace(x, y, z)
+    except ValueError:
+        names = ", ".join(WORKSPACES)
+        raise ConfigError(f"workspace {text!r}: expected one of {names}, or x0:x1,y0:y1,z0:z1 in metres") from None
+
+
+def parse_max_step(text: str) -> tuple[float, ...]:
+    """ "x,y,z,roll,pitch,yaw" -> the largest step of each in metres and radians."""
+    try:
+        limits = tuple(float(number) for number in text.split(","))
+    except ValueError:
+        limits = ()
+    if len(limits) != 6 or not (np.isfinite(limits).all() and min(limits) >= 0):
+        raise ConfigError(f"max-step {text!r}: expected six numbers x,y,z,roll,pitch,yaw in metres and radians")
+    return limits
+
+
+class Guard:
+    """Cuts every action to a largest step an axis and, with a workspace, to what stays inside it.
+
+    An arm that is outside already may move back in and no further out. The target is the measured
+    position plus the action, so the box holds to within one step's lag of the arm. The names of the
+    axes cut are in the decision's `extra["cut"]`.
+    """
+
+    def __init__(self, policy: Policy, workspace: Workspace | None = None, max_step: tuple[float, ...] = MAX_STEP):
+        """max_step: x, y, z (m), roll, pitch, yaw (rad)."""
+        self._policy = policy
+        self._workspace = workspace
+        self._max_step = np.array(max_step, dtype=np.float64)
+        self._box = None if workspace is None else np.array([workspace.x_m, workspace.y_m, workspace.z_m])  # (3, 2)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        box = None if self._box is None else self._box.tolist()
+        return {**self._policy.metadata, "workspace_m": box, "max_step": self._max_step.tolist()}
+
+    def reset(self, seed: int) -> None:
+        self._policy.reset(seed)
+
+    def act(self, observation: Observation) -> Decision:
+        """Raises RequestError where the workspace cannot be held for want of a position, and
+        EngineError where the policy answered a number that is none.
+        """
+        position = None
+        if self._box is not None:
+            position = _read_position(observation)
+        decision = self._policy.act(observation)
+        action = self._cut(np.asarray(decision.action, dtype=np.float64), position)
+        changed = action != decision.action
+        if not changed.any():
+            return decision
+        cut = [name for name, is_cut in zip(JOINTS, changed, strict=True) if is_cut]
+        return replace(decision, action=action, extra={**decision.extra, "cut": cut})
+
+    def _cut(self, action: np.ndarray, position: np.ndarray | None) -> np.ndarray:
+        """action: float64 (7,). position: float64 (3,) or None. Returns a new float64 (7,)."""
+        if action.shape != (7,) or not np.isfinite(action).all():
+            raise EngineError(f"expected an action of 7 finite numbers, but the policy answered {action.tolist()}")
+        limits = np.append(self._max_step, np.inf)
+        action = np.clip(action, -limits, limits)
+        action[6] = np.clip(action[6], 0.0, 1.0)
+        if position is not None:
+            low, high = self._box.T - position  # what is left in each direction; of the wrong sign when outside
+            action[:3] = np.clip(action[:3], np.minimum(low, 0.0), np.maximum(high, 0.0))
+        return action
+
+
+def _read_position(observation: Observation) -> np.ndarray:
+    proprio = observation.proprio
+    if proprio is None or not np.isfinite(proprio[:3]).all():
+        came = "none" if proprio is None else str(proprio[:3].tolist())
+        raise RequestError(
+            f"the workspace can only be held where the robot says its position, but proprio is {came}; "
+            "send proprio, or serve without --workspace"
+        )
+    return proprio[:3]

@@ -1,0 +1,275 @@
+"""Request bytes <-> types, exactly as the robots' clients speak. No HTTP, no global patching of json.
+
+An array in json_numpy text is `{"__numpy__": base64 of its raw bytes, "dtype": "<f8", "shape": [7]}`.
+It is read and written here in a few lines, because a wire must refuse what json_numpy would accept:
+other dtypes, bytes that do not fill the shape, shapes without an end.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pybase64
+from PIL import Image
+
+from vlm_local.errors import RequestError
+from vlm_local.primitives import parse_phrase
+from vlm_local.types import Decision
+
+MIN_SIDE, MAX_SIDE = 16, 4096
+# The largest image in json_numpy's base64, and a margin for everything else.
+MAX_BODY = 4 * (MAX_SIDE * MAX_SIDE * 3) // 3 + 2**20
+MAX_INSTRUCTION = 2000
+
+# AutoEval's 8 numbers measure the gripper's opening as 0..0.39, its 7 as 0..1.
+AUTOEVAL_GRIPPER_RANGE = 0.39
+
+_DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
+_DATA_URL = re.compile(r"data:image/(?:png|jpe?g);base64,", re.IGNORECASE)
+_IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
+
+
+@dataclass(frozen=True, eq=False)
+class Message:
+    """A decoded /act request.
+
+    image: uint8 (H, W, 3) RGB. instruction: None keeps the episode's. proprio: as in
+    types.Observation. form: how the client wants its answer, "json_numpy", "encoded" or "list".
+    """
+
+    image: np.ndarray
+    instruction: str | None
+    proprio: np.ndarray | None
+    form: str
+
+
+def decode_act(body: bytes) -> Message:
+    """The body of /act -> Message. Raises RequestError with a sentence for everything else."""
+    fields, form = load_request(body)
+    for name in ("image", "instruction"):
+        if name not in fields:
+            raise RequestError(f"the field {name!r} is missing; a request is {{'image', 'instruction', 'proprio'}}")
+    image, instruction, proprio = fields["image"], fields["instruction"], fields.get("proprio")
+    if form == "list" and any(isinstance(value, dict) and "__numpy__" in value for value in (image, proprio)):
+        form = "json_numpy"
+    return Message(decode_image(image), _decode_instruction(instruction), _decode_proprio(proprio), form)
+
+
+def decode_reset(body: bytes) -> int | None:
+    """The body of /reset, empty or `{"seed": int}` -> the seed, None where none is given."""
+    if not body.strip():
+        return None
+    value = _load_json(body)
+    seed = None if value is None else _as_object(value).get("seed")
+    if seed is None:
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
+        raise RequestError(f"seed: expected a whole number from 0 to 2**64 - 1, got {_show(seed)}")
+    return seed
+
+
+def encode_action(action: np.ndarray, form: str) -> bytes:
+    """float64 (7,) -> the body of an answer in the form its client reads."""
+    if form == "list":
+        return json.dumps(action.tolist()).encode()
+    text = json.dumps(encode_array(action))
+    return (text if form == "json_numpy" else json.dumps(text)).encode()
+
+
+def encode_array(array: np.ndarray) -> dict[str, Any]:
+    """An array as json_numpy writes it."""
+    data = pybase64.b64encode_as_string(np.ascontiguousarray(array))
+    return {"__numpy__": data, "dtype": array.dtype.str, "shape": list(array.shape)}
+
+
+def build_details(decision: Decision, **where: Any) -> dict[str, Any]:
+    """The object of `/act?details=1`, also a line of steps.jsonl. where: model, robot, episode, step."""
+    axes = None if decision.phrase is None else parse_phrase(decision.phrase)._asdict()
+    marginals = decision.marginals
+    return {
+        "action": decision.action.tolist(),
+        "phrase": decision.phrase,
+        "axes": axes,
+        "probability": decision.probability,
+        "margin": decision.margin,
+        "marginals": None if marginals is None else {axis: list(values) for axis, values in marginals.items()},
+        "missing_mass": decision.missing_mass,
+        "timings_ms": {stage: round(value, 3) for stage, value in decision.timings_ms.items()},
+        **where,
+        "fault": decision.fault,
+        "extra": dict(decision.extra),
+    }
+
+
+def _load_json(body: bytes) -> Any:
+    try:
+        return json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise RequestError(f"the body is not UTF-8 text: byte {error.start} is {body[error.start]:#04x}") from None
+    except RecursionError:
+        raise RequestError("the body is JSON nested too deeply to be a request") from None
+    except ValueError as error:
+        raise RequestError(f"the body is not complete JSON: {error}") from None
+
+
+def _as_object(value: Any) -> dict:
+    if not isinstance(value, dict):
+        raise RequestError(f"the body must be a JSON object, but is {_show(value)}")
+    return value
+
+
+def load_request(body: bytes) -> tuple[dict, str]:
+    """A request's fields, taken out of their envelope, and the form of its answer. Raises RequestError."""
+    return _open_envelope(_load_object(body))
+
+
+def _load_object(body: bytes) -> dict:
+    if not body:
+        raise RequestError("the body is empty; send a JSON object with 'image', 'instruction' and 'proprio'")
+    return _as_object(_load_json(body))
+
+
+def _open_envelope(fields: dict) -> tuple[dict, str]:
+    """Unwrap `{"encoded": text}`, sent where json_numpy could not be installed on both sides."""
+    if set(fields) != {"encoded"}:
+        return fields, "list"
+    text = fields["encoded"]
+    if not isinstance(text, str):
+        raise RequestError(f"encoded: expected the request as JSON text in a string, got {_show(text)}")
+    return _load_object(text.encode("utf-8", "surrogatepass")), "encoded"
+
+
+def _decode_instruction(value: Any) -> str | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and not value.strip():
+        raise RequestError("instruction: it is empty; say what the robot shall do, or send null to keep the last one")
+    return check_text(value, "instruction", MAX_INSTRUCTION)
+
+
+def check_text(value: Any, name: str, most: int) -> str:
+    """A string that says something, of at most `most` characters. Raises RequestError."""
+    if not isinstance(value, str):
+        raise RequestError(f"{name}: expected a string, got {_show(value)}")
+    if not value.strip():
+        raise RequestError(f"{name}: it is empty")
+    if len(value) > most:
+        raise RequestError(f"{name}: {len(value)} characters are more than the {most} allowed")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise RequestError(f"{name}: it holds half a surrogate pair, which is no text")
+    return value
+
+
+def _decode_proprio(value: Any) -> np.ndarray | None:
+    if value is None:
+        return None
+    expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
+    if isinstance(value, dict):
+        array = _decode_array(value, "proprio")
+    elif isinstance(value, list) and all(isinstance(number, int | float) for number in value):
+        try:
+            array = np.array(value, dtype=np.float64)
+        except OverflowError:
+            raise RequestError(f"{expected}got one too large for a double") from None
+    else:
+        raise RequestError(f"{expected}got {_show(value)}")
+    if array.shape not in ((7,), (8,)) or array.dtype.kind not in "iuf":
+        raise RequestError(f"{expected}got {array.dtype} of shape {array.shape}")
+    array = array.astype(np.float64)
+    if not np.isfinite(array).all():
+        raise RequestError(f"{expected}all finite, got {array.tolist()}")
+    opening = array[6] if len(array) == 7 else array[7] / AUTOEVAL_GRIPPER_RANGE
+    return np.append(array[:6], np.clip(opening, 0.0, 1.0))
+
+
+def decode_image(value: Any) -> np.ndarray:
+    """An image in any of the forms clients send -> uint8 (H, W, 3) RGB. Raises RequestError."""
+    if isinstance(value, dict):
+        image = _decode_array(value, "image")
+        if image.dtype != np.uint8:
+            raise RequestError(f"image: expected dtype uint8 with values 0..255, got {image.dtype}")
+        _check_image_shape(image.shape)
+        return image
+    if isinstance(value, str):
+        return _decode_image_file(value)
+    if isinstance(value, list):
+        return _decode_nested(value)
+    raise RequestError(f"image: expected a json_numpy array, a nested list or a base64 PNG or JPEG, got {_show(value)}")
+
+
+def _check_image_shape(shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 or shape[2] != 3 or not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
+        raise RequestError(f"image: expected shape (H, W, 3) with sides {MIN_SIDE} to {MAX_SIDE}, got {shape}")
+
+
+def _decode_array(value: Mapping[str, Any], name: str) -> np.ndarray:
+    """A json_numpy object -> array; nothing is allocated beyond the bytes that came."""
+    text, dtype, shape = (value.get(key) for key in ("__numpy__", "dtype", "shape"))
+    if not isinstance(text, str) or not isinstance(dtype, str) or not isinstance(shape, list):
+        raise RequestError(f"{name}: expected a json_numpy object with the keys '__numpy__', 'dtype' and 'shape'")
+    if not _DTYPE.fullmatch(dtype):
+        raise RequestError(f"{name}: dtype {dtype[:40]!r} is not allowed; send numbers such as '|u1' or '<f8'")
+    if len(shape) > 4 or not all(type(side) is int and 0 <= side <= 2**31 for side in shape):
+        raise RequestError(f"{name}: {_show(shape)} is no shape; expected up to 4 whole numbers")
+    data = _decode_base64(text, name)
+    kind = np.dtype(dtype)
+    expected = math.prod(shape) * kind.itemsize
+    if len(data) != expected:
+        raise RequestError(f"{name}: {dtype} of shape {shape} takes {expected} bytes, but {len(data)} came")
+    return np.frombuffer(data, kind).reshape(shape) if data else np.zeros(shape, kind)
+
+
+def _decode_base64(text: str, name: str) -> bytes:
+    try:
+        return pybase64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise RequestError(f"{name}: broken base64 ({error})") from None
+
+
+def _decode_nested(rows: list) -> np.ndarray:
+    """A nested list of whole numbers -> uint8 (H, W, 3). `bytes` takes nothing but 0..255."""
+    first = rows[0] if rows else None
+    width = len(first) if isinstance(first, list) else 0
+    if not all(isinstance(row, list) and len(row) == width for row in rows):
+        raise RequestError("image: the nested list is ragged; expected rows of equal length")
+    pixels = list(chain.from_iterable(rows))
+    if not all(isinstance(pixel, list) and len(pixel) == 3 for pixel in pixels):
+        raise RequestError("image: expected a nested list of shape (H, W, 3), but a pixel is not 3 numbers")
+    _check_image_shape((len(rows), width, 3))
+    try:
+        data = bytes(chain.from_iterable(pixels))
+    except (TypeError, ValueError):
+        raise RequestError("image: expected whole numbers 0..255 in the nested list, got something else") from None
+    return np.frombuffer(data, np.uint8).reshape(len(rows), width, 3)
+
+
+def _decode_image_file(text: str) -> np.ndarray:
+    """Base64 of a PNG or JPEG file, bare or as a data URL. Its size is checked before it is unpacked."""
+    prefix = _DATA_URL.match(text)
+    if prefix is None and text[:5].lower() == "data:":
+        raise RequestError(f"image: a data URL must start with data:image/png;base64, or jpeg, not {text[:40]!r}")
+    data = _decode_base64("".join(text[prefix.end() if prefix else 0 :].split()), "image")
+    try:
+        with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
+            _check_image_shape((file.height, file.width, 3))
+            if file.mode not in _IMAGE_MODES:
+                raise RequestError(f"image: expected 8 bits a channel, got a file of mode {file.mode}")
+            return np.array(file.convert("RGB"))
+    except RequestError:
+        raise
+    except Exception as error:  # Pillow raises a dozen kinds for a broken file
+        raise RequestError(f"image: the {len(data)} bytes in base64 are no PNG or JPEG file ({error})") from None
+
+
+def _show(value: Any) -> str:
+    """A JSON value for a message, never longer than a line."""
+    if isinstance(value, list | dict):
+        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
