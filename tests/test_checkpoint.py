@@ -1,0 +1,99 @@
+import json
+import shutil
+
+import pytest
+
+from tests.tiny_models import FAMILIES, tiny_checkpoint
+from vlm_local.checkpoint import count_weights, estimate_memory, open_checkpoint, read_header
+from vlm_local.errors import ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A whole Qwen2-VL that a test may spoil."""
+    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_family_is_read_from_the_config(family):
+    assert open_checkpoint(tiny_checkpoint(family)).family == family
+
+
+def _edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _truncate(file):
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def _point_to_lfs(file):
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "is no model folder"),
+        (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
+        (lambda folder: _edit(folder / "config.json", model_type="llava"), "llava.*supported are"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
+        (lambda folder: (folder / "preprocessor_config.json").unlink(), "no image processor"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "can run code"),
+        (lambda folder: _truncate(folder / "model.safetensors"), "is truncated"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b""), "no whole safetensors file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100), "no whole safetensors file"),
+        (lambda folder: _point_to_lfs(folder / "model.safetensors"), "git lfs pull"),
+        (lambda folder: (folder / "vlm_local.json").write_text('{"history": "two"}'), "history.*wrong type"),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text(
+                '{"weight_map": {"a": "model-2.safetensors"}}'
+            ),
+            "lacks model-2.safetensors",
+        ),
+    ],
+)
+def test_a_spoilt_folder_is_refused_with_a_sentence(folder, spoil, reason):
+    spoil(folder)
+    with pytest.raises(ConfigError, match=reason):
+        open_checkpoint(folder)
+
+
+def test_the_hash_tells_weights_apart_and_leaves_the_sidecar_out(folder):
+    before = open_checkpoint(folder).sha256
+    (folder / "vlm_local.json").write_text('{"trained": true}')
+    assert open_checkpoint(folder).sha256 == before
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    assert open_checkpoint(folder).sha256 != before
+    assert open_checkpoint(tiny_checkpoint("qwen2-vl", 1)).sha256 != before
+
+
+def test_a_large_file_is_hashed_by_its_header_and_samples(folder, monkeypatch):
+    monkeypatch.setattr("vlm_local.checkpoint._HASH_WHOLE", 1000)
+    monkeypatch.setattr("vlm_local.checkpoint._HASH_BLOCK", 64)
+    before = open_checkpoint(folder).sha256
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1  # in the last sample
+    file.write_bytes(data)
+    assert open_checkpoint(folder).sha256 != before
+
+
+def test_a_prompt_file_of_the_sidecar_stands_in_the_folder(folder):
+    (folder / "mine.txt").write_text("[before]\n$instruction\n[after]\n\n")
+    (folder / "vlm_local.json").write_text('{"prompt": "mine.txt"}')
+    assert open_checkpoint(folder).sidecar["prompt"] == str(folder / "mine.txt")
+
+
+def test_memory_follows_the_weights():
+    folder = tiny_checkpoint("qwen2-vl")
+    linear, rest = count_weights(folder)
+    header = read_header(folder / "model.safetensors")
+    assert 4 * (linear + rest) == max(tensor["data_offsets"][1] for tensor in header.values())
+    none, half, quarter = (estimate_memory(linear, rest, kind) for kind in ("none", "8bit", "4bit"))
+    assert none == 2 * (linear + rest) > half > quarter > 2 * rest

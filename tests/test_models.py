@@ -1,0 +1,117 @@
+import json
+import shutil
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from tests.tiny_models import tiny_checkpoint
+from vlm_local.checkpoint import FAMILIES
+from vlm_local.errors import ConfigError
+from vlm_local.models import MODELS, find_checkpoint, find_local, find_model
+from vlm_local.paths import find_shipped
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    """An empty working folder, an empty Hugging Face cache, nothing in the clone."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("vlm_local.models.find_shipped", lambda name: tmp_path / "shipped")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    return tmp_path
+
+
+def test_the_registry_holds_every_family_once_by_name():
+    names = [name for model in MODELS for name in (model.name, model.alias) if name]
+    assert len(set(names)) == len(names)
+    assert {model.family for model in MODELS} == set(FAMILIES)
+    assert {"qwen2-vl", "qwen2-vl-7b", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm2"} <= set(names)
+    assert find_model("Qwen/Qwen2-VL-2B-Instruct") is find_model("qwen2-vl-2b") is find_model("qwen2-vl")
+    for model in MODELS[1:]:
+        memory = [model.estimate_memory(kind) for kind in ("none", "8bit", "4bit")]
+        assert memory == sorted(memory, reverse=True) and model.download_bytes >= memory[0]
+
+
+def test_a_folder_is_taken_as_given_and_by_name(workplace):
+    folder = tiny_checkpoint("qwen2-vl")
+    assert find_checkpoint(str(folder)).folder == folder
+    placed = shutil.copytree(folder, workplace / "checkpoints" / "qwen2-vl")
+    for name in ("qwen2-vl", "qwen2-vl-2b", "Qwen/Qwen2-VL-2B-Instruct", "checkpoints/qwen2-vl"):
+        assert find_checkpoint(name).folder.resolve() == placed
+    shutil.copytree(folder, workplace / "mine")
+    assert find_checkpoint("mine").folder.resolve() == workplace / "mine"
+    assert find_local("paligemma") is None
+
+
+def test_the_embedded_checkpoint_is_found_from_anywhere(monkeypatch):
+    monkeypatch.setattr("vlm_local.models.find_shipped", find_shipped)
+    assert find_checkpoint("tiny", offline=True).family == "qwen2-vl"
+
+
+def test_the_cache_comes_before_the_hub(workplace, monkeypatch):
+    commit = "0" * 40
+    repository = workplace / "cache" / "models--Qwen--Qwen2-VL-2B-Instruct"
+    shutil.copytree(tiny_checkpoint("qwen2-vl"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert find_checkpoint("qwen2-vl").folder == repository / "snapshots" / commit
+    (repository / "snapshots" / commit / "model.safetensors").write_bytes(b"half")
+    with pytest.raises(ConfigError, match="not on this machine"):  # the rest would have to be downloaded
+        find_checkpoint("qwen2-vl")
+
+
+@pytest.mark.parametrize("how", ["flag", "environment", "unreachable"])
+def test_a_missing_model_is_told_within_seconds_with_the_command_that_gets_it(how, workplace, monkeypatch):
+    if how == "environment":
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    if how == "unreachable":
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", _cannot_connect)
+    start = time.monotonic()
+    with pytest.raises(ConfigError) as caught:
+        find_checkpoint("qwen2-vl", offline=how == "flag")
+    assert time.monotonic() - start < 5
+    text = str(caught.value)
+    assert "\n" not in text and "licence" not in text
+    for part in (str(workplace / "checkpoints" / "qwen2-vl"), "fetch qwen2-vl", "4.4 GB", str(workplace / "cache")):
+        assert part in text
+
+
+def _cannot_connect(*args, **kwargs):
+    raise ConnectionError("no route to host")
+
+
+def test_a_gated_model_names_the_licence_step():
+    with pytest.raises(ConfigError, match=r"licence at https://huggingface.co/google/paligemma2.*`hf auth login`"):
+        find_checkpoint("paligemma2", offline=True)
+
+
+@pytest.mark.parametrize("name", ["qwen9", "a/b/c", "/nowhere/at/all", "./nothing"])
+def test_what_cannot_be_a_model_is_refused_without_asking_the_hub(name, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", None)
+    with pytest.raises(ConfigError, match="there is no"):
+        find_checkpoint(name)
+
+
+def test_a_download_that_does_not_fit_the_disk_is_not_begun(monkeypatch):
+    files = [SimpleNamespace(rfilename="model.safetensors", size=10**18)]
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files, sha=""))
+    with pytest.raises(ConfigError, match="GB left"):
+        find_checkpoint("qwen2-vl")
+
+
+def test_an_adapter_brings_its_base(workplace):
+    shutil.copytree(tiny_checkpoint("qwen2-vl"), workplace / "checkpoints" / "qwen2-vl")
+    adapter = workplace / "mine"
+    adapter.mkdir()
+    (adapter / "vlm_local.json").write_text('{"trained": true}')
+    shutil.copy(tiny_checkpoint("qwen2-vl") / "model.safetensors", adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "Qwen/Qwen2-VL-2B-Instruct"}))
+    checkpoint = find_checkpoint("./mine")
+    assert checkpoint.folder.resolve() == workplace / "checkpoints" / "qwen2-vl"
+    assert checkpoint.adapter.resolve() == adapter and checkpoint.sidecar == {"trained": True}
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="base model"):
+        find_checkpoint("./mine")

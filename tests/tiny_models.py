@@ -1,0 +1,294 @@
+"""Small random checkpoints of every family: real architecture, real files, self-made tokenizer.
+
+`tiny_checkpoint("qwen2-vl")` writes one into a temporary folder, once a process, in about a second.
+"""
+
+import atexit
+import functools
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+import transformers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+
+from vlm_local.primitives import list_phrases
+
+QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+PALIGEMMA = ("paligemma", "paligemma2")
+FAMILIES = (*QWEN, *PALIGEMMA, "smolvlm2")
+
+_WIDTH = 64
+_INIT = 0.15  # wide enough that phrases differ in probability, narrow enough that none has it all
+_QWEN_SPLIT = r"""[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+_CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|vision_start|><|image_pad|><|vision_end|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_SMOL_CHAT = (
+    "<|im_start|>{% for message in messages %}{{ message['role'] | capitalize }}:"
+    "{% if message['content'][0]['type'] != 'image' %} {% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+# What the tokenizers learn from: a prompt as it might be, fixed, so that they stay the same.
+_CORPUS = (
+    (
+        "You move a WidowX robot arm one small step at a time. The picture shows the arm, the table and the "
+        "objects as a camera behind the robot's shoulder sees them.\n"
+        "\n"
+        "Directions are the robot's: forward is away from its base (up in the picture), backward is toward "
+        "the base, left and right are as in the picture, up is away from the table, down is toward it. Tilt "
+        "up and tilt down pitch the gripper. Clockwise and counterclockwise turn it as seen from above.\n"
+        "\n"
+        'Answer with one movement of up to four parts, joined by ", " and in this order: "move" with one to '
+        'three of forward or backward, left or right, up or down; "tilt up" or "tilt down"; "rotate '
+        'clockwise" or "rotate counterclockwise"; "close gripper" or "open gripper". Leave out what does not '
+        'move. Answer "stop" when nothing should move. Examples: "move forward left", "move down, close '
+        'gripper", "stop".\n'
+        "\n"
+        "Task: $instruction\n"
+        "Last movements, oldest first: $history"
+    ),
+    ("Measured state: $proprio.\nWhich movement brings the robot closer to finishing the task now?"),
+    "",
+    (
+        "answer en A robot arm should $instruction. State: $proprio. Last movements: $history. Forward is up "
+        "in the picture. Which way must the gripper move now: forward or backward, left or right, up or down,"
+        " tilt, rotate, open or close, or stop?"
+    ),
+)
+
+
+@functools.cache
+def tiny_checkpoint(family: str, seed: int = 0) -> Path:
+    """Folder of a random checkpoint; the same folder for the same arguments, gone at exit."""
+    return write_checkpoint(family, _scratch() / f"{family}-{seed}", seed)
+
+
+@functools.cache
+def _scratch() -> Path:
+    folder = tempfile.mkdtemp(prefix="vlm-local-tiny-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def write_checkpoint(family: str, folder: Path, seed: int = 0) -> Path:
+    """Write a random checkpoint of `family` (one of FAMILIES) in Hugging Face layout."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer, special = _build_tokenizer(family)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    for name, content in _list_processor_files(family).items():
+        (folder / name).write_text(json.dumps(content, indent=1))
+    ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
+    torch.manual_seed(seed)
+    model = _BUILDERS[family](tokenizer.get_vocab_size(), ids)
+    model.generation_config = transformers.GenerationConfig(
+        eos_token_id=ids["eos"], pad_token_id=ids["pad"], bos_token_id=ids.get("bos")
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+# --- tokenizers -------------------------------------------------------------------------------
+
+
+def _list_texts() -> list[str]:
+    """Few phrases, so that their words fall into one to three tokens, as with the real vocabularies."""
+    return [*_CORPUS, *list_phrases()[::120], "put the spoon on the towel, then open the drawer 0123456789"]
+
+
+def _build_tokenizer(family: str) -> tuple[Tokenizer, dict[str, str]]:
+    if family in PALIGEMMA:
+        return _build_gemma_tokenizer()
+    if family == "smolvlm2":
+        special = {"bos": "<|im_start|>", "eos": "<end_of_utterance>", "pad": "<|endoftext|>", "image": "<image>"}
+        extra = ["<fake_token_around_image>", "<global-img>"]
+        split = pre_tokenizers.Digits(individual_digits=True)
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    else:
+        special = {"eos": "<|im_end|>", "pad": "<|endoftext|>", "image": "<|image_pad|>", "video": "<|video_pad|>"}
+        special |= {"start": "<|vision_start|>", "end": "<|vision_end|>"}
+        extra = ["<|im_start|>"]
+        split = pre_tokenizers.Split(Regex(_QWEN_SPLIT), behavior="isolated")
+        bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer = Tokenizer(BPE())
+    if family in QWEN:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=335, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(_list_texts(), trainer)
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in (*special.values(), *extra)])
+    return tokenizer, special
+
+
+def _build_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
+    """Gemma's type: spaces become metaspace, unknown characters fall back to bytes."""
+    learner = Tokenizer(BPE(unk_token="<unk>", fuse_unk=True))
+    learner.normalizer = normalizers.Replace(" ", "▁")
+    words = pre_tokenizers.Split("▁", behavior="merged_with_next")
+    marks = pre_tokenizers.Split(Regex(r"[^▁\p{L}\p{N}]"), behavior="isolated")
+    learner.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
+    special = {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>"}
+    reserved = [*special.values(), "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    trainer = BpeTrainer(vocab_size=420, special_tokens=reserved, show_progress=False)
+    learner.train_from_iterator(_list_texts(), trainer)
+    learnt = json.loads(learner.to_str())["model"]
+    merges = [tuple(merge) for merge in learnt["merges"]]
+    model = BPE(learnt["vocab"], merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special.values()])
+    tokenizer.add_tokens([f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)])
+    tokenizer.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
+    return tokenizer, special | {"image": "<image>"}
+
+
+# --- the small files beside the weights -----------------------------------------------------------
+
+
+def _list_processor_files(family: str) -> dict[str, dict]:
+    if family in QWEN:
+        return _list_qwen_files(family)
+    if family == "smolvlm2":
+        return _list_smolvlm_files()
+    tokenizer = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
+    image = {"image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor"}
+    image |= {"size": {"height": 56, "width": 56}, "image_seq_length": 16, "resample": 3}
+    return {"tokenizer_config.json": tokenizer, "preprocessor_config.json": image | _normalise(0.5, 0.5)}
+
+
+def _normalise(mean: float, std: float) -> dict:
+    return {"do_normalize": True, "do_rescale": True, "image_mean": [mean] * 3, "image_std": [std] * 3}
+
+
+def _list_qwen_files(family: str) -> dict[str, dict]:
+    processor = {"qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL", "qwen3-vl": "Qwen3VL"}[family] + "Processor"
+    tokenizer = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    image = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": processor}
+    image |= {"temporal_patch_size": 2, "merge_size": 2} | _normalise(0.45, 0.27)
+    if family == "qwen3-vl":
+        image |= {"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
+    else:
+        image |= {"patch_size": 14, "min_pixels": 3136, "max_pixels": 12845056}
+    return {
+        "tokenizer_config.json": tokenizer,
+        "preprocessor_config.json": image,
+        "chat_template.json": {"chat_template": _CHATML},
+    }
+
+
+def _list_smolvlm_files() -> dict[str, dict]:
+    tokenizer = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<end_of_utterance>", "pad_token": "<|endoftext|>"}
+    tokenizer |= {"bos_token": "<|im_start|>", "chat_template": _SMOL_CHAT}
+    image = {"image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor"}
+    image |= {"do_image_splitting": True, "do_pad": True, "do_resize": True, "do_convert_rgb": True}
+    image |= {"max_image_size": {"longest_edge": 64}, "size": {"longest_edge": 256}, "resample": 1}
+    return {
+        "tokenizer_config.json": tokenizer,
+        "preprocessor_config.json": image | _normalise(0.5, 0.5),
+        "processor_config.json": {"image_seq_len": 16, "processor_class": "SmolVLMProcessor"},
+        "chat_template.json": {"chat_template": _SMOL_CHAT},
+    }
+
+
+# --- architectures ----------------------------------------------------------------------------------
+
+
+def _describe_text(vocab_size: int, ids: dict[str, int]) -> dict:
+    return {
+        "vocab_size": vocab_size,
+        "hidden_size": _WIDTH,
+        "intermediate_size": 2 * _WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": _INIT,
+        "eos_token_id": ids["eos"],
+        "pad_token_id": ids["pad"],
+    }
+
+
+def _describe_qwen(vocab_size: int, ids: dict[str, int], interleaved: bool = False) -> dict:
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+    rope |= {"mrope_interleaved": True} if interleaved else {}
+    return {
+        "text_config": _describe_text(vocab_size, ids) | {"rope_parameters": rope, "bos_token_id": None},
+        "image_token_id": ids["image"],
+        "video_token_id": ids["video"],
+        "vision_start_token_id": ids["start"],
+        "vision_end_token_id": ids["end"],
+        "tie_word_embeddings": True,
+    }
+
+
+def _build_qwen2(vocab_size: int, ids: dict[str, int]):
+    vision = {"depth": 2, "embed_dim": 32, "num_heads": 2, "hidden_size": _WIDTH, "mlp_ratio": 2}
+    vision |= {"initializer_range": _INIT}
+    config = transformers.Qwen2VLConfig(vision_config=vision, **_describe_qwen(vocab_size, ids))
+    return transformers.Qwen2VLForConditionalGeneration(config)
+
+
+def _build_qwen25(vocab_size: int, ids: dict[str, int]):
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
+    vision |= {"fullatt_block_indexes": [1]}
+    config = transformers.Qwen2_5_VLConfig(vision_config=vision, **_describe_qwen(vocab_size, ids))
+    return transformers.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _build_qwen3(vocab_size: int, ids: dict[str, int]):
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
+    vision |= {"num_position_embeddings": 256, "deepstack_visual_indexes": [0]}
+    options = _describe_qwen(vocab_size, ids, interleaved=True)
+    options["text_config"]["head_dim"] = 16
+    return transformers.Qwen3VLForConditionalGeneration(transformers.Qwen3VLConfig(vision_config=vision, **options))
+
+
+def _build_paligemma(vocab_size: int, ids: dict[str, int], text_type: str = "gemma"):
+    text = _describe_text(vocab_size, ids) | {"model_type": text_type, "head_dim": 16, "bos_token_id": ids["bos"]}
+    if text_type == "gemma2":  # a window shorter than the prompt, so that it matters
+        text |= {"sliding_window": 16, "query_pre_attn_scalar": 16}
+    vision = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "image_size": 56}
+    vision |= {"num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14, "vision_use_head": False}
+    config = transformers.PaliGemmaConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_index=ids["image"],
+        projection_dim=_WIDTH,
+        hidden_size=_WIDTH,
+        vocab_size=vocab_size,
+    )
+    return transformers.PaliGemmaForConditionalGeneration(config)
+
+
+def _build_smolvlm(vocab_size: int, ids: dict[str, int]):
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 64, "patch_size": 8}
+    text = _describe_text(vocab_size, ids) | {"model_type": "llama", "bos_token_id": ids["bos"]}
+    config = transformers.SmolVLMConfig(
+        vision_config=vision, text_config=text, scale_factor=2, image_token_id=ids["image"], tie_word_embeddings=True
+    )
+    return transformers.SmolVLMForConditionalGeneration(config)
+
+
+_BUILDERS = {
+    "qwen2-vl": _build_qwen2,
+    "qwen2.5-vl": _build_qwen25,
+    "qwen3-vl": _build_qwen3,
+    "paligemma": _build_paligemma,
+    "paligemma2": functools.partial(_build_paligemma, text_type="gemma2"),
+    "smolvlm2": _build_smolvlm,
+}

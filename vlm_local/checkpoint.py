@@ -1,0 +1,210 @@
+"""A model folder in Hugging Face layout: what it holds, whether it is whole, how much memory it takes.
+
+Reads config and safetensors headers only; knows no torch.
+"""
+
+import hashlib
+import json
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from vlm_local.errors import ConfigError
+
+CONFIG, ADAPTER, SIDECAR = "config.json", "adapter_config.json", "vlm_local.json"
+FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm2")
+
+_FAMILY_OF_TYPE = {
+    "qwen2_vl": "qwen2-vl",
+    "qwen2_5_vl": "qwen2.5-vl",
+    "qwen3_vl": "qwen3-vl",
+    "paligemma": "paligemma",
+    "smolvlm": "smolvlm2",
+}
+_SIDECAR_TYPES = {
+    "trained": bool,
+    "decide": str,
+    "temperature": (int, float),
+    "history": int,
+    "steps_per_phrase": int,
+    "prompt": str,
+    "results": dict,
+}
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
+_HASH_WHOLE = 256 << 20  # bytes of weights up to which every byte is hashed
+_HASH_BLOCKS, _HASH_BLOCK = 64, 64 << 10
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A whole model folder, or a LoRA adapter's folder with its whole base.
+
+    name: how it was asked for. family: one of FAMILIES. adapter: the adapter's folder or None.
+    sidecar: contents of vlm_local.json (FORMATS: trained, decide, temperature, history,
+        steps_per_phrase, prompt, results), empty without one. An adapter's own counts, not its base's.
+    """
+
+    name: str
+    folder: Path
+    family: str
+    sidecar: Mapping[str, Any]
+    adapter: Path | None = None
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of config.json and the safetensors files, by name; of the adapter's, too.
+
+        Weights above 256 MiB are sampled, so that a start stays quick: length, header and 64 evenly
+        spaced blocks of 64 KiB of each file.
+        """
+        digest = hashlib.sha256()
+        for folder in (self.folder, *([self.adapter] if self.adapter else [])):
+            files = sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")])
+            files = [file for file in files if file.suffix == ".safetensors" or file.name in (CONFIG, ADAPTER)]
+            whole = sum(file.stat().st_size for file in files) <= _HASH_WHOLE
+            for file in files:
+                digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+                _hash_file(digest, file, whole)
+        return digest.hexdigest()
+
+
+def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None = None) -> Checkpoint:
+    """Check a folder and describe it.
+
+    Raises ConfigError, in a sentence that names the file, for a folder that is no supported model,
+    lacks files, or holds truncated ones.
+    """
+    config = _read_json(folder / CONFIG)
+    family = find_family(config, folder)
+    for names, what in ((_TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):
+        if not any((folder / file).is_file() for file in names):
+            raise ConfigError(f"{folder} holds no {what} ({' or '.join(names)}); copy or download the whole model")
+    for file in [*list_weights(folder), *(list_weights(adapter) if adapter else ())]:
+        read_header(file)
+    owner = adapter or folder
+    return Checkpoint(name or owner.name, folder, family, read_sidecar(owner), adapter)
+
+
+def find_family(config: Mapping[str, Any], folder: Path) -> str:
+    """Family by config.json's model_type; PaliGemma's two differ by their language model."""
+    model_type = config.get("model_type")
+    family = _FAMILY_OF_TYPE.get(model_type)
+    if family is None:
+        raise ConfigError(
+            f"{folder / CONFIG} says model_type {model_type!r}; supported are {', '.join(_FAMILY_OF_TYPE)}"
+        )
+    if family == "paligemma" and config.get("text_config", {}).get("model_type") == "gemma2":
+        return "paligemma2"
+    return family
+
+
+def list_weights(folder: Path) -> list[Path]:
+    """The safetensors files of a model or adapter folder; raises ConfigError when one is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
+    elif (folder / ADAPTER).is_file():
+        names = ["adapter_model.safetensors"]
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing and (folder / "pytorch_model.bin").is_file():
+        raise ConfigError(f"{folder} has its weights in pytorch_model.bin, which can run code; save it as safetensors")
+    if missing or not names:
+        raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}; copy or download the whole model")
+    return [folder / name for name in names]
+
+
+def read_header(file: Path) -> dict[str, dict[str, Any]]:
+    """Tensor name -> {"dtype", "shape", "data_offsets"} of a safetensors file whose length fits.
+
+    Format: 8 bytes little-endian header length, JSON header, data
+    (https://huggingface.co/docs/safetensors/index#format). Raises ConfigError for anything else.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        start = stream.read(8)
+        if start == b"version ":
+            raise ConfigError(f"{file} is a git-lfs pointer, not the weights; run `git lfs pull` in {file.parent}")
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        try:
+            header = json.loads(stream.read(length)) if 8 + length <= size else None
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise ConfigError(f"{file} ({size} bytes) is no whole safetensors file; copy or download it again")
+    header.pop("__metadata__", None)
+    expected = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+    if size != expected:
+        raise ConfigError(f"{file} is truncated: its header tells of {expected} bytes, there are {size}; copy it again")
+    return header
+
+
+def estimate_memory(linear: int, rest: int, quantize: str, item_bytes: int = 2) -> int:
+    """Bytes of loaded weights: `linear` of linear layers, `rest` of all else, floats of `item_bytes`.
+
+    bitsandbytes stores linear layers (not embeddings, norms and the head) in one byte a weight, or in
+    half a byte and a float32 scale for each 64 weights.
+    """
+    each = {"none": item_bytes, "8bit": 1.0, "4bit": 0.5 + 4 / 64}[quantize]
+    return int(linear * each + rest * item_bytes)
+
+
+def count_weights(folder: Path) -> tuple[int, int]:
+    """Numbers of weights in (linear layers, everything else), from the headers."""
+    linear = rest = 0
+    for file in list_weights(folder):
+        for name, tensor in read_header(file).items():
+            count = prod(tensor["shape"])
+            is_linear = len(tensor["shape"]) == 2 and name.endswith("weight")
+            if is_linear and not any(word in name for word in ("embed", "lm_head")):
+                linear += count
+            else:
+                rest += count
+    return linear, rest
+
+
+def read_sidecar(folder: Path) -> dict[str, Any]:
+    """vlm_local.json of a folder, {} without one; a relative `prompt` file stands in the folder."""
+    file = folder / SIDECAR
+    if not file.is_file():
+        return {}
+    sidecar = _read_json(file)
+    for key, kind in _SIDECAR_TYPES.items():
+        if sidecar.get(key) is not None and not isinstance(sidecar[key], kind):
+            raise ConfigError(f"{file}: {key!r} is {sidecar[key]!r}, which is of the wrong type")
+    prompt = sidecar.get("prompt")
+    if prompt and (folder / prompt).is_file():
+        sidecar["prompt"] = str(folder / prompt)
+    return sidecar
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{file.parent} is no model folder: it has no {file.name}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds a {type(content).__name__}, not a JSON object")
+    return content
+
+
+def _hash_file(digest, file: Path, whole: bool) -> None:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if whole or file.suffix != ".safetensors":
+            while block := stream.read(1 << 20):
+                digest.update(block)
+            return
+        start = stream.read(8)
+        digest.update(start + stream.read(struct.unpack("<Q", start)[0]))
+        for block in range(_HASH_BLOCKS):
+            stream.seek((size - _HASH_BLOCK) * block // (_HASH_BLOCKS - 1))
+            digest.update(stream.read(_HASH_BLOCK))

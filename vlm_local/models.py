@@ -1,0 +1,212 @@
+"""The registry of models by name, and where a checkpoint is found: folders, cache, hub. No torch."""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm_local.checkpoint import ADAPTER, CONFIG, Checkpoint, estimate_memory, open_checkpoint
+from vlm_local.errors import ConfigError
+from vlm_local.paths import find_shipped
+
+DEFAULT = "tiny"
+
+_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
+_HUB_TIMEOUT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model of the registry.
+
+    repository: on the Hugging Face hub; None for the one that ships with the project.
+    linear, rest: weights in linear layers and elsewhere, counted on the architecture.
+    stored_bytes: bytes a weight in the repository's files.
+    gated: the licence must be accepted on the hub first.
+    """
+
+    name: str
+    repository: str | None
+    family: str
+    linear: int = 0
+    rest: int = 0
+    stored_bytes: int = 2
+    gated: bool = False
+    alias: str | None = None
+
+    @property
+    def download_bytes(self) -> int:
+        return self.stored_bytes * (self.linear + self.rest)
+
+    def estimate_memory(self, quantize: str) -> int:
+        """Bytes of its weights with bfloat16 floats."""
+        return estimate_memory(self.linear, self.rest, quantize)
+
+
+MODELS = (
+    Model("tiny", None, "qwen2-vl"),
+    Model("qwen2-vl", "Qwen/Qwen2-VL-2B-Instruct", "qwen2-vl", 1_973_420_032, 235_565_568, alias="qwen2-vl-2b"),
+    Model("qwen2-vl-7b", "Qwen/Qwen2-VL-7B-Instruct", "qwen2-vl", 7_198_998_528, 1_092_377_088),
+    Model("qwen2.5-vl", "Qwen/Qwen2.5-VL-3B-Instruct", "qwen2.5-vl", 3_441_197_056, 313_425_920, alias="qwen2.5-vl-3b"),
+    Model("qwen2.5-vl-7b", "Qwen/Qwen2.5-VL-7B-Instruct", "qwen2.5-vl", 7_199_817_728, 1_092_348_928),
+    Model("qwen3-vl", "Qwen/Qwen3-VL-2B-Instruct", "qwen3-vl", 1_811_939_328, 315_592_704, alias="qwen3-vl-2b"),
+    Model("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "qwen3-vl", 4_044_357_632, 393_458_176),
+    Model("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "qwen3-vl", 7_517_270_016, 1_249_853_680),
+    Model("paligemma", "google/paligemma-3b-mix-224", "paligemma", 2_395_238_400, 528_228_080, 4, True),
+    Model("paligemma2", "google/paligemma2-3b-mix-224", "paligemma2", 2_438_000_640, 594_241_776, 2, True),
+    Model(
+        "smolvlm2",
+        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
+        "smolvlm2",
+        2_042_916_864,
+        203_868_016,
+        4,
+        alias="smolvlm2-2.2b",
+    ),
+    Model("smolvlm2-500m", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "smolvlm2", 411_303_936, 96_178_368, 4),
+    Model("smolvlm2-256m", "HuggingFaceTB/SmolVLM2-256M-Video-Instruct", "smolvlm2", 198_180_864, 58_304_064, 4),
+)
+
+
+def find_model(name: str) -> Model | None:
+    """Registry entry by name, alias or repository id."""
+    return next((model for model in MODELS if name in (model.name, model.alias, model.repository)), None)
+
+
+def find_checkpoint(name: str, offline: bool = False) -> Checkpoint:
+    """The checkpoint that `--model NAME` means: a folder, a registry name or a repository id.
+
+    Order: a folder as given; checkpoints/NAME of the working folder, then of the clone or package;
+    the Hugging Face cache; the hub, where `offline` (or HF_HUB_OFFLINE=1) does not forbid it. A LoRA
+    adapter's folder brings its base through the same door. Raises ConfigError in one paragraph.
+    """
+    folder = find_local(name)
+    if folder is None:
+        folder = _download(name, offline)
+    if not (folder / ADAPTER).is_file():
+        return open_checkpoint(folder, name)
+    base = _read_base(folder)
+    return open_checkpoint(find_checkpoint(base, offline).folder, name, adapter=folder)
+
+
+def find_local(name: str) -> Path | None:
+    """Folder of a checkpoint that is on this machine already, or None."""
+    given = Path(name).expanduser()
+    if given.is_dir() and (_is_path(name) or _holds_model(given)):
+        return given
+    return next((folder for folder in _list_folders(name) if _holds_model(folder)), None) or _find_cached(name)
+
+
+def fetch(name: str, offline: bool = False) -> Path:
+    """Make sure that a model is on this machine; its folder."""
+    return find_checkpoint(name, offline).folder
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "~", os.sep)) or name.endswith(os.sep)
+
+
+def _holds_model(folder: Path) -> bool:
+    return (folder / CONFIG).is_file() or (folder / ADAPTER).is_file()
+
+
+def _list_folders(name: str) -> list[Path]:
+    """checkpoints/NAME of the working folder, then of the clone or package."""
+    model = find_model(name)
+    names = dict.fromkeys([name, *([model.name] if model else [])])
+    roots = dict.fromkeys([Path("checkpoints").absolute(), find_shipped("checkpoints")])
+    return [root / each for root in roots for each in names if not os.path.isabs(each)]
+
+
+def _find_repository(name: str) -> str | None:
+    model = find_model(name)
+    if model:
+        return model.repository
+    parts = name.split("/")
+    return name if len(parts) == 2 and all(parts) and not _is_path(name) else None
+
+
+def _find_cached(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    repository = _find_repository(name)
+    if repository is None:
+        return None
+    try:
+        folder = Path(snapshot_download(repository, local_files_only=True))
+        open_checkpoint(folder)
+    except (LocalEntryNotFoundError, HFValidationError, ConfigError):
+        return None  # not there, or a download that was broken off: the hub goes on with it
+    return folder
+
+
+def _read_base(folder: Path) -> str:
+    """Name or folder of an adapter's base model."""
+    try:
+        base = json.loads((folder / ADAPTER).read_text("utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(f"{folder / ADAPTER} does not name its base model: {error!r}") from None
+    return str(folder / base) if (folder / base).is_dir() else str(base)
+
+
+def _download(name: str, offline: bool) -> Path:
+    repository = _find_repository(name)
+    if repository is None:
+        raise ConfigError(_explain_unknown(name))
+    if offline or os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        raise ConfigError(_explain_missing(name, repository, "downloads are forbidden (--offline or HF_HUB_OFFLINE)"))
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.constants import HF_HUB_CACHE
+    from huggingface_hub.utils import filter_repo_objects
+
+    try:
+        info = HfApi().model_info(repository, files_metadata=True, timeout=_HUB_TIMEOUT_S)
+        wanted = set(filter_repo_objects([file.rfilename for file in info.siblings], allow_patterns=_PATTERNS))
+        size = sum(file.size or 0 for file in info.siblings if file.rfilename in wanted)
+        _check_disk(Path(HF_HUB_CACHE), size, name)
+        print(f"Downloading {repository} ({size / 1e9:.1f} GB) to {HF_HUB_CACHE} ...", file=sys.stderr, flush=True)
+        return Path(snapshot_download(repository, revision=info.sha, allow_patterns=_PATTERNS))
+    except ConfigError:
+        raise
+    except Exception as error:  # huggingface_hub has changed its HTTP library, and so its errors, twice
+        reason = f"the hub (https://huggingface.co) does not give it: {type(error).__name__}: {error}".split("\n")[0]
+        raise ConfigError(_explain_missing(name, repository, reason)) from error
+
+
+def _check_disk(cache: Path, size: int, name: str) -> None:
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise ConfigError(
+            f"{name} takes {size / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB left; "
+            "make room, or name another folder in the environment variable HF_HOME"
+        )
+
+
+def _explain_unknown(name: str) -> str:
+    if _is_path(name):
+        return f"there is no folder {name}"
+    known = ", ".join(model.name for model in MODELS)
+    return f"there is no model {name!r}: give one of {known}; a folder; or a repository of the hub (org/name)"
+
+
+def _explain_missing(name: str, repository: str, reason: str) -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    model = find_model(name)
+    size = f" ({model.download_bytes / 1e9:.1f} GB)" if model else ""
+    gate = (
+        f" Before that, accept its licence at https://huggingface.co/{repository} and log in with `hf auth login`."
+        if model and model.gated
+        else ""
+    )
+    looked = ", ".join(str(folder) for folder in _list_folders(name))
+    return (
+        f"{name} is not on this machine: there is no model in {looked}, nor {repository} in the Hugging Face cache "
+        f"{HF_HUB_CACHE}, and {reason}. Where there is internet, `python -m vlm_local fetch {name}` gets it{size}; "
+        f"a copy of the folder that it prints (cp -rL) may also lie in checkpoints/{model.name if model else name}."
+        f"{gate}"
+    )
