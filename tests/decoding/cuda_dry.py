@@ -1,0 +1,167 @@
+"""The decoder's tensor work on cuda:0 in bfloat16, for every family: run by tests/cuda_dry.sh.
+
+Without a GPU the model is made of fake tensors: shapes, devices and dtypes are checked, values are
+not there, so the logits that steer the decoder are drawn at random. With a GPU the model is real.
+"""
+
+import numpy as np
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
+from tests.tiny_models import FAMILIES
+from vlm_local.decoding import forward, session, tree
+from vlm_local.decoding.families import Family, ImageFeatures
+from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.decoding.tree import TreeDecoder
+from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.engines.processing import Processing
+
+CUDA = torch.device("cuda:0")
+HAS_GPU = torch.cuda.is_available()
+
+
+MODE = FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class SameDtype(TorchFunctionMode):
+    """Fake tensors let a product of two dtypes pass; a GPU does not."""
+
+    products = (torch.nn.functional.linear, torch.matmul, torch.nn.functional.scaled_dot_product_attention)
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in self.products:
+            tensors = [each for each in (*args, *(kwargs or {}).values()) if isinstance(each, torch.Tensor)]
+            dtypes = {each.dtype for each in tensors if each.is_floating_point()}
+            assert len(dtypes) == 1, f"{func.__name__} of dtypes {dtypes}"
+        return func(*args, **(kwargs or {}))
+
+
+def under_mode(function):
+    def run(*args, **kwargs):
+        # Inference mode hides copies to the device from fake tensors, which then ask for a driver.
+        with torch.inference_mode(False), torch.no_grad(), MODE, SameDtype():
+            return function(*args, **kwargs)
+
+    return run
+
+
+class DrySession(session.Session):
+    """Reads the head and draws what it would have said."""
+
+    generator = np.random.default_rng(0)
+    narrow = under_mode(session.Session.narrow)
+
+    @under_mode
+    def score(self, task, nodes, hidden):
+        logits = task.ground.head.read(hidden)
+        assert logits.device == CUDA and logits.dtype == torch.float32
+        assert logits.shape == (len(nodes), len(task.ground.trie.live_tokens))
+        return self.generator.normal(size=tuple(logits.shape))
+
+
+class DryFamily(Family):
+    """Features of the right shape; the vision tower itself is transformers' own and asks for values."""
+
+    def encode_images(self, prepared):
+        levels = 1 if hasattr(self.language_model, "_deepstack_process") else 0
+        counts = [np.count_nonzero(each.input_ids.numpy() == self.image_token_id) for each in prepared]
+        return [ImageFeatures(self._make(count), tuple(self._make(count) for _ in range(levels))) for count in counts]
+
+    @under_mode
+    def _make(self, count):
+        return torch.empty(count, self.embedding.weight.shape[1], dtype=self.dtype, device=self.device)
+
+
+@under_mode
+def put_on_fake_gpu(model) -> None:
+    for module in model.modules():
+        for name, value in module._parameters.items():
+            if value is not None:
+                empty = torch.empty(value.shape, dtype=torch.bfloat16, device=CUDA)
+                module._parameters[name] = torch.nn.Parameter(empty, requires_grad=False)
+        for name, value in module._buffers.items():
+            if value is not None:
+                module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=CUDA)
+
+
+@pytest.fixture(params=FAMILIES)
+def decoder(request, monkeypatch):
+    """TreeDecoder and a function that prepares requests, on the GPU there is or a fake one."""
+    loaded, processing = load_tiny(request.param, dtype=torch.bfloat16)
+    if HAS_GPU:
+        loaded.model.to(CUDA)
+        processing = Processing(loaded.processor, loaded.family, CUDA, torch.bfloat16)
+    else:
+        put_on_fake_gpu(loaded.model)
+        for name in ("open_cache", "run_chunk", "pick_columns", "copy_columns"):
+            monkeypatch.setattr(session, name, under_mode(getattr(session, name)))
+        monkeypatch.setattr(tree, "Head", under_mode(tree.Head))
+        monkeypatch.setattr(tree, "Family", DryFamily)
+        monkeypatch.setattr(TreeDecoder, "session_type", DrySession)
+    on_gpu = LoadedModel(**{**vars(loaded), "device": CUDA})
+    return TreeDecoder(on_gpu), lambda *requests: prepare(processing, *requests)
+
+
+def test_prefill_with_draft_then_steps(decoder):
+    decode, ready = decoder
+    for seed, options in enumerate(({}, {"decide": "map"}, {"decide": "sample", "uniform": 0.5, "temperature": 2.0})):
+        [answer] = decode.decode(ready(draw_request(seed, drafts=PHRASES[5:9], **options)))
+        assert answer.sentence in PHRASES
+
+
+def test_posteriors(decoder):
+    decode, ready = decoder
+    fast, exact = decode.decode(ready(*(draw_request(0, posterior=kind) for kind in ("fast", "exact"))))
+    assert exact.probabilities.sum() == pytest.approx(1.0) and fast.probabilities.sum() <= 1.0
+
+
+def test_a_ragged_batch_with_kept_kv(decoder):
+    decode, ready = decoder
+    requests = [
+        draw_request(0, episode="a"),
+        draw_request(1, before="Another text, and a longer one.", episode="b", posterior="fast"),
+        draw_request(2, sentences=("yes", "no")),
+    ]
+    decode.decode(ready(requests[0]))
+    answers = decode.decode(ready(*requests))
+    assert all(each.sentence in request.sentences for request, each in zip(requests, answers, strict=True))
+    again = decode.decode(ready(*requests[:2]))
+    keeps = not decode._family.is_bidirectional
+    assert [each.stats["reused_tokens"] > 0 for each in again] == [keeps, keeps]
+
+
+def test_a_near_tie_goes_the_plain_path(decoder):
+    decode, ready = decoder
+    decode._near_tie = np.inf
+    [answer] = decode.decode(ready(draw_request(0)))
+    assert answer.stats["near_tie"] == 1
+
+
+@pytest.mark.skipif(not HAS_GPU, reason="needs values, so a GPU")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_gpu_says_what_outlines_says(family):
+    loaded, _ = load_tiny(family)
+    loaded.model.to(CUDA)
+    on_gpu = LoadedModel(**{**vars(loaded), "device": CUDA})
+    processing = Processing(loaded.processor, family, CUDA, torch.float32)
+    prepared: list[PreparedRequest] = prepare(processing, *(draw_request(n, posterior="exact") for n in range(8)))
+    tree_answers, truth = TreeDecoder(on_gpu).decode(prepared), OutlinesDecoder(on_gpu).decode(prepared)
+    for mine, reference in zip(tree_answers, truth, strict=True):
+        assert mine.sentence == reference.sentence
+        np.testing.assert_allclose(mine.probabilities, reference.probabilities, atol=1e-4)
+
+
+@pytest.mark.parametrize("decoder", ["qwen2-vl"], indirect=True)
+@pytest.mark.parametrize("mistake", ["device", "dtype"])
+def test_a_mistake_is_found(decoder, mistake, monkeypatch):
+    """What the other tests would show if a mask stayed on the CPU, or if embeddings were float32."""
+    decode, ready = decoder
+    if mistake == "dtype":
+        decode._family.dtype = torch.float32
+    else:
+        monkeypatch.setattr(forward, "_build_mask", lambda family, visible: torch.zeros(visible.shape)[:, None])
+    with pytest.raises(Exception, match=r"device|dtype"):
+        decode.decode(ready(draw_request(0)))

@@ -1,0 +1,34 @@
+"""What the tree decoder refuses is answered by outlines, and said so."""
+
+import logging
+
+from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
+from vlm_local.decoding.default import DefaultDecoder
+from vlm_local.decoding.outlines import OutlinesDecoder
+
+CUT = ("clos", "close gripper", "stop")  # the tokens of the first do not begin those of the second
+
+
+def test_a_grammar_without_a_trie_goes_to_outlines_with_the_reason(caplog):
+    loaded, processing = share_tiny("qwen2-vl")
+    prepared = prepare(
+        processing,
+        draw_request(0, sentences=CUT, posterior="exact"),
+        draw_request(1),
+        draw_request(2, sentences=CUT),
+    )
+    decoder = DefaultDecoder(loaded)
+    with caplog.at_level(logging.WARNING):
+        answers = decoder.decode(prepared)
+    assert [each.sentence for each in answers] == [each.sentence for each in OutlinesDecoder(loaded).decode(prepared)]
+    assert answers[1].sentence in PHRASES and "draft_hit" in answers[1].stats
+    assert "draft_hit" not in answers[0].stats and abs(answers[0].probabilities.sum() - 1) < 1e-5
+    assert decoder.refusals == {"clos": "the tokens of 'clos' do not begin those of 'close gripper'"}
+    assert caplog.text.count("outlines decodes 'clos'") == 1
+
+
+def test_nothing_is_refused_without_a_reason():
+    loaded, processing = share_tiny("qwen2-vl")
+    decoder = DefaultDecoder(loaded)
+    decoder.decode(prepare(processing, draw_request(0)))
+    assert decoder.refusals == {}

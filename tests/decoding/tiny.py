@@ -1,0 +1,51 @@
+"""Small random models of each family, loaded as the engine loads them, and requests for them."""
+
+import functools
+
+import numpy as np
+import torch
+import transformers
+
+from tests.tiny_models import tiny_checkpoint
+from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.engines.processing import Processing, find_lead, load_processor
+from vlm_local.grammar import load_grammar
+from vlm_local.types import GenerationRequest, Prompt
+
+PHRASES = load_grammar("primitives").sentences
+
+
+def load_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedModel, Processing]:
+    """A model of its own, so that a test may change its weights."""
+    folder, device = tiny_checkpoint(family, seed), torch.device("cpu")
+    model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+    processor = load_processor(folder, family)
+    end_token, lead = model.generation_config.eos_token_id, find_lead(processor, family)
+    loaded = LoadedModel(model, processor.tokenizer, processor, family, device, dtype, end_token, lead)
+    return loaded, Processing(processor, family, device, dtype)
+
+
+def shuffle_head(loaded: LoadedModel, seed: int, scale: float = 0.6) -> None:
+    """Give the output head random rows of its own, so that answers go anywhere in the trie."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = loaded.model.lm_head.weight.shape
+    rows = scale * torch.randn(shape, generator=generator)
+    loaded.model.lm_head.weight = torch.nn.Parameter(rows.to(loaded.dtype))
+
+
+def draw_request(seed: int, side: int = 64, before: str = "Answer in one phrase.", **options) -> GenerationRequest:
+    """Noise to look at and a numbered instruction; the same for the same arguments."""
+    generator = np.random.default_rng(seed)
+    image = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    prompt = Prompt(before, f"put spoon {seed} on the towel" + " now" * (seed % 3), "test")
+    return GenerationRequest(image, prompt, **{"sentences": PHRASES, **options})
+
+
+def prepare(processing: Processing, *requests: GenerationRequest) -> list[PreparedRequest]:
+    return [processing.prepare(request) for request in requests]
+
+
+@functools.cache
+def share_tiny(family: str, seed: int = 0) -> tuple[LoadedModel, Processing]:
+    """The same model for every test that leaves it as it is."""
+    return load_tiny(family, seed)

@@ -1,0 +1,42 @@
+"""The tree decoder where a grammar's tokens form a trie, the outlines reference where they do not."""
+
+import logging
+from collections.abc import Sequence
+
+from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.decoding.tree import TreeDecoder
+from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.types import Generation
+
+_log = logging.getLogger(__name__)
+
+
+class DefaultDecoder:
+    """refusals: why sentences were left to outlines, by the first of them; for metadata."""
+
+    def __init__(self, loaded: LoadedModel):
+        self._tree = TreeDecoder(loaded)
+        self._loaded = loaded
+        self._outlines: OutlinesDecoder | None = None
+        self.refusals: dict[str, str] = {}
+
+    def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
+        reasons = [self._tree.refuse(each) for each in prepared]
+        fits = [each for each, reason in zip(prepared, reasons, strict=True) if reason is None]
+        answers = iter(self._tree.decode(fits) if fits else ())
+        return [
+            next(answers) if reason is None else self._decode_slowly(each, reason)
+            for each, reason in zip(prepared, reasons, strict=True)
+        ]
+
+    def _decode_slowly(self, prepared: PreparedRequest, reason: str) -> Generation:
+        first = prepared.request.sentences[0]
+        if first not in self.refusals:
+            self.refusals[first] = reason
+            _log.warning("outlines decodes %r and the other sentences of its grammar: %s", first, reason)
+        if self._outlines is None:
+            self._outlines = OutlinesDecoder(self._loaded)
+        return self._outlines.decode([prepared])[0]
+
+    def forget(self, episode: str) -> None:
+        self._tree.forget(episode)

@@ -1,0 +1,197 @@
+"""The reference: outlines masks every step of transformers' own `generate`. Slow, plain, right.
+
+Every faster decoder is compared with this one. Greedy answers take a forward a token; whatever needs
+probabilities scores every sentence of the grammar in full, prompt and image included.
+"""
+
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+import outlines
+import torch
+import transformers
+from outlines.backends.llguidance import LLGuidanceBackend
+
+from vlm_local.decoding.trie import tokenize_sentences
+from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.errors import EngineError
+from vlm_local.types import Generation
+
+_SCORED_AT_ONCE = 27  # sentences a forward
+
+
+class OutlinesDecoder:
+    """Answers prepared requests one by one; keeps nothing of an episode."""
+
+    def __init__(self, loaded: LoadedModel):
+        self._loaded = loaded
+        self._backend = LLGuidanceBackend(outlines.from_transformers(loaded.model, loaded.tokenizer))
+        self._grammars: dict[tuple, tuple[list[list[int]], str]] = {}
+
+    def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
+        return [self._answer(each) for each in prepared]
+
+    def forget(self, episode: str) -> None:
+        """Nothing is kept."""
+
+    def build_mask(self, tokens: Sequence[Sequence[int]]):
+        """Token sequences -> the logits processor that allows just these, each with an end token.
+
+        It counts tokens from its first call on: one for each answer.
+        """
+        return self._backend.get_cfg_logits_processor(build_token_grammar(tokens))
+
+    def _answer(self, prepared: PreparedRequest) -> Generation:
+        start = perf_counter()
+        request = prepared.request
+        tokens, grammar = self._prepare_grammar(prepared)
+        compiled = perf_counter()
+        probabilities, forwards = None, 0
+        if request.posterior != "off" or request.decide != "greedy":
+            scores, forwards = self.score(prepared, tokens, request.temperature)  # (2, S)
+            probabilities = np.exp(scores[0])
+        if request.decide == "greedy":
+            index = self._generate(prepared, tokens, grammar)
+            forwards += len(tokens[index]) + 1
+        elif request.decide == "map":
+            index = int(scores[0].argmax())
+        else:
+            cumulative = np.exp(scores[1]).cumsum()
+            index = int(np.searchsorted(cumulative, request.uniform * cumulative[-1], side="right"))
+        end = perf_counter()
+        told = probabilities if request.posterior != "off" else None
+        return Generation(
+            request.sentences[index],
+            told,
+            None if told is None else max(0.0, 1.0 - float(told.sum())),
+            timings_ms={"grammar": 1e3 * (compiled - start), "decode": 1e3 * (end - compiled)},
+            stats={"forwards": forwards},
+        )
+
+    def _prepare_grammar(self, prepared: PreparedRequest) -> tuple[list[list[int]], str]:
+        sentences, last = prepared.request.sentences, int(prepared.input_ids[-1])
+        if (sentences, last) not in self._grammars:
+            loaded = self._loaded
+            tokens = tokenize_sentences(loaded.tokenizer, sentences, last, loaded.eos_token_id, loaded.lead)
+            self._grammars[sentences, last] = tokens, build_token_grammar(tokens)
+        return self._grammars[sentences, last]
+
+    @torch.inference_mode()
+    def _generate(self, prepared: PreparedRequest, tokens: list[list[int]], grammar: str) -> int:
+        """Greedy answer under the mask -> index of its sentence."""
+        loaded = self._loaded
+        input_ids = prepared.input_ids[None].to(loaded.device)  # (1, L)
+        # Spelled out, or generate() takes what is missing from the checkpoint: a repetition penalty, say.
+        options = transformers.GenerationConfig(
+            max_new_tokens=max(map(len, tokens)) + 1,
+            do_sample=False,
+            num_beams=1,
+            repetition_penalty=1.0,
+            temperature=1.0,
+            top_k=50,
+            top_p=1.0,
+            eos_token_id=loaded.eos_token_id,
+            pad_token_id=loaded.eos_token_id,
+        )
+        # outlines' mask is a torch.compile kernel: seconds, and a C++ compiler, for one logical and.
+        with torch.compiler.set_stance("force_eager"):
+            output = loaded.model.generate(
+                input_ids=input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                **prepared.vision,
+                generation_config=options,
+                logits_processor=[self._backend.get_cfg_logits_processor(grammar)],
+            )
+        return read_answer(output[0, input_ids.shape[1] :].tolist(), tokens, loaded.eos_token_id)
+
+    @torch.inference_mode()
+    def score(self, prepared: PreparedRequest, tokens: list[list[int]], temperature: float) -> tuple[np.ndarray, int]:
+        """Log-probability of every sentence, float64 (2, S), and the number of forwards it took.
+
+        Row 0 at temperature 1, row 1 at `temperature`: the sum over a sentence's tokens and the end
+        token of the log-softmax restricted to the tokens that the grammar allows there (FORMATS.md).
+        """
+        allowed = list_allowed(tokens, self._loaded.eos_token_id)
+        scores = np.zeros((2, len(tokens)))
+        chunks = range(0, len(tokens), _SCORED_AT_ONCE)
+        for first in chunks:
+            chunk = tokens[first : first + _SCORED_AT_ONCE]
+            logits = self._forward(prepared, chunk).double().cpu()  # (n, longest + 1, vocabulary)
+            for row, answer in enumerate(chunk):
+                for position, said in enumerate([*answer, self._loaded.eos_token_id]):
+                    live = allowed[tuple(answer[:position])]
+                    chosen = live.index(said)
+                    for line, divisor in enumerate((1.0, temperature)):
+                        restricted = torch.log_softmax(logits[row, position, live] / divisor, dim=0)
+                        scores[line, first + row] += float(restricted[chosen])
+        return scores, len(chunks)
+
+    def _forward(self, prepared: PreparedRequest, answers: list[list[int]]) -> torch.Tensor:
+        """Logits (n, longest + 1, V) behind the prompt and each answer's tokens, padded on the right."""
+        loaded, count, longest = self._loaded, len(answers), max(map(len, answers))
+        told = torch.full((count, longest), loaded.eos_token_id)
+        seen = torch.zeros((count, longest), dtype=torch.long)
+        for row, answer in enumerate(answers):
+            told[row, : len(answer)] = torch.tensor(answer)
+            seen[row, : len(answer)] = 1
+        prompts = prepared.input_ids.expand(count, -1)
+        inputs = {
+            name: value.repeat(count, *[1] * (value.dim() - 1)) if not name.endswith("token_type_ids") else value
+            for name, value in prepared.vision.items()
+        }
+        for name, kind in (("mm_token_type_ids", 0), ("token_type_ids", 1)):  # answers: text; PaliGemma's suffix
+            if name in inputs:
+                answer_types = inputs[name].new_full((count, longest), kind)
+                inputs[name] = torch.cat([inputs[name].expand(count, -1), answer_types], dim=1)
+        return loaded.model(
+            input_ids=torch.cat([prompts, told], dim=1).to(loaded.device),
+            attention_mask=torch.cat([torch.ones_like(prompts), seen], dim=1).to(loaded.device),
+            **inputs,
+            use_cache=False,
+            logits_to_keep=longest + 1,
+        ).logits
+
+
+def build_token_grammar(tokens: Sequence[Sequence[int]]) -> str:
+    """Token sequences -> an llguidance grammar in Lark that says these and nothing else.
+
+    One rule for all positions after which the same may follow, so the 729 phrases take 18 or so; its
+    terminals are token ids, because a grammar of text would allow every other spelling in tokens.
+    """
+    following: dict[tuple[int, ...], dict[int, None]] = {}
+    for answer in tokens:
+        for position, token in enumerate(answer):
+            following.setdefault(tuple(answer[:position]), {})[token] = None
+    complete = {tuple(answer) for answer in tokens}
+    rules: dict[str, str] = {}  # what may follow -> name of its rule
+
+    def name_rule(said: tuple[int, ...]) -> str:
+        choices = [f"<[{token}]> {name_rule((*said, token))}" for token in following.get(said, ())]
+        body = " | ".join([*choices, '""'] if said in complete else choices)
+        return rules.setdefault(body, f"after{len(rules)}")
+
+    start = name_rule(())
+    # Forcing a token that has no alternative looks it up by its bytes, and fails where two tokens have
+    # the same ones, as every single character has in a vocabulary with byte fallback (Gemma's).
+    header = '%llguidance {"no_forcing": true}'
+    return "\n".join([header, f"start: {start}", *(f"{name}: {body}" for body, name in rules.items())]) + "\n"
+
+
+def list_allowed(tokens: Sequence[Sequence[int]], end_token: int) -> dict[tuple[int, ...], list[int]]:
+    """What has been said -> the token ids that may follow."""
+    allowed: dict[tuple[int, ...], dict[int, None]] = {}
+    for answer in tokens:
+        for position, token in enumerate([*answer, end_token]):
+            allowed.setdefault(tuple(answer[:position]), {})[token] = None
+    return {said: list(following) for said, following in allowed.items()}
+
+
+def read_answer(answer: list[int], tokens: list[list[int]], end_token: int) -> int:
+    """Generated token ids -> index of the sentence they say; raises EngineError when they say none."""
+    if end_token not in answer:
+        raise EngineError(f"the answer was cut off after {len(answer)} tokens, before its end")
+    said = answer[: answer.index(end_token)]
+    if said not in tokens:
+        raise EngineError(f"the model left the grammar: it said the tokens {said}")
+    return tokens.index(said)

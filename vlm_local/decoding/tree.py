@@ -1,0 +1,179 @@
+"""The default decoder: a part of the token trie rides along with the prompt in one forward.
+
+The trie's likeliest nodes are appended to the prompt as a tree under a 4D attention mask, so one
+forward gives the distribution behind each of them. A strategy then decides, or says which nodes must
+be read next; those follow on the same KV cache, again as a tree.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from vlm_local.decoding.families import Family
+from vlm_local.decoding.forward import Head
+from vlm_local.decoding.prior import Prior, select_nodes
+from vlm_local.decoding.reuse import PrefixStore
+from vlm_local.decoding.session import Ground, Session, Task, build_task
+from vlm_local.decoding.strategies import certify, decide
+from vlm_local.decoding.trie import build_trie, tokenize_sentences
+from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.errors import GrammarError
+from vlm_local.types import Generation
+
+# How close two tokens' log-probabilities must be for the plain path to decide between them: a little
+# above what a tree was seen to move them against each other (1.6e-5, 0.015 and 0.113: eight inputs for
+# each of six small families).
+NEAR_TIE = {torch.float32: 2e-5, torch.float16: 0.02, torch.bfloat16: 0.12}
+
+MAX_GROUNDS = 64  # lists of sentences kept ready: anyone who asks typed questions brings new ones
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How many nodes of the trie a forward takes along. Chosen by measurement: docs/benchmarks.md.
+
+    draft: with the prompt. step: with each further forward, as long as it costs what one token does.
+    fast: with either while the fast posterior is wanted; fast_total: after which it gives up.
+    """
+
+    draft: int = 32
+    step: int = 16
+    fast: int = 64
+    fast_total: int = 192
+
+
+class TreeDecoder:
+    """Answers prepared requests together; keeps the prompt's KV before the image between steps."""
+
+    session_type = Session  # benchmarks steer what it scores
+
+    def __init__(self, loaded: LoadedModel, budget: Budget = Budget(), keep_bytes: int = 1 << 28):
+        """keep_bytes: memory for what is kept of all episodes together."""
+        self._loaded = loaded
+        self._family = Family(loaded)
+        self._budget = budget
+        self._store = PrefixStore(keep_bytes)
+        self._near_tie = NEAR_TIE[loaded.dtype]
+        self._grounds: dict[tuple, Ground | GrammarError] = {}
+
+    def forget(self, episode: str) -> None:
+        self._store.forget(episode)
+
+    def refuse(self, prepared: PreparedRequest) -> str | None:
+        """Why this decoder cannot answer a request's sentences, or None when it can."""
+        ground = self._find_ground(prepared)
+        return str(ground) if isinstance(ground, GrammarError) else None
+
+    @torch.inference_mode()
+    def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
+        """Raises GrammarError for a request that `refuse` names."""
+        tasks = [self._begin(each, self._store) for each in prepared]
+        timings = self._run(tasks)
+        near_ties = [task for task in tasks if self._is_near_tie(task)]
+        before_plain = perf_counter()
+        for task in near_ties:
+            self._decide_plainly(task)
+        if near_ties:
+            timings["plain"] = 1e3 * (perf_counter() - before_plain)
+        return [self._finish(task, timings, task in near_ties) for task in tasks]
+
+    def _begin(self, prepared: PreparedRequest, store: PrefixStore | None) -> Task:
+        ground = self._find_ground(prepared)
+        if isinstance(ground, GrammarError):
+            raise ground
+        return build_task(self._family, ground, prepared, store)
+
+    def _find_ground(self, prepared: PreparedRequest) -> Ground | GrammarError:
+        key = prepared.request.sentences, int(prepared.input_ids[-1])
+        ground = self._grounds.pop(key, None)
+        if ground is None:
+            try:
+                ground = self._build_ground(*key)
+            except GrammarError as error:
+                ground = error
+        self._grounds[key] = ground  # the last used stands last
+        if len(self._grounds) > MAX_GROUNDS:
+            del self._grounds[next(iter(self._grounds))]
+        return ground
+
+    def _build_ground(self, sentences: tuple[str, ...], last_prompt_id: int) -> Ground:
+        end_token = self._loaded.eos_token_id
+        tokens = tokenize_sentences(self._loaded.tokenizer, sentences, last_prompt_id, end_token, self._loaded.lead)
+        trie = build_trie(sentences, tokens, end_token)
+        return Ground(trie, Prior(trie), Head(self._family, trie.live_tokens))
+
+    def _run(self, tasks: list[Task]) -> dict[str, float]:
+        """Read until every task is decided and its posterior is what was asked for."""
+        start = perf_counter()
+        open_tasks = [(task, nodes) for task in tasks if (nodes := self._select(task)) is not None]
+        if not open_tasks:  # each has only one thing to say
+            return {}
+        session = self.session_type(self._family, [task for task, _ in open_tasks])
+        session.read([nodes for _, nodes in open_tasks])
+        session.keep_prefixes(self._store)
+        prefilled = perf_counter()
+        wanted = [self._select(task) for task in session.tasks]
+        for task in session.tasks:
+            task.is_draft_hit = task.verdict.sentence is not None
+        while any(nodes is not None for nodes in wanted):
+            session.narrow([nodes is not None for nodes in wanted])
+            session.read([nodes for nodes in wanted if nodes is not None])
+            wanted = [self._select(task) for task in session.tasks]
+        return {"prefill": 1e3 * (prefilled - start), "expand": 1e3 * (perf_counter() - prefilled)}
+
+    def _select(self, task: Task) -> np.ndarray | None:
+        """Nodes to read next, or None when nothing more is wanted. Decides the task when it can."""
+        focus = self._find_focus(task)
+        if focus is None:
+            return None
+        budget, trie = self._budget, task.ground.trie
+        limit = budget.draft if task.num_forwards == 0 else budget.step
+        if task.request.posterior == "fast":
+            limit = budget.fast
+        elif task.request.posterior == "exact":
+            limit = len(trie)
+        return select_nodes(trie, task.ground.prior.weigh(task.request.drafts), focus, limit)
+
+    def _find_focus(self, task: Task) -> np.ndarray | None:
+        request = task.request
+        if task.verdict.sentence is None:
+            task.verdict = decide(task.belief, request, self._near_tie)
+            if task.verdict.sentence is None:
+                return task.verdict.focus
+        gives_up = request.posterior == "fast" and task.num_read >= self._budget.fast_total
+        return None if request.posterior == "off" or gives_up else certify(task.belief, request.posterior)
+
+    def _is_near_tie(self, task: Task) -> bool:
+        """A sample has no such thing: a boundary of its CDF moved by rounding is the same distribution."""
+        return task.verdict.margin < self._near_tie
+
+    def _decide_plainly(self, task: Task) -> None:
+        """Decide again as a plain decoder would: the whole prompt alone, then token by token."""
+        plain = self._begin(task.prepared, store=None)
+        session = self.session_type(self._family, [plain])
+        while plain.verdict.sentence is None:
+            plain.verdict = decide(plain.belief, plain.request)
+            if plain.verdict.sentence is None:
+                target = int(plain.verdict.focus.argmax())
+                path = plain.row.list_missing(np.array([target]))
+                session.read([path[:1] if len(path) else np.array([target])])
+        task.verdict = plain.verdict
+        task.num_forwards += plain.num_forwards
+
+    def _finish(self, task: Task, timings: dict[str, float], was_near_tie: bool) -> Generation:
+        probabilities = missing = None
+        if task.request.posterior != "off":
+            _, probabilities = task.belief.spread(task.belief.sharpen(1.0))
+            missing = max(0.0, 1.0 - float(probabilities.sum()))
+        stats = {
+            "forwards": task.num_forwards,
+            "nodes": task.num_read,
+            "draft_hit": float(task.is_draft_hit),
+            "near_tie": float(was_near_tie),
+            "reused_tokens": task.row.kept,
+        }
+        sentence = task.request.sentences[task.verdict.sentence]
+        return Generation(sentence, probabilities, missing, dict(timings), stats)
