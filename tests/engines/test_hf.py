@@ -1,0 +1,192 @@
+"""Every family from a folder to a phrase for a picture; what loading refuses; what processing promises."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+from tests.tiny_models import FAMILIES, tiny_checkpoint
+from vlm_local.checkpoint import open_checkpoint
+from vlm_local.decoding.trie import tokenize_sentences
+from vlm_local.engines.hf import open_hf_engine
+from vlm_local.engines.loading import load_model
+from vlm_local.engines.processing import MAX_PIXELS, Processing
+from vlm_local.errors import ConfigError, RequestError
+from vlm_local.grammar import load_phrase_grammar
+from vlm_local.prompts import build_prompt, load_template
+from vlm_local.types import GenerationRequest, Observation, Prompt
+
+PHRASES = load_phrase_grammar().sentences
+NOISE = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
+PROMPT = Prompt("Answer in one phrase.", "put the spoon on the towel", "test")
+REQUEST = GenerationRequest(NOISE, PROMPT, PHRASES)
+
+
+def _open_processing(family):
+    loaded = load_model(open_checkpoint(tiny_checkpoint(family)))
+    return loaded, Processing(loaded.processor, family, loaded.device, loaded.dtype)
+
+
+@pytest.mark.parametrize("quantize", ["none", "8bit", "4bit"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_says_a_phrase_for_a_picture(family, quantize):
+    engine = open_hf_engine(open_checkpoint(tiny_checkpoint(family)), quantize, device="cpu")
+    (answer,) = engine.generate([replace(REQUEST, posterior="exact")])
+    assert answer.sentence in PHRASES and answer.probabilities.sum() == pytest.approx(1, abs=1e-3)
+    assert engine.metadata["family"] == family and engine.metadata["quantize"] == quantize
+    kinds = {str(parameter.dtype) for parameter in engine._decoder._loaded.model.parameters()}
+    assert {"none": "torch.float32", "8bit": "torch.int8", "4bit": "torch.uint8"}[quantize] in kinds
+
+
+def test_both_decoders_answer_a_batch_in_order():
+    images = [np.full((96, 96, 3), shade, np.uint8) for shade in (0, 90, 255)] + [NOISE]
+    requests = [replace(REQUEST, image=image) for image in images]
+    checkpoint = open_checkpoint(tiny_checkpoint("paligemma"))
+    said = {
+        name: [answer.sentence for answer in open_hf_engine(checkpoint, decoder=name).generate(requests)]
+        for name in ("trie", "outlines")
+    }
+    assert said["trie"] == said["outlines"]
+
+
+def test_a_lora_adapter_is_added_to_its_base(tmp_path):
+    from peft import LoraConfig, get_peft_model
+
+    base = open_checkpoint(tiny_checkpoint("qwen2-vl"))
+    plain = load_model(base)
+    config = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    tuned = get_peft_model(load_model(base).model, config)
+    tuned.save_pretrained(tmp_path)
+    loaded = load_model(open_checkpoint(base.folder, "mine", adapter=tmp_path))
+    assert type(loaded.model) is type(plain.model)
+    prepared = Processing(plain.processor, "qwen2-vl", plain.device, plain.dtype).prepare(REQUEST)
+    inputs = {"input_ids": prepared.input_ids[None], **prepared.vision}
+    expected, merged, without = (each(**inputs).logits for each in (tuned, loaded.model, plain.model))
+    assert torch.allclose(expected, merged, atol=1e-4) and not torch.allclose(merged, without, atol=1e-2)
+    with pytest.raises(ConfigError, match="does not fit its base"):
+        load_model(open_checkpoint(base.folder, "mine", adapter=_widen(tmp_path)))
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ConfigError, match="no whole safetensors file"):
+        load_model(open_checkpoint(base.folder, "mine", adapter=tmp_path))
+
+
+def _widen(adapter):
+    """The adapter of a model that is twice as wide."""
+    file = adapter / "adapter_model.safetensors"
+    weights = {name: torch.cat([each, each], dim=-1) for name, each in safetensors.torch.load_file(file).items()}
+    safetensors.torch.save_file(weights, file)
+    return adapter
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
+
+
+def test_missing_weights_are_not_made_up(folder):
+    file = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    weights.pop(next(name for name in weights if "layers.1.mlp.up_proj" in name))
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"lacks 1 of the model's weights.*up_proj"):
+        load_model(open_checkpoint(folder))
+
+
+def test_the_hubs_flat_config_gives_the_same_model(folder):
+    """Qwen2-VL's own repositories keep the language model's settings at the top level of config.json."""
+    config = json.loads((folder / "config.json").read_text())
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    flat = {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    (folder / "config.json").write_text(json.dumps(text | config | flat))
+    request = replace(REQUEST, posterior="exact")
+    (told,), (expected,) = (
+        open_hf_engine(open_checkpoint(each)).generate([request]) for each in (folder, tiny_checkpoint("qwen2-vl"))
+    )
+    assert np.allclose(told.probabilities, expected.probabilities, atol=1e-6)
+
+
+def _edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def test_an_end_token_that_generation_config_does_not_know_is_refused(folder):
+    _edit(folder / "generation_config.json", eos_token_id=[3, 4])
+    with pytest.raises(ConfigError, match="contradicts itself"):
+        load_model(open_checkpoint(folder))
+
+
+def test_a_chat_model_without_a_chat_template_is_refused(folder):
+    (folder / "chat_template.json").unlink()
+    with pytest.raises(ConfigError, match="no chat template"):
+        load_model(open_checkpoint(folder))
+
+
+def test_too_little_memory_is_said_before_loading(folder, monkeypatch):
+    monkeypatch.setattr("vlm_local.engines.loading.measure_free_memory", lambda device: 300_000)
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", None)
+    with pytest.raises(ConfigError, match=r"needs about .* GB .*--quantize 4bit would fit|--quantize 8bit would fit"):
+        load_model(open_checkpoint(folder), dtype="float32")
+    monkeypatch.setattr("vlm_local.engines.loading.measure_free_memory", lambda device: 1000)
+    with pytest.raises(ConfigError, match="take a smaller model"):
+        load_model(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "tpu", "mps", "cuda:x"])
+def test_a_device_that_is_not_there_is_refused(device):
+    with pytest.raises(ConfigError, match=f"--device {device}"):
+        load_model(open_checkpoint(tiny_checkpoint("qwen2-vl")), device=device)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("proprio", [None, np.zeros(7)])
+def test_the_end_of_every_prompt_keeps_the_phrases_tokens(family, proprio):
+    loaded, processing = _open_processing(family)
+    template = load_template("paligemma" if "paligemma" in family else "chat")
+    prompt = build_prompt(template, Observation(NOISE, "open the drawer", proprio), ["stop"])
+    last = int(processing.prepare(replace(REQUEST, prompt=prompt)).input_ids[-1])
+    tokens = tokenize_sentences(loaded.tokenizer, PHRASES, last, loaded.eos_token_id, loaded.lead)
+    assert len(tokens) == len(PHRASES)
+    assert loaded.lead == (" " if family == "smolvlm2" else "")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_tokens_before_the_image_are_the_same_for_every_image(family):
+    loaded, processing = _open_processing(family)
+    first, other = (processing.prepare(replace(REQUEST, image=image)) for image in (NOISE, 255 - NOISE))
+    count = first.before_length
+    assert count == other.before_length and torch.equal(first.input_ids[:count], other.input_ids[:count])
+    assert (count > 0) == ("paligemma" not in family)
+    assert loaded.processor.image_token_id not in first.input_ids[:count]
+    assert first.input_ids[count] == loaded.processor.image_token_id
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [(16, 16), (480, 640), (16, 2000)])
+def test_pictures_of_any_shape_are_taken(family, shape):
+    _, processing = _open_processing(family)
+    image = np.zeros((*shape, 3), np.uint8)
+    assert processing.prepare(replace(REQUEST, image=image)).input_ids.dim() == 1
+
+
+def test_a_huge_picture_is_scaled_down_and_a_thread_is_refused():
+    _, processing = _open_processing("qwen2-vl")
+    huge = processing.prepare(replace(REQUEST, image=np.zeros((4096, 4096, 3), np.uint8)))
+    assert huge.vision["image_grid_thw"].prod() * 14 * 14 <= 1.02 * MAX_PIXELS
+    with pytest.raises(RequestError, match="16x4096"):
+        processing.prepare(replace(REQUEST, image=np.zeros((4096, 16, 3), np.uint8)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_control_tokens_in_the_users_words_are_only_words(family):
+    loaded, processing = _open_processing(family)
+    image, end = loaded.processor.image_token, loaded.tokenizer.eos_token
+    hostile = replace(REQUEST, prompt=Prompt("", f"open {image} the {end} drawer {image}{image}", "test"))
+    plain = replace(REQUEST, prompt=Prompt("", "open the drawer", "test"))
+    ids, expected = (processing.prepare(request).input_ids.tolist() for request in (hostile, plain))
+    for token in (loaded.processor.image_token_id, loaded.eos_token_id):
+        assert ids.count(token) == expected.count(token)

@@ -1,0 +1,209 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from vlm_local.engines.scripted import ScriptedEngine
+from vlm_local.engines.worker import EngineClosed, EngineWorker
+from vlm_local.errors import ConfigError, EngineError
+from vlm_local.types import Generation, GenerationRequest, Prompt
+
+SENTENCES = ("move up", "move down", "stop")
+
+
+def _request(name: str = "a", episode: str | None = None) -> GenerationRequest:
+    return GenerationRequest(np.zeros((16, 16, 3), np.uint8), Prompt("", name, "test"), SENTENCES, episode)
+
+
+class GatedEngine(ScriptedEngine):
+    """Every forward waits at a gate; says what it was given."""
+
+    def __init__(self, max_batch: int = 4):
+        super().__init__(lambda request: np.array([1, 0, 0]), "gated")
+        self.max_batch = max_batch
+        self.gate = threading.Semaphore(0)
+        self.entered = threading.Semaphore(0)
+        self.batches: list[list[str]] = []
+        self.forgotten: list[str] = []
+
+    def generate(self, requests):
+        self.batches.append([request.prompt.after for request in requests])
+        self.entered.release()
+        self.gate.acquire()
+        if any(request.prompt.after == "bad" for request in requests):
+            raise RuntimeError("out of memory")
+        return super().generate(requests)
+
+    def forget(self, episode):
+        self.forgotten.append(episode)
+
+
+class Caller(threading.Thread):
+    """generate() in a thread of its own; `outcome` is what it returned or raised."""
+
+    def __init__(self, worker, request):
+        super().__init__(daemon=True)
+        self.worker, self.request, self.outcome = worker, request, None
+        self.start()
+
+    def run(self):
+        try:
+            self.outcome = self.worker.generate(self.request)
+        except Exception as error:
+            self.outcome = error
+
+    def finish(self):
+        self.join(20)
+        assert not self.is_alive(), "the caller was never answered"
+        return self.outcome
+
+
+@pytest.fixture
+def make_worker():
+    made = []
+
+    def make(engine, **options):
+        worker = EngineWorker(engine if callable(engine) else lambda: engine, **options)
+        made.append((worker, engine))
+        return worker
+
+    yield make
+    for worker, engine in made:
+        if isinstance(engine, GatedEngine):
+            for _ in range(20):
+                engine.gate.release()
+        assert worker.close(5)
+
+
+def _until(condition, timeout_s=20.0):
+    end = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < end, "it never came true"
+        time.sleep(0.005)
+
+
+def test_a_lone_request_starts_at_once_and_those_that_wait_share_the_next_forward(make_worker):
+    engine = GatedEngine(max_batch=3)
+    worker = make_worker(engine)
+    callers = [Caller(worker, _request("0"))]
+    engine.entered.acquire(timeout=5)
+    for index in range(1, 6):
+        callers.append(Caller(worker, _request(str(index))))
+        _until(lambda index=index: worker.num_waiting == index)
+    time.sleep(0.1)
+    for _ in range(3):
+        engine.gate.release()
+    generations = [caller.finish() for caller in callers]
+    assert [generation.sentence for generation in generations] == ["move up"] * 6
+    assert engine.batches == [["0"], ["1", "2", "3"], ["4", "5"]]
+    assert generations[5].timings_ms["queue"] > 100
+
+
+def test_a_request_that_fails_spoils_no_other_of_its_batch(make_worker):
+    engine = GatedEngine()
+    worker = make_worker(engine)
+    first = Caller(worker, _request("first"))
+    engine.entered.acquire(timeout=5)
+    callers = [Caller(worker, _request(name)) for name in ("good", "bad", "fine")]
+    _until(lambda: worker.num_waiting == 3)
+    for _ in range(5):
+        engine.gate.release()
+    outcomes = {caller.request.prompt.after: caller.finish() for caller in [first, *callers]}
+    error = outcomes.pop("bad")
+    assert isinstance(error, EngineError) and "out of memory" in str(error)
+    assert {generation.sentence for generation in outcomes.values()} == {"move up"}
+    assert worker.state == "healthy"
+
+
+def test_past_the_deadline_it_is_stuck_until_the_forward_returns(make_worker):
+    engine = GatedEngine()
+    worker = make_worker(engine, deadline_ms=1000)
+    late = Caller(worker, _request("late")).finish()
+    assert isinstance(late, EngineError) and "deadline of 1 s" in str(late)
+    _until(lambda: worker.state == "stuck")
+    start = time.monotonic()
+    with pytest.raises(EngineError, match="stuck"):
+        worker.generate(_request("next"))
+    assert time.monotonic() - start < 0.8
+    engine.gate.release()
+    _until(lambda: worker.state == "healthy")
+    engine.gate.release()
+    assert worker.generate(_request("after")).sentence == "move up"
+    assert engine.batches == [["late"], ["after"]]
+
+
+def test_a_request_that_gave_up_waiting_never_reaches_the_engine(make_worker):
+    engine = GatedEngine(max_batch=1)
+    worker = make_worker(engine, deadline_ms=500)
+    first = Caller(worker, _request("first"))
+    engine.entered.acquire(timeout=5)
+    second = Caller(worker, _request("second"))
+    _until(lambda: worker.num_waiting == 1)
+    assert isinstance(first.finish(), EngineError)
+    assert isinstance(second.finish(), EngineError)
+    engine.gate.release()
+    _until(lambda: worker.state == "healthy")
+    assert engine.batches == [["first"]]
+
+
+def test_it_loads_in_its_own_thread_and_warms_up_before_it_is_healthy(make_worker):
+    engine, loading, loaded = GatedEngine(), threading.Event(), threading.Event()
+    threads = []
+
+    def load():
+        threads.append(threading.current_thread().name)
+        loading.set()
+        loaded.wait(5)
+        return engine
+
+    worker = make_worker(load, warm_up=[_request("warm")])
+    assert loading.wait(5) and worker.state == "loading" and worker.metadata == {}
+    caller = Caller(worker, _request("early"))
+    loaded.set()
+    assert engine.entered.acquire(timeout=5) and worker.state == "loading"
+    engine.gate.release(2)
+    assert caller.finish().sentence == "move up"
+    assert worker.state == "healthy" and worker.metadata["model"] == "gated"
+    assert engine.batches == [["warm"], ["early"]] and threads == ["engine"]
+
+
+@pytest.mark.parametrize("error", [ConfigError("no such model"), RuntimeError("torn file")])
+def test_a_load_that_fails_says_why(make_worker, error):
+    def load():
+        raise error
+
+    worker = make_worker(load)
+    with pytest.raises((ConfigError, EngineError), match=str(error)):
+        worker.wait_loaded(5)
+    assert worker.state == "failed"
+    with pytest.raises((ConfigError, EngineError), match=str(error)):
+        worker.generate(_request())
+
+
+def test_a_sentence_that_was_not_asked_for_is_an_error(make_worker):
+    class Liar(GatedEngine):
+        def generate(self, requests):
+            return [Generation("fly away")] * len(requests)
+
+    with pytest.raises(EngineError, match="left the grammar and said 'fly away'"):
+        make_worker(Liar()).generate(_request())
+
+
+def test_episodes_are_forgotten_in_the_engine_thread(make_worker):
+    engine = GatedEngine()
+    worker = make_worker(engine)
+    worker.forget("robot/1")
+    _until(lambda: engine.forgotten == ["robot/1"])
+
+
+def test_close_answers_everyone_who_waits(make_worker):
+    engine = GatedEngine(max_batch=1)
+    worker = make_worker(engine)
+    callers = [Caller(worker, _request(str(index))) for index in range(3)]
+    _until(lambda: worker.num_waiting == 2)
+    assert not worker.close(0.05)  # the forward cannot be interrupted
+    assert all(isinstance(caller.finish(), EngineClosed) for caller in callers)
+    with pytest.raises(EngineClosed):
+        worker.generate(_request())
+    assert worker.state == "closed"

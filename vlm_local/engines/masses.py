@@ -1,0 +1,186 @@
+"""Log-probabilities of the tokens of one answer -> what they say of every sentence. Pure numpy.
+
+A server reports, at each token it said, the likeliest tokens it could have said there. Each of them
+leads to the sentences that begin with the text so far and that token, so a token's probability is
+the mass of that set. A set of one sentence is a probability; the others stay sets until a narrower
+question splits them.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Token(NamedTuple):
+    """text: the token's bytes. logprob: natural logarithm, after the server's constraint."""
+
+    text: bytes
+    logprob: float
+
+
+@dataclass(frozen=True)
+class Position:
+    """A token of an answer, and the likeliest tokens at its place, itself included."""
+
+    said: Token
+    top: tuple[Token, ...]
+
+
+class Mass(NamedTuple):
+    """Probability of a set of sentences: `Spelling.order[first:last]`."""
+
+    first: int
+    last: int
+    probability: float
+
+
+@dataclass(frozen=True, eq=False)
+class Spelling:
+    """Sentences in the order of their spelt bytes, so that those with a common beginning are neighbours.
+
+    texts: sorted. order: int (S,), the index of each of them in the request's order.
+    """
+
+    texts: tuple[bytes, ...]
+    order: np.ndarray
+
+    def find(self, prefix: bytes, first: int, last: int) -> tuple[int, int]:
+        """The range within first..last whose texts begin with `prefix`."""
+        cut = len(prefix)
+        low = _bisect(self.texts, lambda text: text[:cut] < prefix, first, last)
+        return low, _bisect(self.texts, lambda text: text[:cut] <= prefix, low, last)
+
+
+def _bisect(texts: Sequence[bytes], is_before, low: int, high: int) -> int:
+    while low < high:
+        middle = (low + high) // 2
+        if is_before(texts[middle]):
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@functools.lru_cache(maxsize=256)
+def build_spelling(spelt: tuple[str, ...]) -> Spelling:
+    """spelt: the whole text of each sentence, in the request's order."""
+    texts = [text.encode() for text in spelt]
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    return Spelling(tuple(texts[index] for index in order), np.array(order))
+
+
+def weigh(spelling: Spelling, said: bytes, positions: Sequence[Position], temperature: float = 1.0) -> list[Mass]:
+    """Masses of disjoint events; their sum misses what the server did not list.
+
+    said: the spelt answer; the list is empty where the positions do not spell it. temperature:
+        divides the logarithms of every position's listed tokens, which are normalised again unless
+        it is 1.
+    """
+    masses: list[Mass] = []
+    path, reach, first, last = b"", 1.0, 0, len(spelling.texts)
+    for position in positions:
+        tokens = [(token, lead) for token in position.top if (lead := _lead(spelling, path, token, first, last))]
+        weights = _soften([token.logprob for token, _ in tokens], temperature)
+        follows = None
+        for (token, lead), weight in zip(tokens, weights, strict=True):
+            if token == position.said:
+                follows, share = lead, weight
+            else:
+                masses.append(Mass(*lead, reach * weight))
+        if follows is None:
+            return []
+        (first, last), reach = follows, reach * share
+        if path == said:  # the token after the whole sentence was its end
+            break
+        path += position.said.text
+    return [*masses, Mass(first, last, reach)] if path == said else []
+
+
+def is_constrained(spelling: Spelling, positions: Sequence[Position]) -> bool:
+    """Whether the log-probabilities of an only sentence's tokens were taken after the constraint.
+
+    Then nothing else had a chance anywhere, and the tokens that spell it add up to one.
+    """
+    path = b""
+    for position in positions:
+        leads = [t.logprob for t in position.top if _lead(spelling, path, t, 0, 1)]
+        if np.exp(leads).sum() < 0.99:
+            return False
+        path += position.said.text
+        if path == spelling.texts[0]:
+            return True
+    return False
+
+
+def _lead(spelling: Spelling, path: bytes, token: Token, first: int, last: int) -> tuple[int, int] | None:
+    """The sentences that a token leads to; the one that it ends; None for a token of neither kind."""
+    low, high = spelling.find(path + token.text, first, last) if token.text else (0, 0)
+    if low < high:
+        return low, high
+    return (first, first + 1) if spelling.texts[first] == path else None
+
+
+def _soften(logprobs: Sequence[float], temperature: float) -> np.ndarray:
+    weights = np.exp(np.array(logprobs, dtype=np.float64) / temperature)
+    return weights if temperature == 1.0 else weights / max(weights.sum(), 1e-300)
+
+
+def list_probabilities(spelling: Spelling, masses: Sequence[Mass]) -> np.ndarray:
+    """float64 (S,) in the request's order: lower bounds, from the sets of one sentence."""
+    probabilities = np.zeros(len(spelling.texts))
+    for first, last, probability in masses:
+        if last - first == 1:
+            probabilities[spelling.order[first]] += probability
+    return probabilities
+
+
+def locate(spelling: Spelling, masses: Sequence[Mass], uniform: float) -> int | Mass:
+    """Where the CDF over the sentences, in the request's order, passes `uniform`.
+
+    The index of the sentence when the masses settle it, else the heaviest set to be split first.
+    The CDF is that of the listed masses, scaled to end at 1.
+    """
+    size = len(spelling.texts)
+    at_last, at_first = np.zeros(size), np.zeros(size)
+    spans = []
+    for first, last, probability in masses:
+        members = spelling.order[first:last]
+        spans.append((int(members.min()), int(members.max())))
+        at_first[spans[-1][0]] += probability
+        at_last[spans[-1][1]] += probability
+    lower, upper = at_last.cumsum(), at_first.cumsum()  # bounds of the CDF, at every sentence
+    target = uniform * lower[-1]
+    earliest = min(int(np.searchsorted(upper, target, side="right")), size - 1)
+    latest = min(int(np.searchsorted(lower, target, side="right")), size - 1)
+    unsettled = [
+        mass
+        for mass, (start, stop) in zip(masses, spans, strict=True)
+        if mass.last - mass.first > 1 and start <= latest and stop >= earliest
+    ]
+    if earliest == latest or not unsettled:
+        return earliest
+    return max(unsettled, key=lambda mass: mass.probability)
+
+
+def find_likeliest(spelling: Spelling, masses: Sequence[Mass]) -> int | Mass:
+    """The index of the most probable sentence when the masses settle it, else the heaviest set."""
+    probabilities = list_probabilities(spelling, masses)
+    best = int(probabilities.argmax())
+    sets = [mass for mass in masses if mass.last - mass.first > 1]
+    heaviest = max(sets, key=lambda mass: mass.probability, default=None)
+    return best if heaviest is None or heaviest.probability <= probabilities[best] else heaviest
+
+
+def split(masses: Sequence[Mass], parent: Mass, children: Sequence[Mass]) -> list[Mass]:
+    """Replace `parent` by the answer to a question about its sentences alone.
+
+    A child as wide as its parent is another spelling of the same beginning; it is taken to go on
+    like the one that was said, or no question would ever narrow it.
+    """
+    narrower = [child for child in children if child.last - child.first < parent.last - parent.first]
+    scale = parent.probability / sum(child.probability for child in narrower)
+    rest = [mass for mass in masses if mass is not parent]
+    return rest + [Mass(parent.first + first, parent.first + last, scale * p) for first, last, p in narrower]

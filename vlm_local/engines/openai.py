@@ -1,0 +1,215 @@
+"""A model behind one or several OpenAI-compatible servers (vLLM, SGLang, llama.cpp, hosted APIs).
+
+The servers constrain the answer, each in its own dialect; every answer is checked here again.
+"""
+
+import asyncio
+import threading
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from importlib.metadata import version
+from time import perf_counter
+from typing import Any
+
+from vlm_local.engines.masses import (
+    Mass,
+    Spelling,
+    build_spelling,
+    find_likeliest,
+    list_probabilities,
+    locate,
+    split,
+    weigh,
+)
+from vlm_local.engines.pool import ServerPool
+from vlm_local.engines.remote import Reply, Server, build_messages, encode_image
+from vlm_local.errors import ConfigError, EngineError
+from vlm_local.types import Generation, GenerationRequest
+
+_DEADLINE_S = 10.0  # a robot that waits longer than this for a step has a fault, not an answer
+_COMPILE_S = 60.0  # a server compiles a list of sentences when it first meets it
+_MAX_KNOWN = 64
+_MAX_QUESTIONS = 32
+
+_PROBABILITY = (
+    "product of the server's token probabilities after its constraint; other spellings of a phrase in tokens "
+    "count for it only where they can become nothing else, so these are lower bounds"
+)
+_DECIDE = (
+    "greedy by the server; map and sample (inverse CDF at the episode's seed) over the server's distribution after "
+    "its constraint, narrowed by further questions until the phrase is settled"
+)
+
+
+class OpenAIEngine:
+    """Drives a model elsewhere; the requests of a batch are on their way at the same time.
+
+    Failures are RemoteErrors, counted by kind in `counters`; see ServerPool for several servers.
+    """
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        model: str,
+        deadline_ms: float | None = None,
+        max_batch: int = 16,
+        dialect: str | None = None,
+    ):
+        """urls: base URLs, at least one. model: its name at the servers. deadline_ms: of one step, 10 s at most.
+
+        max_batch: how many requests travel at once. dialect: the only one to try (see dialects.py).
+        Raises ConfigError where a server cannot be used, RemoteError where none can be reached.
+        """
+        if not urls:
+            raise ConfigError("--engine openai needs --engine-url URL[,URL...], for example http://127.0.0.1:8001")
+        self.max_batch = max_batch
+        self._model = model
+        self._dialect = dialect
+        self._deadline_s = _DEADLINE_S if deadline_ms is None else min(deadline_ms / 1e3, _DEADLINE_S)
+        self._known: dict[tuple[str, ...], None] = {}
+        self._pool = ServerPool([Server(url, model) for url in urls], self._connect)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
+        self._thread.start()
+        try:
+            self._call(self._pool.open())
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        pool = self._pool
+        return {
+            "model": self._model,
+            "engine": "openai",
+            "trained": None,
+            "servers": [
+                {"url": server.url, "up": server not in pool.down, "dialect": server.dialect} for server in pool.servers
+            ],
+            "about_probability": _PROBABILITY if self.gives_probabilities else "not given by the server",
+            "about_decide": _DECIDE if self.gives_probabilities else "greedy only: the rest needs log-probabilities",
+            "counters": dict(self._pool.counters),
+            "versions": {"openai": version("openai")},
+        }
+
+    @property
+    def counters(self) -> Counter[str]:
+        """requests, retries, revived, and failures by kind (see RemoteError)."""
+        return self._pool.counters.copy()
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """Whether the servers report log-probabilities that were taken after the constraint."""
+        return all(server.constrained for server in self._pool.up)
+
+    def check(self, decide: str, posterior: str) -> None:
+        """Raises ConfigError for settings that these servers cannot honour."""
+        if posterior == "exact":
+            raise ConfigError("--posterior exact needs every phrase's probability; servers give bounds, so use fast")
+        if decide != "greedy" and not self.gives_probabilities:
+            raise ConfigError(
+                f"--decide {decide} needs log-probabilities taken after the constraint; "
+                f"{self._pool.up[0].url} gives none; use --decide greedy"
+            )
+
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | EngineError]:
+        """Answers in order; where one failed, its error stands in its place and spoils no other's."""
+        return self._call(self._generate_all(requests))
+
+    def forget(self, episode: str) -> None:
+        """Nothing is kept here; the servers' caches look after themselves."""
+
+    def close(self) -> None:
+        self._call(self._close_all())
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _call(self, coroutine: Coroutine) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    # Everything below runs in the event loop's thread.
+
+    async def _close_all(self) -> None:
+        tasks = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        closing = [server.close() for server in self._pool.servers]
+        await asyncio.gather(*tasks, *closing, return_exceptions=True)
+
+    async def _connect(self, server: Server) -> None:
+        """A server that comes back may be another version: probe again, and have it compile again."""
+        await server.connect(self._dialect)
+        for sentences in list(self._known)[-2:]:
+            await server.warm_up(sentences, _COMPILE_S)
+
+    async def _introduce(self, sentences: tuple[str, ...]) -> None:
+        """Have all servers compile a new list before a step's deadline begins."""
+        if sentences in self._known:
+            return
+        limit_s = self._deadline_s if self._known else _COMPILE_S  # robots wait for what comes later
+        if len(self._known) == _MAX_KNOWN:
+            self._known.pop(next(iter(self._known)))
+        self._known[sentences] = None
+        warming = [server.warm_up(sentences, limit_s) for server in self._pool.up]
+        await asyncio.gather(*warming, return_exceptions=True)  # what fails here fails again in the step
+
+    async def _generate_all(self, requests: Sequence[GenerationRequest]) -> list[Generation | EngineError]:
+        for request in requests:
+            await self._introduce(request.sentences)
+        return await asyncio.gather(*map(self._generate_one, requests))
+
+    async def _generate_one(self, request: GenerationRequest) -> Generation | EngineError:
+        robot = None if request.episode is None else request.episode.rpartition("/")[0]
+        try:
+            return await self._pool.run(robot, lambda server: self._answer(server, request), self._deadline_s)
+        except EngineError as error:
+            return error
+
+    async def _answer(self, server: Server, request: GenerationRequest) -> Generation:
+        start = perf_counter()
+        messages = build_messages(request.prompt, encode_image(request.image))
+        encoded = perf_counter()
+        reply = await server.ask(messages, request.sentences, self._deadline_s)
+        sentence, num_questions = reply.sentence, 1
+        if request.decide != "greedy":
+            sentence, num_questions = await self._settle(server, messages, request, reply)
+        timings = {"encode": 1e3 * (encoded - start), "remote": 1e3 * (perf_counter() - encoded)}
+        probabilities = missing = None
+        masses = _weigh(server, request.sentences, reply)
+        if masses:
+            probabilities = list_probabilities(_spell(server, request.sentences), masses)
+            missing = max(0.0, 1.0 - float(probabilities.sum()))
+        return Generation(sentence, probabilities, missing, timings, {"questions": num_questions})
+
+    async def _settle(
+        self, server: Server, messages: list, request: GenerationRequest, reply: Reply
+    ) -> tuple[str, int]:
+        """Ask again about ever narrower sets of sentences until the draw, or the likeliest, is settled."""
+        sentences = request.sentences
+        temperature = request.temperature if request.decide == "sample" else 1.0
+        spelling = _spell(server, sentences)
+        masses = _weigh(server, sentences, reply, temperature)
+        for num_questions in range(1, _MAX_QUESTIONS):
+            if not masses:
+                raise EngineError(f"{server.url} gave no usable log-probabilities; only --decide greedy does without")
+            if request.decide == "sample":
+                found = locate(spelling, masses, request.uniform)
+            else:
+                found = find_likeliest(spelling, masses)
+            if isinstance(found, int):
+                return sentences[found], num_questions
+            narrower = [sentences[index] for index in sorted(spelling.order[found.first : found.last])]
+            reply = await server.ask(messages, narrower, self._deadline_s)
+            parts = _weigh(server, narrower, reply, temperature)
+            masses = split(masses, found, parts) if parts else []
+        raise EngineError(f"{_MAX_QUESTIONS} questions to {server.url} did not settle the answer")
+
+
+def _spell(server: Server, sentences: Sequence[str]) -> Spelling:
+    return build_spelling(tuple(map(server.spell, sentences)))
+
+
+def _weigh(server: Server, sentences: Sequence[str], reply: Reply, temperature: float = 1.0) -> list[Mass]:
+    return weigh(_spell(server, sentences), server.spell(reply.sentence).encode(), reply.positions, temperature)

@@ -1,0 +1,114 @@
+"""Several servers of one model: which robot asks which, and what happens when one fails. asyncio only."""
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+from vlm_local.engines.remote import Server
+from vlm_local.errors import REMOTE_KINDS, RemoteError, VLMLocalError
+
+Answer = TypeVar("Answer")
+
+_REVIVE_S = 1.0  # between two looks at the servers that failed
+_SAME_AGAIN = ("connection", "server_error")  # worth a second try where there is no other server
+
+
+class ServerPool:
+    """Robots are dealt out evenly and stay with their server, whose prefix cache knows their prompt.
+
+    While it is down they ask the next one, and they come back. The last server that is up stays so
+    whatever it does: every answer is checked anyway, and it may be the one that recovers.
+    """
+
+    def __init__(self, servers: Sequence[Server], connect: Callable[[Server], Awaitable[None]]):
+        """connect: makes a server ready, the first time and after each failure; raises where it cannot."""
+        self.servers = tuple(servers)
+        self.down: set[Server] = set()
+        # All there from the start: other threads read them while this one counts.
+        self.counters = Counter(dict.fromkeys(("requests", "retries", "revived", *REMOTE_KINDS), 0))
+        self._connect = connect
+        self._homes: dict[str, int] = {}
+        self._revivals: set[asyncio.Task] = set()
+
+    @property
+    def up(self) -> list[Server]:
+        return [server for server in self.servers if server not in self.down]
+
+    async def open(self) -> None:
+        """Connect to all. Raises what a server that cannot be used raised, or when none can be reached."""
+        outcomes = await asyncio.gather(*map(self._connect, self.servers), return_exceptions=True)
+        failures = [outcome for outcome in outcomes if outcome is not None]
+        unusable = [failure for failure in failures if not isinstance(failure, RemoteError)]
+        if unusable or len(failures) == len(self.servers):
+            raise (unusable or failures)[0]
+        for server, outcome in zip(self.servers, outcomes, strict=True):
+            if outcome is not None:
+                self._leave(server)
+
+    async def run(self, robot: str | None, job: Callable[[Server], Awaitable[Answer]], deadline_s: float) -> Answer:
+        """One answer from one server: at most one retry, nothing after `deadline_s`.
+
+        A job that is too late is cancelled, its connection closed and its answer never read.
+        """
+        self.counters["requests"] += 1
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline_s
+        server = self._choose(robot)
+        try:
+            return await self._attempt(server, job, end)
+        except RemoteError as error:
+            others = [other for other in self._ring(server) if other not in self.down]
+            again = others[0] if others else server
+            retry = again is not server or error.kind in _SAME_AGAIN
+            if not retry or error.kind == "refused" or loop.time() >= end:
+                raise
+        self.counters["retries"] += 1
+        return await self._attempt(again, job, end)
+
+    async def _attempt(self, server: Server, job: Callable[[Server], Awaitable[Answer]], end: float) -> Answer:
+        left_s = end - asyncio.get_running_loop().time()
+        try:
+            try:
+                return await asyncio.wait_for(job(server), left_s)
+            except asyncio.TimeoutError:
+                raise RemoteError(f"{server.url} gave no answer within the step's deadline", "timeout") from None
+        except RemoteError as error:
+            self.counters[error.kind] += 1
+            if error.kind not in ("refused", "rate_limited") and len(self.up) > 1:
+                self._leave(server)
+            raise
+
+    def _choose(self, robot: str | None) -> Server:
+        if robot is None:
+            home = self.counters["requests"] % len(self.servers)
+        else:
+            home = self._homes.setdefault(robot, len(self._homes) % len(self.servers))
+        server = self.servers[home]
+        if server not in self.down:
+            return server
+        return next(other for other in self._ring(server) if other not in self.down)
+
+    def _ring(self, server: Server) -> list[Server]:
+        """The others, beginning after `server`."""
+        place = self.servers.index(server)
+        return [*self.servers[place + 1 :], *self.servers[:place]]
+
+    def _leave(self, server: Server) -> None:
+        """Ask it nothing until it can be connected again, which is tried from now on."""
+        if server in self.down:
+            return
+        self.down.add(server)
+        task = asyncio.create_task(self._revive(server))
+        self._revivals.add(task)  # the loop itself keeps no strong reference
+        task.add_done_callback(self._revivals.discard)
+
+    async def _revive(self, server: Server) -> None:
+        while server in self.down:
+            await asyncio.sleep(_REVIVE_S)
+            try:
+                await self._connect(server)
+            except VLMLocalError:
+                continue
+            self.down.discard(server)
+            self.counters["revived"] += 1

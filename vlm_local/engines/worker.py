@@ -1,0 +1,228 @@
+"""The one thread that owns an engine. Everyone else submits a request and waits for its answer."""
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import replace
+from time import monotonic, perf_counter
+from typing import Any
+
+from vlm_local.engines import Engine
+from vlm_local.errors import ConfigError, EngineError, VLMLocalError
+from vlm_local.types import Generation, GenerationRequest
+
+logger = logging.getLogger(__name__)
+
+_Job = tuple[GenerationRequest, "Future[Generation]"]
+
+
+class EngineClosed(EngineError):
+    """The engine was closed while this request waited: the process is ending."""
+
+
+class EngineWorker:
+    """Loads an engine and feeds it, in a thread of its own.
+
+    Requests that wait while a forward runs share the next one, up to the engine's max_batch; one
+    that comes alone starts at once. A forward cannot be interrupted: past the deadline its callers
+    get an EngineError, its late result is thrown away, and until it returns every new request
+    fails at once.
+    """
+
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        deadline_ms: float | None = None,
+        warm_up: Sequence[GenerationRequest] = (),
+    ):
+        """load: makes the engine, in the worker's thread. deadline_ms: from submission to answer.
+
+        warm_up: answered one by one before the state becomes "healthy".
+        """
+        if deadline_ms is not None and not deadline_ms > 0:
+            raise ConfigError(f"--deadline-ms must be more than 0, but is {deadline_ms:g}")
+        self._load = load
+        self._deadline_s = None if deadline_ms is None else deadline_ms / 1e3
+        self._warm_up = warm_up
+        self._engine: Engine | None = None
+        self._failure: Exception | None = None
+        self._closed = False
+        self._loaded = threading.Event()  # or failed, or closed
+        self._changed = threading.Condition()
+        self._waiting: deque[_Job] = deque()
+        self._running: list[_Job] = []
+        self._running_since: float | None = None
+        self._forgotten: list[str] = []
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> str:
+        """ "loading", "healthy", "stuck", "failed" or "closed"."""
+        if self._closed:
+            return "closed"
+        if self._failure is not None:
+            return "failed"
+        if not self._loaded.is_set():
+            return "loading"
+        return "stuck" if self._is_stuck() else "healthy"
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        """The engine's, empty until it is loaded."""
+        return {} if self._engine is None else self._engine.metadata
+
+    def wait_loaded(self, timeout_s: float | None = None) -> bool:
+        """True once the engine can answer, False after the time-out. Raises what the load raised."""
+        if not self._loaded.wait(timeout_s):
+            return False
+        if self._failure is not None:
+            raise self._failure
+        if self._closed:
+            raise EngineClosed("the engine is closed")
+        return True
+
+    def generate(self, request: GenerationRequest) -> Generation:
+        """Block until the engine answered. Raises EngineError where it failed or took too long."""
+        self.wait_loaded()
+        future: Future[Generation] = Future()
+        submitted = perf_counter()
+        with self._changed:
+            if self._closed:
+                raise EngineClosed("the engine is closed")
+            if self._is_stuck():
+                raise EngineError(f"the model is stuck: a forward has run for more than {self._deadline_s:g} s")
+            self._waiting.append((request, future))
+            self._changed.notify()
+        try:
+            generation = future.result(self._deadline_s)
+        except (FutureTimeoutError, CancelledError):
+            future.cancel()
+            raise EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)") from None
+        total_ms = 1e3 * (perf_counter() - submitted)
+        timings = {"queue": max(total_ms - generation.timings_ms.get("engine", total_ms), 0.0)}
+        return _with_timings(generation, timings)
+
+    def forget(self, episode: str) -> None:
+        """Have the engine drop what it keeps of an episode, before its next forward."""
+        with self._changed:
+            self._forgotten.append(episode)
+            self._changed.notify()
+
+    def close(self, timeout_s: float = 1.0) -> bool:
+        """Fail whatever waits. True when the thread ended in time; a running forward cannot be ended."""
+        with self._changed:
+            self._closed = True
+            abandoned = [*self._waiting, *self._running]
+            self._waiting.clear()
+            self._changed.notify()
+        self._loaded.set()
+        for _, future in abandoned:
+            _settle(future, EngineClosed("the server is stopping"))
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _is_stuck(self) -> bool:
+        since = self._running_since
+        return since is not None and self._deadline_s is not None and monotonic() - since > self._deadline_s
+
+    def _run(self) -> None:
+        try:
+            engine = self._load()
+            for request in self._warm_up:
+                for outcome in engine.generate([request]):
+                    if isinstance(outcome, EngineError):
+                        raise outcome
+            for episode in {request.episode for request in self._warm_up} - {None}:
+                engine.forget(episode)
+            self._engine = engine
+        except Exception as error:
+            if not isinstance(error, VLMLocalError):
+                logger.exception("loading the model failed")
+                error = EngineError(f"loading the model failed: {_describe(error)}")
+            self._failure = error
+            return
+        finally:
+            self._loaded.set()
+        while (work := self._take()) is not None:
+            forgotten, batch = work
+            for episode in forgotten:
+                self._forget(episode)
+            if batch:
+                self._answer(batch)
+                self._running_since = None
+                self._running = []
+
+    def _take(self) -> tuple[list[str], list[_Job]] | None:
+        """Wait for work; None once closed."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._waiting or self._forgotten)
+            if self._closed:
+                return None
+            forgotten, self._forgotten = self._forgotten, []
+            batch = []
+            while self._waiting and len(batch) < self._engine.max_batch:
+                job = self._waiting.popleft()
+                if job[1].set_running_or_notify_cancel():
+                    batch.append(job)
+            if batch:
+                self._running, self._running_since = batch, monotonic()
+            return forgotten, batch
+
+    def _forget(self, episode: str) -> None:
+        try:
+            self._engine.forget(episode)
+        except Exception:
+            logger.exception("the engine could not forget episode %s", episode)
+
+    def _answer(self, batch: list[_Job]) -> None:
+        """One forward for all; where it fails, one for each, so that only the guilty request fails."""
+        start = perf_counter()
+        try:
+            generations = self._engine.generate([request for request, _ in batch])
+            if len(generations) != len(batch):
+                raise EngineError(f"the engine gave {len(generations)} answers to {len(batch)} requests")
+        except Exception as error:
+            if len(batch) > 1:
+                for job in batch:
+                    self._answer([job])
+                return
+            logger.exception("the model failed")
+            failure = error if isinstance(error, EngineError) else EngineError(f"the model failed: {_describe(error)}")
+            _settle(batch[0][1], failure)
+            return
+        engine_ms = 1e3 * (perf_counter() - start)
+        for (request, future), generation in zip(batch, generations, strict=True):
+            if isinstance(generation, EngineError):
+                logger.warning("%s", generation)
+                _settle(future, generation)
+            elif generation.sentence in request.sentences:
+                _settle(future, _with_timings(generation, {"engine": engine_ms}))
+            else:
+                _settle(future, EngineError(f"the engine left the grammar and said {generation.sentence!r}"))
+
+
+def _with_timings(generation: Generation, timings: Mapping[str, float]) -> Generation:
+    return replace(generation, timings_ms={**generation.timings_ms, **timings})
+
+
+def _settle(future: "Future[Generation]", outcome: Generation | Exception) -> None:
+    """Answer a future unless `close` has answered it meanwhile."""
+    try:
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+    except InvalidStateError:
+        pass
+
+
+def _describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
