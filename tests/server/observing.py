@@ -1,0 +1,33 @@
+"""A server with its recording, live page and metrics, over a scripted engine."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.serving import Policies, Served, SteeredEngine
+from vlm_local.server.observed import ObservedApp
+from vlm_local.server.serve import HTTPServer, bind
+from vlm_local.server.service import ServerSettings
+
+
+@dataclass
+class Observed(Served):
+    observed: ObservedApp
+
+
+@contextmanager
+def observe(run=None, settings=None, engine=None, **policy_settings):
+    engine = SteeredEngine() if engine is None else engine
+    policies = Policies(engine, **policy_settings)
+    observed = ObservedApp(policies, settings or ServerSettings(), run)
+    server = HTTPServer(observed.app, bind("127.0.0.1", 0))
+    try:
+        policies.worker.wait_loaded(5)
+        yield Observed(server.port, server.url, engine, server.service, [], observed)
+    finally:
+        if isinstance(engine, SteeredEngine):
+            engine.gate.set()
+        observed.end_streams()
+        policies.worker.close()
+        server.service.drain(2)
+        server.stop()
+        observed.close(2)

@@ -1,0 +1,115 @@
+import json
+
+import pytest
+
+from tests.serving import build_body, serve
+from vlm_local.errors import ConfigError, RequestError
+from vlm_local.server.access import Address, Gate, RateLimit, parse_address, parse_networks
+from vlm_local.server.service import ServerSettings
+
+TOKEN = "correct-horse-battery"
+
+
+@pytest.mark.parametrize(
+    ("path", "address"),
+    [
+        ("/act", Address("/act")),
+        ("/", Address("/")),
+        ("/s/left/act", Address("/act", "left")),
+        ("/t/abc/act", Address("/act", token="abc")),
+        ("/t/abc/s/left/reset", Address("/reset", "left", "abc")),
+        ("/t/abc", Address("/", token="abc")),
+        ("/s/left", Address("/", "left")),
+        ("/robots/s/left/act", Address("/act", "left")),
+        ("/robots", Address("/")),
+        ("/robotsact", Address("/robotsact")),
+    ],
+)
+def test_an_address_is_taken_apart(path, address):
+    assert parse_address(path, "/robots") == address
+
+
+def _refusal(gate, *given):
+    with pytest.raises(RequestError) as caught:
+        gate.check(*given)
+    return caught.value.status
+
+
+def test_the_gate():
+    assert Gate().is_open
+    Gate().check("8.8.8.8", None, "")
+    gate = Gate(TOKEN, parse_networks("10.0.0.0/8, 192.168.1.7,::1"))
+    for given in [("8.8.8.8", TOKEN, ""), ("8.8.8.8", None, f"Bearer {TOKEN}"), ("8.8.8.8", None, f"bearer  {TOKEN}")]:
+        gate.check(*given)
+    for near in ("10.1.2.3", "192.168.1.7", "::ffff:10.1.2.3", "::1"):
+        gate.check(near, None, "")
+    assert _refusal(gate, "8.8.8.8", None, "") == 401
+    assert _refusal(gate, "8.8.8.8", "wrong-token", "") == 401
+    assert _refusal(gate, "8.8.8.8", "ü", "") == 401
+    assert _refusal(gate, "8.8.8.8", None, "Basic abc") == 401
+    assert _refusal(gate, "8.8.8.8", TOKEN, "Bearer wrong") == 401
+    assert _refusal(Gate(None, parse_networks("10.0.0.0/8")), "192.168.1.8", TOKEN, "") == 403
+
+
+@pytest.mark.parametrize("token", ["", "short", "with/slash/inside", "with space here"])
+def test_a_token_must_fit_into_an_address(token):
+    with pytest.raises(ConfigError):
+        Gate(token)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.0/33", "example.org", "10.0.0.1/8"])
+def test_networks_are_addresses(text):
+    with pytest.raises(ConfigError, match="allow-from"):
+        parse_networks(text)
+
+
+def test_over_http_a_token_opens_each_route_and_health_needs_none(caplog):
+    caplog.set_level("DEBUG")
+    with serve(settings=ServerSettings(gate=Gate(TOKEN))) as server:
+        server.service.report["tunnel"] = lambda: "up"
+        assert json.loads(server.get("/health")[2]) == {"status": "healthy"}
+        assert json.loads(server.get(f"/t/{TOKEN}/health")[2]) == {"status": "healthy", "tunnel": "up"}
+        assert server.get("/metadata")[0] == 401
+        status, _, body = server.post("/act", build_body())
+        assert status == 401 and "/t/TOKEN/act" in json.loads(body)["error"]
+        assert server.post("/act", build_body(), {"Authorization": f"Bearer {TOKEN}"})[0] == 200
+        assert server.post(f"/t/{TOKEN}/act", build_body())[0] == 200
+        assert server.post(f"/t/{TOKEN}/s/left/act", build_body())[0] == 200
+        assert server.post(f"/t/{TOKEN}/s/left/reset")[0] == 200
+        assert server.get(f"/t/{TOKEN}/metadata")[0] == 200
+        assert server.post(f"/t/{TOKEN}x/reset")[0] == 401
+        status, _, body = server.get(f"/t/{TOKEN}/nowhere")
+        assert status == 404 and TOKEN not in body.decode()
+    assert "route=/act" in caplog.text and TOKEN not in caplog.text
+
+
+def test_over_http_an_address_is_let_in_or_not():
+    for networks, status in (("127.0.0.0/8", 200), ("10.0.0.0/8", 403)):
+        with serve(settings=ServerSettings(gate=Gate(None, parse_networks(networks)))) as server:
+            assert server.post("/act", build_body())[0] == status
+
+
+def test_a_rate_limit_never_touches_a_reset():
+    with serve(settings=ServerSettings(rate_limit=2)) as server:
+        assert [server.post("/act", build_body())[0] for _ in range(6)].count(429) >= 3
+        assert {server.post("/reset")[0] for _ in range(6)} == {200}
+
+
+def test_a_rate_limit_fills_up_again():
+    now = [0.0]
+    limit = RateLimit(2, lambda: now[0])
+    limit.check("a"), limit.check("a")
+    with pytest.raises(RequestError) as caught:
+        limit.check("a")
+    assert caught.value.status == 429
+    limit.check("b")
+    now[0] += 0.5
+    limit.check("a")
+    with pytest.raises(RequestError):
+        limit.check("a")
+
+
+def test_a_prefix():
+    with serve(settings=ServerSettings(prefix="/robots")) as server:
+        for path in ("/robots/act", "/act", "/robots/s/left/act"):
+            assert server.post(path, build_body())[0] == 200

@@ -1,0 +1,133 @@
+"""Nothing a client sends gets a traceback or brings the server down. What the codec refuses: test_wire.py."""
+
+import json
+import socket
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.serving import IMAGE, build_body, exchange, serve, until
+from vlm_local.wire import MAX_BODY, encode_array
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serve() as served:
+        served.act()
+        yield served
+        assert served.get("/health")[0] == 200
+        served.act()
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"", "the body is empty"),
+        (b'{"image": ', "not complete JSON"),
+        (b"\xff\xfe\x00", "not UTF-8"),
+        (build_body(IMAGE / 255.0), "expected dtype uint8"),
+        (build_body(IMAGE[None]), "expected shape (H, W, 3)"),
+        (build_body(proprio=[float("nan")] * 8), "all finite"),
+        (json.dumps({"image": {**encode_array(IMAGE), "__numpy__": "%%%"}, "instruction": "go"}).encode(), "base64"),
+    ],
+)
+def test_a_bad_body_gets_a_sentence(server, body, sentence):
+    status, headers, answer = server.post("/act", body)
+    assert status == 400 and headers["Content-Type"] == "application/json"
+    assert sentence in json.loads(answer)["error"]
+    assert b"Traceback" not in answer
+
+
+def test_a_wrong_method_and_a_wrong_path(server):
+    status, headers, answer = server.get("/act")
+    assert status == 405 and "POST" in headers["Allow"] and "takes POST, not GET" in json.loads(answer)["error"]
+    status, _, answer = server.post("/nowhere")
+    assert status == 404 and "POST /act" in json.loads(answer)["error"]
+
+
+@pytest.mark.parametrize("name", ["", "..", ".", "a" * 65, "a b", "ä", "%2e%2e", "a%2fb"])
+def test_a_wrong_name_of_a_robot(server, name):
+    path = f"/s/{name}/act".replace(" ", "%20").replace("ä", "%C3%A4")
+    assert server.post(path, build_body())[0] == 404
+
+
+def test_a_hundred_megabytes_are_refused_and_the_client_hears_why(server):
+    start = time.monotonic()
+    status, _, answer = server.post("/act", b"x" * 100_000_000, timeout=30)
+    assert status == 413 and f"larger than the {MAX_BODY} bytes" in json.loads(answer)["error"]
+    assert time.monotonic() - start < 20
+
+
+def test_a_hundred_megabytes_in_chunks_are_refused_too(server):
+    chunk = b"1000000\r\n" + b"x" * 0x1000000 + b"\r\n"  # 16 MiB
+    head = b"POST /act HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    answer = exchange(server.port, head + chunk * 6 + b"0\r\n\r\n", timeout=30)
+    assert answer.startswith(b"HTTP/1.1 413")
+
+
+def test_who_asks_before_sending_too_much_is_told_at_once(server):
+    head = b"POST /act HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 100000000\r\n\r\n"
+    answer = exchange(server.port, head)
+    assert b" 413 " in answer.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\x01\x02 garbage\r\n\r\n",
+        b"POST /act HTTP/1.1\r\nContent-Length: many\r\n\r\n",
+        b"POST /act HTTP/1.1\r\nTransfer-Encoding: gzip\r\n\r\n",
+        b"POST /act HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nnothex\r\n",
+        b"POST /act HTTP/1.1\r\nA: " + b"a" * 300_000 + b"\r\n\r\n",
+        b"POST /act HTTP/1.1\r\nHost: x\r\n\r\n",
+    ],
+    ids=["garbage", "length", "encoding", "chunk", "headers", "no-body"],
+)
+def test_what_is_not_http_gets_a_4xx_in_json(server, data):
+    head, _, body = exchange(server.port, data).partition(b"\r\n\r\n")
+    assert 400 <= int(head.split()[1]) < 500
+    assert json.loads(body)["error"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(["/act", "/reset", "/s/a/act", "/act?details=1", "/health", "/%ff"]))
+def test_random_bytes_never_get_a_5xx(server, body, path):
+    assert server.post(path, body)[0] < 500
+
+
+def test_a_client_that_disconnects_in_mid_body_is_forgotten(server):
+    before = len(server.engine.requests)
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            connection.sendall(b"POST /act HTTP/1.1\r\nContent-Length: 200000\r\n\r\n" + b"x" * 1000)
+    server.act()
+    assert len(server.engine.requests) == before + 1
+
+
+def test_slow_senders_hold_nobody_up(server):
+    slow = [socket.create_connection(("127.0.0.1", server.port)) for _ in range(100)]
+    try:
+        for connection in slow:
+            connection.sendall(b"POST /act HTTP/1.1\r\nContent-Length: 200000\r\n\r\nxx")
+        start = time.monotonic()
+        server.act()
+        assert server.get("/health")[0] == 200
+        assert time.monotonic() - start < 10
+    finally:
+        for connection in slow:
+            connection.close()
+
+
+def test_refusals_are_published(server):
+    server.post("/act", b"{", None)
+    until(lambda: getattr(server.records[-1], "status", None) == 400)
+    refusal = server.records[-1]
+    assert (refusal.route, refusal.robot) == ("/act", "robot") and "JSON" in refusal.reason
+
+
+def test_an_image_of_another_kind_than_uint8_names_what_came(server):
+    _, _, answer = server.post("/act", build_body(IMAGE.astype(np.int64)))
+    assert "int64" in json.loads(answer)["error"]

@@ -1,0 +1,135 @@
+import numpy as np
+import pytest
+
+from vlm_local.errors import EngineError, RequestError
+from vlm_local.policy import derive_seed
+from vlm_local.server.episodes import EpisodeSettings, Robot, Robots
+from vlm_local.types import Decision
+from vlm_local.wire import Message
+
+IMAGE = np.zeros((16, 16, 3), np.uint8)
+
+
+class SpyPolicy:
+    def __init__(self):
+        self.seeds, self.observations, self.metadata, self.error = [], [], {}, None
+
+    def reset(self, seed):
+        self.seeds.append(seed)
+
+    def act(self, observation):
+        self.observations.append(observation)
+        if self.error:
+            raise self.error
+        return Decision(np.zeros(7))
+
+
+@pytest.fixture
+def clock():
+    class Clock:
+        now = 100.0
+
+        def __call__(self):
+            return self.now
+
+    return Clock()
+
+
+@pytest.fixture
+def robot(clock):
+    return Robot("left", SpyPolicy(), EpisodeSettings(seed=9), clock)
+
+
+def _message(instruction="lift the cup", x=None):
+    proprio = None if x is None else np.array([x, 0, 0.1, 0, 0, 0, 1])
+    return Message(IMAGE, instruction, proprio, "list")
+
+
+def _play(robot, *messages):
+    """(episode, step, why it began) of each message."""
+    steps = [robot.act(message) for message in messages]
+    return [(step.episode, step.step, step.started_by) for step in steps]
+
+
+def test_episodes_are_counted_from_the_first_request(robot):
+    assert _play(robot, _message(), _message()) == [(0, 0, "first request"), (0, 1, "first request")]
+    robot.reset()
+    assert _play(robot, _message(), _message()) == [(1, 0, "reset"), (1, 1, "reset")]
+
+
+def test_a_reset_before_the_first_step_uses_no_number(robot):
+    for _ in range(3):
+        assert robot.reset()[0] == 0
+    assert _play(robot, _message()) == [(0, 0, "reset")]
+
+
+def test_another_instruction_begins_an_episode_and_null_does_not(robot):
+    played = _play(robot, _message("a"), _message(None), _message("b"), _message(None))
+    assert played == [(0, 0, "first request"), (0, 1, "first request"), (1, 0, "instruction"), (1, 1, "instruction")]
+    assert [o.instruction for o in robot._policy.observations] == ["a", "a", "b", "b"]
+
+
+def test_null_without_an_instruction_is_refused_and_begins_nothing(robot):
+    with pytest.raises(RequestError, match="none yet"):
+        robot.act(_message(None))
+    robot.act(_message())
+    robot.reset()
+    with pytest.raises(RequestError, match="none yet"):
+        robot.act(_message(None))
+    assert _play(robot, _message()) == [(1, 0, "reset")]
+
+
+def test_a_jump_of_the_arm_begins_an_episode_that_keeps_the_instruction(robot):
+    played = _play(
+        robot, _message("a", 0.30), _message(None, 0.39), _message(None, 0.50), _message(None), _message("a", 0.9)
+    )
+    assert [step[2] for step in played] == ["first request"] * 2 + ["jump"] * 3
+    assert robot._policy.observations[2].instruction == "a"
+
+
+def test_two_idle_minutes_begin_an_episode(robot, clock):
+    robot.act(_message())
+    clock.now += 119
+    assert _play(robot, _message()) == [(0, 1, "first request")]
+    clock.now += 121
+    assert _play(robot, _message(None)) == [(1, 0, "idle")]
+    seed = robot.reset(77)[1]
+    clock.now += 1000  # a person resets the scene; the seed given must not be lost
+    assert (robot.act(_message()).seed, seed) == (77, 77)
+
+
+def test_seeds_come_from_the_client_or_from_server_robot_and_number(robot):
+    assert robot.act(_message()).seed == derive_seed(9, "left", 0)
+    assert robot.reset(5) == (1, 5)
+    robot.act(_message())
+    assert robot.reset() == (2, derive_seed(9, "left", 2))
+    assert robot._policy.seeds == [derive_seed(9, "left", 0), 5, derive_seed(9, "left", 2)]
+
+
+def test_a_fault_uses_its_step_up_and_a_refusal_does_not(robot):
+    robot._policy.error = EngineError("dead")
+    with pytest.raises(EngineError):
+        robot.act(_message())
+    robot._policy.error = RequestError("no proprio")
+    with pytest.raises(RequestError):
+        robot.act(_message())
+    robot._policy.error = None
+    assert _play(robot, _message()) == [(0, 1, "first request")]
+
+
+def test_robots_are_made_once_by_name_and_forgotten_where_nothing_came_of_it(clock):
+    robots = Robots(lambda name: Robot(name, SpyPolicy(), EpisodeSettings(), clock), max_robots=1)
+    with robots.admit("a") as first, robots.admit("a") as second:
+        assert first is second
+        with pytest.raises(RequestError, match="one waiting") as caught, robots.admit("a"):
+            pass
+        assert caught.value.status == 503
+        with pytest.raises(RequestError, match="serves 1 robots") as caught, robots.admit("b"):
+            pass
+        assert caught.value.status == 403
+    with robots.admit("b") as robot:
+        robot.reset()
+    with pytest.raises(RequestError), robots.admit("a"):
+        pass
+    with robots.admit("b") as again:
+        assert again is robot

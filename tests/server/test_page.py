@@ -1,0 +1,139 @@
+"""The live page in a real browser."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.server.browser import Browser, find_missing
+from tests.server.observing import observe
+from tests.serving import IMAGE, PHRASE
+from vlm_local.errors import EngineError
+from vlm_local.server.access import Gate
+from vlm_local.server.service import ServerSettings
+
+pytestmark = pytest.mark.skipif(find_missing() is not None, reason=f"{find_missing()} is not installed")
+
+WIDTHS = {"laptop": (1280, 800), "phone": (390, 844)}
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture
+def server(tmp_path):
+    with observe(tmp_path / "run") as server:
+        yield server
+
+
+def test_robots_stand_side_by_side_and_follow_their_steps(browser, server):
+    browser.open(server.url)
+    browser.wait("!document.getElementById('waiting').hidden")
+    assert browser.text("#address") == f"{server.url}/act"
+    for name in ("left", "right"):
+        server.act(f"/s/{name}/act?details=1")
+    browser.wait("document.querySelectorAll('.card').length === 2")
+    browser.wait(f"document.querySelector('.phrase').innerText === '{PHRASE}'")
+    tops = browser.run("return [...document.querySelectorAll('.card')].map((card) => card.getBoundingClientRect().top)")
+    assert tops[0] == tops[1]
+    assert browser.text(".robot") == "left" and "100 % sure" in browser.text(".sure")
+    assert browser.run("return document.querySelector('.axis .track i:last-child').style.width") == "50%"
+    assert "gripper\nopen, measured 100 %" in browser.text(".readings")
+    browser.wait("document.querySelector('.frame').naturalWidth === 256")
+    server.engine.phrase = "move down, close gripper"
+    server.act("/s/left/act?details=1")
+    browser.wait("document.querySelector('.phrase').innerText === 'move down, close gripper'")
+    browser.wait("document.getElementById('counters').innerText.replace(/\\s+/g, ' ').includes('steps 3')")
+    assert not browser.read_log()
+
+
+def test_everything_works_below_a_token(browser, tmp_path):
+    settings = ServerSettings(gate=Gate("secret-token"))
+    with observe(tmp_path, settings) as server:
+        server.act("/t/secret-token/act?details=1")
+        browser.open(f"{server.url}/t/secret-token")
+        browser.wait(f"document.querySelector('.phrase')?.innerText === '{PHRASE}'")
+        browser.wait("document.querySelector('.frame').naturalWidth === 256")
+        assert browser.text("#state") == "healthy" and not browser.read_log()
+
+
+def test_a_fault_and_its_end_are_seen(browser, server):
+    server.engine.fault = EngineError("out of memory <b>now</b>")
+    server.act()
+    browser.open(server.url)
+    browser.wait("document.querySelector('.card.faulty')")
+    assert "out of memory <b>now</b>" in browser.text(".badges")
+    server.engine.fault = None
+    server.act()
+    browser.wait("document.querySelector('.card:not(.faulty)')")
+    browser.wait(f"document.querySelector('.phrase').innerText === '{PHRASE}'")
+
+
+def test_the_page_says_when_the_server_is_gone(browser):
+    with observe() as server:
+        browser.open(server.url)
+        browser.wait("document.getElementById('state').innerText === 'healthy'")
+    browser.wait("document.getElementById('state').innerText === 'no connection'")
+    browser.read_log()  # the failed connections
+
+
+def test_a_past_episode_is_played(browser, server):
+    for phrase in ("move up", "move down", "stop"):
+        server.engine.phrase = phrase
+        server.act()
+    browser.open(server.url)
+    browser.open(f"{server.url}/#episodes")
+    browser.wait("document.querySelector('#rows td:nth-child(3)')?.innerText === '3'")
+    browser.click("#rows a")
+    browser.wait("document.querySelector('#stage .phrase')?.innerText === 'move up'")
+    browser.wait("document.querySelector('#stage .frame').naturalWidth === 256")
+    browser.click("#play")
+    browser.wait("document.querySelector('#stage .phrase').innerText === 'stop'")
+    assert browser.text("#where") == "3 of 3"
+    assert not browser.read_log()
+
+
+def test_the_try_it_box_shows_an_answer(browser, server, tmp_path):
+    Image.fromarray(np.zeros((64, 80, 3), np.uint8)).save(tmp_path / "black.png")
+    browser.open(f"{server.url}/#try")
+    browser.type("#file", str(tmp_path / "black.png"))
+    browser.type("#instruction", "lift the cup")
+    browser.click("#ask")
+    browser.wait(f"document.querySelector('#answer .phrase')?.innerText === '{PHRASE}'")
+    assert server.engine.requests[-1].image.shape == (64, 80, 3)
+    server.engine.fault = EngineError("out of memory")
+    browser.click("#ask")
+    browser.wait("document.getElementById('refusal').innerText === 'out of memory'")
+    (refusal,) = browser.read_log()  # taken out of the log, which the tests share
+    assert "503" in refusal
+
+
+def test_the_try_it_box_borrows_what_a_robot_sees(browser, server):
+    server.act("/s/left/act?details=1", instruction="open the drawer")
+    browser.open(f"{server.url}/#try")
+    browser.wait("document.querySelector('#borrow button')")
+    browser.click("#borrow button")
+    browser.wait("document.getElementById('preview').naturalWidth === 256")
+    assert browser.run("return document.getElementById('instruction').value") == "open the drawer"
+    browser.click("#ask")
+    browser.wait("document.querySelector('#answer .phrase')")
+    np.testing.assert_array_equal(server.engine.requests[-1].image, IMAGE)
+    assert not browser.read_log()
+
+
+@pytest.mark.parametrize("device", WIDTHS)
+@pytest.mark.parametrize("dark", [False, True])
+def test_it_fits_the_screen_dark_and_light(browser, server, device, dark):
+    server.engine.phrase = "move backward right down, tilt down, rotate counterclockwise, close gripper"
+    for name in ("a", "b"):
+        server.act(f"/s/{name}/act?details=1", instruction="put the small carrot on the second plate from the left")
+    for part in ("live", "episodes", "try"):
+        browser.open("about:blank")
+        browser.open(f"{server.url}/#{part}", *WIDTHS[device], dark=dark)
+        browser.wait("document.getElementById('state').innerText === 'healthy'")
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth"), part
+        ground = browser.run("return getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)")
+        assert (max(ground) < 40) if dark else (min(ground) > 230)

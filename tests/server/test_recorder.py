@@ -1,0 +1,151 @@
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from vlm_local.data.runs import read_run
+from vlm_local.errors import ConfigError
+from vlm_local.server.recorder import Recorder
+from vlm_local.server.records import Outlet, Refusal, StepRecord
+from vlm_local.types import Decision, Observation
+from vlm_local.wire import build_details
+
+ACTION = np.array([0.0125, 0, 0, 0, 0, 0, 1])
+
+
+def _record(step: int, robot: str = "robot", episode: int = 0, side: int = 32, proprio=None) -> StepRecord:
+    image = np.random.default_rng(step).integers(0, 256, (side, side, 3), np.uint8)
+    observation = Observation(image, "lift the cup", proprio)
+    decision = Decision(ACTION, "move forward", timings_ms={"policy": 1.0}, extra={"cut": ["x"]})
+    details = build_details(decision, model="tiny", robot=robot, episode=episode, step=step)
+    return StepRecord(100.0 + step, "r1", robot, episode, step, 7, "reset", observation, decision, details)
+
+
+def _read(folder):
+    def refuse(error):
+        raise error
+
+    return list(read_run(folder, refuse))
+
+
+def test_what_is_recorded_is_what_was_answered(tmp_path):
+    loaded = {}
+    recorder = Recorder(tmp_path, lambda: loaded)
+    loaded |= {"model": "tiny", "sha256": "abc"}
+    proprio = np.array([0.3, 0, 0.1, 0, 0, 0, 1.0])
+    for step in range(3):
+        recorder(_record(step, "left", proprio=proprio))
+        recorder(_record(step, "right", episode=5))
+    recorder(_record(0, "left", episode=1))
+    recorder.close()
+    first, second, right = _read(tmp_path)
+    assert (first.robot, len(first.lines), len(second.lines), right.robot) == ("left", 3, 1, "right")
+    line = first.lines[2]
+    sent = _record(2, "left")
+    assert {name: line[name] for name in sent.details} == json.loads(json.dumps(sent.details))
+    assert (line["time"], line["request_id"], line["instruction"]) == (102.0, "r1", "lift the cup")
+    assert line["proprio"] == proprio.tolist() and right.lines[0]["proprio"] is None
+    np.testing.assert_array_equal(first.load_image(2), sent.observation.image)
+    assert first.meta["model"] == "tiny" and first.meta["seed"] == 7 and first.meta["started_by"] == "reset"
+    assert json.loads((tmp_path / "meta.json").read_text()) == loaded
+    assert right.meta["server_episode"] == 5 and right.meta["episode"] == 0
+    assert recorder.stats()["written"] == 7 and recorder.stats()["lost"] == 0
+
+
+def test_refusals_are_written_beside_the_episodes(tmp_path):
+    recorder = Recorder(tmp_path, dict)
+    recorder(Refusal(1.0, "r2", "robot", "/act", 503, "the model is stuck"))
+    (line,) = (tmp_path / "refusals.jsonl").read_text().splitlines()
+    assert json.loads(line)["reason"] == "the model is stuck"
+    assert not _read(tmp_path)
+
+
+def test_a_full_disk_loses_steps_that_are_counted_and_recording_goes_on_after_it(tmp_path, caplog):
+    recorder = Recorder(tmp_path, dict)
+    recorder(_record(0))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
+    try:  # neither a frame nor a new episode's meta.json fits
+        for step in range(1, 6):
+            recorder(_record(step))
+        recorder(_record(0, "other"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    stats = recorder.stats()
+    assert (stats["written"], stats["lost"]) == (1, 6) and "too large" in stats["error"]
+    assert len(caplog.records) == 1  # not one a step
+    recorder(_record(6))
+    recorder(_record(1, "other"))
+    assert recorder.stats()["error"] is None
+    recorder.close()
+    other, robot = _read(tmp_path)
+    assert [line["step"] for line in robot.lines] == [0, 6]
+    assert [line["step"] for line in other.lines] == [1]
+    np.testing.assert_array_equal(robot.load_image(1), _record(6).observation.image)
+
+
+def test_above_the_cap_the_oldest_ended_episodes_go(tmp_path):
+    Recorder(tmp_path, dict)(_record(0, "old"))
+    os.utime(tmp_path / "episodes/old-0", (1, 1))
+    size = sum(file.stat().st_size for file in (tmp_path / "episodes").rglob("*") if file.is_file())
+    recorder = Recorder(tmp_path, dict, max_bytes=4 * size)
+    for episode in range(5):
+        for step in range(2):
+            recorder(_record(step, episode=episode))
+    recorder.close()
+    names = sorted(folder.name for folder in (tmp_path / "episodes").iterdir())
+    assert "old-0" not in names and "robot-0" not in names and "robot-4" in names
+    assert recorder.stats()["deleted_episodes"] == 6 - len(names)
+    kept = sum(file.stat().st_size for file in (tmp_path / "episodes").rglob("*") if file.is_file())
+    assert kept <= 6 * size
+
+
+RECORD_FOREVER = """
+import sys
+sys.path.insert(0, sys.argv[2])
+from tests.server.test_recorder import Outlet, Recorder, _record
+outlet = Outlet(Recorder(sys.argv[1], dict))
+for step in range(10**6):
+    outlet.put(_record(step, side=128))
+    print(step, flush=True)
+    while outlet.num_waiting > 8: pass
+"""
+
+
+def test_after_kill_9_every_step_but_those_in_the_queue_is_readable(tmp_path):
+    command = [sys.executable, "-c", RECORD_FOREVER, tmp_path, os.path.dirname(__file__)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if int(line) == 60:
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    answered = 60 + len(process.stdout.read().splitlines())
+    process.wait()
+    (episode,) = _read(tmp_path)
+    assert len(episode.lines) >= answered - 10
+    assert [line["step"] for line in episode.lines] == list(range(len(episode.lines)))
+    for step in (0, len(episode.lines) - 1):
+        np.testing.assert_array_equal(episode.load_image(step), _record(step, side=128).observation.image)
+
+
+def test_a_disk_that_hangs_never_holds_up_who_hands_over_a_record(tmp_path, monkeypatch):
+    recorder = Recorder(tmp_path, dict)
+    monkeypatch.setattr(recorder._writer, "add_step", lambda line, image: time.sleep(60))
+    outlet = Outlet(recorder, max_bytes=30_000)
+    start = time.perf_counter()
+    for step in range(50):
+        outlet.put(_record(step))
+    assert time.perf_counter() - start < 2
+    assert outlet.num_dropped >= 44
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--record"):
+        Recorder(tmp_path / "file", dict)

@@ -1,0 +1,29 @@
+"""POST /answer: a question about a picture, answered by the model that also drives the robots."""
+
+import threading
+
+from flask import Flask, Response, request
+
+from vlm_local.answers import Answerer, build_answer_details, decode_question
+from vlm_local.errors import RequestError
+from vlm_local.files import encode_json
+from vlm_local.server.service import Service
+
+MAX_QUESTIONS = 2  # at once: success detection shall not keep a robot waiting
+
+
+def add_answer_route(app: Flask, answerer: Answerer) -> None:
+    service: Service = app.extensions["vlm_local"]
+    places = threading.BoundedSemaphore(MAX_QUESTIONS)
+
+    @app.post("/answer")
+    def answer():
+        with service.enter():
+            if not places.acquire(blocking=False):
+                raise RequestError(f"{MAX_QUESTIONS} questions are being answered already; ask again", 503)
+            try:
+                question = decode_question(request.get_data(cache=False))
+                details = build_answer_details(answerer.answer(question), service.metadata.get("model"))
+            finally:
+                places.release()
+        return Response(encode_json(details) + "\n", mimetype="application/json")

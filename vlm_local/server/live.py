@@ -1,0 +1,130 @@
+"""The last steps of every robot, and whoever watches them. A subscriber; knows no HTTP."""
+
+import io
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlm_local.errors import RequestError
+from vlm_local.files import encode_json
+from vlm_local.server.records import Record, Refusal
+
+KEPT_STEPS = 64  # of each robot, as many as the page's plot shows
+MAX_VIEWERS = 8  # each holds one HTTP thread as long as it watches
+_BACKLOG = 256
+_STATUS_EVERY_S = 1.0
+_JPEG_QUALITY = 88
+
+
+class Hub:
+    """Takes records from its outlet's thread; viewers and frames are asked for by HTTP threads."""
+
+    def __init__(self, report_status: Callable[[], Mapping[str, Any]]):
+        """report_status: what the page's head shows beside the counts kept here."""
+        self._report_status = report_status
+        self._lock = threading.Lock()
+        self._steps: dict[str, deque[dict[str, Any]]] = {}
+        self._frames: dict[str, np.ndarray] = {}  # robot -> uint8 (H, W, 3), the newest
+        self._viewers: list[queue.Queue[str | None]] = []
+        self._counts = {"episodes": 0, "steps": 0, "faults": 0, "refusals": 0}
+        self._last_refusal: str | None = None
+        self._closed = False
+
+    def __call__(self, record: Record) -> None:
+        if isinstance(record, Refusal):
+            with self._lock:
+                self._counts["refusals"] += 1
+                self._last_refusal = f"{record.robot} {record.route}: {record.status} {record.reason}"
+            return
+        step = record.build_line()
+        message = _encode_event("step", step)
+        with self._lock:
+            steps = self._steps.setdefault(record.robot, deque(maxlen=KEPT_STEPS))
+            self._counts["episodes"] += not steps or steps[-1]["episode"] != record.episode
+            self._counts["steps"] += 1
+            self._counts["faults"] += record.decision.fault is not None
+            steps.append(step)
+            self._frames[record.robot] = record.observation.image
+            for viewer in self._viewers:
+                _put(viewer, message)
+
+    def watch(self) -> Iterator[str]:
+        """Server-sent events: one `snapshot`, then each `step`, and `status` every second.
+
+        A viewer that falls behind misses steps, never holds anyone up. Raises RequestError (503)
+        where the places are taken.
+        """
+        viewer: queue.Queue[str | None] = queue.Queue(_BACKLOG)
+        with self._lock:
+            if self._closed or len(self._viewers) >= MAX_VIEWERS:
+                raise RequestError(f"the page is open {MAX_VIEWERS} times already; close one", 503)
+            self._viewers.append(viewer)
+            robots = {robot: list(steps) for robot, steps in self._steps.items()}
+        stream = self._stream(viewer, _encode_event("snapshot", {"now": time.time(), "robots": robots}))
+        next(stream)  # into its try, so that a stream that nobody ever reads gives its place back, too
+        return stream
+
+    def _stream(self, viewer: "queue.Queue[str | None]", first: str) -> Iterator[str]:
+        try:
+            yield ""
+            yield first + self._encode_status()
+            due = time.monotonic() + _STATUS_EVERY_S
+            while True:
+                try:
+                    message = viewer.get(timeout=max(due - time.monotonic(), 0.0))
+                except queue.Empty:
+                    message = self._encode_status()
+                    due = time.monotonic() + _STATUS_EVERY_S
+                if message is None:
+                    return
+                yield message
+        finally:
+            with self._lock:
+                self._viewers.remove(viewer)
+
+    def encode_frame(self, robot: str, lossless: bool = False) -> bytes:
+        """The newest frame of a robot as JPEG (or PNG). Raises RequestError (404) where there is none."""
+        with self._lock:
+            frame = self._frames.get(robot)
+        if frame is None:
+            raise RequestError(f"robot {robot!r} has sent no frame yet", 404)
+        file = io.BytesIO()
+        if lossless:
+            Image.fromarray(frame).save(file, "PNG", compress_level=1)
+        else:
+            Image.fromarray(frame).save(file, "JPEG", quality=_JPEG_QUALITY)
+        return file.getvalue()
+
+    def close(self) -> None:
+        """End every stream now."""
+        with self._lock:
+            self._closed = True
+            for viewer in self._viewers:
+                _put(viewer, None)
+
+    def _encode_status(self) -> str:
+        with self._lock:
+            counts = {**self._counts, "last_refusal": self._last_refusal, "viewers": len(self._viewers)}
+        return _encode_event("status", {**counts, **self._report_status()})
+
+
+def _put(viewer: "queue.Queue[str | None]", message: str | None) -> None:
+    """Into a viewer's queue; a full one loses its oldest message."""
+    while True:
+        try:
+            return viewer.put_nowait(message)
+        except queue.Full:
+            try:
+                viewer.get_nowait()
+            except queue.Empty:
+                continue
+
+
+def _encode_event(name: str, value: Any) -> str:
+    return f"event: {name}\ndata: {encode_json(value)}\n\n"

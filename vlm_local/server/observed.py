@@ -1,0 +1,104 @@
+"""The application with all that watches it: the recording, the live page, the metrics."""
+
+import time
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlm_local.provenance import describe_machine
+from vlm_local.server.app import create_app
+from vlm_local.server.live import Hub
+from vlm_local.server.metrics import Metrics, add_metrics_route
+from vlm_local.server.pages import add_live_routes
+from vlm_local.server.recorder import Recorder
+from vlm_local.server.service import Policies, ServerSettings, Service
+
+
+class ObservedApp:
+    """`app` is served; `end_streams` and `close` stop what watches it, before and after the last answer."""
+
+    def __init__(
+        self,
+        policies: Policies,
+        settings: ServerSettings = ServerSettings(),
+        run: Path | None = None,
+        max_bytes: int | None = None,
+        names: Collection[str] = (),
+    ):
+        """run, max_bytes: the recording's folder (None for no recording) and the most it may take.
+
+        names: host names by which the live page may be opened, see pages.add_live_routes. Raises
+        ConfigError for a folder that cannot be written.
+        """
+        self._policies = policies
+        self._settings = settings
+        self._made_with = describe_machine()
+        self._started = time.monotonic()
+        self._hub = Hub(self._report_status)
+        metrics = Metrics(self._measure)
+        self._recorder = None if run is None else Recorder(run, self._describe, max_bytes)
+        subscribers = [self._hub, metrics] + ([] if self._recorder is None else [self._recorder])
+        self.app = create_app(policies, settings, subscribers)
+        self.service: Service = self.app.extensions["vlm_local"]
+        self.service.report["recording"] = self.report_recording
+        add_live_routes(self.app, self._hub, run, names)
+        add_metrics_route(self.app, metrics)
+
+    def end_streams(self) -> None:
+        """Close every open page's stream now."""
+        self._hub.close()
+
+    def close(self, timeout_s: float = 10.0) -> bool:
+        """Write what is still to be recorded. True when all of it was, in time."""
+        self.end_streams()
+        end = time.monotonic() + timeout_s
+        written = all([outlet.close(max(end - time.monotonic(), 0.1)) for outlet in self.service.outlets])
+        if self._recorder is not None and written:
+            self._recorder.close()
+        return written
+
+    def report_recording(self) -> dict[str, Any] | None:
+        """As Recorder.stats, with the queue before it: `queued`, and its losses in `lost`."""
+        if self._recorder is None:
+            return None
+        outlet = self.service.outlets[-1]
+        stats = self._recorder.stats()
+        stats |= {"queued": outlet.num_waiting, "lost": stats["lost"] + outlet.num_dropped}
+        if outlet.num_dropped and stats["error"] is None:
+            stats["error"] = "the disk is slower than the robots: the queue was full"
+        return stats
+
+    def _report_status(self) -> dict[str, Any]:
+        """The head of the live page."""
+        report = {name: value() for name, value in self.service.report.items()}
+        return {
+            **report,
+            "state": self.service.state,
+            "model": self._policies.metadata.get("model"),
+            "trained": self._policies.metadata.get("trained"),
+            "waiting": self._count_waiting(),
+            "uptime_s": time.monotonic() - self._started,
+        }
+
+    def _measure(self) -> dict[str, Any]:
+        """For a scrape of /metrics."""
+        return {
+            "state": self.service.state,
+            "waiting": self._count_waiting(),
+            "metadata": self.service.metadata,
+            "recording": self.report_recording(),
+        }
+
+    def _count_waiting(self) -> int:
+        worker = self._policies.worker
+        return 0 if worker is None else worker.num_waiting
+
+    def _describe(self) -> dict[str, Any]:
+        """meta.json of the run and of each episode."""
+        metadata, settings = self._policies.metadata, self._settings
+        kept = {"on_fault": settings.on_fault, "max_step": settings.max_step, "workspace_m": None}
+        if settings.workspace is not None:
+            kept["workspace_m"] = asdict(settings.workspace)
+        versions = {**self._made_with["versions"], **metadata.get("versions", {})}
+        return {**metadata, "server": kept, **self._made_with, "versions": versions}

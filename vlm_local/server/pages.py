@@ -1,0 +1,157 @@
+"""The live page's routes: the page, its stream, past episodes, the try-it box. Addresses are relative
+in the page, so that it works below a prefix, a token or a tunnel's path.
+"""
+
+import ipaddress
+import re
+import threading
+from collections.abc import Collection
+from dataclasses import asdict
+from pathlib import Path
+
+from flask import Flask, Response, redirect, request, send_file
+
+from vlm_local.data.runs import list_folders
+from vlm_local.data.summary import summarise_run
+from vlm_local.errors import RequestError
+from vlm_local.files import encode_json, read_json_lines
+from vlm_local.policy import Policy, derive_seed
+from vlm_local.server.app import ADDRESS, FULL_PATH
+from vlm_local.server.live import Hub
+from vlm_local.types import Observation
+from vlm_local.wire import build_details, decode_act
+
+_STATIC = Path(__file__).with_name("static")
+# Not guessed: a machine's own table may call JavaScript plain text, which browsers refuse to run.
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",  # the address may hold a token
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+_MAX_LISTED = 500
+
+
+def add_live_routes(app: Flask, hub: Hub, run: Path | None = None, names: Collection[str] = ()) -> None:
+    """run: the folder that is recorded to, None when recording is off. names: host names, beside
+    localhost, by which the page may be opened without a token.
+    """
+    names = {"localhost", *names}
+    gate = app.extensions["vlm_local"].settings.gate
+
+    @app.before_request
+    def check_host():
+        has_token = gate.knows(request.environ[ADDRESS].token)
+        if _is_page(request.path) and not has_token and not is_known_host(request.host, names):
+            raise RequestError(
+                f"the page cannot be opened as {request.host!r} (a foreign site could read it by DNS rebinding); "
+                "use an IP address or localhost, or serve with --token and open /t/TOKEN/",
+                403,
+            )
+
+    @app.after_request
+    def harden(response: Response):
+        if _is_page(request.path):
+            response.headers.update(_HEADERS)
+        return response
+
+    @app.get("/")
+    def show_page():
+        path = request.environ[FULL_PATH]
+        if not path.endswith("/"):  # or the page's relative addresses would start one folder too high
+            return redirect(path.rsplit("/", 1)[-1] + "/")
+        return _send_static("index.html")
+
+    @app.get("/static/<name>")
+    def show_static(name: str):
+        return _send_static(name)
+
+    @app.get("/live/events")
+    def stream():
+        response = Response(hub.watch(), mimetype="text/event-stream")
+        response.headers["X-Accel-Buffering"] = "no"  # nginx in front must not hold events back
+        return response
+
+    @app.get("/live/frame/<robot>")
+    def show_frame(robot: str):
+        lossless = request.args.get("format") == "png"
+        return Response(hub.encode_frame(robot, lossless), mimetype=f"image/{'png' if lossless else 'jpeg'}")
+
+    _add_episode_routes(app, run)
+    _add_try_route(app)
+
+
+def is_known_host(host: str, names: Collection[str]) -> bool:
+    """Whether a Host header can come from no DNS rebinding: an IP address, or a name we know to be ours."""
+    name = host.rsplit(":", 1)[0] if re.search(r":\d*$", host) else host
+    name = name.strip("[]").rstrip(".").lower()
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return name in names or name.endswith(".localhost")
+    return True
+
+
+def _is_page(path: str) -> bool:
+    return path == "/" or path.startswith(("/static/", "/live/"))
+
+
+def _send_static(name: str) -> Response:
+    path = _STATIC / name
+    if path.suffix not in _TYPES or path.parent != _STATIC or not path.is_file():
+        raise RequestError(f"there is no static/{name}", 404)
+    return Response(path.read_bytes(), mimetype=_TYPES[path.suffix])
+
+
+def _add_episode_routes(app: Flask, run: Path | None) -> None:
+    def find(episode: str) -> Path:
+        for _, _, folder in [] if run is None else list_folders(run / "episodes"):
+            if folder.name == episode:
+                return folder
+        raise RequestError(f"there is no episode {episode!r} in this run", 404)
+
+    @app.get("/live/episodes")
+    def list_episodes():
+        found = [] if run is None else list(summarise_run(run))
+        found.sort(key=lambda episode: episode.started or 0.0, reverse=True)
+        episodes = [asdict(episode) for episode in found[:_MAX_LISTED]]
+        return _json({"folder": run and str(run), "total": len(found), "episodes": episodes})
+
+    @app.get("/live/episodes/<episode>")
+    def show_episode(episode: str):
+        return _json({"steps": list(read_json_lines(find(episode) / "steps.jsonl"))})
+
+    @app.get("/live/episodes/<episode>/frames/<int:step>")
+    def show_recorded_frame(episode: str, step: int):
+        frame = find(episode) / "frames" / f"{step:06d}.png"
+        if not frame.is_file():
+            raise RequestError(f"episode {episode!r} has no frame {step}", 404)
+        return send_file(frame, mimetype="image/png")
+
+
+def _add_try_route(app: Flask) -> None:
+    service = app.extensions["vlm_local"]
+    busy = threading.Lock()
+    policies: list[Policy] = []  # one of its own, so that no robot's episode is touched
+
+    @app.post("/live/try")
+    def try_it():
+        if request.mimetype != "application/json":  # a foreign page can send no other kind unasked
+            raise RequestError("send JSON, with Content-Type: application/json", 415)
+        message = decode_act(request.get_data(cache=False))
+        if message.instruction is None:
+            raise RequestError("type an instruction: what shall the robot do?")
+        with service.enter(), busy:
+            if not policies:
+                policies.append(service.policies.build("try-it", tell_all=True))
+            policies[0].reset(derive_seed(0, "try-it", 0))
+            decision = policies[0].act(Observation(message.image, message.instruction, message.proprio))
+        where = {"model": service.metadata.get("model"), "robot": None, "episode": None, "step": None}
+        return _json({**build_details(decision, **where), "instruction": message.instruction})
+
+
+def _json(value: object) -> Response:
+    return Response(encode_json(value) + "\n", mimetype="application/json")

@@ -1,0 +1,110 @@
+"""A subscriber that writes every answered step to a run folder; what is lost is counted and shown."""
+
+import logging
+import shutil
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from vlm_local.data.runs import RunWriter
+from vlm_local.errors import ConfigError
+from vlm_local.server.records import Record, Refusal, StepRecord
+
+logger = logging.getLogger(__name__)
+
+_COMPLAIN_EVERY_S = 60.0
+
+
+class Recorder:
+    """Writes records as they come; called by one thread, its outlet's, which may wait for the disk.
+
+    A step that cannot be written (a full disk) is lost alone, and the next one is tried again.
+    """
+
+    def __init__(self, folder: str | Path, describe: Callable[[], Mapping[str, Any]], max_bytes: int | None = None):
+        """folder: of the run; an existing one is added to. describe: the metadata of run and episode,
+        asked at each episode's start, since the model may still be loading now.
+
+        max_bytes: above it the oldest ended episodes of this folder are deleted; None keeps all.
+        """
+        self._describe = describe
+        self._meta = dict(describe())
+        try:
+            self._writer = RunWriter(folder, self._meta)
+        except OSError as error:
+            raise ConfigError(f"cannot record into {folder} ({error}); choose another --record DIR, or off") from None
+        self._max_bytes = max_bytes
+        self._open: dict[str, tuple[int, Path]] = {}  # robot -> the episode's number on the server, its folder
+        self._sizes = _measure_episodes(self._writer.folder / "episodes")
+        self._lock = threading.Lock()
+        self._stats: dict[str, Any] = {"written": 0, "lost": 0, "deleted_episodes": 0, "error": None}
+        self._complained = -_COMPLAIN_EVERY_S
+
+    def stats(self) -> dict[str, Any]:
+        """written, lost: steps; deleted_episodes; error: why the last step was lost, None if it was not."""
+        with self._lock:
+            return dict(self._stats)
+
+    def __call__(self, record: Record) -> None:
+        try:
+            if isinstance(record, Refusal):
+                self._writer.add_refusal(asdict(record))
+            else:
+                self._write(record)
+        except Exception as error:  # whatever it is, the next step gets its chance
+            self._lose(error)
+
+    def close(self) -> None:
+        self._writer.close()
+
+    def _write(self, record: StepRecord) -> None:
+        number, folder = self._open.get(record.robot, (None, None))
+        if folder is None or number != record.episode:
+            self._open.pop(record.robot, None)
+            folder = self._start_episode(record)
+        self._sizes[folder] += self._writer.add_step(record.build_line(), record.observation.image)
+        with self._lock:
+            self._stats |= {"written": self._stats["written"] + 1, "error": None}
+        if self._max_bytes is not None:
+            self._delete_oldest(self._max_bytes)
+
+    def _start_episode(self, record: StepRecord) -> Path:
+        # Restarted servers count from 0 again, so the folder's number may differ from the server's.
+        known = dict(self._describe())
+        if known != self._meta:
+            self._meta = known
+            self._writer.write_meta(known)
+        meta = {**known, "server_episode": record.episode, "seed": record.seed, "started_by": record.started_by}
+        folder = self._writer.start_episode(record.robot, {**meta, "started": record.time})
+        self._open[record.robot] = record.episode, folder
+        self._sizes[folder] = 0
+        return folder
+
+    def _delete_oldest(self, max_bytes: int) -> None:
+        if sum(self._sizes.values()) <= max_bytes:
+            return
+        still_open = {folder for _, folder in self._open.values()}
+        oldest = next((folder for folder in self._sizes if folder not in still_open), None)
+        if oldest is None:
+            return
+        shutil.rmtree(oldest, ignore_errors=True)
+        del self._sizes[oldest]
+        with self._lock:
+            self._stats["deleted_episodes"] += 1
+
+    def _lose(self, error: Exception) -> None:
+        with self._lock:
+            self._stats |= {"lost": self._stats["lost"] + 1, "error": str(error) or type(error).__name__}
+            lost = self._stats["lost"]
+        if time.monotonic() - self._complained >= _COMPLAIN_EVERY_S:
+            self._complained = time.monotonic()
+            logger.error("recording: a step was lost, %d so far: %s", lost, error)
+
+
+def _measure_episodes(episodes: Path) -> dict[Path, int]:
+    """Bytes of the episodes that are there already, oldest first."""
+    folders = sorted(episodes.iterdir(), key=lambda folder: folder.stat().st_mtime)
+    return {folder: sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) for folder in folders}

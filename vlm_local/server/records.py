@@ -1,0 +1,104 @@
+"""What happened, for those who record, count or show it: never on the path of a request."""
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_local.types import Decision, Observation
+
+logger = logging.getLogger(__name__)
+
+QUEUE_BYTES = 2**28  # 1,300 frames of 256x256: four minutes of a robot while the disk hangs
+
+
+@dataclass(frozen=True, eq=False)
+class StepRecord:
+    """One answered step.
+
+    time: Unix seconds of the answer. started_by: why this episode began (see episodes.py).
+    details: the object of /act?details=1.
+    """
+
+    time: float
+    request_id: str
+    robot: str
+    episode: int
+    step: int
+    seed: int
+    started_by: str
+    observation: Observation
+    decision: Decision
+    details: Mapping[str, Any]
+
+    def build_line(self) -> dict[str, Any]:
+        """The step as a line of steps.jsonl, and as the live page shows it."""
+        observation = self.observation
+        line = {**self.details, "time": self.time, "request_id": self.request_id}
+        return line | {"instruction": observation.instruction, "proprio": observation.proprio}
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A request for an action or a reset that got an error instead."""
+
+    time: float
+    request_id: str
+    robot: str
+    route: str
+    status: int
+    reason: str
+
+
+Record = StepRecord | Refusal
+Subscriber = Callable[[Record], None]
+
+
+class Outlet:
+    """Hands records to one subscriber, in a thread of its own. A slow one loses records, counted."""
+
+    def __init__(self, subscriber: Subscriber, max_bytes: int = QUEUE_BYTES):
+        self._subscriber = subscriber
+        self._max_bytes = max_bytes
+        self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
+        self._num_bytes = 0
+        self._lock = threading.Lock()
+        self.num_dropped = 0
+        self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
+        self._thread.start()
+
+    @property
+    def num_waiting(self) -> int:
+        return self._queue.qsize()
+
+    def put(self, record: Record) -> None:
+        size = _measure(record)
+        with self._lock:
+            if self._num_bytes + size > self._max_bytes:
+                self.num_dropped += 1
+                return
+            self._num_bytes += size
+        self._queue.put(record)
+
+    def close(self, timeout_s: float = 5.0) -> bool:
+        """Deliver what is queued. True when all of it went out in time."""
+        self._queue.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (record := self._queue.get()) is not None:
+            try:
+                self._subscriber(record)
+            except Exception:
+                self.num_dropped += 1
+                logger.exception("a record was lost")
+            with self._lock:
+                self._num_bytes -= _measure(record)
+
+
+def _measure(record: Record) -> int:
+    """Bytes it keeps in memory, roughly."""
+    return 4096 + (record.observation.image.nbytes if isinstance(record, StepRecord) else 0)

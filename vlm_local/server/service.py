@@ -1,0 +1,125 @@
+"""What the routes share: the robots, the model's health, who is inside, who listens."""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from vlm_local import __version__
+from vlm_local.answers import Answerer
+from vlm_local.engines.worker import EngineWorker
+from vlm_local.errors import RequestError
+from vlm_local.policy import Policy
+from vlm_local.safety import MAX_STEP, Guard, Workspace
+from vlm_local.server.access import Gate
+from vlm_local.server.episodes import EpisodeSettings, Robot, Robots
+from vlm_local.server.faults import HoldOnFault
+from vlm_local.server.records import Outlet, Record, Subscriber
+
+ACTION_CONVENTION = {
+    "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
+    "units": ["m", "m", "m", "rad", "rad", "rad", "1 open, 0 closed"],
+    "frame": "robot base: +x forward, +y left, +z up; deltas per control step, gripper absolute",
+    "control_hz": 5,
+}
+
+_WHY_NOT = {
+    "loading": "the model is still loading; /health turns 200 when it can answer",
+    "failed": "the model could not be loaded; the server's log says why",
+    "stopping": "the server is stopping",
+    "closed": "the server is stopping",
+}
+
+
+class Policies(Protocol):
+    """What the server needs of a model: a policy for each robot, answers to questions, word of its health."""
+
+    worker: EngineWorker | None
+    answerer: Answerer | None
+
+    def build(self, robot: str, tell_all: bool = False) -> Policy: ...
+
+    @property
+    def metadata(self) -> Mapping[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """on_fault: "hold" or "error". rate_limit: requests to /act a second and address, None for any.
+
+    workspace, max_step: what no robot is told to leave or exceed (see safety.Guard).
+    """
+
+    episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
+    gate: Gate = field(default_factory=Gate)
+    prefix: str = ""
+    on_fault: str = "hold"
+    max_held: int = 5
+    max_robots: int = 16
+    rate_limit: float | None = None
+    workspace: Workspace | None = None
+    max_step: tuple[float, ...] = MAX_STEP
+
+
+class Service:
+    """What the routes share."""
+
+    def __init__(self, policies: Policies, settings: ServerSettings, subscribers: Sequence[Subscriber]):
+        self.settings = settings
+        self.robots = Robots(self._build_robot, settings.max_robots)
+        self.outlets = [Outlet(subscriber) for subscriber in subscribers]
+        self.stopping = threading.Event()
+        self.report: dict[str, Callable[[], Any]] = {}  # more lines of /health: name -> its value
+        self.policies = policies
+        self._num_inside = 0
+        self._changed = threading.Condition()
+
+    @property
+    def state(self) -> str:
+        if self.stopping.is_set():
+            return "stopping"
+        worker = self.policies.worker
+        return "healthy" if worker is None else worker.state
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        return {
+            **self.policies.metadata,  # first: behind a remote policy stands a server with a state of its own
+            "server": "vlm-local",
+            "version": __version__,
+            "state": self.state,
+            "action": ACTION_CONVENTION,
+            "on_fault": self.settings.on_fault,
+        }
+
+    def publish(self, record: Record) -> None:
+        for outlet in self.outlets:
+            outlet.put(record)
+
+    @contextmanager
+    def enter(self) -> Iterator[None]:
+        """Count a request for a robot as in flight, unless nothing can be answered now."""
+        with self._changed:
+            state = self.state
+            if state in ("loading", "failed", "stopping", "closed"):
+                raise RequestError(_WHY_NOT[state], 503)
+            self._num_inside += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_inside -= 1
+                self._changed.notify_all()
+
+    def drain(self, grace_s: float) -> bool:
+        """Admit nobody any more and wait for those inside. True when they all left in time."""
+        self.stopping.set()
+        with self._changed:
+            return self._changed.wait_for(lambda: self._num_inside == 0, grace_s)
+
+    def _build_robot(self, name: str) -> Robot:
+        policy = Guard(self.policies.build(name), self.settings.workspace, self.settings.max_step)
+        if self.settings.on_fault == "hold":
+            policy = HoldOnFault(policy, self.settings.max_held)
+        return Robot(name, policy, self.settings.episodes)

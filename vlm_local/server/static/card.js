@@ -1,0 +1,152 @@
+// One robot (or one recorded episode, or one answer of the try-it box): a list of steps, shown at one of them.
+// A step is what /act?details=1 answers, plus time, instruction and proprio.
+
+import { BUDGET_MS, drawTape, latency } from "./tape.js";
+
+// Words on the left and right of an axis's bar, with their signs; y and yaw are drawn as the robot sees them.
+const AXES = [
+  ["x", ["backward", -1], ["forward", 1]],
+  ["y", ["left", 1], ["right", -1]],
+  ["z", ["down", -1], ["up", 1]],
+  ["tilt", ["tilt down", -1], ["tilt up", 1]],
+  ["yaw", ["counterclk.", 1], ["clockwise", -1]],
+  ["gripper", ["close", -1], ["open", 1]],
+];
+const IDLE_S = 5;
+
+export const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0)} %`;
+export const make = (tag, text = "", className = "") => {
+  const element = document.createElement(tag);
+  if (text !== "") element.textContent = text;
+  if (className) element.className = className;
+  return element;
+};
+
+export class Card {
+  constructor(name) {
+    this.element = make("div");
+    this.element.append(document.getElementById("card").content.cloneNode(true));
+    this.card = this.element.firstElementChild;
+    for (const part of ["frame", "robot", "since", "instruction", "phrase", "sure", "badges", "axes", "tape", "readings"]) {
+      this[part] = this.element.querySelector(`.${part}`);
+    }
+    this.robot.textContent = name;
+    this.bars = AXES.map(([, left, right]) => {
+      const row = make("div", "", "axis");
+      const track = make("div", "", "track");
+      const fills = [make("i"), make("i")];
+      track.append(...fills);
+      const words = [make("span", left[0]), make("span", right[0])];
+      const value = make("output");
+      row.append(words[0], track, words[1], value);
+      this.axes.append(row);
+      return { track, fills, words, value };
+    });
+    this.loading = false;
+  }
+
+  // steps: oldest first; the one at `index` is shown, the tape ends there (live) or marks it (recorded).
+  show(steps, index, recorded = false) {
+    const step = steps[index];
+    this.step = step;
+    this.instruction.textContent = step.instruction ?? "";
+    this.phrase.textContent = step.phrase ?? (step.fault ? "standing still" : "an action without words");
+    this.sure.textContent = describeSureness(step);
+    this.showBadges(step);
+    AXES.forEach((axis, row) => showAxis(this.bars[row], axis, step));
+    this.card.classList.toggle("faulty", Boolean(step.fault));
+    this.showReadings(step);
+    drawTape(this.tape, steps, index, recorded);
+  }
+
+  showBadges(step) {
+    const cut = step.extra?.cut;
+    const badges = [];
+    if (step.fault) badges.push(make("span", `Stand-still: ${step.fault}`, "bad"));
+    if (cut?.length) badges.push(make("span", `Safety cut ${cut.join(", ")}`, "warn"));
+    if (step.extra?.held) badges.push(make("span", `Phrase held, step ${step.extra.held + 1}`));
+    this.badges.replaceChildren(...badges);
+  }
+
+  showReadings(step) {
+    const total = latency(step);
+    const late = total > BUDGET_MS;
+    const stages = Object.entries(step.timings_ms ?? {}).map(([name, ms]) => `${name} ${ms.toFixed(1)} ms`);
+    const rows = [
+      ["episode", step.episode],
+      ["step", step.step],
+      ["latency", total === undefined ? "–" : `${total.toFixed(total < 10 ? 1 : 0)} ms`, stages.join("\n"), late],
+      ["gripper", describeGripper(step)],
+    ];
+    if (step.proprio) {
+      const [x, y, z] = step.proprio;
+      rows.push(["position", `x ${x.toFixed(3)}  y ${y.toFixed(3)}  z ${z.toFixed(3)} m`, "in the robot's base frame"]);
+    }
+    this.readings.replaceChildren(...rows.filter(([, value]) => value !== undefined && value !== null).map(reading));
+  }
+
+  // Live only: how long ago the last step was.
+  showAge(seconds) {
+    this.card.classList.toggle("idle", seconds > IDLE_S);
+    this.since.textContent = seconds > IDLE_S ? `idle ${formatDuration(seconds)}` : "live";
+  }
+
+  // At most one picture under way: a slow link shows fewer frames, never old ones.
+  showFrame(url) {
+    this.wanted = url;
+    if (!this.loading) this.load();
+  }
+
+  load() {
+    const url = this.wanted;
+    this.loading = true;
+    this.frame.onload = this.frame.onerror = () => {
+      this.loading = false;
+      if (this.wanted !== url) this.load();
+    };
+    this.frame.src = url;
+  }
+}
+
+export function formatDuration(seconds) {
+  if (seconds < 60) return `${Math.round(seconds)} s`;
+  if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${String(Math.round(seconds % 60)).padStart(2, "0")} s`;
+  return `${Math.floor(seconds / 3600)} h ${String(Math.floor((seconds % 3600) / 60)).padStart(2, "0")} min`;
+}
+
+export function reading([name, value, title = "", bad = false]) {
+  const row = make("div");
+  const term = make("dd", String(value), bad ? "bad" : "");
+  if (title) row.title = title;
+  row.append(make("dt", name), term);
+  return row;
+}
+
+function describeSureness(step) {
+  if (step.probability === null || step.probability === undefined) return "";
+  const text = `${percent(step.probability)} sure`;
+  const second = step.probability - (step.margin ?? NaN);
+  return Number.isNaN(second) ? text : `${text}, next best ${percent(second)}`;
+}
+
+function describeGripper(step) {
+  const command = step.action?.[6];
+  if (command === undefined) return null;
+  const word = command >= 0.5 ? "open" : "closed";
+  return step.proprio ? `${word}, measured ${percent(step.proprio[6])}` : word;
+}
+
+function showAxis({ track, fills, words, value }, [axis, left, right], step) {
+  const chosen = step.axes?.[axis];
+  const marginal = step.marginals?.[axis]; // p(-1), p(0), p(+1)
+  track.classList.toggle("sign", !marginal);
+  [left, right].forEach(([, sign], side) => {
+    const share = marginal ? marginal[sign + 1] : Number(chosen === sign);
+    fills[side].style.width = `${50 * share}%`;
+    fills[side].className = chosen === sign ? "chosen" : "";
+    words[side].className = chosen === sign ? "chosen" : "";
+  });
+  value.className = chosen ? "chosen" : "";
+  value.textContent = marginal && chosen !== undefined ? percent(marginal[chosen + 1]) : "";
+  track.title = marginal ? `${left[0]} ${percent(marginal[left[1] + 1])}, neither ${percent(marginal[1])}, ${right[0]} ${percent(marginal[right[1] + 1])}` : "";
+}

@@ -1,0 +1,119 @@
+// The page's frame: which part is shown, the stream of steps, the counters at the top.
+
+import { Card, formatDuration, reading } from "./card.js";
+import { leaveEpisode, showEpisode, showList } from "./episodes.js";
+import { offerFrames } from "./try.js";
+
+const KEPT = 64;
+const RETRY_MS = 2000;
+const by = (id) => document.getElementById(id);
+const robots = new Map(); // name -> {steps, card, arrived}
+
+function route() {
+  const [part, id] = location.hash.slice(1).split("/");
+  const name = ["episodes", "try"].includes(part) ? part : "live";
+  for (const main of ["live", "episodes", "try"]) by(main).hidden = main !== name;
+  for (const link of document.querySelectorAll("nav a")) {
+    link.toggleAttribute("aria-current", link.hash === `#${name}`);
+  }
+  leaveEpisode();
+  if (name === "episodes") id ? showEpisode(decodeURIComponent(id)) : showList();
+  if (name === "try") offer();
+  if (name === "live") robots.forEach(paint);
+}
+
+function offer() {
+  offerFrames([...robots].map(([robot, { steps }]) => [robot, steps.at(-1)]));
+}
+
+function robotOf(name) {
+  if (!robots.has(name)) {
+    const card = new Card(name);
+    const names = [...robots.keys(), name].sort();
+    by("robots").insertBefore(card.element, by("robots").children[names.indexOf(name)] ?? null);
+    robots.set(name, { steps: [], card, arrived: 0 });
+    by("waiting").hidden = true;
+  }
+  return robots.get(name);
+}
+
+function take(step, age = 0) {
+  const robot = robotOf(step.robot);
+  robot.steps.push(step);
+  if (robot.steps.length > KEPT) robot.steps.shift();
+  robot.arrived = performance.now() - 1000 * age;
+  if (!robot.dirty) {
+    robot.dirty = true;
+    requestAnimationFrame(() => paint(robot));
+  }
+}
+
+function paint(robot) {
+  robot.dirty = false;
+  if (by("live").hidden || !robot.steps.length) return;
+  const step = robot.steps.at(-1);
+  robot.card.show(robot.steps, robot.steps.length - 1);
+  robot.card.showFrame(`live/frame/${encodeURIComponent(step.robot)}?at=${step.episode}.${step.step}`);
+  age(robot);
+}
+
+function age(robot) {
+  robot.card.showAge((performance.now() - robot.arrived) / 1000);
+}
+
+function showStatus(status) {
+  const pill = by("state");
+  pill.textContent = status.state;
+  pill.className = `pill ${{ healthy: "good", loading: "warn" }[status.state] ?? "bad"}`;
+  by("model").textContent = status.model ?? "";
+  by("untrained").hidden = status.trained !== false;
+  const recording = status.recording;
+  const rows = [
+    ["robots", robots.size],
+    ["episodes", status.episodes],
+    ["steps", status.steps.toLocaleString("en")],
+    ["faults", status.faults, "stand-still answers in place of the model's", status.faults > 0],
+    ["refused", status.refusals, status.last_refusal ?? "", status.refusals > 0],
+    ["waiting", status.waiting, "requests in the queue"],
+    ["up", formatDuration(status.uptime_s)],
+  ];
+  if (recording) {
+    const lost = recording.lost ? `, ${recording.lost} lost` : "";
+    rows.push(["recorded", `${recording.written.toLocaleString("en")}${lost}`, `${recording.queued} in the queue`, recording.lost > 0]);
+  } else {
+    rows.push(["recording", "off"]);
+  }
+  if (status.tunnel) rows.push(["tunnel", status.tunnel, "", status.tunnel !== "up"]);
+  by("counters").replaceChildren(...rows.map(reading));
+  by("notice").hidden = !recording?.error;
+  if (recording?.error) by("notice").textContent = `Recording is losing steps: ${recording.error}`;
+  by("waiting").hidden = robots.size > 0;
+}
+
+function connect() {
+  const stream = new EventSource("live/events");
+  stream.addEventListener("snapshot", (event) => {
+    const { robots: known, now } = JSON.parse(event.data);
+    for (const steps of Object.values(known)) {
+      if (robots.has(steps[0].robot)) robots.get(steps[0].robot).steps.length = 0;
+      for (const step of steps) take(step, Math.max(0, now - step.time));
+    }
+    offer();
+  });
+  stream.addEventListener("step", (event) => take(JSON.parse(event.data)));
+  stream.addEventListener("status", (event) => showStatus(JSON.parse(event.data)));
+  stream.onerror = () => {
+    stream.close();
+    by("state").textContent = "no connection";
+    by("state").className = "pill bad";
+    setTimeout(connect, RETRY_MS);
+  };
+}
+
+by("address").textContent = new URL("act", location.href.replace(/#.*/, "")).href;
+addEventListener("hashchange", route);
+addEventListener("resize", () => robots.forEach(paint));
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => robots.forEach(paint));
+setInterval(() => robots.forEach(age), 1000);
+route();
+connect();

@@ -1,0 +1,146 @@
+"""A reverse ssh forward, kept up: the robot's side reaches this server at the other host."""
+
+import ctypes
+import logging
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+
+from vlm_local.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+_TARGET = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?P<host>[A-Za-z0-9][\w.-]*|\[[0-9a-fA-F:]+\])(?::(?P<port>\d{1,5}))?")
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_OPTIONS = {
+    "BatchMode": "yes",  # nobody is there to type a password
+    "ExitOnForwardFailure": "yes",
+    "ServerAliveInterval": "10",
+    "ServerAliveCountMax": "3",
+    "ConnectTimeout": "10",
+    "ControlPath": "none",  # a shared connection would outlive this one
+}
+_UP = re.compile(r"remote forward success|Allocated port (?P<port>\d+) for remote forward")
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True)
+class TunnelTarget:
+    """remote_port: on the other host; 0 lets its sshd choose."""
+
+    host: str
+    remote_port: int
+    user: str | None = None
+    port: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.user}@{self.host}" if self.user else self.host
+
+
+def parse_target(text: str, remote_port: int) -> TunnelTarget:
+    """ "user@host[:port]" -> target. Raises ConfigError."""
+    match = _TARGET.fullmatch(text)
+    if match is None or not 0 <= remote_port < 2**16:
+        raise ConfigError(
+            f"tunnel {text!r}, remote port {remote_port}: expected user@host or user@host:port, and a port"
+        )
+    port = match["port"]
+    return TunnelTarget(match["host"].strip("[]"), remote_port, match["user"], None if port is None else int(port))
+
+
+class Tunnel:
+    """Runs ssh until closed; starts it again, with growing pauses, whenever it ends."""
+
+    def __init__(self, target: TunnelTarget, local_port: int, ssh: Sequence[str] = ("ssh",)):
+        """ssh: the program, with options where the user's ~/.ssh/config does not have them."""
+        self._target = target
+        self._command = build_command(target, local_port, ssh)
+        self._closed = threading.Event()
+        self._process: subprocess.Popen | None = None
+        self._state = "connecting"
+        self._lock = threading.Lock()
+        self._thread = threading.Thread(target=self._run, name="tunnel", daemon=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> str:
+        """ "connecting", "up" or "down: REASON"."""
+        return self._state
+
+    def close(self) -> None:
+        self._closed.set()
+        with self._lock:
+            if self._process is not None:
+                self._process.terminate()
+        self._thread.join(5)
+
+    def _run(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while not self._closed.is_set():
+            start = monotonic()
+            reason = self._connect()
+            if self._closed.is_set():
+                break
+            if monotonic() - start > _LONGEST_PAUSE_S:
+                pause_s = _FIRST_PAUSE_S
+            self._state = f"down: {reason}"
+            logger.warning("tunnel to %s is down: %s; trying again in %g s", self._target, reason, pause_s)
+            self._closed.wait(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+        self._state = "down: closed"
+
+    def _connect(self) -> str:
+        """Run ssh to its end; returns why it ended."""
+        with self._lock:
+            if self._closed.is_set():
+                return "closed"
+            try:
+                self._process = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    errors="replace",
+                    start_new_session=True,  # Ctrl-C in the terminal is ours to pass on
+                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                )
+            except OSError as error:
+                return f"cannot run ssh ({error}); install an ssh client"
+        last = ""
+        with self._process as process:
+            for line in process.stderr:
+                line = line.strip()
+                if match := _UP.search(line):
+                    self._announce(match["port"] or self._target.remote_port)
+                elif line and not line.startswith(
+                    ("debug", "OpenSSH_", "Authenticated to", "Transferred:", "Bytes per")
+                ):
+                    last = line
+        return last or f"ssh ended with status {process.returncode}"
+
+    def _announce(self, port: int | str) -> None:
+        if self._state != "up":
+            logger.info("tunnel is up: port %s of %s leads here", port, self._target)
+        self._state = "up"
+
+
+def build_command(target: TunnelTarget, local_port: int, ssh: Sequence[str]) -> list[str]:
+    """-v: that a forward stands is only said at this level."""
+    options = [part for name, value in _OPTIONS.items() for part in ("-o", f"{name}={value}")]
+    port = [] if target.port is None else ["-p", str(target.port)]
+    forward = f"{target.remote_port}:127.0.0.1:{local_port}"
+    return [*ssh, "-v", "-N", "-T", *options, *port, "-R", forward, "--", str(target)]
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def _die_with_parent() -> None:
+    """In the child: end with the thread that made it, also when this process is killed."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
