@@ -1,0 +1,126 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests import recordings
+from vlm_local.data import count_episodes, open_episodes
+from vlm_local.data.labels import iterate_labels
+from vlm_local.data.video import VideoFrames
+from vlm_local.errors import DataError
+
+BRIDGE_NAMES = {"motors": ["x", "y", "z", "roll", "pitch", "yaw", "pad", "gripper"]}
+LENGTHS = (7, 40, 5)
+
+
+def _states():
+    return [recordings.make_states(length, length) for length in LENGTHS]
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+@pytest.mark.parametrize("images", ["video", "image"])
+def test_episodes_come_back_as_they_were_written(tmp_path, version, images):
+    recordings.write_lerobot(tmp_path, _states(), version, images, BRIDGE_NAMES)
+    assert count_episodes(tmp_path) == 3
+    episodes = list(open_episodes(tmp_path))
+    assert [(episode.index, len(episode)) for episode in episodes] == list(enumerate(LENGTHS))
+    assert [episode.instruction for episode in episodes] == ["lift the cup", "close the drawer", "lift the cup"]
+    for number, (episode, states) in enumerate(zip(episodes, _states(), strict=True)):
+        np.testing.assert_array_equal(episode.states, states)
+        assert episode.actions.shape == states.shape
+        frames = recordings.make_images(len(states), number)
+        for step in (*range(len(states)), 0, len(states) - 1, 2):  # in order, then by seeking
+            image = episode.load_image(step)
+            assert image.shape == (32, 32, 3)
+            assert np.abs(image.astype(int) - frames[step]).mean() < (6 if images == "video" else 1e-9)
+
+
+@pytest.mark.parametrize("version", ["v2.1", "v3.0"])
+def test_labels_do_not_depend_on_the_format(tmp_path, version):
+    recordings.write_lerobot(tmp_path / "lerobot", _states(), version, "image")
+    recordings.write_rlds(tmp_path / "rlds", [recordings.make_rlds_record(states) for states in _states()])
+    lerobot, rlds = (
+        list(iterate_labels(open_episodes(tmp_path / name), lambda error: pytest.fail(str(error))))
+        for name in ("lerobot", "rlds")
+    )
+    assert lerobot == rlds and len(rlds) == sum(LENGTHS)
+
+
+def test_columns_of_unnamed_motors_are_judged_by_their_values(tmp_path):
+    names = [f"motor_{number}" for number in range(7)]
+    recordings.write_lerobot(tmp_path, _states(), images="image", names=names, state_width=7)
+    assert len(list(open_episodes(tmp_path, camera="image_0"))) == 3
+
+
+def test_joint_angles_are_no_state(tmp_path):
+    names = [f"joint_{letter}" for letter in "abcdefg"]
+    recordings.write_lerobot(tmp_path, _states(), images="image", names=names, state_width=7)
+    with pytest.raises(DataError, match=r"unknown layout, \(joint_a, .*expected \(x, y, z"):
+        list(open_episodes(tmp_path))
+
+
+def test_a_broken_table_is_reported_and_the_others_are_read(tmp_path):
+    recordings.write_lerobot(tmp_path, _states(), images="image")
+    broken = tmp_path / "data/chunk-000/episode_000001.parquet"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    (tmp_path / "data/chunk-000/episode_000000.parquet").unlink()
+    problems = []
+    assert [episode.index for episode in open_episodes(tmp_path, report=problems.append)] == [2]
+    assert len(problems) == 2 and all(f"episode_00000{n}.parquet" in str(p) for n, p in enumerate(problems))
+
+
+def test_a_table_shorter_than_the_index_says_is_reported(tmp_path):
+    recordings.write_lerobot(tmp_path, _states(), images="image")
+    lines = (tmp_path / "meta/episodes.jsonl").read_text().replace('"length": 40', '"length": 41')
+    (tmp_path / "meta/episodes.jsonl").write_text(lines)
+    problems = []
+    assert [episode.index for episode in open_episodes(tmp_path, report=problems.append)] == [0, 2]
+    assert "rows 0 to 41 are not there; the file has 40" in str(problems[0])
+
+
+def test_a_video_that_is_missing_broken_or_too_short_is_refused_by_frame(tmp_path):
+    recordings.write_lerobot(tmp_path, _states())
+    videos = tmp_path / "videos/chunk-000/observation.images.image_0"
+    (videos / "episode_000000.mp4").unlink()
+    (videos / "episode_000002.mp4").write_bytes(b"no video at all")
+    recordings.write_video(videos / "episode_000001.mp4", recordings.make_images(20, 1))
+    first, second, third = open_episodes(tmp_path)
+    with pytest.raises(DataError, match=r"episode_000000.mp4: cannot be decoded"):
+        first.load_image(0)
+    second.load_image(19)
+    with pytest.raises(DataError, match=r"no frame at 4\.000 s; the video is too short"):
+        second.load_image(20)
+    with pytest.raises(DataError, match=r"episode_000002.mp4: cannot be decoded"):
+        third.load_image(0)
+
+
+def test_every_fifth_frame_is_the_right_one(tmp_path):
+    frames = recordings.make_images(120, 3)
+    recordings.write_video(tmp_path / "long.mp4", frames)
+    video = VideoFrames(tmp_path / "long.mp4", start_s=2.0, fps=5)
+    for step in (*range(0, 110, 5), 3, 109, 0, 60, 61, 40):
+        image = video.load(step / 5)
+        assert np.abs(image.astype(int) - frames[10 + step]).mean() < 6, step
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"codebase_version": "v1.6"}, "format v1.6 is not known"),
+        ({"features": {"action": {"dtype": "float32", "shape": [7]}}}, "no camera '';? it has none"),
+        ({"features": {"observation.images.front": {"dtype": "video", "shape": [1]}}}, "has no observation.state"),
+        ({"fps": None}, "info.json is not a LeRobot"),
+    ],
+)
+def test_a_data_set_without_what_an_episode_needs_is_refused(tmp_path, change, says):
+    recordings.write_lerobot(tmp_path, _states(), images="image")
+    path = tmp_path / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DataError, match=says):
+        open_episodes(tmp_path)
+
+
+def test_a_missing_camera_names_those_that_are_there(tmp_path):
+    recordings.write_lerobot(tmp_path, _states(), images="image")
+    with pytest.raises(DataError, match="no camera 'wrist'; it has image_0"):
+        open_episodes(tmp_path, camera="wrist")

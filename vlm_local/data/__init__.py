@@ -1,0 +1,78 @@
+"""Recorded robot data of every known format -> Episode. No scoring.
+
+Readers stream: memory holds one record, not the data set.
+"""
+
+import importlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+
+from vlm_local.errors import ConfigError, DataError
+from vlm_local.types import Episode
+
+_DEPTH = 3  # a data set's folder may lie this far below the path given, e.g. name/1.0.0
+
+
+def _refuse(error: DataError) -> None:
+    raise error
+
+
+def open_episodes(
+    path: str | Path, camera: str | None = None, report: Callable[[DataError], None] = _refuse
+) -> Iterator[Episode]:
+    """Episodes of an RLDS or LeRobot data set, a run folder, or pickled trajectories, in reading order.
+
+    camera: name of the images to read; None takes the data set's main one. report: is given every
+    record that cannot be read, and raises unless told otherwise. Raises DataError at once for a path
+    of no known format, a missing camera, or a data set without states or instructions.
+    """
+    folder, reader = _find_reader(Path(path))
+    return reader.open_episodes(folder, camera, report)
+
+
+def count_episodes(path: str | Path) -> int:
+    """How many episodes `open_episodes` will come to, broken ones included. Reads no data."""
+    folder, reader = _find_reader(Path(path))
+    return reader.count_episodes(folder)
+
+
+def _find_reader(path: Path) -> tuple[Path, ModuleType]:
+    """The folder that holds the data set, and the module of its format."""
+    if not path.exists():
+        raise DataError(f"there is no file or folder {path}")
+    for folder in _candidates(path):
+        name = _recognise(folder)
+        if name is not None:
+            try:
+                return folder, importlib.import_module(f"{__name__}.{name}")
+            except ModuleNotFoundError as error:
+                raise ConfigError(f"reading {folder} needs {error.name}; pip install 'vlm-local[data]'") from None
+    raise DataError(
+        f"{path} is of no known format; expected a folder with features.json (RLDS), meta/info.json (LeRobot), "
+        "episodes/ (a recorded run), or .pkl files (AutoEval)"
+    )
+
+
+def _candidates(path: Path) -> Iterator[Path]:
+    """`path`, and below it folders while there is a single way down."""
+    yield path
+    for _ in range(_DEPTH):
+        below = [child for child in path.iterdir() if child.is_dir()] if path.is_dir() else []
+        if len(below) != 1:
+            return
+        (path,) = below
+        yield path
+
+
+def _recognise(path: Path) -> str | None:
+    """Name of the module that reads `path`."""
+    if (path / "features.json").is_file() or (path.is_file() and ".tfrecord" in path.name):
+        return "rlds"
+    if (path / "meta" / "info.json").is_file():
+        return "lerobot"
+    if (path / "episodes").is_dir() and (path / "meta.json").is_file():
+        return "runs"
+    if path.suffix == ".pkl" or any(path.glob("*.pkl")) or any(path.glob("*/*.pkl")):
+        return "autoeval"
+    return None

@@ -1,0 +1,194 @@
+"""Pickled trajectories: traj_*.pkl of robot_eval_logger (AutoEval's logger), and its teleop recordings.
+
+A pickle is a program. This one may only build numpy arrays and plain containers; the logger's own
+classes become empty shells that keep their attributes, and anything else is refused by name.
+"""
+
+import io
+import pickle
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lz4.frame
+import numpy as np
+
+from vlm_local.data.images import check_image, choose_camera, decode_image, require_one_size
+from vlm_local.data.states import convert_actions, convert_states
+from vlm_local.errors import DataError
+from vlm_local.types import Episode
+
+_LZ4_MAGIC = b"\x04\x22\x4d\x18"
+_GRIPPER_RANGE = 0.39  # AutoEval's 8 numbers measure the gripper's opening as 0..0.39
+
+_ALLOWED = {
+    *(
+        (module, name)
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name in ("_reconstruct", "scalar")
+    ),
+    *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("collections", "OrderedDict"),
+    ("builtins", "set"),
+    ("builtins", "frozenset"),
+    ("builtins", "bytearray"),
+    ("_codecs", "encode"),
+}
+_SHELLS = re.compile(r"robot_eval_logger\..*:TrajData|wandb\..*:Histogram")
+
+
+class _Shell:
+    """Stands for an object of the logger: attributes, no code."""
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if _SHELLS.fullmatch(f"{module}:{name}"):
+            return _Shell
+        if (module, name) in _ALLOWED:
+            return super().find_class(module, name)
+        raise DataError(
+            f"the pickle asks for {module}.{name}; only numpy arrays and plain containers are read, because "
+            "unpickling anything else could run code"
+        )
+
+
+def open_episodes(path: Path, camera: str | None, report: Callable[[DataError], None]) -> Iterator[Episode]:
+    """Episodes of a .pkl file, or of all below a folder, one file in memory. A broken file goes to `report`."""
+    return _read_episodes(_list_files(path), camera, report)
+
+
+def count_episodes(path: Path) -> int:
+    """Files; a teleop recording may hold more than one episode."""
+    return len(_list_files(path))
+
+
+def _list_files(path: Path) -> list[Path]:
+    """traj_2.pkl before traj_10.pkl."""
+    files = [path] if path.is_file() else path.rglob("*.pkl")
+    return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(file))])
+
+
+def _read_episodes(files: list[Path], camera: str | None, report: Callable[[DataError], None]) -> Iterator[Episode]:
+    index = 0
+    for path in files:
+        try:
+            trajectories = _split(load_pickle(path), str(path))
+        except DataError as error:
+            report(error)
+            index += 1
+            continue
+        for trajectory in trajectories:
+            try:
+                yield _build_episode(index, trajectory, camera, f"{path}, episode {index}")
+            except DataError as error:
+                report(error)
+            index += 1
+
+
+def load_pickle(path: Path) -> Any:
+    """What a .pkl file holds, lz4-compressed or not, in plain containers and arrays. Raises DataError."""
+    try:
+        data = path.read_bytes()
+        if data.startswith(_LZ4_MAGIC):
+            data = lz4.frame.decompress(data)
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: {error}") from None
+    file = io.BytesIO(data)
+    try:
+        return _PlainUnpickler(file).load()
+    except DataError as error:
+        raise DataError(f"{path}, byte {file.tell()}: {error}") from None
+    except Exception as error:  # a damaged pickle raises nearly anything
+        raise DataError(f"{path}, byte {file.tell()}: the pickle cannot be read ({error!r})") from None
+
+
+def _split(content: Any, source: str) -> list[dict[str, Any]]:
+    """What was pickled -> trajectories with language_command, obs, action and a state.
+
+    A trajectory is such an object or dictionary; a teleop recording is a list of steps, in which
+    `done` ends an episode.
+    """
+    if isinstance(content, _Shell):
+        content = vars(content)
+    if isinstance(content, dict) and "obs" in content:
+        return [content]
+    if not isinstance(content, list) or not content:
+        raise DataError(f"{source}: expected a trajectory with `obs`, or a list of steps, not {type(content).__name__}")
+    if not all(isinstance(step, dict) and isinstance(step.get("observation"), dict) for step in content):
+        raise DataError(
+            f"{source}: the steps have no observation (recorded with --log_actions_only?), so there is no picture"
+        )
+    episodes: list[list[dict[str, Any]]] = [[]]
+    for step in content:
+        episodes[-1].append(step)
+        if step.get("done"):
+            episodes.append([])
+    return [_join_steps(steps) for steps in episodes if steps]
+
+
+def _join_steps(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    observations = [step["observation"] for step in steps]
+    names = observations[0].keys()
+    metadata = steps[0].get("metadata") or {}
+    return {
+        "language_command": metadata.get("language_instruction"),
+        "obs": {name: [observation.get(name) for observation in observations] for name in names if "image" in name},
+        "action": [step.get("action") for step in steps],
+        "proprio": [observation.get("state", observation.get("proprio")) for observation in observations],
+    }
+
+
+def _build_episode(index: int, trajectory: dict[str, Any], camera: str | None, source: str) -> Episode:
+    obs = trajectory.get("obs")
+    if not isinstance(obs, dict):
+        raise DataError(f"{source}: obs must be a dictionary of cameras, not {type(obs).__name__}")
+    images = obs[choose_camera(obs, camera, source)]
+    states = convert_states(_read_states(trajectory, source), source)
+    if len(images) != len(states):
+        raise DataError(f"{source}: {len(images)} images, but {len(states)} states")
+    actions = convert_actions(_to_matrix(trajectory.get("action")))
+
+    def load_image(step: int) -> np.ndarray:
+        image, at = images[step], f"{source}, step {step}"
+        if isinstance(image, bytes):
+            return decode_image(image, at)
+        if not isinstance(image, np.ndarray):
+            raise DataError(f"{at}: an image was expected, not {type(image).__name__}")
+        return check_image(image, at)
+
+    return Episode(
+        index,
+        str(trajectory.get("language_command") or "").strip(),
+        states,
+        actions if actions is not None and len(actions) == len(states) else None,
+        require_one_size(load_image, source),
+        source,
+    )
+
+
+def _read_states(trajectory: dict[str, Any], source: str) -> np.ndarray:
+    """(T, 7 or 8), gripper 0..1."""
+    states = _to_matrix(trajectory.get("proprio"))
+    if states is not None:
+        if states.shape[1] == 8:
+            states = np.concatenate([states[:, :7], states[:, 7:] / _GRIPPER_RANGE], axis=1)
+        return states
+    pose, gripper = (_to_matrix(trajectory.get(name)) for name in ("end_effector_pose", "gripper"))
+    if pose is None or gripper is None or len(pose) != len(gripper):
+        raise DataError(
+            f"{source}: neither proprio nor end_effector_pose and gripper of every step; it has {', '.join(trajectory)}"
+        )
+    return np.concatenate([pose, gripper], axis=1)
+
+
+def _to_matrix(values: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
+    """Lists of vectors of equal length -> float (T, n); None for anything else."""
+    try:
+        matrix = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    return matrix if matrix.ndim == 2 and len(matrix) else None

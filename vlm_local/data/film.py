@@ -1,0 +1,84 @@
+"""A recorded episode as a film: each frame with what was asked, said and done drawn below it."""
+
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from vlm_local.data.mp4 import VideoWriter
+
+CONTROL_HZ = 5
+_WIDTH, _PANEL, _MARGIN = 640, 148, 20
+_INK, _MUTED, _TRACK, _ACCENT, _BAD = (237, 240, 245), (143, 152, 168), (46, 52, 62), (107, 160, 255), (255, 123, 116)
+_GROUND = (21, 24, 30)
+_AXES = ("x", "y", "z", "roll", "pitch", "yaw")
+_FULL = (0.0125,) * 3 + (0.125,) * 3  # a bar's full length: one phrase's step
+
+
+def write_film(path: str | Path, steps: Iterable[tuple[np.ndarray, Mapping[str, Any]]]) -> int:
+    """Write an MP4 of (image uint8 (H, W, 3), line of steps.jsonl); returns the number of frames."""
+    count = 0
+    with VideoWriter(path, CONTROL_HZ) as video:
+        for image, line in steps:
+            video.add(draw_step(image, line))
+            count += 1
+    return count
+
+
+def write_gif(path: str | Path, steps: Iterable[tuple[np.ndarray, Mapping[str, Any]]], width: int = 320) -> None:
+    """The same as a GIF that runs for ever, `width` pixels wide; for pages that play no MP4."""
+    pages = [Image.fromarray(draw_step(image, line)) for image, line in steps]
+    small = [page.resize((width, page.height * width // page.width), Image.Resampling.LANCZOS) for page in pages]
+    coloured = [page.quantize(128, dither=Image.Dither.NONE) for page in small]
+    coloured[0].save(path, save_all=True, append_images=coloured[1:], duration=1000 // CONTROL_HZ, loop=0)
+
+
+def draw_step(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
+    """The frame, 640 wide, above a panel with instruction, phrase and action -> uint8 (H', 640, 3)."""
+    height = round(image.shape[0] * _WIDTH / image.shape[1])
+    page = Image.new("RGB", (_WIDTH, height + _PANEL), _GROUND)
+    page.paste(Image.fromarray(image).resize((_WIDTH, height), Image.Resampling.LANCZOS), (0, 0))
+    draw = ImageDraw.Draw(page)
+    count = f"step {line.get('step', '')}"
+    draw.text((_WIDTH - _MARGIN, height + 12), count, _MUTED, _font(15), anchor="ra")
+    room = _WIDTH - 3 * _MARGIN - draw.textlength(count, _font(15))
+    _write(draw, (_MARGIN, height + 12), str(line.get("instruction") or ""), 15, room, _MUTED)
+    fault = line.get("fault")
+    said = f"standing still: {fault}" if fault else line.get("phrase") or ""
+    _write(draw, (_MARGIN, height + 36), said, 30, _WIDTH - 2 * _MARGIN, _BAD if fault else _INK)
+    _draw_action(draw, height + 88, line.get("action") or [0.0] * 7)
+    return np.asarray(page)
+
+
+def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, room: float, colour: tuple) -> None:
+    """One line of text: smaller where it is long, cut where it is too long for that."""
+    while size > 12 and draw.textlength(text, _font(size)) > room:
+        size -= 1
+    while text and draw.textlength(text, _font(size)) > room:
+        text = text.removesuffix("…")[:-1] + "…" if len(text) > 2 else ""
+    draw.text(at, text, colour, _font(size))
+
+
+def _draw_action(draw: ImageDraw.ImageDraw, top: int, action: list[float]) -> None:
+    """A column an axis: its name, a bar from the middle, its number; last the gripper in words."""
+    column = (_WIDTH - 2 * _MARGIN) / 7
+    for at, (name, value, full) in enumerate(zip(_AXES, action[:6], _FULL, strict=True)):
+        left = _MARGIN + at * column
+        right = left + column - 14
+        middle = (left + right) / 2
+        draw.text((left, top), name, _MUTED, _font(12))
+        draw.text((right, top), f"{value:+.3f}" if value else "0", _INK if value else _MUTED, _font(12), anchor="ra")
+        draw.rectangle((left, top + 24, right, top + 32), _TRACK)
+        tip = middle + float(np.clip(value / full, -1, 1)) * (right - left) / 2
+        draw.rectangle((min(middle, tip), top + 24, max(middle, tip), top + 32), _ACCENT)
+    left = _MARGIN + 6 * column
+    draw.text((left, top), "gripper", _MUTED, _font(12))
+    draw.text((left, top + 19), "open" if action[6] >= 0.5 else "closed", _INK, _font(15))
+
+
+@cache
+def _font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)

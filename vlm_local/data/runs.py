@@ -1,0 +1,228 @@
+"""Run folders: what the server and the simulator record, step by step.
+
+RUN/meta.json, RUN/episodes/<robot>-<n>/{meta.json, steps.jsonl, frames/000000.png}. A line of
+steps.jsonl is the answer (as /act?details=1) plus time, instruction and proprio; line i belongs to
+frame i. The frame is written before its line and lines are flushed, so whatever stands there after
+a kill can be read; a line that was cut off is counted.
+"""
+
+import errno
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vlm_local.data.images import decode_image, require_one_size
+from vlm_local.errors import DataError
+from vlm_local.files import encode_json, read_json_lines, write_json
+from vlm_local.types import Episode
+
+# Run lengths alone, after the filters: a photo takes a third of the time of the default and no more room.
+_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+
+
+class RunWriter:
+    """Writes one run folder; several robots may have an open episode each. Not thread-safe."""
+
+    def __init__(self, folder: str | Path, meta: Mapping[str, Any] | None = None):
+        """folder: made where missing; new episodes are added to those of an existing run.
+
+        meta: of the run; None leaves what an existing run says of itself.
+        """
+        self.folder = Path(folder)
+        self._open: dict[str, _EpisodeFiles] = {}
+        self._episodes = self.folder / "episodes"
+        self._episodes.mkdir(parents=True, exist_ok=True)
+        if meta is not None or not (self.folder / "meta.json").exists():
+            self.write_meta(meta or {})
+
+    def write_meta(self, meta: Mapping[str, Any]) -> None:
+        """Replace the run's meta.json."""
+        write_json(self.folder / "meta.json", dict(meta))
+
+    def start_episode(self, robot: str, meta: Mapping[str, Any] | None = None, number: int | None = None) -> Path:
+        """Begin the robot's next episode, ending its last; returns the episode's folder.
+
+        number: None for the one after the highest there is.
+        """
+        self.end_episode(robot)
+        if number is None:
+            taken = [number for name, number, _ in list_folders(self._episodes) if name == robot]
+            number = max(taken, default=-1) + 1
+        folder = self._episodes / f"{robot}-{number}"
+        fields = {"robot": robot, "episode": number, **(meta or {})}
+        try:
+            (folder / "frames").mkdir(parents=True)
+            write_json(folder / "meta.json", fields)
+            steps = (folder / "steps.jsonl").open("ab", buffering=0)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        self._open[robot] = _EpisodeFiles(folder, steps, fields)
+        return folder
+
+    def add_step(self, line: Mapping[str, Any], image: np.ndarray | None) -> int:
+        """Append to the open episode of the robot that `line["robot"]` names; returns the bytes written.
+
+        image: uint8 (H, W, 3), None to keep no frame. Raises OSError (a full disk); the step is then
+        not there at all and the next one takes its place.
+        """
+        files = self._open[line["robot"]]
+        text = (encode_json(line) + "\n").encode()
+        size = len(text)
+        if image is not None:
+            frame = files.folder / "frames" / f"{files.num_steps:06d}.png"
+            Image.fromarray(image).save(frame, **_PNG)
+            size += frame.stat().st_size
+        _append(files.steps, text)
+        files.num_steps += 1
+        return size
+
+    def add_refusal(self, line: Mapping[str, Any]) -> None:
+        """Append to RUN/refusals.jsonl: a request that was told why instead of what to do."""
+        with (self.folder / "refusals.jsonl").open("ab", buffering=0) as file:
+            _append(file, (encode_json(line) + "\n").encode())
+
+    def end_episode(self, robot: str, meta: Mapping[str, Any] | None = None) -> None:
+        """End the robot's episode, adding `meta` (its outcome) to meta.json; nothing where none is open."""
+        files = self._open.pop(robot, None)
+        if files is None:
+            return
+        files.steps.close()
+        if meta:
+            write_json(files.folder / "meta.json", {**files.meta, **meta})
+
+    def close(self) -> None:
+        for robot in list(self._open):
+            self.end_episode(robot)
+
+
+def _append(file: FileIO, data: bytes) -> None:
+    """All of `data` or nothing: half a line would spoil every line after it."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    except OSError:
+        file.truncate(end)
+        raise
+
+
+@dataclass
+class _EpisodeFiles:
+    folder: Path
+    steps: FileIO
+    meta: dict[str, Any]
+    num_steps: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedEpisode:
+    """An episode of a run folder as it was written.
+
+    index: 0-based reading order. lines: of steps.jsonl. load_image: step -> uint8 (H, W, 3).
+    torn_bytes: length of a last line that was cut off, 0 for none.
+    """
+
+    index: int
+    robot: str
+    meta: Mapping[str, Any]
+    lines: list[dict[str, Any]]
+    load_image: Callable[[int], np.ndarray]
+    source: str
+    torn_bytes: int
+
+
+def read_run(path: str | Path, report: Callable[[DataError], None]) -> Iterator[RecordedEpisode]:
+    """Episodes of a run folder by robot and number. What cannot be read goes to `report`."""
+    for index, (robot, _, folder) in enumerate(list_folders(Path(path) / "episodes")):
+        torn: list[int] = []
+        try:
+            lines = list(read_json_lines(folder / "steps.jsonl", torn.append))
+            meta = json.loads((folder / "meta.json").read_bytes())
+        except (OSError, ValueError) as error:
+            report(DataError(f"{folder}: {error}; the episode is left out"))
+            continue
+        if torn:
+            report(
+                DataError(f"{folder}: the last line of steps.jsonl was cut off; the {len(lines)} steps before it count")
+            )
+        load_image = require_one_size(_frame_loader(folder / "frames"), str(folder))
+        yield RecordedEpisode(index, robot, meta, lines, load_image, str(folder), sum(torn))
+
+
+def open_episodes(path: Path, camera: str | None, report: Callable[[DataError], None]) -> Iterator[Episode]:
+    """`read_run` as what can be labelled; episodes without measured states go to `report`."""
+    if camera is not None:
+        raise DataError(f"{path} is a recorded run; it has one camera without a name, not {camera!r}")
+    return _read_episodes(read_run(path, report), report)
+
+
+def count_episodes(path: Path) -> int:
+    return len(list_folders(path / "episodes"))
+
+
+def _read_episodes(run: Iterator[RecordedEpisode], report: Callable[[DataError], None]) -> Iterator[Episode]:
+    for recorded in run:
+        try:
+            yield _to_episode(recorded, report)
+        except DataError as error:
+            report(error)
+
+
+def _to_episode(recorded: RecordedEpisode, report: Callable[[DataError], None]) -> Episode:
+    if not recorded.lines:
+        raise DataError(f"{recorded.source}: the episode has no steps")
+    lines = _cut_at_gap(recorded.lines)
+    if len(lines) < len(recorded.lines):
+        lost = len(recorded.lines) - len(lines)
+        report(
+            DataError(
+                f"{recorded.source}: a step was lost after step {lines[-1]['step']}, and a label across the gap "
+                f"would be wrong; the {lost} steps after it are left out"
+            )
+        )
+    unmeasured = [step for step, line in enumerate(lines) if line.get("proprio") is None]
+    if unmeasured:
+        raise DataError(f"{recorded.source}: step {unmeasured[0]} has no proprio, and without it there is no label")
+    try:
+        states = np.array([line["proprio"] for line in lines], np.float32).reshape(len(lines), 7)
+        actions = np.array([line["action"] for line in lines], np.float32).reshape(len(lines), 7)
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(f"{recorded.source}: proprio and action must be 7 numbers in every line ({error})") from None
+    instruction = str(lines[0].get("instruction") or "")
+    return Episode(recorded.index, instruction, states, actions, recorded.load_image, recorded.source)
+
+
+def _cut_at_gap(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The lines before the first whose step does not follow the one before."""
+    steps = [line.get("step", index) for index, line in enumerate(lines)]
+    gaps = (index for index, step in enumerate(steps) if step - steps[0] != index)
+    return lines[: next(gaps, len(lines))]
+
+
+def _frame_loader(folder: Path) -> Callable[[int], np.ndarray]:
+    def load_image(step: int) -> np.ndarray:
+        path = folder / f"{step:06d}.png"
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path}: {error.strerror}") from None
+        return decode_image(data, str(path))
+
+    return load_image
+
+
+def list_folders(episodes: Path) -> list[tuple[str, int, Path]]:
+    """(robot, number, folder) of the episodes that are there, in order."""
+    matches = ((re.fullmatch(r"(.+)-(\d+)", folder.name), folder) for folder in episodes.iterdir())
+    return sorted((match[1], int(match[2]), folder) for match, folder in matches if match)

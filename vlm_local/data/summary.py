@@ -1,0 +1,75 @@
+"""Episodes of run folders at a glance: for `vlm-local runs` and the list on the live page."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from vlm_local.data.runs import list_folders
+from vlm_local.files import read_json_lines
+
+
+@dataclass(frozen=True)
+class EpisodeSummary:
+    """id: the folder's name, <robot>-<number>. started: Unix seconds of the first step, None without one.
+
+    problem: why it cannot be read in full, or None.
+    """
+
+    id: str
+    robot: str
+    number: int
+    instruction: str
+    num_steps: int
+    num_faults: int
+    started: float | None
+    duration_s: float
+    problem: str | None
+
+
+def list_runs(parent: str | Path) -> list[Path]:
+    """Run folders in `parent`, or `parent` itself where it is one; by name, which starts with the time."""
+    parent = Path(parent)
+    if (parent / "episodes").is_dir():
+        return [parent]
+    return sorted(folder for folder in parent.glob("*") if (folder / "episodes").is_dir())
+
+
+def summarise_run(run: str | Path) -> Iterator[EpisodeSummary]:
+    """One summary an episode, by robot and number."""
+    for robot, number, folder in list_folders(Path(run) / "episodes"):
+        steps = folder / "steps.jsonl"
+        try:
+            status = steps.stat()
+            yield _summarise(robot, number, folder, status.st_size, status.st_mtime_ns)
+        except (OSError, ValueError) as error:
+            yield EpisodeSummary(folder.name, robot, number, "", 0, 0, None, 0.0, str(error))
+
+
+@lru_cache(4096)
+def _summarise(robot: str, number: int, folder: Path, size: int, changed_ns: int) -> EpisodeSummary:
+    """size, changed_ns: of steps.jsonl; an episode that has ended is read once."""
+    torn: list[int] = []
+    lines = list(read_json_lines(folder / "steps.jsonl", torn.append))
+    times = [line["time"] for line in lines if isinstance(line.get("time"), int | float)]
+    return EpisodeSummary(
+        id=folder.name,
+        robot=robot,
+        number=number,
+        instruction=str(lines[0].get("instruction") or "") if lines else "",
+        num_steps=len(lines),
+        num_faults=sum(line.get("fault") is not None for line in lines),
+        started=times[0] if times else None,
+        duration_s=times[-1] - times[0] if times else 0.0,
+        problem=f"the last line was cut off after {torn[0]} bytes" if torn else None,
+    )
+
+
+def read_meta(folder: str | Path) -> dict:
+    """meta.json of a run or an episode; {} where it cannot be read."""
+    try:
+        meta = json.loads((Path(folder) / "meta.json").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return meta if isinstance(meta, dict) else {}

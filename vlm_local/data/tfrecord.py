@@ -1,0 +1,121 @@
+"""TFRecord files and the tf.Example messages in them, without TensorFlow.
+
+A record is: length uint64, masked CRC32C of the length, data, masked CRC32C of the data, all little
+endian (tensorflow/core/lib/io/record_writer.h). An Example is a protobuf map from feature name to a
+list of bytes, floats or integers (tensorflow/core/example/feature.proto).
+"""
+
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+
+from vlm_local.errors import DataError
+
+_HEADER = struct.Struct("<QI")
+_FOOTER = struct.Struct("<I")
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+
+
+def mask_crc(data: bytes) -> int:
+    """CRC32C of `data`, rotated and shifted as TFRecord stores it."""
+    crc = google_crc32c.value(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+def read_records(path: Path, report: Callable[[DataError], None]) -> Iterator[tuple[int, bytes | None]]:
+    """(offset, data) of each record; data is None where its checksum is wrong, which goes to `report`.
+
+    After a broken length nothing says where the next record begins: the rest of the file is given up.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        offset = 0
+        while offset < size:
+            header = file.read(_HEADER.size)
+            if len(header) < _HEADER.size or mask_crc(header[:8]) != _HEADER.unpack(header)[1]:
+                report(
+                    DataError(f"{path}, byte {offset}: no record begins here; the last {size - offset} bytes are lost")
+                )
+                return
+            length, _ = _HEADER.unpack(header)
+            if offset + _HEADER.size + length + _FOOTER.size > size:
+                report(DataError(f"{path}, byte {offset}: the file ends within this record of {length} bytes"))
+                return
+            data = file.read(length)
+            intact = _FOOTER.unpack(file.read(_FOOTER.size))[0] == mask_crc(data)
+            if not intact:
+                report(DataError(f"{path}, byte {offset}: the checksum of this record of {length} bytes is wrong"))
+            yield offset, data if intact else None
+            offset += _HEADER.size + length + _FOOTER.size
+
+
+def count_records(path: Path) -> int:
+    """Records by their headers alone: nothing is checked, and the data is not read."""
+    count, size = 0, path.stat().st_size
+    with path.open("rb") as file:
+        while file.tell() + _HEADER.size <= size:
+            length, _ = _HEADER.unpack(file.read(_HEADER.size))
+            file.seek(min(length + _FOOTER.size, size), 1)
+            count += 1
+    return count
+
+
+def parse_example(data: bytes) -> dict[str, memoryview]:
+    """Feature name -> its undecoded message, for `decode_bytes` and `decode_floats`.
+
+    Raises ValueError for bytes that are no Example.
+    """
+    features = {}
+    for number, message in _iterate_fields(memoryview(data)):
+        for _, entry in _iterate_fields(message) if number == 1 else ():
+            pair = dict(_iterate_fields(entry))
+            features[str(pair[1], "utf-8")] = pair.get(2, memoryview(b""))
+    return features
+
+
+def decode_bytes(feature: memoryview) -> list[memoryview]:
+    """A feature's bytes list."""
+    return [value for number, values in _iterate_fields(feature) if number == 1 for _, value in _iterate_fields(values)]
+
+
+def decode_floats(feature: memoryview) -> np.ndarray:
+    """A feature's float list, float32 (n,), packed or not."""
+    parts = [
+        value for number, values in _iterate_fields(feature) if number == 2 for _, value in _iterate_fields(values)
+    ]
+    return np.frombuffer(b"".join(parts), "<f4")
+
+
+def _iterate_fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """(field number, bytes) of a protobuf message; variable-length integers are passed over."""
+    position, end = 0, len(message)
+    while position < end:
+        key, position = _read_varint(message, position)
+        wire_type = key & 7
+        if wire_type == _VARINT:
+            _, position = _read_varint(message, position)
+            continue
+        if wire_type == _BYTES:
+            length, position = _read_varint(message, position)
+        elif wire_type in (_FIXED64, _FIXED32):
+            length = 8 if wire_type == _FIXED64 else 4
+        else:
+            raise ValueError(f"protobuf wire type {wire_type} is unknown")
+        if position + length > end:
+            raise ValueError(f"a protobuf field of {length} bytes runs past its message")
+        yield key >> 3, message[position : position + length]
+        position += length
+
+
+def _read_varint(message: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while position < len(message) and shift < 64:
+        byte = message[position]
+        value |= (byte & 127) << shift
+        position, shift = position + 1, shift + 7
+        if byte < 128:
+            return value, position
+    raise ValueError("a protobuf integer is cut off")
