@@ -1,0 +1,69 @@
+"""Offscreen pictures on a machine without a screen: EGL, else OSMesa."""
+
+import os
+
+import mujoco
+import numpy as np
+
+from vlm_local.errors import ConfigError
+
+
+class Camera:
+    """Renders one camera of one model. Owns an OpenGL context: use and close it in one thread."""
+
+    def __init__(self, model: mujoco.MjModel, name: str, size: int):
+        """size: width and height of the square picture, pixels."""
+        self._model = model
+        os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's threads cost more than they bring at this size
+        self._context = _open_context(size)
+        self._context.make_current()
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        model.vis.quality.shadowsize = 256  # 512 looks hardly better and takes twice as long to draw
+        self._viewport = mujoco.MjrRect(0, 0, size, size)
+        self._scene = mujoco.MjvScene(model, maxgeom=400)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        self._option = mujoco.MjvOption()
+        self._option.sitegroup[:] = 0
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._camera.fixedcamid = model.camera(name).id
+        self._gpu = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gpu)
+        self._flipped = np.empty((size, size, 3), np.uint8)
+
+    def render(self, data: mujoco.MjData) -> np.ndarray:
+        """uint8 (size, size, 3) RGB of the state that mj_forward last saw."""
+        self._context.make_current()
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, everything, self._scene)
+        mujoco.mjr_render(self._viewport, self._scene, self._gpu)
+        mujoco.mjr_readPixels(self._flipped, None, self._viewport, self._gpu)
+        return self._flipped[::-1].copy()
+
+    def close(self) -> None:
+        self._context.make_current()
+        self._gpu.free()
+        self._context.free()
+
+
+def _open_context(size: int):
+    wanted = os.environ.get("MUJOCO_GL", "").lower()
+    reasons = []
+    for name, module in (("egl", "mujoco.egl"), ("osmesa", "mujoco.osmesa")):
+        if wanted not in ("", name):
+            continue
+        platform = os.environ.get("PYOPENGL_PLATFORM")
+        try:
+            context = __import__(module, fromlist=["GLContext"]).GLContext(size, size)
+        except Exception as error:  # PyOpenGL raises AttributeError, ImportError, its own GLError ...
+            reasons.append(f"{name}: {error}")
+            if platform is None:
+                os.environ.pop("PYOPENGL_PLATFORM", None)
+            continue
+        os.environ.setdefault("MUJOCO_GL", name)
+        return context
+    raise ConfigError(
+        "the simulator needs EGL or OSMesa to draw pictures without a screen, and neither opened "
+        f"({'; '.join(reasons) or f'MUJOCO_GL={wanted} is neither'}). On Debian or Ubuntu: "
+        "apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with MUJOCO_GL=osmesa"
+    )

@@ -1,0 +1,18 @@
+"""All tasks by name."""
+
+from vlm_local.errors import ConfigError
+from vlm_local.sim.block_tasks import Lift, Push, Reach, ReachRelation
+from vlm_local.sim.drawer_tasks import CloseDrawer, OpenDrawer
+from vlm_local.sim.sink_tasks import EggplantToBasket, EggplantToSink
+from vlm_local.sim.task import Task
+
+TASKS: dict[str, type[Task]] = {
+    task.name: task
+    for task in (Reach, OpenDrawer, CloseDrawer, EggplantToBasket, EggplantToSink, Push, Lift, ReachRelation)
+}
+
+
+def find_task(name: str) -> type[Task]:
+    if name not in TASKS:
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {name!r}")
+    return TASKS[name]
