@@ -1,0 +1,126 @@
+"""Fine-tuning of every kind of family: what was learnt is what the served model says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny_models import tiny_checkpoint
+from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.checkpoint import open_checkpoint
+from vlm_local.cli import main
+from vlm_local.errors import ConfigError, DataError
+from vlm_local.prompts import load_template
+from vlm_local.training.finetune import Finetuning, Tuning, finetune
+from vlm_local.training.optimisation import Recipe
+from vlm_local.training.samples import RecordedSamples
+from vlm_local.types import Episode, Observation
+
+PROMPT = "paligemma"
+
+
+def _record(index, direction, colour):
+    """Six steps of motion along one axis, under a picture of one colour."""
+    states = np.zeros((6, 7), np.float32)
+    states[:, direction] = 0.02 * np.arange(6)
+    image = np.full((64, 64, 3), colour, np.uint8)
+    return Episode(index, "reach the block", states, None, lambda step: image, f"test {index}")
+
+
+@pytest.fixture
+def samples():
+    """White goes forward, black goes up."""
+    return RecordedSamples([_record(0, 0, 255), _record(1, 2, 0)], load_template(PROMPT), 0, seed=0)
+
+
+def _tune(folder, out, samples, num_steps=40, **fields):
+    recipe = Recipe(num_steps, 3e-3, warmup_steps=5, log_every=10, save_every=5)
+    checkpoint = open_checkpoint(folder)
+    finetune(checkpoint, samples, Tuning(recipe, samples=6, at_once=3, **fields), PROMPT, 0, out, seed=0)
+
+
+def _ask(folder, colour):
+    policies = open_policies(PolicyOptions(model=str(folder), offline=True))
+    try:
+        image = np.full((64, 64, 3), colour, np.uint8)
+        return policies.build("robot").act(Observation(image, "reach the block", np.zeros(7))).phrase
+    finally:
+        policies.close()
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma", "smolvlm2"])
+def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
+    _tune(tiny_checkpoint(family), tmp_path, samples)
+    assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
+
+
+def test_adapters_are_a_folder_that_brings_its_base(samples, tmp_path):
+    _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=50, lora=16)
+    assert not (tmp_path / "model.safetensors").exists()
+    assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
+
+
+@pytest.mark.parametrize("lora", [0, 4])
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(lora, samples, tmp_path):
+    base = tiny_checkpoint("qwen2-vl")
+    _tune(base, tmp_path / "whole", samples, num_steps=12, lora=lora)
+    recipe = Recipe(12, 3e-3, warmup_steps=5, log_every=10, save_every=5)
+    killed = Finetuning(open_checkpoint(base), samples, Tuning(recipe, 6, 3, lora), tmp_path / "killed", seed=0)
+    killed._optimisation.run(8, killed._step)  # saved at 5, killed at 8
+    _tune(base, tmp_path / "killed", samples, num_steps=12, lora=lora)
+    name = "adapter_model.safetensors" if lora else "model.safetensors"
+    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
+    logs = [(tmp_path / run / "training" / "log.jsonl").read_text().splitlines() for run in ("whole", "killed")]
+    steps = [[(line["step"], line["loss"]) for line in map(json.loads, log)] for log in logs]
+    assert steps[0] == steps[1]
+
+
+def test_the_state_of_another_model_is_refused(samples, tmp_path):
+    _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=2)
+    with pytest.raises(ConfigError, match="another model"):
+        _tune(tiny_checkpoint("paligemma"), tmp_path, samples, num_steps=4)
+
+
+def test_samples_are_the_labels_of_the_steps(samples):
+    epoch = samples.draw(0, len(samples))
+    assert len(samples) == 6  # three full windows of each
+    assert sorted(sample.phrase for sample in epoch) == ["move forward"] * 3 + ["move up"] * 3
+    assert all((sample.image.max() == 255) == (sample.phrase == "move forward") for sample in epoch)
+    halves = samples.draw(0, 3) + samples.draw(1, 3)  # an epoch is the same however it is cut
+    assert [sample.prompt for sample in halves] == [sample.prompt for sample in epoch]
+
+
+def test_history_shows_the_phrases_before(tmp_path):
+    template = tmp_path / "prompt.txt"
+    template.write_text("[before]\n$instruction\n[after]\n$history\n")
+    samples = RecordedSamples([_record(0, 0, 255)], load_template(template), 2, seed=0)
+    shown = sorted(sample.prompt.after.count("move forward") for sample in samples.draw(0, 3))
+    assert shown == [0, 1, 2]
+
+
+def test_data_without_a_labelled_step_is_refused():
+    short = Episode(0, "", np.zeros((6, 7), np.float32), None, lambda step: None, "test")
+    with pytest.raises(DataError, match="none of 1 episodes"):
+        RecordedSamples([short], load_template(PROMPT), 0, seed=0)
+
+
+@pytest.mark.parametrize("more", [[], ["--lora", "2", "--bfloat16"]])
+def test_the_command_tunes_the_embedded_model_on_rlds(more, tmp_path, bridge, capsys):
+    tiny, out = tmp_path / "tiny", tmp_path / "out"
+    assert main(["train", "init-tiny", "--out", str(tiny)]) == 0
+    arguments = ["--model", str(tiny), "--data", str(bridge), "--out", str(out), "--steps", "2"]
+    assert main(["train", "finetune", *arguments, "--samples", "2", "--warmup", "1", *more]) == 0
+    assert "98 labelled steps of 14 episodes" in capsys.readouterr().out
+    sidecar = json.loads((out / "vlm_local.json").read_text())
+    assert sidecar["trained"] is True and sidecar["prompt"] == "prompt.txt"
+    assert (out / "training" / "curves.png").stat().st_size > 1000
+    assert _ask(out, 255)
+
+
+@pytest.fixture
+def bridge():
+    folder = Path(__file__).parents[2].parent / "shared" / "data" / "bridge_dev"
+    if not folder.exists():
+        pytest.skip("needs ../shared/data/bridge_dev beside the repository")
+    return folder

@@ -1,0 +1,86 @@
+"""The tiny model's own batches mean what transformers' processor and forward mean."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vlm_local.checkpoint import open_checkpoint
+from vlm_local.engines.loading import load_model
+from vlm_local.prompts import build_prompt, load_template
+from vlm_local.training.collect import shrink
+from vlm_local.training.finetune import Batches, compute_loss
+from vlm_local.training.questionnaire import Pupil, Questionnaire
+from vlm_local.training.questions import Question
+from vlm_local.training.samples import Sample
+from vlm_local.training.tiny import write_tiny
+from vlm_local.types import Observation
+
+PROPRIO = np.array([[0.25, -0.012, 0.1, 0, 0, 0.1, 1.0], [0.3, 0.1, 0.05, 0, 0, 0, 0.4]], np.float32)
+QUESTIONS = [
+    [Question("reach the red block", "move forward", 0, (0.1, 0, 0)), Question("stop it", "stop", 1, (0, 0, 0))],
+    [Question("open the drawer", "move left up, close gripper", 5, (0, 0.1, 0.1))],
+]
+PLAIN = np.tile(np.array([[1.0] * 3, [0.0] * 3]), (2, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny")
+    write_tiny(path, seed=0)
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(folder):
+    return load_model(open_checkpoint(folder))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """uint8 (2, 256, 256, 3), smooth enough that shrinking matters."""
+    noise = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), np.uint8)
+    return np.stack([np.asarray(Image.fromarray(each).resize((256, 256))) for each in noise])
+
+
+def _build(folder, loaded, images, shown=(True, True)):
+    frames = np.stack([shrink(image, 128) for image in images])
+    return Questionnaire(folder, loaded).build(frames, PROPRIO, QUESTIONS, QUESTIONS, np.array(shown), PLAIN)
+
+
+def _list_samples(folder, images, shown=(True, True)):
+    template = load_template(folder / "prompt.txt")
+    for image, proprio, asked, told in zip(images, PROPRIO, QUESTIONS, shown, strict=True):
+        for question in asked:
+            observation = Observation(image, question.instruction, proprio.astype(float) if told else None)
+            yield Sample(image, build_prompt(template, observation), question.phrase)
+
+
+@pytest.mark.parametrize("shown", [(True, True), (False, True)])
+def test_tokens_and_pixels_are_those_of_the_processor(folder, loaded, images, shown):
+    batch = _build(folder, loaded, images, shown)
+    for row, sample in enumerate(_list_samples(folder, images, shown)):
+        theirs = Batches(loaded).build([sample])
+        length = theirs["input_ids"].shape[1]
+        assert batch.ids[row, : length - 1].tolist() == theirs["input_ids"][0, :-1].tolist()
+        assert batch.targets[row, : length - 1].tolist() == theirs["labels"][0, 1:].tolist()
+        assert (batch.targets[row, length - 1 :] == -100).all()
+        start = 64 * int(batch.picture[row])
+        assert torch.allclose(batch.pixels[start : start + 64], theirs["pixel_values"], atol=1e-6)
+
+
+def test_the_loss_is_that_of_the_models_own_forward(folder, loaded, images):
+    theirs = sum(compute_loss(loaded.model, Batches(loaded).build([s]))[0] for s in _list_samples(folder, images))
+    batch = _build(folder, loaded, images)
+    num_tokens = int((batch.targets != -100).sum())
+    _, measured = Pupil(loaded.model)(batch)
+    assert measured["answer"] * num_tokens == pytest.approx(float(theirs), rel=1e-5)
+
+
+def test_the_auxiliary_loss_teaches_every_part_of_the_model(folder, loaded, images):
+    model = loaded.model.requires_grad_(True)
+    pupil = Pupil(model)
+    loss, _ = pupil(_build(folder, loaded, images))
+    loss.backward()
+    without = [name for name, parameter in pupil.named_parameters() if parameter.grad is None]
+    assert not without

@@ -1,0 +1,89 @@
+"""Rounds in the simulator: whose labels they are, that a seed fixes them, that a kill changes nothing."""
+
+import numpy as np
+import pytest
+
+from vlm_local.actions import build_action
+from vlm_local.primitives import parse_phrase
+from vlm_local.sim.environment import SimEnv
+from vlm_local.sim.oracle import Oracle
+from vlm_local.training.collect import collect, load_shard, save_shard
+from vlm_local.training.optimisation import Recipe
+from vlm_local.training.questions import list_questions
+from vlm_local.training.simulated import Course, SimulatedTraining
+from vlm_local.training.tiny import write_tiny
+from vlm_local.types import Primitive
+
+TASKS_OF_A_SCENE = [("reach", 3), ("push", 3), ("reach_relation", 4), ("open_drawer", 2), ("eggplant_in_sink", 2)]
+
+
+@pytest.mark.parametrize(("task", "num_questions"), TASKS_OF_A_SCENE)
+def test_every_question_has_the_oracles_answer(task, num_questions):
+    env = SimEnv(task, image_size=None)
+    env.reset(seed=5)
+    own, instruction = env.task, env.task.instruction
+    asked = list_questions(env, np.random.default_rng(0))
+    assert env.task is own and own.instruction == instruction  # the episode goes on as it was
+    assert asked[0].instruction == instruction
+    assert parse_phrase(asked[0].phrase) == Oracle(env).primitive()
+    assert len(asked) == num_questions == len({question.instruction for question in asked})
+
+
+def test_following_one_of_the_other_answers_reaches_the_other_block():
+    env = SimEnv("reach", image_size=None)
+    env.reset(seed=1)
+    for _ in range(40):
+        other = list_questions(env, np.random.default_rng(0))[1]
+        *_, ended, _, info = env.step(build_action(parse_phrase(other.phrase), 1.0))
+        if ended:
+            break
+    assert info["lost"]  # another block than the episode's own
+    assert np.hypot(*other.offset_m[:2]) < 0.03
+
+
+def test_a_seed_fixes_a_shard_and_a_file_keeps_it(tmp_path):
+    def build(seed, learner=None):
+        return collect({"reach": 1.0, "open_drawer": 1.0}, "normal", 24, 128, (0, seed), learner)
+
+    shard = build(1)
+    save_shard(shard, tmp_path / "shard.npz")
+    for again in (build(1), load_shard(tmp_path / "shard.npz")):
+        assert (again.frames == shard.frames).all() and (again.proprio == shard.proprio).all()
+        assert again.questions == shard.questions
+    assert shard.frames.shape == (24, 128, 128, 3)
+    assert (build(2).proprio != shard.proprio).any()
+
+
+def test_the_learner_moves_the_robot_and_the_oracle_labels_what_it_sees():
+    seen = []
+
+    def rise(observation):
+        seen.append(observation.proprio[2])
+        return Primitive(z=1)
+
+    shard = collect({"reach": 1.0}, "normal", 150, 128, (0, 3), rise)
+    labels = [parse_phrase(asked[0].phrase) for asked in shard.questions]
+    lifted = shard.proprio[:, 2] > 0.22  # higher than any episode begins
+    assert seen and lifted.sum() > 10
+    assert all(label.z == -1 for label, high in zip(labels, lifted, strict=True) if high)
+
+
+COURSE = {"frames": 8, "steps": 2, "pictures": 3, "learner_from": 2, "warm_rounds": 1, "measure_every": 3}
+RECIPE = Recipe(6, warmup_steps=2, log_every=1)
+
+
+def _train(start, folder, num_rounds):
+    course = Course(num_rounds=num_rounds, measure_episodes=1, **COURSE)
+    return SimulatedTraining(start, folder, course, RECIPE, seed=0).run()
+
+
+def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
+    write_tiny(tmp_path / "start", seed=0)
+    whole = _train(tmp_path / "start", tmp_path / "whole", 3)
+    _train(tmp_path / "start", tmp_path / "killed", 2)
+    resumed = _train(tmp_path / "start", tmp_path / "killed", 3)
+    weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, resumed)]
+    assert weights[0] == weights[1] != (tmp_path / "start" / "model.safetensors").read_bytes()
+    log = (tmp_path / "whole" / "log.jsonl").read_text()
+    assert log.count('"answer"') == 6 and '"success reach"' in log
+    assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000

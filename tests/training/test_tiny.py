@@ -1,0 +1,91 @@
+"""The embedded checkpoint's folder: tokenizer, picture size, weights from a seed."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from vlm_local.decoding.trie import check_prefixes, tokenize_sentences
+from vlm_local.engines.processing import Processing, load_processor
+from vlm_local.paths import find_shipped
+from vlm_local.primitives import list_phrases
+from vlm_local.prompts import build_prompt, load_template
+from vlm_local.training.tiny import write_tiny
+from vlm_local.types import GenerationRequest, Observation
+
+SHIPPED = find_shipped("checkpoints") / "tiny"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("tiny")
+    write_tiny(path, seed=3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def test_every_word_of_every_phrase_is_one_token(tokenizer):
+    for phrase in list_phrases():
+        assert len(tokenizer.tokenize(phrase)) == len(re.findall(r"\w+|,", phrase))
+
+
+def test_phrases_are_spelled_alike_wherever_they_stand(tokenizer):
+    start = tokenizer.convert_tokens_to_ids("<|im_start|>")
+    tokens = tokenize_sentences(tokenizer, list_phrases(), start, tokenizer.eos_token_id)
+    check_prefixes(list_phrases(), tokens)
+
+
+@pytest.mark.parametrize("text", ["x0 y-349 z399 w-180 g100", "x253 y12 z7 w0 g55"])
+def test_a_measured_number_is_one_token(tokenizer, text):
+    assert len(tokenizer.tokenize(text)) == 5
+
+
+def test_anything_else_can_be_said_too(tokenizer):
+    text = "Bring the Öl-can x999 y-1234, now: 12.5 mm! 你好"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_neighbouring_numbers_begin_as_neighbours(folder, tokenizer):
+    table = AutoModelForImageTextToText.from_pretrained(folder).get_input_embeddings().weight.detach()
+    here, near, far = table[tokenizer.convert_tokens_to_ids(["x200", "x203", "x320"])]
+    assert (here - near).norm() < 0.4 * (here - far).norm()
+
+
+def test_the_seed_gives_the_weights(folder, tmp_path):
+    write_tiny(tmp_path / "same", seed=3)
+    write_tiny(tmp_path / "other", seed=4)
+    same, other, here = (
+        (path / "model.safetensors").read_bytes() for path in (tmp_path / "same", tmp_path / "other", folder)
+    )
+    assert same == here != other
+
+
+def test_the_shipped_folder_is_of_this_code(folder):
+    """Weights and results change with training; everything else must be as `init-tiny` writes it."""
+    changing = {"model.safetensors", "vlm_local.json", "README.md"}
+    names = {path.name for path in folder.iterdir()} - changing
+    assert names == {path.name for path in SHIPPED.iterdir()} - changing
+    for name in names:
+        ours, theirs = ((path / name).read_text() for path in (folder, SHIPPED))
+        assert _without_version(ours) == _without_version(theirs), name
+    assert (SHIPPED / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def _without_version(text):
+    return re.sub(r'"transformers_version": "[^"]*"', "", text)
+
+
+@pytest.mark.parametrize("size", [16, 128, 256, 640])
+def test_a_square_picture_is_sixteen_tokens(folder, size):
+    processing = Processing(load_processor(folder, "qwen2-vl"), "qwen2-vl", torch.device("cpu"), torch.float32)
+    observation = Observation(np.zeros((size, size, 3), np.uint8), "reach the red block", np.zeros(7))
+    prompt = build_prompt(load_template(folder / "prompt.txt"), observation)
+    prepared = processing.prepare(GenerationRequest(observation.image, prompt, ("stop",)))
+    assert prepared.vision["pixel_values"].shape == (64, 1536)
+    assert len(prepared.input_ids) == 30  # 4 words, 16 of the image, 5 numbers, 5 marks

@@ -1,0 +1,204 @@
+"""Fine-tunes a model folder of any supported family on recorded episodes, wholly or by LoRA."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm_local.checkpoint import SIDECAR, Checkpoint
+from vlm_local.decoding.trie import tokenize_sentences
+from vlm_local.decoding.types import LoadedModel
+from vlm_local.engines.loading import load_model
+from vlm_local.engines.processing import Processing
+from vlm_local.errors import ConfigError
+from vlm_local.files import write_json
+from vlm_local.training.optimisation import Optimisation, Recipe, draw_curves
+from vlm_local.training.samples import RecordedSamples, Sample
+from vlm_local.types import GenerationRequest
+
+_IGNORED = -100
+_FOR_TOKENS = ("mm_token_type_ids", "token_type_ids")  # of vision, one number a token; the rest is one row a picture
+_ADAPTED = r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """samples: of a step, in forwards of `at_once`. lora: rank of the adapters, 0 trains all weights.
+
+    Weights that are trained are float32; with adapters and recipe.bfloat16 the others are bfloat16.
+    """
+
+    recipe: Recipe
+    samples: int = 16
+    at_once: int = 4
+    lora: int = 0
+    device: str = "auto"
+
+
+class Finetuning:
+    """The model, its optimiser, and the samples; `run` trains and writes what `--model` takes."""
+
+    def __init__(self, checkpoint: Checkpoint, samples: RecordedSamples, tuning: Tuning, folder: Path, seed: int):
+        """folder: the result, and until then the state to go on from after a kill."""
+        if checkpoint.adapter is not None:
+            raise ConfigError(f"{checkpoint.adapter} is an adapter; fine-tune the model {checkpoint.folder} itself")
+        torch.manual_seed(seed)
+        self._checkpoint, self._samples, self._tuning, self._folder = checkpoint, samples, tuning, folder
+        is_frozen_small = tuning.lora and tuning.recipe.bfloat16
+        loaded = load_model(checkpoint, "none", tuning.device, "bfloat16" if is_frozen_small else "float32")
+        self._batches = Batches(loaded)
+        self._model = loaded.model.train()
+        self._trained = _add_adapters(self._model, tuning.lora) if tuning.lora else self._model.requires_grad_(True)
+        self._optimisation = Optimisation(self._trained, tuning.recipe, folder / "training")
+
+    def run(self, sidecar: Mapping[str, Any]) -> None:
+        self._optimisation.run(self._tuning.recipe.num_steps, self._step)
+        draw_curves(self._folder / "training")
+        self._write(sidecar)
+
+    def _step(self, step: int) -> tuple[torch.Tensor, Mapping[str, float]]:
+        """Loss a token over all samples of the step; all but the last forward's is backpropagated already."""
+        samples = self._samples.draw(step, self._tuning.samples)
+        groups = [
+            samples[start : start + self._tuning.at_once] for start in range(0, len(samples), self._tuning.at_once)
+        ]
+        batches = [self._batches.build(group) for group in groups]
+        num_tokens = sum(int((batch["labels"] != _IGNORED).sum()) for batch in batches)
+        total, num_exact = 0.0, 0
+        for index, batch in enumerate(batches):
+            loss, exact = compute_loss(self._model, batch)
+            loss = loss / num_tokens
+            total += float(loss.detach())
+            num_exact += exact
+            if index + 1 < len(batches):
+                loss.backward()
+        return loss, {"loss": total, "exact": num_exact / len(samples)}
+
+    def _write(self, sidecar: Mapping[str, Any]) -> None:
+        """A folder as the one that was trained, or an adapter's folder beside it."""
+        if self._tuning.lora:
+            self._trained.save_pretrained(self._folder)
+            (self._folder / "README.md").unlink(missing_ok=True)  # peft's form with nothing filled in
+        else:
+            unwanted = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", "README.md")
+            shutil.copytree(self._checkpoint.folder, self._folder, ignore=unwanted, dirs_exist_ok=True)
+            self._model.save_pretrained(self._folder)
+        for file in self._folder.glob("*.safetensors"):
+            file.chmod(0o644)  # safetensors writes 0600, which a package would keep
+        write_json(self._folder / SIDECAR, sidecar)
+
+
+def _add_adapters(model: nn.Module, rank: int):
+    """LoRA (Hu et al., 2021) on the linear layers of the language model; the rest stays as it is."""
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ConfigError("--lora needs peft: pip install 'vlm-local[train]'") from None
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_ADAPTED)
+    return get_peft_model(model, config)
+
+
+class Batches:
+    """Samples -> what a family's forward takes, right-padded, with labels on the answer alone."""
+
+    def __init__(self, loaded: LoadedModel):
+        self._loaded = loaded
+        self._processing = Processing(loaded.processor, loaded.family, loaded.device, loaded.dtype)
+
+    def build(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
+        """input_ids, attention_mask, labels: int64 (B, L); the others as the family names them."""
+        loaded = self._loaded
+        rows = [self._encode(sample) for sample in samples]
+        length = max(len(row["input_ids"]) for row in rows)
+        pads = {"input_ids": loaded.tokenizer.pad_token_id or 0, "labels": _IGNORED}
+        batch = {}
+        for name in rows[0]:
+            values = [row[name] for row in rows]
+            if values[0].ndim == 1:
+                pad = pads.get(name, 0)
+                values = [nn.functional.pad(value, (0, length - len(value)), value=pad)[None] for value in values]
+            batch[name] = torch.cat(values).to(loaded.device)
+        return batch
+
+    def _encode(self, sample: Sample) -> dict[str, torch.Tensor]:
+        loaded = self._loaded
+        request = GenerationRequest(sample.image, sample.prompt, (sample.phrase,))
+        prepared = self._processing.prepare(request)
+        head = prepared.input_ids
+        end = loaded.eos_token_id
+        (answer,) = tokenize_sentences(loaded.tokenizer, request.sentences, int(head[-1]), end, loaded.lead)
+        tail = torch.tensor([*answer, end])
+        row = {
+            "input_ids": torch.cat([head, tail]),
+            "attention_mask": torch.ones(len(head) + len(tail), dtype=torch.int64),
+            "labels": torch.cat([torch.full_like(head, _IGNORED), tail]),
+        }
+        for name, value in prepared.vision.items():
+            if name in _FOR_TOKENS:
+                # 1 is what PaliGemma calls the answer, which it reads from left to right; 0 is Qwen's text.
+                kind = 1 if name == "token_type_ids" else 0
+                value = nn.functional.pad(value[0].cpu(), (0, len(tail)), value=kind)
+            row[name] = value
+        return row
+
+
+def compute_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """Cross-entropy summed over the answers' tokens, and how many answers were right token by token."""
+    labels = batch["labels"]
+    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state[:, :-1]
+    following = labels[:, 1:]
+    is_answer = following != _IGNORED
+    # Only these rows: a whole sequence over 150,000 tokens of vocabulary would not fit.
+    logits = model.lm_head(hidden[is_answer]).float()
+    bound = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    if bound is not None:
+        logits = bound * torch.tanh(logits / bound)
+    loss = nn.functional.cross_entropy(logits, following[is_answer], reduction="sum")
+    right = torch.ones_like(is_answer)
+    right[is_answer] = logits.argmax(-1) == following[is_answer]
+    return loss, int(right.all(1).sum())
+
+
+def finetune(
+    checkpoint: Checkpoint,
+    samples: RecordedSamples,
+    tuning: Tuning,
+    prompt: Path | str,
+    history: int,
+    folder: Path,
+    seed: int,
+) -> None:
+    """Train and write `folder`. prompt, history: as the samples were asked; a file goes into the folder."""
+    training = Finetuning(checkpoint, samples, tuning, folder, seed)
+    name = str(prompt)
+    if Path(name).is_file():
+        shutil.copy(name, folder / "prompt.txt")
+        name = "prompt.txt"
+    recipe = tuning.recipe
+    training.run(
+        {
+            "trained": True,
+            "decide": "greedy",
+            "temperature": 1.0,
+            "history": history,
+            "steps_per_phrase": 1,
+            "prompt": name,
+            "results": {},
+            "training": {
+                "base": checkpoint.name,
+                "base_sha256": checkpoint.sha256,
+                "labelled_steps": len(samples),
+                "episodes": samples.num_episodes,
+                "steps": recipe.num_steps,
+                "samples_per_step": tuning.samples,
+                "learning_rate": recipe.learning_rate,
+                "lora": tuning.lora,
+                "seed": seed,
+            },
+        }
+    )

@@ -1,0 +1,166 @@
+"""Steps of AdamW that survive a kill: the same numbers come out as without one.
+
+Batch t must be a function of t alone; then weights, moments and t are all there is to keep.
+"""
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from vlm_local.errors import ConfigError
+from vlm_local.files import read_json_lines
+
+_STATE, _LOG, _CURVES = "state.pt", "log.jsonl", "curves.png"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How many steps, and how large.
+
+    learning_rate rises linearly over `warmup_steps`, stays, and falls as half a cosine to nothing
+    over the last `decay` (0 to 1) of all steps; 1 is the usual cosine schedule.
+    """
+
+    num_steps: int
+    learning_rate: float = 1e-3
+    warmup_steps: int = 150
+    decay: float = 1.0
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    bfloat16: bool = False
+    log_every: int = 20
+    save_every: int = 500
+
+    def scale(self, step: int) -> float:
+        """Share of the learning rate at this step."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        start = max(self.warmup_steps, (1 - self.decay) * self.num_steps)
+        if step < start:
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1.0, self.num_steps - start)))
+
+
+class Optimisation:
+    """The trainable parameters of `module`, their moments, and the log, kept in `folder`."""
+
+    def __init__(self, module: nn.Module, recipe: Recipe, folder: Path):
+        """Continues from `folder` where it holds a state, else starts at step 0."""
+        self.recipe = recipe
+        self.folder = folder
+        self.step = 0
+        self.seconds = 0.0
+        self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self._adam = torch.optim.AdamW(_group(self._parameters, recipe), betas=(0.9, 0.95), fused=True)
+        self._device = next(iter(self._parameters.values())).device
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / _STATE).exists():
+            self._load()
+        _cut_log(folder / _LOG, self.step)
+        self._sums: dict[str, float] = {}
+        self._num_noted = 0
+        self._begun = perf_counter()
+
+    def run(self, until: int, compute: Callable[[int], tuple[torch.Tensor, Mapping[str, float]]]) -> None:
+        """Take steps up to `until`. compute: step -> loss to minimise, and what to log beside it."""
+        while self.step < min(until, self.recipe.num_steps):
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+                loss, measured = compute(self.step)
+            self._apply(loss)
+            self._note({"loss": float(loss.detach()), **measured})
+            if self.step % self.recipe.save_every == 0 or self.step == self.recipe.num_steps:
+                self.save()
+
+    def _apply(self, loss: torch.Tensor) -> None:
+        for group in self._adam.param_groups:
+            group["lr"] = self.recipe.learning_rate * self.recipe.scale(self.step)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.recipe.clip)
+        if torch.isfinite(norm):  # one bad batch must not spoil the moments
+            self._adam.step()
+        self._adam.zero_grad(set_to_none=True)
+        self.step += 1
+
+    def _note(self, measured: Mapping[str, float]) -> None:
+        for name, value in measured.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._num_noted += 1
+        if self.step % self.recipe.log_every == 0:
+            self._log_means()
+
+    def _log_means(self) -> None:
+        now = perf_counter()
+        self.seconds, self._begun = self.seconds + now - self._begun, now
+        if self._num_noted:
+            means = {name: round(total / self._num_noted, 5) for name, total in self._sums.items()}
+            self.log({"step": self.step, "seconds": round(self.seconds, 1), **means})
+        self._sums, self._num_noted = {}, 0
+
+    def log(self, fields: Mapping[str, Any]) -> None:
+        """Append one JSON line."""
+        with (self.folder / _LOG).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(fields) + "\n")
+
+    def save(self) -> None:
+        self._log_means()
+        state = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "parameters": {name: p.detach() for name, p in self._parameters.items()},
+            "adam": self._adam.state_dict(),
+        }
+        partial = self.folder / f"{_STATE}.partial"
+        torch.save(state, partial)
+        os.replace(partial, self.folder / _STATE)
+
+    def _load(self) -> None:
+        state = torch.load(self.folder / _STATE, map_location="cpu", weights_only=True)
+        if state["parameters"].keys() != self._parameters.keys():
+            raise ConfigError(f"{self.folder} holds the training of another model; choose another folder for this one")
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(state["parameters"][name])
+        self._adam.load_state_dict(state["adam"])
+        self.step, self.seconds = state["step"], state["seconds"]
+
+
+def _group(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> list[dict]:
+    """Matrices decay; vectors (norms, biases) do not."""
+    matrices = [p for p in parameters.values() if p.ndim > 1]
+    vectors = [p for p in parameters.values() if p.ndim <= 1]
+    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def _cut_log(path: Path, step: int) -> None:
+    """Drop what was logged after the last saved state: those steps are taken again."""
+    if path.exists():
+        kept = [line for line in read_json_lines(path) if line["step"] <= step]
+        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+
+
+def draw_curves(folder: Path, names: Iterable[str] = ("loss", "exact")) -> Path:
+    """Plot what the log of a training holds by step into curves.png."""
+    from matplotlib.figure import Figure
+
+    lines = list(read_json_lines(folder / _LOG))
+    names = [name for name in names if any(name in line for line in lines)]
+    figure = Figure(figsize=(6, 2.2 * len(names)), layout="constrained")
+    for row, name in enumerate(names):
+        axis = figure.add_subplot(len(names), 1, row + 1)
+        points = [(line["step"], line[name]) for line in lines if name in line]
+        axis.plot(*zip(*points, strict=True), linewidth=1)
+        axis.set_ylabel(name)
+        axis.set_xlim(0, lines[-1]["step"])
+        axis.grid(alpha=0.3)
+    axis.set_xlabel("step")
+    figure.savefig(folder / _CURVES, dpi=120)
+    return folder / _CURVES

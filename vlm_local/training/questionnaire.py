@@ -1,0 +1,190 @@
+"""Several questions about each of several pictures as one batch for a Qwen2-VL.
+
+The vision tower sees each picture once, however much is asked about it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from vlm_local.decoding.families import Family
+from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.engines.processing import Processing
+from vlm_local.prompts import build_prompt, load_template
+from vlm_local.training.questions import SLOTS, Question
+from vlm_local.types import Observation
+
+_IGNORED = -100
+_NO_IMAGE = np.zeros((0, 0, 3), np.uint8)  # the text does not depend on it
+_UNIT_M = 0.1  # what the auxiliary heads count in
+_AUXILIARY_WEIGHT = 0.5
+_SHARP = 0.05  # error in _UNIT_M above which it counts linearly
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """B pictures, Q questions, L tokens, P patches a picture.
+
+    pixels: float32 (B * P, 1536). grid: int64 (B, 3). picture: (Q,) which one is asked about.
+    ids: int64 (Q, L), right-padded. positions: int64 (3, Q, L). targets: int64 (Q, L), the next
+    token where it belongs to the answer, else -100. ends: (Q,) place of the prompt's last token.
+    meant: float32 (Q, 3), from the finger tips to the thing that is meant. seen_picture, seen_slot,
+    seen_offset: (S,), (S,), (S, 3), the same of all things in the pictures. tips: float32 (B, 3).
+    Lengths in _UNIT_M.
+    """
+
+    pixels: torch.Tensor
+    grid: torch.Tensor
+    picture: torch.Tensor
+    ids: torch.Tensor
+    positions: torch.Tensor
+    targets: torch.Tensor
+    ends: torch.Tensor
+    meant: torch.Tensor
+    seen_picture: torch.Tensor
+    seen_slot: torch.Tensor
+    seen_offset: torch.Tensor
+    tips: torch.Tensor
+
+
+class Questionnaire:
+    """Builds batches for the model of a folder such as checkpoints/tiny."""
+
+    def __init__(self, folder: Path, loaded: LoadedModel):
+        self._processing = Processing(loaded.processor, loaded.family, loaded.device, loaded.dtype)
+        self._tokenizer = loaded.tokenizer
+        self._pictures = loaded.processor.image_processor
+        self._image = loaded.processor.image_token
+        self._template = load_template(folder / "prompt.txt")
+        self._family = Family(loaded)
+
+    def build(
+        self,
+        frames: np.ndarray,
+        proprio: np.ndarray,
+        questions: Sequence[Sequence[Question]],
+        things: Sequence[Sequence[Question]],
+        shown: np.ndarray,
+        tint: np.ndarray,
+    ) -> Batch:
+        """frames: uint8 (B, S, S, 3), S as the processor shrinks them. proprio: (B, 7).
+
+        things: questions that name everything in a picture, for the auxiliary heads alone.
+        shown: bool (B,), whether the prompt tells proprio. tint: float (B, 2, 3), a factor and a
+        summand for each colour channel of pixels from 0 to 1.
+        """
+        pixels, grid = self._cut_patches(frames, tint)
+        asked = [(index, question) for index, several in enumerate(questions) for question in several]
+        seen = [(index, question) for index, several in enumerate(things) for question in several]
+        prompts = [self._write_prompt(proprio[index] if shown[index] else None, q, grid[index]) for index, q in asked]
+        heads = self._encode(prompts)
+        answers = [[*ids, self._tokenizer.eos_token_id] for ids in self._encode([q.phrase for _, q in asked])]
+        length = max(len(head) + len(answer) for head, answer in zip(heads, answers, strict=True)) - 1
+        ids = np.zeros((len(asked), length), np.int64)
+        targets = np.full((len(asked), length), _IGNORED, np.int64)
+        positions = np.zeros((3, len(asked), length), np.int64)
+        for row, ((index, _), head, answer) in enumerate(zip(asked, heads, answers, strict=True)):
+            total = len(head) + len(answer) - 1  # the end token is never read
+            ids[row, :total] = head + answer[:-1]
+            targets[row, len(head) - 1 : total] = answer
+            positions[:, row] = self._count_positions(head, grid[index], length)
+        return Batch(
+            pixels,
+            grid,
+            torch.tensor([index for index, _ in asked]),
+            *map(torch.from_numpy, (ids, positions, targets)),
+            torch.tensor([len(head) - 1 for head in heads]),
+            torch.tensor([q.offset_m for _, q in asked]) / _UNIT_M,
+            torch.tensor([index for index, _ in seen]),
+            torch.tensor([q.slot for _, q in seen]),
+            torch.tensor([q.offset_m for _, q in seen]) / _UNIT_M,
+            torch.from_numpy(proprio[:, :3]).float() / _UNIT_M,
+        )
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+    def _write_prompt(self, proprio: np.ndarray | None, question: Question, grid: torch.Tensor) -> str:
+        observation = Observation(_NO_IMAGE, question.instruction, None if proprio is None else proprio.astype(float))
+        text = self._processing.render(build_prompt(self._template, observation))
+        return text.replace(self._image, self._image * (int(grid.prod()) // self._pictures.merge_size**2))
+
+    def _count_positions(self, head: Sequence[int], grid: torch.Tensor, length: int) -> np.ndarray:
+        prepared = PreparedRequest(None, torch.tensor(head), 0, {"image_grid_thw": grid[None]})
+        positions, following = self._family.position_prompt(prepared)
+        rest = following + np.arange(length - positions.shape[1])
+        return np.concatenate([positions, np.tile(rest, (3, 1))], axis=1)
+
+    def _cut_patches(self, frames: np.ndarray, tint: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """As Qwen2VLImageProcessor, for many pictures at once."""
+        options = self._pictures
+        batch, size = frames.shape[:2]
+        patch, merge = options.patch_size, options.merge_size
+        cells = size // patch // merge
+        mean, std = torch.tensor(options.image_mean), torch.tensor(options.image_std)
+        factor, summand = torch.from_numpy(tint).float()[:, :, None, None].unbind(1)  # (B, 1, 1, 3)
+        scaled = torch.from_numpy(frames).float() / 255 * factor + summand
+        scaled = (scaled.clamp(0, 1) - mean) / std
+        patches = scaled.view(batch, cells, merge, patch, cells, merge, patch, 3).permute(0, 1, 4, 2, 5, 7, 3, 6)
+        patches = patches.reshape(-1, 3, 1, patch * patch).expand(-1, 3, options.temporal_patch_size, -1)
+        grid = torch.tensor([1, size // patch, size // patch]).repeat(batch, 1)
+        return patches.reshape(len(patches), -1), grid
+
+
+class Pupil(nn.Module):
+    """A Qwen2-VL and the auxiliary heads that exist in training only.
+
+    They ask the vision tower where the finger tips and all things are, and the prompt's last token
+    where the thing is that is meant: that breaks the plateau on which a model knows where things
+    are and not which one the words mean.
+    """
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+        width = model.config.get_text_config().hidden_size
+        num_tokens = 16
+        self.places = nn.Linear(num_tokens * width, 3 + 3 * len(SLOTS))
+        self.meant = nn.Linear(width, 3)
+        patches = model.model.visual.patch_embed
+        # The same sum as its Conv3d, whose gradient takes a fifth of a training step on a CPU.
+        patches.forward = lambda pixels: nn.functional.linear(pixels, patches.proj.weight.flatten(1))
+
+    def forward(self, batch: Batch) -> tuple[torch.Tensor, dict[str, float]]:
+        """The loss and what to log beside it."""
+        inner = self.model.model
+        seen = inner.visual(batch.pixels, grid_thw=batch.grid).pooler_output
+        seen = seen.view(len(batch.grid), -1, seen.shape[-1])  # (B, T, H)
+        embedded = inner.get_input_embeddings()(batch.ids)  # (Q, L, H)
+        is_image = (batch.ids == self.model.config.image_token_id)[..., None]
+        embedded = embedded.masked_scatter(is_image, seen[batch.picture].to(embedded.dtype))
+        hidden = inner.language_model(
+            inputs_embeds=embedded, position_ids=batch.positions, use_cache=False
+        ).last_hidden_state
+        is_answer = batch.targets != _IGNORED
+        logits = self.model.lm_head(hidden[is_answer]).float()
+        answer = nn.functional.cross_entropy(logits, batch.targets[is_answer])
+        last = hidden[torch.arange(len(hidden)), batch.ends]
+        auxiliary = self._locate(batch, seen.flatten(1)) + _distance(self.meant(last), batch.meant)
+        right = torch.ones_like(is_answer)
+        right[is_answer] = logits.argmax(-1) == batch.targets[is_answer]
+        measured = {
+            "answer": float(answer.detach()),
+            "auxiliary": float(auxiliary.detach()),
+            "exact": float(right.all(1).float().mean()),
+        }
+        return answer + _AUXILIARY_WEIGHT * auxiliary, measured
+
+    def _locate(self, batch: Batch, seen: torch.Tensor) -> torch.Tensor:
+        """Error of what the vision tower says of tips and things, m / _UNIT_M."""
+        places = self.places(seen).view(len(seen), -1, 3)  # (B, 1 + slots, 3)
+        things = places[batch.seen_picture, 1 + batch.seen_slot]
+        return _distance(things, batch.seen_offset) + _distance(places[:, 0], batch.tips)
+
+
+def _distance(said: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    return nn.functional.smooth_l1_loss(said.float(), true, beta=_SHARP)

@@ -1,0 +1,72 @@
+"""What happens beside the training process: collecting a round's frames, playing rollouts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.policy import Policy
+from vlm_local.primitives import parse_phrase
+from vlm_local.sim.environment import SimEnv
+from vlm_local.training.collect import Actor, collect, save_shard
+
+_MAX_STEPS = 70  # AutoEval's limit
+_FIRST_SEED = 1_000_000  # of rollouts while training; results of the model card use others
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One round to collect. student: folder of the model that acts, or None."""
+
+    number: int
+    tasks: Mapping[str, float]
+    level: str
+    frames: int
+    image_px: int
+    seed: int
+    student: Path | None
+
+
+def collect_round(lesson: Lesson, path: Path) -> Path:
+    """Write a round's shard, unless a run before this one did."""
+    torch.set_num_threads(1)
+    if not path.exists():
+        actor = _open_actor(lesson.student) if lesson.student else None
+        seed = (lesson.seed, lesson.number)
+        shard = collect(lesson.tasks, lesson.level, lesson.frames, lesson.image_px, seed, actor)
+        save_shard(shard, path)
+    return path
+
+
+def measure_round(student: Path, tasks: tuple[str, ...], level: str, num_episodes: int) -> dict[str, float]:
+    """Share of successful rollouts a task, decided as the student's sidecar says."""
+    torch.set_num_threads(1)
+    policy = open_student(student)
+    return {f"success {task}": _play(policy, task, level, num_episodes) / num_episodes for task in tasks}
+
+
+def _play(policy: Policy, task: str, level: str, num_episodes: int) -> int:
+    env = SimEnv(task, level)
+    successes = 0
+    for seed in range(_FIRST_SEED, _FIRST_SEED + num_episodes):
+        env.reset(seed=seed)
+        policy.reset(seed)
+        for _ in range(_MAX_STEPS):
+            *_, ended, _, info = env.step(policy.act(env.observation).action)
+            if ended:
+                break
+        successes += info["success"]
+    env.close()
+    return successes
+
+
+def _open_actor(folder: Path) -> Actor:
+    policy = open_student(folder)
+    return lambda observation: parse_phrase(policy.act(observation).phrase)
+
+
+def open_student(folder: Path) -> Policy:
+    """A model folder through the door of every other command."""
+    return open_policies(PolicyOptions(model=str(folder), offline=True)).build("student")

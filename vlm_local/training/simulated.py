@@ -1,0 +1,168 @@
+"""Trains the embedded checkpoint in rounds: while one round is learnt, the next one is collected.
+
+A run folder holds everything: `student-N/` (the model folder after round N; the last ones), `shards/`
+(the newest frames), the optimiser's state, the log and its curves. A killed run goes on from its
+last finished round and gives the same weights as one that was not.
+"""
+
+import multiprocessing
+import shutil
+from collections import deque
+from collections.abc import Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vlm_local.checkpoint import open_checkpoint
+from vlm_local.engines.loading import load_model
+from vlm_local.training.collect import Shard, load_shard
+from vlm_local.training.optimisation import Optimisation, Recipe, draw_curves
+from vlm_local.training.questionnaire import Batch, Pupil, Questionnaire
+from vlm_local.training.rounds import Lesson, collect_round, measure_round
+from vlm_local.training.tiny import IMAGE_PX, write_tiny, write_weights
+
+_TINT_FACTOR, _TINT_SUMMAND = 0.15, 0.05
+# Which word is right is hard to tell near the thing: farther away, down to this share is learnt from.
+_NEAR_M, _FAR_SHARE = 0.05, 0.3
+_HIDE_PROPRIO = 0.1  # share of pictures whose prompt does not tell the measured state
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is collected and how it is learnt.
+
+    mixes: round -> task name -> share of the scenes, from that round on. frames, steps: of a round.
+    pictures, asked: of a step: pictures, and questions about each. keep: rounds whose frames are
+    drawn from. learner_from: first round in which the student acts in half of the scenes.
+    warm_rounds: first ones that ask for red only, so that where things are is learnt before which
+    one is meant. measure_every: rounds between rollouts.
+    """
+
+    num_rounds: int = 60
+    mixes: Mapping[int, Mapping[str, float]] = field(
+        default_factory=lambda: {0: {"reach": 1.0}, 16: {"reach": 0.5, "open_drawer": 0.25, "close_drawer": 0.25}}
+    )
+    level: str = "normal"
+    frames: int = 1200
+    steps: int = 250
+    pictures: int = 24
+    asked: int = 1
+    keep: int = 12
+    learner_from: int = 8
+    warm_rounds: int = 2
+    measure_every: int = 4
+    measure_episodes: int = 10
+
+    def mix(self, number: int) -> Mapping[str, float]:
+        """Task name -> share of the scenes of a round."""
+        return self.mixes[max(start for start in self.mixes if start <= number)]
+
+
+class SimulatedTraining:
+    """One run of a course from a seed and the weights of a model folder."""
+
+    def __init__(self, start: Path, folder: Path, course: Course, recipe: Recipe, seed: int):
+        """start: folder whose weights a new run begins with; a run that is there goes on from its own."""
+        self._start, self._folder, self._course, self._seed = start, folder, course, seed
+        (folder / "shards").mkdir(parents=True, exist_ok=True)
+        loaded = load_model(open_checkpoint(start), device="cpu", dtype="float32")
+        self._questionnaire = Questionnaire(start, loaded)
+        torch.manual_seed(seed)  # the auxiliary heads start at random
+        self._pupil = Pupil(loaded.model.requires_grad_(True).train())
+        self._optimisation = Optimisation(self._pupil, recipe, folder)
+        self._shards: deque[Shard] = deque(maxlen=course.keep)
+
+    def run(self) -> Path:
+        """Train to the end of the course; the folder of the last student."""
+        course, optimisation = self._course, self._optimisation
+        first = optimisation.step // course.steps
+        self._reload(first)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            upcoming = self._submit(pool, first)
+            for number in range(first, course.num_rounds):
+                self._shards.append(load_shard(upcoming.result()))
+                if number + 1 < course.num_rounds:
+                    upcoming = self._submit(pool, number + 1)
+                optimisation.run((number + 1) * course.steps, self._compute)
+                write_weights(self._start, self._pupil.model, self._student(number))
+                self._clean(number)
+                if (number + 1) % course.measure_every == 0:
+                    self._measure(pool, number)
+                self._draw_curves()
+        self._draw_curves()  # the last rollouts came in while the pool closed
+        return self._student(course.num_rounds - 1)
+
+    def _draw_curves(self) -> None:
+        tasks = self._course.mix(self._course.num_rounds - 1)
+        draw_curves(self._folder, ("answer", "auxiliary", "exact", *(f"success {task}" for task in tasks)))
+
+    def _compute(self, step: int):
+        return self._pupil(self._draw(step))
+
+    def _measure(self, pool: ProcessPoolExecutor, number: int) -> None:
+        """Play rollouts when the collector comes to it; the log gets them then."""
+        course, step = self._course, self._optimisation.step
+        played = pool.submit(
+            measure_round, self._student(number), tuple(course.mix(number)), course.level, course.measure_episodes
+        )
+        played.add_done_callback(lambda future: self._optimisation.log({"step": step, **future.result()}))
+
+    def _submit(self, pool: ProcessPoolExecutor, number: int) -> Future:
+        course = self._course
+        student = self._student(number - 2) if number >= max(2, course.learner_from) else None
+        lesson = Lesson(number, course.mix(number), course.level, course.frames, IMAGE_PX, self._seed, student)
+        return pool.submit(collect_round, lesson, self._shard(number))
+
+    def _shard(self, number: int) -> Path:
+        return self._folder / "shards" / f"{number:05d}.npz"
+
+    def _student(self, number: int) -> Path:
+        return self._folder / f"student-{number:05d}"
+
+    def _reload(self, number: int) -> None:
+        """The frames that a run before this one had in memory when it ended round `number`."""
+        for past in range(max(0, number - self._course.keep + 1), number):
+            self._shards.append(load_shard(self._shard(past)))
+
+    def _clean(self, number: int) -> None:
+        """Delete what round `number` and those after it do not need."""
+        self._shard(number - self._course.keep).unlink(missing_ok=True)
+        shutil.rmtree(self._student(number - 3), ignore_errors=True)
+
+    def _draw(self, step: int) -> Batch:
+        """The batch of a step: a function of seed, step and the frames at hand."""
+        course = self._course
+        rng = np.random.default_rng([self._seed, 1, step])
+        warm = step < course.warm_rounds * course.steps
+        frames, proprio, asked, things = [], [], [], []
+        while len(frames) < course.pictures:
+            shard = self._shards[rng.integers(len(self._shards))]
+            index = rng.integers(len(shard.frames))
+            questions = shard.questions[index]
+            chosen = [questions[place] for place in rng.permutation(len(questions))[: course.asked]]
+            aside = min(np.hypot(*question.offset_m[:2]) for question in chosen)
+            if rng.random() < max(_FAR_SHARE, _NEAR_M / max(aside, _NEAR_M)) and not (warm and chosen[0].slot):
+                frames.append(shard.frames[index])
+                proprio.append(shard.proprio[index])
+                asked.append(chosen)
+                things.append(questions)
+        tint = rng.uniform(-1, 1, (len(frames), 2, 3)) * np.array([[_TINT_FACTOR], [_TINT_SUMMAND]])
+        tint[:, 0] += 1
+        shown = rng.random(len(frames)) >= _HIDE_PROPRIO
+        return self._questionnaire.build(np.stack(frames), np.stack(proprio), asked, things, shown, tint)
+
+
+def train_tiny(folder: Path, seed: int, start: Path | None = None, num_rounds: int | None = None) -> Path:
+    """The course of docs/training.md in a run folder; returns the last student's folder."""
+    torch.set_num_threads(1)  # two wait for each other more than they help at this size
+    if start is None:
+        start = folder / "untrained"
+        write_tiny(start, seed)
+    course = Course(**({} if num_rounds is None else {"num_rounds": num_rounds}))
+    training = SimulatedTraining(
+        start, folder, course, Recipe(course.num_rounds * course.steps, decay=0.45, save_every=course.steps), seed
+    )
+    return training.run()
