@@ -1,0 +1,83 @@
+"""A study from end to end: rows, a report with pictures, frozen sets, evidence."""
+
+import json
+
+import pytest
+
+from vlm_local.cli import main
+from vlm_local.errors import DataError
+from vlm_local.evidence.archive import pack
+from vlm_local.evidence.verify import verify
+from vlm_local.spatial.changes import CHANGES
+
+
+def study(out, *arguments) -> int:
+    return main(["spatial", "--policy", "move left", "--out", str(out), *map(str, arguments)])
+
+
+@pytest.fixture(scope="module")
+def result(tmp_path_factory):
+    out = tmp_path_factory.mktemp("spatial") / "out"
+    assert study(out, "--scenes", 2, "--level", "easy", "--seed", 4) == 0
+    return out
+
+
+def test_a_policy_that_always_goes_left(result):
+    report = json.loads((result / "report.json").read_text())
+    rows = [json.loads(line) for line in (result / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 2 * (1 + len(CHANGES)) and not report["frozen"]
+    assert report["turned"]["value"] == report["moved"]["value"] == 0
+    assert report["changes"]["blank"]["axes"]["y"]["value"] == 1 and report["changes"]["blank"]["value"] == 1 / 6
+    page = (result / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64,") == 2 * 24  # the worst pairs, before and after
+    assert "scene mirrored" in page and "nothing is right" in page
+
+
+def test_a_frozen_set_is_drawn_again_bit_for_bit_or_refused(result, tmp_path, capsys):
+    frozen = tmp_path / "set.json"
+    frozen.write_bytes((result / "set.json").read_bytes())
+    assert study(tmp_path / "again", "--set", frozen) == 0
+    assert (tmp_path / "again" / "rows.jsonl").read_bytes() == (result / "rows.jsonl").read_bytes()
+    assert json.loads((tmp_path / "again" / "report.json").read_text())["frozen"]
+    for name, message in (("scenes_sha256", "the scenes of this set"), ("images_sha256", "the pictures of this set")):
+        frozen.write_text(json.dumps(json.loads((result / "set.json").read_text()) | {name: "0" * 64}))
+        assert study(tmp_path / name, "--set", frozen) == 2
+        assert message in capsys.readouterr().err and not (tmp_path / name / "report.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scenes", 1), "2 scenes or more"),
+        (("--level", "hardest"), "level must be one of"),
+        (("--set", "missing.json"), "is no set of scenes"),
+        (("--set", "missing.json", "--seed", 3), "--seed cannot be chosen with --set"),
+    ],
+)
+def test_what_makes_no_sense_is_a_sentence(arguments, message, tmp_path, capsys):
+    assert study(tmp_path / "out", *arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_folder_in_use_is_refused(result, capsys):
+    assert study(result, "--scenes", 2) == 2
+    assert "holds something already" in capsys.readouterr().err
+
+
+def test_a_study_is_evidence(result, tmp_path):
+    archive = tmp_path / "study.zip"
+    assert "report.html" not in pack(result, archive)["files"]
+    assert verify(archive).report["turned"]["value"] == 0
+    rows = result / "rows.jsonl"
+    kept = rows.read_text()
+    try:
+        for old, new, message in (
+            ('"y": [0.0, 0.0, 1.0]', '"y": [1.0, 0.0, 0.0]', "does not follow"),
+            ('"y": [0.0, 0.0, 1.0]', '"y": [0.0, 0.0, 2.0]', "do not add up to 1"),
+            ('"instruction": "reach', '"instruction": "please reach', "but the row says 'please reach"),
+        ):
+            rows.write_text(kept.replace(old, new, 1))
+            with pytest.raises(DataError, match=message):
+                verify(result)
+    finally:
+        rows.write_text(kept)
