@@ -1,0 +1,117 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests import recordings
+from vlm_local.actions import load_step_table
+from vlm_local.cli import main
+from vlm_local.data.runs import RunWriter
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    records = [recordings.make_rlds_record(recordings.make_states(10, seed)) for seed in range(3)]
+    recordings.write_rlds(tmp_path / "data", records)
+    return str(tmp_path / "data")
+
+
+def _eval(data_set, out, *flags):
+    return main(["eval", "--data", data_set, "--out", str(out), *flags])
+
+
+def test_eval_writes_rows_and_report_and_prints_baselines(data_set, tmp_path, capsys):
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", "--every", "2", "--limit", "2", "--workers", "2") == 0
+    rows = [json.loads(line) for line in (tmp_path / "out/rows.jsonl").read_text().splitlines()]
+    assert [(row["episode"], row["step"]) for row in rows] == [(e, s) for e in (0, 1) for s in range(0, 10, 2)]
+    assert {row["phrase"] for row in rows} == {"stop"}
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["exact"] == np.mean([row["label"] == "stop" for row in rows])
+    assert (tmp_path / "out/report.html").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert all(
+        name in printed for name in ("10 steps of 2 episodes", "majority", "repeat-last", "random", "oracle-label")
+    )
+
+
+def test_eval_again_needs_resume_and_then_asks_nothing(data_set, tmp_path, capsys):
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop") == 0
+    before = (tmp_path / "out/rows.jsonl").read_bytes()
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop") == 2
+    assert "--resume" in capsys.readouterr().err
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", "--resume") == 0
+    assert (tmp_path / "out/rows.jsonl").read_bytes() == before
+    assert json.loads((tmp_path / "out/report.json").read_text())["answer_ms"]["n"] == 30
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--camera", "front"], "no camera 'front'; it has image_0"),
+        (["--policy", "no/such-model", "--offline"], "no/such-model"),
+        (["--data", "nowhere"], "no file or folder nowhere"),
+    ],
+)
+def test_eval_refuses_in_a_sentence(data_set, tmp_path, capsys, flags, says):
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", *flags) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_compare_two_evaluations(data_set, tmp_path, capsys):
+    for name in ("oracle-label", "majority"):
+        assert _eval(data_set, tmp_path / name, "--policy", name) == 0
+    capsys.readouterr()
+    assert main(["compare", str(tmp_path / "oracle-label"), str(tmp_path / "majority")]) == 0
+    printed = capsys.readouterr().out
+    (line,) = (line for line in printed.splitlines() if line.startswith("exact "))
+    assert line.split()[:3] == ["exact", "30", "100.0%"]
+    assert "30 shared steps" in printed
+    assert main(["compare", str(tmp_path / "nowhere"), str(tmp_path / "majority")]) == 2
+    assert "expected the --out folder of an evaluation" in capsys.readouterr().err
+
+
+def test_calibrate_writes_a_table_that_steps_takes(data_set, tmp_path, capsys):
+    out = tmp_path / "steps.json"
+    assert main(["calibrate", "--data", data_set, "--out", str(out)]) == 0
+    load_step_table(out)
+    printed = capsys.readouterr().out
+    assert "too few" in printed and "every labelable phrase comes back" in printed
+    statistics = json.loads((tmp_path / "steps.statistics.json").read_text())
+    assert statistics["steps"] == 3 * 7 and statistics["labels"] and statistics["phrases"]
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", "--steps", str(out)) == 0
+
+
+def _record(folder, phrases):
+    writer = RunWriter(folder)
+    writer.start_episode("arm", {"seed": 1})
+    for step, phrase in enumerate(phrases):
+        line = {"robot": "arm", "phrase": phrase, "instruction": "lift the cup", "proprio": None, "action": [0.0] * 7}
+        writer.add_step(line | {"step": step}, recordings.make_images(1, step)[0])
+    writer.close()
+
+
+def test_replay_shows_the_first_divergence(tmp_path, capsys):
+    _record(tmp_path / "run", ["stop", "stop", "move up", "stop", None])
+    assert main(["replay", str(tmp_path / "run"), "--policy", "stop"]) == 0
+    printed = capsys.readouterr().out
+    assert "first divergence: step 2" in printed and "3 of 5 answers are the same (60.0%)" in printed
+    assert [line.split()[1] for line in printed.splitlines() if line.startswith(("    2", "    4"))] == ["≠", "≠"]
+    _record(tmp_path / "same", ["stop", "stop"])
+    assert main(["replay", str(tmp_path / "same"), "--policy", "stop"]) == 0
+    assert "they agree throughout" in capsys.readouterr().out
+
+
+def test_replay_of_what_is_no_run_is_refused(tmp_path, capsys):
+    assert main(["replay", str(tmp_path), "--policy", "stop"]) == 2
+    assert "no recorded run" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_refused(data_set, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    for command in (
+        ["eval", "--data", data_set, "--policy", "majority", "--out"],
+        ["label", data_set, "--out"],
+        ["calibrate", "--data", data_set, "--out"],
+    ):
+        assert main([*command, str(tmp_path / "file" / "out")]) == 2
+        assert "cannot write" in capsys.readouterr().err

@@ -1,0 +1,159 @@
+"""`serve` as a process: what it prints, how it ends."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from tests.serving import ask, build_body, until
+
+STEERED = """
+import sys, threading, time
+import vlm_local.assembly as assembly
+from vlm_local.cli import main
+from vlm_local.engines.scripted import build_constant_engine
+
+engine = build_constant_engine("move up")
+answer = engine.generate
+def generate(requests):
+    print("inside", flush=True)
+    time.sleep(float(sys.argv[1]))
+    return answer(requests)
+def load(plan):
+    if sys.argv[1] == "fail":
+        raise MemoryError("no room")
+    return engine
+assembly._Plan.load = load
+assembly._Plan.build_warm_up = lambda plan: []
+engine.generate = generate
+sys.exit(main(["serve", *sys.argv[2:]]))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    processes = []
+
+    def start(*flags, seconds="0", model="move up"):
+        command = [sys.executable, "-c", STEERED, seconds, "--model", model, "--port", "0", *flags]
+        path = os.pathsep.join(p for p in sys.path if p)
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+        processes.append(process)
+        return process
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def _wait_ready(process) -> int:
+    """The port, once it says that it is ready."""
+    for line in process.stdout:
+        if line.startswith("ready: "):
+            return int(re.search(r":(\d+)", line.split("http")[1])[1])
+    raise AssertionError(process.stderr.read())
+
+
+def test_it_says_where_it_is_records_and_ends_with_0(start, tmp_path):
+    process = start("--seed", "3", "--prefix", "/robots")
+    port = _wait_ready(process)
+    status, _, body = ask(port, "POST", "/robots/act?details=1", build_body())
+    assert status == 200 and json.loads(body)["phrase"] == "move up"
+    assert ask(port, "GET", "/")[0] == 200
+    assert b"vlm_local_steps" in ask(port, "GET", "/metrics")[2]
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert "route=/act robot=robot status=200" in log and "Traceback" not in log
+    (run,) = (tmp_path / "runs").iterdir()
+    lines = (run / "episodes" / "robot-0" / "steps.jsonl").read_text().splitlines()
+    assert len(lines) == 1 and json.loads(lines[0])["phrase"] == "move up"
+
+
+def _post_in_background(port):
+    result = []
+    thread = threading.Thread(target=lambda: result.extend(ask(port, "POST", "/act", build_body(), timeout=60)))
+    thread.start()
+    return thread, result
+
+
+def test_what_is_in_flight_at_sigterm_is_answered(start):
+    process = start("--record", "off", seconds="1.5")
+    port = _wait_ready(process)
+    thread, result = _post_in_background(port)
+    assert process.stdout.readline() == "inside\n"
+    process.send_signal(signal.SIGTERM)
+    thread.join(30)
+    assert result[0] == 200
+    assert process.wait(30) == 0
+
+
+def test_what_does_not_finish_in_four_seconds_gets_a_503_and_the_process_still_ends_with_0(start):
+    process = start("--record", "off", seconds="60")
+    port = _wait_ready(process)
+    with socket.create_connection(("127.0.0.1", port)) as page:
+        page.sendall(b"GET /live/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert page.recv(100).startswith(b"HTTP/1.1 200")
+        thread, result = _post_in_background(port)
+        assert process.stdout.readline() == "inside\n"
+        start_s = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        thread.join(30)
+        assert result[0] == 503 and "stopping" in json.loads(result[2])["error"]
+        assert 3.5 < time.monotonic() - start_s < 8
+    assert process.wait(30) == 0
+
+
+def test_sigint_while_it_loads(start):
+    process = start("--record", "off")
+    until(lambda: process.stdout.readline().startswith("loading"), 60)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 0
+
+
+def test_a_load_that_fails_is_a_paragraph_and_a_2(start):
+    process = start("--record", "off", seconds="fail")
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert error.rstrip().splitlines()[-1] == "vlm-local serve: loading the model failed: MemoryError: no room"
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        (["--host", "0.0.0.0"], "--insecure"),
+        (["--token", "x"], "at least 8"),
+        (["--allow-from", "here"], "allow-from 'here'"),
+        (["--prefix", "robots"], "--prefix must start"),
+        (["--tunnel", "a b"], "user@host"),
+        (["--remote-port", "9"], "belongs to --tunnel"),
+        (["--workspace", "moon"], "autoeval-sink"),
+        (["--rate-limit", "0"], "--rate-limit more than 0"),
+        (["--deadline-ms", "0"], "--deadline-ms must be more than 0"),
+        (["--model", "fly"], "fly"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_a_paragraph(start, flags, sentence):
+    process = start("--record", "off", "--offline", *flags)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 2 and sentence in error and "Traceback" not in error
+
+
+def test_a_port_that_is_taken(start):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        process = start("--record", "off", "--port", str(port))
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert f"cannot listen on 127.0.0.1 port {port}" in error and "--port" in error

@@ -1,0 +1,174 @@
+"""What the server adds to the engine, and how many robots it answers: a real server, real sockets."""
+
+import http.client
+import itertools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from vlm_local.errors import ConfigError, EngineError
+from vlm_local.provenance import describe_machine
+from vlm_local.wire import encode_array
+
+_START_S = 600.0
+_WARM_UP = 10
+
+
+def run(options, num_requests: int, counts: Sequence[int], seconds: float, rounds: int) -> int:
+    """options: PolicyOptions of the server that is started. counts: robots at once. Prints what it measured."""
+    with tempfile.TemporaryDirectory() as folder, start_server(options, Path(folder)) as server:
+        times = measure_alone(server.url, num_requests)
+        rates = measure_together(server.url, counts, seconds, rounds)
+        peak_memory_mb = server.read_peak_memory_mb()
+    summaries = {name: summarise(values) for name, values in times.items()}
+    requests_per_s = {str(count): round(statistics.median(values), 2) for count, values in rates.items()}
+    for name, summary in summaries.items():
+        print(f"{name:24} p50 {summary['p50']:8.2f}   p95 {summary['p95']:8.2f}   n {summary['n']}")
+    for count, rate in requests_per_s.items():
+        print(f"{count:>3} robots at once {rate:9.2f} requests/s")
+    result = {
+        "benchmark": "act",
+        "model": server.model,
+        "request": "json_numpy, 256x256",
+        **summaries,
+        "requests_per_s": requests_per_s,
+        "seconds": seconds,
+        "rounds": rounds,
+        "start_up_s": round(server.start_up_s, 2),
+        "peak_memory_mb": peak_memory_mb,
+    }
+    print(json.dumps({**result, **describe_machine()}))
+    return 0
+
+
+@dataclass(frozen=True)
+class BenchServer:
+    url: str
+    model: str
+    pid: int
+    start_up_s: float
+
+    def read_peak_memory_mb(self) -> float | None:
+        """Largest resident size so far; None where the system does not tell."""
+        try:
+            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        except OSError:
+            return None
+        return next(round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith("VmHWM"))
+
+
+@contextmanager
+def start_server(options, folder: Path, flags: Sequence[str] = ()) -> Iterator[BenchServer]:
+    """`serve` in a process of its own, recording into `folder`, until the block ends."""
+    command = [sys.executable, "-m", "vlm_local", "serve", "--port", "0", "--record", str(folder), *flags]
+    command += list_flags(options)
+    start = perf_counter()
+    log = (folder / "server.log").open("w")
+    with log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ) as process:
+        try:
+            line = next((line for line in process.stdout if line.startswith("ready: ")), None)
+            if line is None:
+                raise ConfigError(f"the server did not start: {(folder / 'server.log').read_text().strip()[-2000:]}")
+            model, _, where = line.removeprefix("ready: ").partition(" at ")
+            url = where.split(",")[0].strip()
+            yield BenchServer(url, model, process.pid, perf_counter() - start)
+        finally:
+            process.terminate()
+
+
+def list_flags(options) -> list[str]:
+    """PolicyOptions -> the flags that say them."""
+    flags = []
+    for name, value in asdict(options).items():
+        if value is True:
+            flags.append(f"--{name.replace('_', '-')}")
+        elif value is not None and value is not False:
+            flags += [f"--{name.replace('_', '-')}", str(value)]
+    return flags
+
+
+def measure_alone(url: str, num_requests: int) -> dict[str, list[float]]:
+    """One client alone: milliseconds in /act and of the round trip beyond the engine's, and the engine's."""
+    times: dict[str, list[float]] = {"server_overhead_ms": [], "round_trip_overhead_ms": [], "engine_ms": []}
+    client = Client(url, "alone")
+    for index in range(_WARM_UP + num_requests):
+        start = perf_counter()
+        stages = client.act()
+        round_trip = 1e3 * (perf_counter() - start)
+        if index >= _WARM_UP:
+            times["server_overhead_ms"].append(stages["total"] - stages["engine"])
+            times["round_trip_overhead_ms"].append(round_trip - stages["engine"])
+            times["engine_ms"].append(stages["engine"])
+    return times
+
+
+def measure_together(url: str, counts: Sequence[int], seconds: float, rounds: int) -> dict[int, list[float]]:
+    """Answers a second with so many robots at once; rounds are interleaved."""
+    clients = [Client(url, f"robot-{index}") for index in range(max(counts))]
+    for client in clients:
+        client.act()
+    rates: dict[int, list[float]] = {count: [] for count in counts}
+    for _ in range(rounds):
+        for count in counts:
+            rates[count].append(_drive(clients[:count], seconds))
+    return rates
+
+
+def _drive(clients: Sequence["Client"], seconds: float) -> float:
+    end = perf_counter() + seconds
+    numbers = [0] * len(clients)
+
+    def drive(index: int) -> None:
+        while perf_counter() < end:
+            clients[index].act()
+            numbers[index] += 1
+
+    threads = [threading.Thread(target=drive, args=(index,)) for index in range(len(clients))]
+    start = perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(numbers) / (perf_counter() - start)
+
+
+class Client:
+    """A robot that sends 256x256 images as AutoEval does, written beforehand."""
+
+    def __init__(self, url: str, robot: str):
+        parts = urlsplit(url)
+        self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+        self._path = f"{parts.path}/s/{robot}/act"
+        images = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), np.uint8)
+        proprio = encode_array(np.array([0.3, 0.0, 0.15, 0.0, 0.0, 0.0, 0.0, 0.39]))
+        self._bodies = itertools.cycle(
+            json.dumps({"image": encode_array(image), "instruction": "lift the cup", "proprio": proprio}).encode()
+            for image in images
+        )
+
+    def act(self) -> dict[str, float]:
+        """One step -> the server's own stages in milliseconds."""
+        self._connection.request("POST", self._path, next(self._bodies), {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise EngineError(f"a request of the benchmark got {response.status}: {body[:200]!r}")
+        stages = (stage.split(";dur=") for stage in response.headers["Server-Timing"].split(", "))
+        return {name: float(ms) for name, ms in stages}
+
+
+def summarise(values: Sequence[float]) -> dict[str, float]:
+    p50, p95 = np.percentile(values, [50, 95])
+    return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "n": len(values)}

@@ -1,0 +1,109 @@
+"""Real architectures with random weights, made in memory: timings need the shape, not the training."""
+
+import hashlib
+
+import numpy as np
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import Unigram
+from transformers.initialization import no_init_weights
+
+from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.errors import ConfigError
+from vlm_local.types import GenerationRequest
+
+SHAPES = ("qwen2-vl-2b",)
+
+_VOCABULARY = 151_936
+_IMAGE, _END, _FIRST_TEXT = 151_655, 151_645, 1_000
+# The shipped chat prompt under Qwen2's tokenizer: tokens before and behind a 256x256 image's 81.
+_BEFORE, _GRID, _AFTER = 258, (1, 18, 18), 72
+# How Qwen2's tokenizer spells the movement phrases: the same tokens a phrase, under other numbers.
+_PIECES = (
+    *(",", "stop", "move", "til", "t", "rotate", "close", "open", " forward", " backward", " left", " right", " up"),
+    *(" down", " tilt", " rotate", " clockwise", " count", "erc", "lock", "wise", " close", " open", " gri", "pper"),
+)
+
+
+def build_shape(name: str, layers: int | None, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Random weights. layers: of language model and vision tower each; None for all.
+
+    Raises ConfigError for a name that is not in SHAPES.
+    """
+    if name not in SHAPES:
+        raise ConfigError(f"--shape {name}: the known shapes are {', '.join(SHAPES)}")
+    config = transformers.Qwen2VLConfig(
+        text_config={
+            "hidden_size": 1536,
+            "intermediate_size": 8960,
+            "num_hidden_layers": layers or 28,
+            "num_attention_heads": 12,
+            "num_key_value_heads": 2,
+            "vocab_size": _VOCABULARY,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+            "bos_token_id": None,
+            "eos_token_id": _END,
+        },
+        vision_config={"depth": layers or 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 1536, "mlp_ratio": 4},
+        image_token_id=_IMAGE,
+        tie_word_embeddings=True,
+    )
+    with no_init_weights(), device:
+        model = transformers.Qwen2VLForConditionalGeneration._from_config(config, dtype=dtype)
+    model.eval().requires_grad_(False)
+    _fill(model)
+    tokenizer = _build_tokenizer()
+    model.generation_config = transformers.GenerationConfig(eos_token_id=_END, pad_token_id=_END)
+    return LoadedModel(model, tokenizer, None, "qwen2-vl", device, dtype, _END)
+
+
+def _fill(model) -> None:
+    """Normal numbers of the usual width, repeated: two billion fresh ones would take minutes."""
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.02 * torch.randn(1_000_003, generator=generator).to(model.device, model.dtype)
+    for name, tensor in model.named_parameters():
+        if "norm" in name or "ln_q" in name:
+            tensor.fill_(1.0 if name.endswith("weight") else 0.0)
+        else:
+            flat = tensor.view(-1)
+            for first in range(0, len(flat), len(noise)):
+                part = flat[first : first + len(noise)]
+                part.copy_(noise[: len(part)])
+
+
+def _build_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    words = [
+        *(piece.replace(" ", "\u0120") for piece in _PIECES),
+        "<unknown>",
+        *(f"<unused{index}>" for index in range(_VOCABULARY)),
+    ]
+    words.insert(_END, "<end>")
+    del words[_VOCABULARY:]
+    scores = [-1.0] * len(_PIECES) + [-100.0] * (len(words) - len(_PIECES))
+    tokenizer = Tokenizer(Unigram(list(zip(words, scores, strict=True)), unk_id=len(_PIECES)))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<end>")
+
+
+def prepare_for_shape(loaded: LoadedModel, request: GenerationRequest) -> PreparedRequest:
+    """The request's text as random tokens of the shipped prompt's length, its image as random patches."""
+    before, after = (
+        _draw_tokens(text, count) for text, count in ((request.prompt.before, _BEFORE), (request.prompt.after, _AFTER))
+    )
+    image = np.full(_GRID[1] * _GRID[2] // 4, _IMAGE)
+    generator = torch.Generator().manual_seed(int(request.image[0, 0, 0]))
+    patches = torch.randn((_GRID[1] * _GRID[2], 1176), generator=generator)
+    vision = {
+        "pixel_values": patches.to(loaded.device, loaded.dtype),
+        "image_grid_thw": torch.tensor([_GRID], device=loaded.device),
+        "mm_token_type_ids": torch.tensor([[0] * _BEFORE + [1] * len(image) + [0] * _AFTER], device=loaded.device),
+    }
+    input_ids = torch.from_numpy(np.concatenate([before, image, after]))
+    return PreparedRequest(request, input_ids, _BEFORE, vision)
+
+
+def _draw_tokens(text: str, count: int) -> np.ndarray:
+    seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little")
+    return np.random.default_rng(seed).integers(_FIRST_TEXT, _FIRST_TEXT + 100_000, count)

@@ -1,0 +1,107 @@
+"""`eval-answers`: scores a success detector on labelled pictures."""
+
+import argparse
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from vlm_local.cli.options import add_policy_options, read_policy_options
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("eval-answers", help="score a success detector on labelled pictures")
+    parser.description = (
+        "Asks a model one question about every picture of --data and scores its answers. --policy also takes the URL "
+        "of a running server. --data holds AutoEval's record-*.pkl files, or a folder of pictures for each answer."
+    )
+    parser.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="the labelled pictures")
+    parser.add_argument("--question", help="what to ask [AutoEval's question for its own files]")
+    parser.add_argument(
+        "--precision", type=float, default=0.95, metavar="P", help="wanted of answers that count [0.95]"
+    )
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html"
+    )
+    add_policy_options(parser, "--policy")
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from vlm_local.answers import check_choices
+    from vlm_local.data.questions import open_labelled
+    from vlm_local.errors import ConfigError
+    from vlm_local.evaluation.detection_run import evaluate_detector
+
+    if not 0 < args.precision <= 1:
+        raise ConfigError(f"--precision must be above 0 and at most 1, but is {args.precision}")
+    labelled = open_labelled(args.data)
+    check_choices(list(labelled.choices))
+    question = args.question or labelled.question
+    if question is None:
+        raise ConfigError(f"{args.data} holds plain pictures; say with --question what to ask about them")
+    left_out: list[str] = []
+    with _open_detector(args, question, labelled.choices) as (ask, policy), tqdm(disable=None, unit=" pictures") as bar:
+        images = labelled.open_images(lambda error: left_out.append(str(error)))
+        about = {"policy": policy, "data": args.data.name, "question": question}
+        report = evaluate_detector(
+            images, labelled.choices, ask, args.out, args.precision, about, left_out, lambda: bar.update()
+        )
+    for line in left_out[:10]:
+        print(f"left out: {line}", file=sys.stderr)
+    _print_report(report, args.out)
+    return 0
+
+
+@contextmanager
+def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, ...]):
+    """(picture -> answer, what the detector says of itself)."""
+    from vlm_local.answers import Question, ask_server
+    from vlm_local.assembly import open_policies
+    from vlm_local.client import Detector
+    from vlm_local.errors import ConfigError
+
+    name = args.model or "tiny"
+    if name.startswith(("http://", "https://")):
+        detector = Detector(name, choices)
+        yield lambda image: ask_server(detector, Question(image, question, choices)), {"name": name}
+        return
+    policies = open_policies(read_policy_options(args))
+    try:
+        answerer = policies.answerer
+        if answerer is None:
+            raise ConfigError(f"{name} is no model, so it answers no questions")
+        policies.worker.wait_loaded()
+        yield lambda image: answerer.answer(Question(image, question, choices)), {"name": name, **policies.metadata}
+    finally:
+        policies.close()
+
+
+def _print_report(report: dict, folder: Path) -> None:
+    low_high = "" if report["interval"] is None else "  ({:.1%} to {:.1%})".format(*report["interval"])
+    print(f"\n{report['images']} pictures, {len(report['left_out'])} left out: {report['question']}")
+    print(
+        f"right answers {report['accuracy']:.1%}{low_high}; always {report['majority']['answer']!r} "
+        f"{report['majority']['accuracy']:.1%}"
+    )
+    wanted = f"threshold for {report['wanted_precision']:.0%}"
+    print(f"{'answer':16}{'pictures':>9}{'recall':>9}{'precision':>11}{'AUC':>8}   {wanted}")
+    for choice, score in report["by_answer"].items():
+        at = score["at_precision"]
+        found = "none reaches it" if at is None else f"{at['threshold']:.3f} keeps {at['kept']} of {at['given']}"
+        print(
+            f"{choice[:15]:16}{score['images']:9}{_percent(score['recall']):>9}{_percent(score['precision']):>11}"
+            f"{_number(score['auc']):>8}   {found}"
+        )
+    if report["calibration"]:
+        print(f"calibration error {report['calibration']['ece']:.3f}, Brier {report['calibration']['brier']:.3f}")
+    print(f"report: {folder / 'report.html'}")
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}"
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"

@@ -1,0 +1,105 @@
+"""`bench`: what the pieces cost on this machine. The last line printed is one JSON object."""
+
+import argparse
+from pathlib import Path
+
+from vlm_local.cli.options import add_policy_options, read_policy_options
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("bench", help="measure the parts on this machine")
+    kinds = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
+    _add_act(kinds)
+    _add_decode(kinds)
+    _add_load(kinds)
+    _add_data(kinds)
+    _add_report(kinds)
+
+
+def _add_act(kinds: argparse._SubParsersAction) -> None:
+    text = "what the server adds to the engine, and how many robots it answers"
+    parser = kinds.add_parser("act", help=text, description=text)
+    add_policy_options(parser)
+    parser.add_argument("--requests", type=int, default=200, metavar="N", help="of one robot alone [200]")
+    parser.add_argument("--clients", default="1,4,8", metavar="N,...", help="robots at once [1,4,8]")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of a round of robots at once [4]")
+    parser.add_argument("--rounds", type=int, default=3, help="[3]")
+    parser.add_argument("--beside", metavar="NAME", help="time this local model in the same run instead")
+    parser.set_defaults(run=_run_act)
+
+
+def _run_act(args: argparse.Namespace) -> int:
+    if args.beside:
+        from vlm_local.bench.beside import run as run_beside
+
+        return run_beside(read_policy_options(args), args.beside, args.requests)
+    from vlm_local.bench.act import run
+
+    counts = [int(count) for count in args.clients.split(",")]
+    return run(read_policy_options(args), args.requests, counts, args.seconds, args.rounds)
+
+
+def _add_decode(kinds: argparse._SubParsersAction) -> None:
+    text = "what an answer costs, in prefills, with each way of decoding"
+    parser = kinds.add_parser("decode", help=text, description=text)
+    add_policy_options(parser)
+    parser.add_argument("--shape", metavar="NAME", help="random weights of a real shape instead: qwen2-vl-2b")
+    parser.add_argument("--layers", type=int, metavar="N", help="with --shape: only so many [all]")
+    parser.add_argument("--sequences", type=Path, metavar="PATH", help="run, data set or labels to play [made-up]")
+    parser.add_argument("--rounds", type=int, default=40, metavar="N", help="steps that are timed [40]")
+    parser.set_defaults(run=_run_decode)
+
+
+def _run_decode(args: argparse.Namespace) -> int:
+    from vlm_local.bench.decode import run
+
+    return run(read_policy_options(args), args.shape, args.layers, args.sequences, args.rounds)
+
+
+def _add_load(kinds: argparse._SubParsersAction) -> None:
+    text = "a soak: rough robots, a failing engine, a model whose process is killed; exit status 1 where it fails"
+    parser = kinds.add_parser("load", help=text, description=text)
+    add_policy_options(parser)
+    parser.add_argument("--robots", type=int, default=8, metavar="N", help="[8]")
+    parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="[30]")
+    parser.add_argument("--hz", type=float, default=5.0, help="requests a second of each robot [5]")
+    parser.add_argument("--fault-rate", type=float, default=0.005, metavar="P", help="share of engine calls [0.005]")
+    parser.add_argument("--kill-every", type=float, default=60.0, metavar="S", help="mean time between kill -9s [60]")
+    parser.add_argument("--no-sidecar", action="store_true", help="the model in the server's process, never killed")
+    parser.set_defaults(run=_run_load)
+
+
+def _run_load(args: argparse.Namespace) -> int:
+    from vlm_local.bench.load import SoakSettings, run
+
+    kill_every_s = None if args.no_sidecar else args.kill_every
+    settings = SoakSettings(args.robots, args.minutes, args.hz, args.fault_rate, kill_every_s)
+    return run(read_policy_options(args), settings)
+
+
+def _add_data(kinds: argparse._SubParsersAction) -> None:
+    text = "how fast recorded steps are read and labelled, and answers scored"
+    parser = kinds.add_parser("data", help=text, description=text)
+    parser.add_argument("--data", metavar="PATH", help="a data set to read [a run written for the purpose]")
+    parser.add_argument("--rounds", type=int, default=5, help="[5]")
+    parser.set_defaults(run=_run_data)
+
+
+def _run_data(args: argparse.Namespace) -> int:
+    from vlm_local.bench.data import run
+
+    return run(args.data, args.rounds)
+
+
+def _add_report(kinds: argparse._SubParsersAction) -> None:
+    text = "write FOLDER.md from the results saved in FOLDER, one .json each"
+    parser = kinds.add_parser("report", help=text, description=text)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/benchmarks"), help="[docs/benchmarks]")
+    parser.set_defaults(run=_run_report)
+
+
+def _run_report(args: argparse.Namespace) -> int:
+    from vlm_local.bench.report import write_report
+
+    print(write_report(args.folder))
+    return 0

@@ -1,0 +1,140 @@
+"""Commands that ask policies about recorded steps: eval, compare, replay."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from vlm_local.cli.options import add_policy_options, read_policy_options
+
+_BAR = "{percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go{postfix}"
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("eval", help="score a policy on recorded robot data")
+    parser.description = (
+        "Asks a policy about recorded steps and scores it against their movement phrases, beside baselines. --policy "
+        "also takes the URL of any AutoEval policy server, and majority, repeat-last, random or oracle-label."
+    )
+    parser.add_argument("--data", required=True, help="RLDS or LeRobot folder, recorded run, or AutoEval pickles")
+    parser.add_argument(
+        "--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html"
+    )
+    parser.add_argument("--camera", metavar="NAME", help="the images to show [the data set's main camera]")
+    parser.add_argument("--every", type=_positive, default=1, metavar="N", help="ask every Nth step [1]")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N episodes [all]")
+    parser.add_argument("--seed", type=int, default=0, help="of draws, intervals and tests [0]")
+    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="episodes at a time [1]")
+    parser.add_argument("--resume", action="store_true", help="go on with what stands in --out, and score it again")
+    add_policy_options(parser, "--policy")
+    parser.set_defaults(run=_eval)
+
+    parser = subparsers.add_parser("compare", help="two evaluations on the same steps, with p-values")
+    parser.add_argument("ours", metavar="A", type=Path, help="--out folder of an evaluation")
+    parser.add_argument("theirs", metavar="B", type=Path, help="--out folder of another")
+    parser.set_defaults(run=_compare)
+
+    parser = subparsers.add_parser("replay", help="answer a recorded run again, phrases side by side")
+    parser.add_argument("recording", metavar="RUN", type=Path, help="folder that a server or the simulator recorded")
+    parser.add_argument("--seed", type=int, default=0, help="for episodes recorded without one [0]")
+    add_policy_options(parser, "--policy")
+    parser.set_defaults(run=_replay)
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number of at least 1, not {value}")
+    return value
+
+
+def _eval(args: argparse.Namespace) -> int:
+    from itertools import takewhile
+
+    from tqdm import tqdm
+
+    from vlm_local.data import count_episodes, open_episodes
+    from vlm_local.evaluation.offline import Plan, evaluate
+    from vlm_local.evaluation.tables import format_report
+
+    options = read_policy_options(args)
+    plan = Plan(args.model or "tiny", args.data, args.camera, args.every, args.limit, args.seed)
+    num_episodes = min(count_episodes(args.data), args.limit or sys.maxsize)
+    bar = tqdm(total=num_episodes, bar_format=_BAR, disable=None)
+
+    def open_data(report):
+        episodes = open_episodes(args.data, args.camera, report)
+        return takewhile(lambda episode: args.limit is None or episode.index < args.limit, episodes)
+
+    with bar:
+        report = evaluate(
+            plan,
+            args.out,
+            open_data,
+            lambda: _open_policies(options, args.workers),
+            args.workers,
+            args.resume,
+            progress=bar.update,
+            warn=lambda text: bar.write(f"left out: {text}", file=sys.stderr),
+        )
+    print(f"\n{format_report(report)}\nreport: {args.out / 'report.html'}")
+    return 0
+
+
+def _open_policies(options, workers: int):
+    """As ever, but workers that share a server of ours get a robot there each; other servers know no robots."""
+    from vlm_local.assembly import Policies, open_policies
+    from vlm_local.client import RemotePolicy
+
+    policies = open_policies(options)
+    if workers == 1 or policies.metadata.get("server") != "vlm-local" or "/s/" in options.model:
+        return policies
+    url = options.model.rstrip("/")
+    return Policies(lambda robot, tell_all: RemotePolicy(f"{url}/s/{robot}"), None, policies.metadata)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from vlm_local.evaluation.compare import compare_rows
+    from vlm_local.evaluation.rows import load_rows
+    from vlm_local.evaluation.tables import format_comparison
+
+    result = compare_rows(load_rows(args.ours), load_rows(args.theirs))
+    print(format_comparison(result, str(args.ours), str(args.theirs)))
+    return 0
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from vlm_local.assembly import open_policies
+    from vlm_local.cli.data import ProblemPrinter
+    from vlm_local.data.runs import read_run
+    from vlm_local.errors import DataError
+    from vlm_local.evaluation.replay import replay_episode
+
+    def replay(episode) -> list[bool]:
+        """Print an episode; whether the answers of each step are the same."""
+        print(f"\n{Path(episode.source).name}\n{'step':>5}   {'recorded':44} {args.model or 'tiny'}")
+        return [_print_step(step) for step in replay_episode(episode, policy, args.seed)]
+
+    if not (args.recording / "episodes").is_dir():
+        raise DataError(f"{args.recording} is no recorded run: it has no folder episodes/")
+    policies = open_policies(read_policy_options(args))
+    num_steps = num_same = 0
+    try:
+        policy = policies.build("replay")
+        for episode in read_run(args.recording, ProblemPrinter()):
+            same = replay(episode)
+            print("they agree throughout" if all(same) else f"first divergence: step {same.index(False)}")
+            num_steps, num_same = num_steps + len(same), num_same + sum(same)
+    finally:
+        policies.close()
+    if not num_steps:
+        raise DataError(f"{args.recording} holds no step")
+    print(f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})")
+    return 0
+
+
+def _print_step(step) -> bool:
+    """A line of `replay`; whether both answers are the same."""
+    mark = "≠" if step.differs else " "
+    note = f"  ({step.problem})" if step.problem else ""
+    print(f"{step.step:5} {mark} {step.recorded or 'no answer':44} {step.answered or 'no answer'}{note}")
+    return not step.differs

@@ -1,0 +1,72 @@
+"""Results that others can check: pack, verify, leaderboard."""
+
+import argparse
+from pathlib import Path
+
+_DEFAULT = "FOLDER.evidence.zip"
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("pack", help="one archive of a result folder, for others to verify")
+    parser.add_argument("folder", type=Path, metavar="RESULT", help="--out folder of a finished eval, sim or spatial")
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"[{_DEFAULT}]")
+    parser.add_argument("--no-pictures", action="store_true", help="without frames and films; all scores stay")
+    parser.set_defaults(run=_pack)
+
+    parser = subparsers.add_parser("verify", help="score a result again without its weights")
+    parser.add_argument("result", type=Path, metavar="ARCHIVE", help="of pack; also a result folder")
+    parser.set_defaults(run=_verify)
+
+    parser = subparsers.add_parser("leaderboard", help="a Markdown table of `sim` results, each verified first")
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="archives of pack, or folders")
+    parser.add_argument("--out", type=Path, default=Path("docs/leaderboard.md"), metavar="FILE")
+    parser.set_defaults(run=_leaderboard)
+
+
+def _pack(args: argparse.Namespace) -> int:
+    from vlm_local.evidence.archive import pack, seal
+
+    folder = args.folder.resolve()
+    out = args.out or folder.with_name(folder.name + _DEFAULT.removeprefix("FOLDER"))
+    manifest = pack(args.folder, out, not args.no_pictures)
+    size = out.stat().st_size
+    print(f"{out}: {len(manifest['files'])} files of `{manifest['kind']}`, {size / 1e3:,.0f} kB\nseal {seal(manifest)}")
+    return 0
+
+
+def _verify(args: argparse.Namespace) -> int:
+    verdict = _verify_with_bar(args.result)
+    print(f"seal {verdict.seal}: {verdict.num_files} files of `{verdict.kind}`, as they were packed")
+    print(f"all {verdict.num_numbers} numbers that are scored follow from what is in it")
+    if verdict.kind == "sim":
+        print("every episode was played again from its seed and actions, and came out the same")
+    print(f"taken on trust, for nothing in it can prove it: {', '.join(verdict.trusted)}")
+    return 0
+
+
+def _leaderboard(args: argparse.Namespace) -> int:
+    from vlm_local.errors import DataError
+    from vlm_local.sim.leaderboard import write_leaderboard
+
+    verdicts = [_verify_with_bar(path) for path in args.results]
+    for path, verdict in zip(args.results, verdicts, strict=True):
+        if verdict.kind != "sim":
+            raise DataError(f"{path} is a result of `{verdict.kind}`; the leaderboard is of `sim`")
+    num_rows = write_leaderboard([(verdict.report, verdict.seal) for verdict in verdicts], args.out)
+    print(f"{num_rows} rows: {args.out}")
+    return 0
+
+
+def _verify_with_bar(path: Path):
+    """`verify` with a bar for what is played again."""
+    from tqdm import tqdm
+
+    from vlm_local.evidence.verify import verify
+
+    with tqdm(unit="scene", desc=path.name, disable=None, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        return verify(path, show)

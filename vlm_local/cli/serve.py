@@ -1,0 +1,120 @@
+"""`serve`: a model's policy over HTTP."""
+
+import argparse
+
+from vlm_local.cli.options import add_policy_options, read_policy_options
+
+_HELP = "answer robots over HTTP"
+_DEADLINE_MS = 60_000.0  # a hung forward ends the wait; AutoEval itself would wait for ever
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("serve", help=_HELP, description=_HELP)
+    add_policy_options(parser)
+    parser.set_defaults(run=run, deadline_ms=_DEADLINE_MS)
+    server = parser.add_argument_group("server").add_argument
+    server("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
+    server("--port", type=int, default=8000, help="0 takes any that is free and prints it [8000]")
+    server("--prefix", default="", metavar="/PATH", help="answer below this path, too")
+    server("--seed", type=int, default=0, help="of the seeds of episodes that are reset without one [0]")
+    server("--record", default="runs", metavar="DIR|off", help="where each start records its own run [runs]")
+    server("--record-max-gb", type=float, metavar="GB", help="delete the run's oldest episodes above this [never]")
+    safety = parser.add_argument_group("safety").add_argument
+    safety("--workspace", metavar="NAME|BOX", help="autoeval-drawer, -sink, -cloth or x0:x1,y0:y1,z0:z1 in metres")
+    safety("--max-step", metavar="X,Y,Z,R,P,Y", help="largest step, metres and radians [0.05 m, 0.25 rad]")
+    safety("--on-fault", choices=("hold", "error"), default="hold", help="stand still, or answer 503 [hold]")
+    safety("--max-held", type=int, default=5, metavar="N", help="faults in a row that are held [5]")
+    access = parser.add_argument_group("who gets in").add_argument
+    access("--token", help="bearer header, or the path /t/TOKEN/act")
+    access("--allow-from", default="", metavar="CIDR,...", help="addresses that need no token")
+    access("--insecure", action="store_true", help="listen to other machines without token or --allow-from")
+    access("--rate-limit", type=float, metavar="N", help="requests to /act a second and address [any]")
+    tunnel = parser.add_argument_group("tunnel").add_argument
+    tunnel("--tunnel", metavar="USER@HOST[:PORT]", help="keep a reverse ssh forward from there to here")
+    tunnel("--remote-port", type=int, metavar="N", help="of the forward [--port]")
+
+
+def run(args: argparse.Namespace) -> int:
+    import logging
+    import os
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    for client in ("httpx", "httpx2"):  # below the openai package: a line for every request
+        logging.getLogger(client).setLevel(logging.WARNING)
+    from vlm_local.assembly import open_policies
+    from vlm_local.server.run import RunningServer, serve_until_stopped
+    from vlm_local.server.serve import bind
+
+    settings, around = read_settings(args), read_surroundings(args)
+    listener = bind(args.host, args.port)
+    policies = open_policies(read_policy_options(args))
+    server = RunningServer(policies, settings, around, listener)
+    url = server.url + settings.prefix
+    print(f"loading {policies.metadata.get('model')}; {url}/health tells when it answers", flush=True)
+
+    def announce():
+        trained = policies.metadata.get("trained")
+        print(f"ready: {policies.metadata.get('model')} at {url}" + (", trained" if trained else ""), flush=True)
+        if trained is False:
+            print("warning: the weights are untrained, so the answers mean nothing", flush=True)
+
+    if serve_until_stopped(server, announce):
+        return 0
+    logging.shutdown()
+    os._exit(0)  # a forward still runs; the interpreter cannot end its thread in order
+
+
+def read_settings(args: argparse.Namespace):
+    """Parsed flags -> ServerSettings. Raises ConfigError, also for an open door nobody asked for."""
+    import ipaddress
+
+    from vlm_local.errors import ConfigError
+    from vlm_local.safety import MAX_STEP, parse_max_step, parse_workspace
+    from vlm_local.server.access import Gate, parse_networks
+    from vlm_local.server.episodes import EpisodeSettings
+    from vlm_local.server.service import ServerSettings
+
+    gate = Gate(args.token, parse_networks(args.allow_from))
+    try:
+        is_local = args.host == "localhost" or ipaddress.ip_address(args.host).is_loopback
+    except ValueError:
+        is_local = False
+    if gate.is_open and not is_local:
+        if not args.insecure:
+            raise ConfigError(
+                f"--host {args.host} lets every machine that can reach this one drive the robot; "
+                "set --token or --allow-from, or say --insecure"
+            )
+        print(f"warning: whoever reaches {args.host} port {args.port} can drive the robot", flush=True)
+    if args.max_held < 0 or (args.rate_limit is not None and not args.rate_limit > 0):
+        raise ConfigError("--max-held must be 0 or more, --rate-limit more than 0")
+    if args.prefix and not (args.prefix.startswith("/") and not args.prefix.endswith("/")):
+        raise ConfigError(f"--prefix must start with '/' and not end with it, but is {args.prefix!r}")
+    return ServerSettings(
+        episodes=EpisodeSettings(seed=args.seed),
+        gate=gate,
+        prefix=args.prefix,
+        on_fault=args.on_fault,
+        max_held=args.max_held,
+        rate_limit=args.rate_limit,
+        workspace=None if args.workspace is None else parse_workspace(args.workspace),
+        max_step=MAX_STEP if args.max_step is None else parse_max_step(args.max_step),
+    )
+
+
+def read_surroundings(args: argparse.Namespace):
+    """Parsed flags -> Surroundings. Raises ConfigError."""
+    from pathlib import Path
+
+    from vlm_local.errors import ConfigError
+    from vlm_local.server.run import Surroundings
+    from vlm_local.server.tunnel import parse_target
+
+    remote_port = args.port if args.remote_port is None else args.remote_port
+    if args.tunnel is None and args.remote_port is not None:
+        raise ConfigError("--remote-port belongs to --tunnel, which is missing")
+    return Surroundings(
+        record=None if args.record == "off" else Path(args.record),
+        max_record_bytes=None if args.record_max_gb is None else int(1e9 * args.record_max_gb),
+        tunnel=None if args.tunnel is None else parse_target(args.tunnel, remote_port),
+    )

@@ -1,0 +1,63 @@
+"""`spatial`: does a policy look where the words point? Paired scenes with known answers."""
+
+import argparse
+from pathlib import Path
+
+from vlm_local.cli.options import add_policy_options, read_policy_options
+
+_SCENES = 40
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("spatial", help="show a policy changed scenes: what turns, keeps and misleads it")
+    parser.description = (
+        "Draws scenes in the simulator, each also mirrored, moved, recoloured, reworded, blank ..., and scores on the "
+        "policy's probabilities whether its answer turns when it must, keeps when it must, and loses its confidence."
+    )
+    add = parser.add_argument
+    add("--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html, set.json")
+    add("--set", type=Path, metavar="FILE", help="a frozen set: docs/spatial/easy.json, normal.json, hard.json")
+    add("--level", help="of a set of your own: easy, normal, hard [normal]")
+    add("--seed", type=int, metavar="S", help="of a set of your own [0]")
+    add("--scenes", type=int, metavar="N", help=f"of a set of your own [{_SCENES}]")
+    add_policy_options(parser, "--policy")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from dataclasses import replace
+
+    from tqdm import tqdm
+
+    from vlm_local.assembly import open_policies
+    from vlm_local.spatial.changes import CHANGES
+    from vlm_local.spatial.report import format_interval, format_value
+    from vlm_local.spatial.study import run_study
+
+    scene_set = _choose_set(args)
+    options = read_policy_options(args)
+    policies = open_policies(replace(options, steps_per_phrase=1))  # every view is an episode of one step
+    try:
+        policy = policies.build("spatial", tell_all=True)
+        with tqdm(total=scene_set.scenes * (len(CHANGES) + 1), unit="view", disable=None) as bar:
+            report = run_study(args.model or "tiny", policy, scene_set, args.out, bar.update)
+    finally:
+        policies.close()
+    for name in ("turned", "moved", "left", "right"):
+        print(f"{name:8}{format_value(report[name]['value']):>6}  {format_interval(report[name]['interval'])}")
+    print("turned and right should be 1, moved and left 0")
+    print(f"report: {args.out / 'report.html'}")
+    return 0
+
+
+def _choose_set(args: argparse.Namespace):
+    from vlm_local.errors import ConfigError
+    from vlm_local.spatial.sets import SceneSet, load_set
+
+    own = {"level": args.level, "seed": args.seed, "scenes": args.scenes}
+    if args.set is None:
+        return SceneSet(args.level or "normal", args.seed or 0, _SCENES if args.scenes is None else args.scenes)
+    given = [f"--{name}" for name, value in own.items() if value is not None]
+    if given:
+        raise ConfigError(f"{', '.join(given)} cannot be chosen with --set, which names them")
+    return load_set(args.set)

@@ -1,0 +1,83 @@
+"""`train`: make the embedded checkpoint, fine-tune any model folder on recorded episodes."""
+
+from pathlib import Path
+
+
+def add_commands(subparsers) -> None:
+    train = subparsers.add_parser("train", help="fine-tune a model on recorded episodes, or make the embedded one")
+    ways = train.add_subparsers(dest="way", metavar="WAY", required=True)
+    _add_finetune(ways.add_parser("finetune", help="fine-tune a model folder on recorded episodes with ECoT's labels"))
+    _add_tiny(ways.add_parser("tiny", help="train the embedded checkpoint in the simulator"))
+    init = ways.add_parser("init-tiny", help="write the embedded checkpoint's folder with untrained weights")
+    init.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    init.add_argument("--seed", type=int, default=0)
+    init.set_defaults(run=_run_init_tiny)
+
+
+def _add_finetune(parser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="NAME", help="a name (see `models`), folder or repository")
+    add("--data", required=True, nargs="+", metavar="PATH", help="RLDS, LeRobot, AutoEval pickles or recorded runs")
+    add("--out", type=Path, required=True, metavar="FOLDER", help="the result; a killed run goes on from there")
+    add("--camera", metavar="NAME", help="[the data set's main one]")
+    add("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank [0: all weights]")
+    add("--steps", type=int, default=1000, metavar="N", help="[1000]")
+    add("--samples", type=int, default=16, metavar="N", help="of a step [16]")
+    add("--at-once", type=int, default=4, metavar="N", help="samples in one forward: what memory allows [4]")
+    add("--learning-rate", type=float, metavar="R", help="[1e-5; 2e-4 with --lora]")
+    add("--warmup", type=int, default=50, metavar="N", help="steps [50]")
+    add("--prompt", metavar="NAME|FILE", help="[the checkpoint's, else the family's]")
+    add("--history", type=int, metavar="N", help="last phrases that the prompt shows [the checkpoint's, else 0]")
+    add("--bfloat16", action="store_true", help="compute in bfloat16; trained weights stay float32")
+    add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[auto: the first GPU]")
+    add("--offline", action="store_true", help="download nothing")
+    add("--seed", type=int, default=0)
+    parser.set_defaults(run=_run_finetune)
+
+
+def _add_tiny(parser) -> None:
+    add = parser.add_argument
+    add("--out", type=Path, required=True, metavar="RUN", help="run folder; a killed run goes on from there")
+    add("--start", type=Path, metavar="FOLDER", help="weights to begin with [untrained ones, drawn from --seed]")
+    add("--rounds", type=int, metavar="N", help="[the course of docs/training.md]")
+    add("--seed", type=int, default=0)
+    parser.set_defaults(run=_run_tiny)
+
+
+def _run_init_tiny(args) -> int:
+    from vlm_local.training.tiny import write_tiny
+
+    write_tiny(args.out, args.seed)
+    print(f"wrote untrained weights and the tokenizer, processor and prompt around them to {args.out}")
+    return 0
+
+
+def _run_finetune(args) -> int:
+    from vlm_local.data import open_episodes
+    from vlm_local.models import find_checkpoint
+    from vlm_local.prompts import load_template
+    from vlm_local.training.finetune import Tuning, finetune
+    from vlm_local.training.optimisation import Recipe
+    from vlm_local.training.samples import RecordedSamples
+
+    checkpoint = find_checkpoint(args.model, args.offline)
+    default = "paligemma" if checkpoint.family.startswith("paligemma") else "chat"
+    prompt = args.prompt or checkpoint.sidecar.get("prompt") or default
+    history = checkpoint.sidecar.get("history") or 0 if args.history is None else args.history
+    episodes = (episode for path in args.data for episode in open_episodes(path, args.camera))
+    samples = RecordedSamples(episodes, load_template(prompt), history, args.seed)
+    print(f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped")
+    rate = args.learning_rate or (2e-4 if args.lora else 1e-5)
+    recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)
+    tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)
+    finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed)
+    print(f"{args.out}: python -m vlm_local serve --model {args.out}")
+    return 0
+
+
+def _run_tiny(args) -> int:
+    from vlm_local.training.simulated import train_tiny
+
+    student = train_tiny(args.out, args.seed, args.start, args.rounds)
+    print(f"{student}: python -m vlm_local sim --policy {student} --task all")
+    return 0
