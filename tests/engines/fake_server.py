@@ -114,6 +114,7 @@ class FakeServer:
 class _Listener(ThreadingHTTPServer):
     daemon_threads = True
     allow_reuse_address = True
+    request_queue_size = 64  # a connection that finds the queue of 5 full is tried again a second later
 
     def __init__(self, *args):
         super().__init__(*args)

@@ -71,7 +71,7 @@ def main() -> None:
     )
     listener = bind("127.0.0.1", 0)
     server = RunningServer(policies, ServerSettings(), Surroundings(record=Path(wanted["record"])), listener)
-    ended = serve_until_stopped(server, lambda: print(f"ready: {server.url}", flush=True))
+    ended = serve_until_stopped(server, lambda: None, lambda: print(f"ready: {server.url}", flush=True))
     sys.exit(0 if ended else 3)
 
 

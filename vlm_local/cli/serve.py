@@ -50,15 +50,17 @@ def run(args: argparse.Namespace) -> int:
     policies = open_policies(read_policy_options(args))
     server = RunningServer(policies, settings, around, listener)
     url = server.url + settings.prefix
-    print(f"loading {policies.metadata.get('model')}; {url}/health tells when it answers", flush=True)
 
-    def announce():
+    def tell_loading():
+        print(f"loading {policies.metadata.get('model')}; {url}/health tells when it answers", flush=True)
+
+    def tell_ready():
         trained = policies.metadata.get("trained")
         print(f"ready: {policies.metadata.get('model')} at {url}" + (", trained" if trained else ""), flush=True)
         if trained is False:
             print("warning: the weights are untrained, so the answers mean nothing", flush=True)
 
-    if serve_until_stopped(server, announce):
+    if serve_until_stopped(server, tell_loading, tell_ready):
         return 0
     logging.shutdown()
     os._exit(0)  # a forward still runs; the interpreter cannot end its thread in order

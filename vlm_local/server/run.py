@@ -75,10 +75,12 @@ class RunningServer:
         return ended
 
 
-def serve_until_stopped(server: RunningServer, announce: Callable[[], None]) -> bool:
+def serve_until_stopped(
+    server: RunningServer, tell_loading: Callable[[], None], tell_ready: Callable[[], None]
+) -> bool:
     """Serve until SIGTERM or SIGINT, a second of which ends the process at once. Returns as `stop`.
 
-    announce: called when the model is loaded.
+    tell_loading, tell_ready: called once a signal ends the server in order, and once the model is loaded.
     """
     stopped = threading.Event()
 
@@ -90,8 +92,9 @@ def serve_until_stopped(server: RunningServer, announce: Callable[[], None]) -> 
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop)
     try:
+        tell_loading()
         if server.wait_loaded(stopped.is_set):
-            announce()
+            tell_ready()
             stopped.wait()
     finally:
         ended = server.stop()
