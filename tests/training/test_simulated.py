@@ -1,5 +1,7 @@
 """Rounds in the simulator: whose labels they are, that a seed fixes them, that a kill changes nothing."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -7,14 +9,15 @@ from vlm_local.actions import build_action
 from vlm_local.primitives import parse_phrase
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.oracle import Oracle
+from vlm_local.sim.tasks import TASKS
 from vlm_local.training.collect import collect, load_shard, save_shard
 from vlm_local.training.optimisation import Recipe
-from vlm_local.training.questions import list_questions
+from vlm_local.training.questions import add_fillers, list_questions
 from vlm_local.training.simulated import Course, SimulatedTraining
 from vlm_local.training.tiny import write_tiny
 from vlm_local.types import Primitive
 
-TASKS_OF_A_SCENE = [("reach", 3), ("push", 3), ("reach_relation", 4), ("open_drawer", 2), ("eggplant_in_sink", 2)]
+TASKS_OF_A_SCENE = [("reach", 4), ("push", 4), ("reach_relation", 5), ("open_drawer", 2), ("eggplant_in_sink", 2)]
 
 
 @pytest.mark.parametrize(("task", "num_questions"), TASKS_OF_A_SCENE)
@@ -27,6 +30,15 @@ def test_every_question_has_the_oracles_answer(task, num_questions):
     assert asked[0].instruction == instruction
     assert parse_phrase(asked[0].phrase) == Oracle(env).primitive()
     assert len(asked) == num_questions == len({question.instruction for question in asked})
+
+
+def test_words_that_mean_nothing_are_not_those_of_the_level_words():
+    unseen = {word for kind in TASKS.values() for text in kind.unseen for word in re.findall("[a-z]+", text)}
+    seen = {word for kind in TASKS.values() for text in kind.words for word in re.findall("[a-z]+", text)}
+    rng = np.random.default_rng(0)
+    added = {word for _ in range(2000) for word in add_fillers("reach the block", rng).split()}
+    assert len(added) > 40
+    assert not added & unseen - seen
 
 
 def test_following_one_of_the_other_answers_reaches_the_other_block():

@@ -4,7 +4,7 @@ import numpy as np
 
 from vlm_local.sim.furniture import BLOCK_HALF_M, NUM_BLOCKS
 from vlm_local.sim.levels import Level
-from vlm_local.sim.task import Task, sample_start
+from vlm_local.sim.task import Task, combine, sample_start
 from vlm_local.sim.world import World
 
 COLOURS = {
@@ -25,6 +25,9 @@ _REACHED_ACROSS_M = 0.018
 _LIFTED_M = 0.05
 _PUSHED_M = 0.05
 _REACHED_HEIGHT_M = REACH_HEIGHT_M + 0.010
+
+_REACHING = ("reach", "move to", "go to", "touch", "head for", "come to", "move the gripper to", "bring the gripper to")
+_NAMED = ("the {colour} block", "the {colour} brick", "the {colour} thing", "the {colour} object")
 
 
 class BlockTask(Task):
@@ -74,12 +77,7 @@ class Reach(BlockTask):
 
     name = "reach"
     stages = ("reached",)
-    words = (
-        "reach the {colour} block",
-        "move to the {colour} block",
-        "go to the {colour} block",
-        "touch the {colour} block",
-    )
+    words = combine(_REACHING, _NAMED)
     unseen = (
         "put your gripper at the {colour} cube",
         "approach the block that is {colour}",
@@ -104,7 +102,9 @@ class ReachRelation(Reach):
     """As Reach; the block is named by where it lies, seen from another block."""
 
     name = "reach_relation"
-    words = ("reach the block {relation} the {colour} one", "go to the block {relation} the {colour} block")
+    words = combine(
+        _REACHING, ("the block", "the one"), ("{relation} the {colour} one", "{relation} the {colour} block")
+    )
     unseen = (
         "find the {colour} block and approach the one {relation} it",
         "touch what lies {relation} the {colour} cube",
@@ -129,7 +129,7 @@ class Lift(BlockTask):
 
     name = "lift"
     stages = ("reached", "grasped", "lifted")
-    words = ("lift the {colour} block", "pick up the {colour} block", "raise the {colour} block")
+    words = combine(("lift", "pick up", "raise", "lift up", "grasp and lift"), _NAMED)
     unseen = ("take the {colour} cube off the table", "the {colour} block, please: up with it")
 
     def sample(self, world, level, rng):
@@ -157,7 +157,7 @@ class Push(BlockTask):
 
     name = "push"
     stages = ("reached", "pushed")
-    words = ("push the {colour} block to the {side}", "move the {colour} block to the {side}")
+    words = combine(("push", "move", "slide"), _NAMED, ("to the {side}", "{side}", "towards the {side}"))
     unseen = ("shove the {colour} cube {side}wards", "the {colour} block should be further {side}")
 
     def sample(self, world, level, rng):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from vlm_local.sim.furniture import DRAWER_TRAVEL_M, HANDLE_GAP_OUT_M, HANDLE_HEIGHT_M, HANDLE_OUT_M
-from vlm_local.sim.task import Task, sample_start
+from vlm_local.sim.task import Task, combine, sample_start
 from vlm_local.sim.world import World
 
 _OPEN_M = 0.065
@@ -49,7 +49,10 @@ class OpenDrawer(DrawerTask):
     name = "open_drawer"
     stages = ("reached", "opened")
     wrong_words = "close the drawer"
-    words = ("open the drawer", "pull the drawer open", "slide the drawer out")
+    words = (
+        *combine(("open", "open up"), ("the drawer", "the drawer of the cabinet")),
+        *combine(("pull", "slide", "draw", "move"), ("the drawer",), ("open", "out")),
+    )
     unseen = ("the drawer should be open", "pull out the red drawer", "get the drawer open, please")
 
     def sample(self, world, level, rng):
@@ -67,7 +70,10 @@ class CloseDrawer(DrawerTask):
     name = "close_drawer"
     stages = ("reached", "closed")
     wrong_words = "open the drawer"
-    words = ("close the drawer", "push the drawer shut", "slide the drawer in")
+    words = (
+        *combine(("close", "close up"), ("the drawer", "the drawer of the cabinet")),
+        *combine(("push", "slide", "press", "move"), ("the drawer",), ("shut", "closed", "in")),
+    )
     unseen = ("the drawer should be closed", "push in the red drawer", "shut the drawer, please")
 
     def sample(self, world, level, rng):

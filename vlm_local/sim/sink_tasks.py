@@ -14,8 +14,10 @@ from vlm_local.sim.furniture import (
     EGGPLANT_RADIUS_M,
     SLOPE_M,
 )
-from vlm_local.sim.task import Task, sample_start
+from vlm_local.sim.task import Task, combine, sample_start
 from vlm_local.sim.world import World
+
+_MOVING = ("put", "move", "place", "bring", "carry", "lay")
 
 # Centre and half size (2,) m of where a gripper can go down, and the top of it.
 _CONTAINERS = (
@@ -79,7 +81,7 @@ class EggplantTask(Task):
 class EggplantToBasket(EggplantTask):
     name = "eggplant_in_basket"
     wrong_words = "put the eggplant in the blue sink"
-    words = ("put the eggplant in the yellow basket", "move the eggplant to the yellow basket")
+    words = combine(_MOVING, ("the eggplant",), ("in", "to", "into"), ("the yellow basket", "the basket"))
     unseen = ("drop the eggplant into the basket", "the eggplant belongs in the yellow rack")
     goal_centre, goal_half = BASKET_CENTRE, BASKET_HALF
     goal_floor_m, goal_top_m = BASKET_FLOOR_M, BASKET_RIM_M
@@ -92,7 +94,7 @@ class EggplantToBasket(EggplantTask):
 class EggplantToSink(EggplantTask):
     name = "eggplant_in_sink"
     wrong_words = "put the eggplant in the yellow basket"
-    words = ("put the eggplant in the blue sink", "move the eggplant to the blue sink")
+    words = combine(_MOVING, ("the eggplant",), ("in", "to", "into"), ("the blue sink", "the sink"))
     unseen = ("drop the eggplant into the sink", "the eggplant belongs in the blue basin")
     goal_centre, goal_half = BASIN_CENTRE, BASIN_HALF
     goal_floor_m, goal_top_m = BASIN_FLOOR_M, COUNTER_M

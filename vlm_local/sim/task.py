@@ -1,5 +1,6 @@
 """What a task is: where things lie at the start, in which words it is asked, when it is done."""
 
+from itertools import product
 from typing import ClassVar
 
 import numpy as np
@@ -45,6 +46,11 @@ class Task:
         words = choices[rng.integers(len(choices))]
         self.instruction = words.format(**(names or {}))
         self.wrong_instruction = (self.wrong_words or words).format(**(wrong_names or {}))
+
+
+def combine(*parts: tuple[str, ...]) -> tuple[str, ...]:
+    """Every sentence of one choice from each part, the first of each first."""
+    return tuple(" ".join(choice) for choice in product(*parts))
 
 
 def sample_start(level: Level, rng: np.random.Generator) -> np.ndarray:

@@ -15,6 +15,7 @@ from PIL import Image
 from vlm_local.actions import GripperLatch, build_action
 from vlm_local.primitives import parse_phrase
 from vlm_local.sim.environment import SimEnv
+from vlm_local.sim.oracle import Oracle
 from vlm_local.training.questions import Question, list_questions
 from vlm_local.types import Observation, Primitive
 
@@ -25,6 +26,7 @@ _TELEPORT = 0.4  # share of scenes that begin anywhere instead of at the start
 _ANYWHERE_M = np.array([[0.20, -0.17, 0.06], [0.40, 0.17, 0.115]])  # all of it within reach
 _STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 _SCENE_STEPS = 16  # frames of one scene on average
+_UNSEEN_STEPS = {"blocks": 12, "drawer": 20, "sink": 45}  # of the oracle at most, before the first frame
 
 Actor = Callable[[Observation], Primitive]
 
@@ -63,12 +65,14 @@ def shrink(image: np.ndarray, image_px: int) -> np.ndarray:
 
 
 def _play(env: SimEnv, rng: np.random.Generator, learner: Actor | None):
-    """One scene: yields (observation, questions) of every step."""
+    """One scene, in half of the cases from somewhere on its way: yields (observation, questions) of every step."""
     env.reset(seed=int(rng.integers(2**63)))
+    latch = GripperLatch()
     if rng.random() < _TELEPORT and env.task.kind == "blocks":
         env.world.put_arm(rng.uniform(*_ANYWHERE_M))
         env.step(_STILL)
-    latch = GripperLatch()
+    elif rng.random() < 0.5 and _advance(env, latch, rng.integers(_UNSEEN_STEPS[env.task.kind])):
+        return
     left, noise = 0, Primitive()
     num_steps = 1 + rng.poisson(_SCENE_STEPS - 1)
     for _ in range(num_steps):
@@ -83,9 +87,23 @@ def _play(env: SimEnv, rng: np.random.Generator, learner: Actor | None):
             primitive = learner(observation)
         else:
             primitive = parse_phrase(asked[0].phrase)
-        *_, ended, _, _ = env.step(build_action(primitive, latch.update(primitive.gripper, observation.proprio[6])))
-        if ended:
+        if _step(env, latch, primitive):
             return
+
+
+def _advance(env: SimEnv, latch: GripperLatch, num_steps: int) -> bool:
+    """Let the oracle move; whether the episode ended. Most of it is not drawn: that takes four times as long."""
+    oracle = Oracle(env)
+    for _ in range(num_steps):
+        primitive = oracle.primitive()
+        env.world.step(build_action(primitive, latch.update(primitive.gripper, env.world.proprio[6])))
+    return _step(env, latch, oracle.primitive())
+
+
+def _step(env: SimEnv, latch: GripperLatch, primitive: Primitive) -> bool:
+    """Whether the episode ended."""
+    *_, ended, _, _ = env.step(build_action(primitive, latch.update(primitive.gripper, env.world.proprio[6])))
+    return ended
 
 
 def _draw_noise(rng: np.random.Generator) -> Primitive:

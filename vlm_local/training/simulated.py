@@ -10,7 +10,7 @@ import shutil
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +21,30 @@ from vlm_local.engines.loading import load_model
 from vlm_local.training.collect import Shard, load_shard
 from vlm_local.training.optimisation import Optimisation, Recipe, draw_curves
 from vlm_local.training.questionnaire import Batch, Pupil, Questionnaire
+from vlm_local.training.questions import add_fillers
 from vlm_local.training.rounds import Lesson, collect_round, measure_round
 from vlm_local.training.tiny import IMAGE_PX, write_tiny, write_weights
 
 _TINT_FACTOR, _TINT_SUMMAND = 0.15, 0.05
 # Which word is right is hard to tell near the thing: farther away, down to this share is learnt from.
 _NEAR_M, _FAR_SHARE = 0.05, 0.3
+_FILL = 0.4  # share of pictures asked about with words that mean nothing
 _HIDE_PROPRIO = 0.1  # share of pictures whose prompt does not tell the measured state
+
+_MIXES = {
+    0: {"reach": 1.0},
+    16: {"reach": 0.5, "open_drawer": 0.25, "close_drawer": 0.25},
+    48: {
+        "reach": 0.12,
+        "reach_relation": 0.10,
+        "open_drawer": 0.09,
+        "close_drawer": 0.09,
+        "eggplant_in_basket": 0.20,
+        "eggplant_in_sink": 0.18,
+        "push": 0.14,
+        "lift": 0.08,
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -41,10 +58,8 @@ class Course:
     one is meant. measure_every: rounds between rollouts.
     """
 
-    num_rounds: int = 60
-    mixes: Mapping[int, Mapping[str, float]] = field(
-        default_factory=lambda: {0: {"reach": 1.0}, 16: {"reach": 0.5, "open_drawer": 0.25, "close_drawer": 0.25}}
-    )
+    num_rounds: int = 144
+    mixes: Mapping[int, Mapping[str, float]] = field(default_factory=lambda: dict(_MIXES))
     level: str = "normal"
     frames: int = 1200
     steps: int = 250
@@ -53,8 +68,8 @@ class Course:
     keep: int = 12
     learner_from: int = 8
     warm_rounds: int = 2
-    measure_every: int = 4
-    measure_episodes: int = 10
+    measure_every: int = 16
+    measure_episodes: int = 8
 
     def mix(self, number: int) -> Mapping[str, float]:
         """Task name -> share of the scenes of a round."""
@@ -143,6 +158,8 @@ class SimulatedTraining:
             index = rng.integers(len(shard.frames))
             questions = shard.questions[index]
             chosen = [questions[place] for place in rng.permutation(len(questions))[: course.asked]]
+            if rng.random() < _FILL:
+                chosen = [replace(question, instruction=add_fillers(question.instruction, rng)) for question in chosen]
             aside = min(np.hypot(*question.offset_m[:2]) for question in chosen)
             if rng.random() < max(_FAR_SHARE, _NEAR_M / max(aside, _NEAR_M)) and not (warm and chosen[0].slot):
                 frames.append(shard.frames[index])
@@ -156,13 +173,20 @@ class SimulatedTraining:
 
 
 def train_tiny(folder: Path, seed: int, start: Path | None = None, num_rounds: int | None = None) -> Path:
-    """The course of docs/training.md in a run folder; returns the last student's folder."""
+    """The course of docs/training.md in a run folder; returns the last student's folder.
+
+    start: folder of trained weights to begin with, at the course's last mix; None begins with none.
+    """
     torch.set_num_threads(1)  # two wait for each other more than they help at this size
+    course = Course()
     if start is None:
         start = folder / "untrained"
         write_tiny(start, seed)
-    course = Course(**({} if num_rounds is None else {"num_rounds": num_rounds}))
-    training = SimulatedTraining(
-        start, folder, course, Recipe(course.num_rounds * course.steps, decay=0.45, save_every=course.steps), seed
-    )
-    return training.run()
+    else:
+        first = max(course.mixes)
+        mixes = {0: course.mixes[first]}
+        course = replace(course, num_rounds=course.num_rounds - first, mixes=mixes, learner_from=2, warm_rounds=0)
+    if num_rounds is not None:
+        course = replace(course, num_rounds=num_rounds)
+    recipe = Recipe(course.num_rounds * course.steps, decay=0.45, save_every=course.steps, bfloat16=True)
+    return SimulatedTraining(start, folder, course, recipe, seed).run()
