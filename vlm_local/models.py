@@ -136,7 +136,7 @@ def _find_cached(name: str) -> Path | None:
     if repository is None:
         return None
     try:
-        folder = Path(snapshot_download(repository, local_files_only=True))
+        folder = Path(snapshot_download(repository, allow_patterns=_PATTERNS, local_files_only=True))
         open_checkpoint(folder)
     except (LocalEntryNotFoundError, HFValidationError, ConfigError):
         return None  # not there, or a download that was broken off: the hub goes on with it
@@ -168,7 +168,7 @@ def _download(name: str, offline: bool) -> Path:
         size = sum(file.size or 0 for file in info.siblings if file.rfilename in wanted)
         _check_disk(Path(HF_HUB_CACHE), size, name)
         print(f"Downloading {repository} ({size / 1e9:.1f} GB) to {HF_HUB_CACHE} ...", file=sys.stderr, flush=True)
-        return Path(snapshot_download(repository, revision=info.sha, allow_patterns=_PATTERNS))
+        return Path(snapshot_download(repository, allow_patterns=_PATTERNS))  # by branch: the cache is looked up by it
     except ConfigError:
         raise
     except Exception as error:  # huggingface_hub has changed its HTTP library, and so its errors, twice
