@@ -2,6 +2,7 @@
 
     oracle = Oracle(env)
     oracle.primitive()    # Primitive for the state the environment is in now
+    Oracle(env, table)    # reckons with other steps than the server's own
 
 It is a function of the state alone, so it also labels states that it would never visit (DAgger,
 Ross et al., 2011). An axis moves while it is off by more than a little over half a step, so that a
@@ -9,10 +10,11 @@ step never overshoots into the opposite word.
 """
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
-from vlm_local.actions import STEP_M, STEP_RAD
+from vlm_local.actions import StepTable
 from vlm_local.sim.block_tasks import REACH_HEIGHT_M, Lift, Push, Reach, ReachRelation, is_ready_to_push
 from vlm_local.sim.drawer_tasks import CloseDrawer, OpenDrawer, is_before_bar, is_behind_bar, measure_tips
 from vlm_local.sim.environment import SimEnv
@@ -22,8 +24,7 @@ from vlm_local.sim.task import Task
 from vlm_local.sim.world import World
 from vlm_local.types import Primitive
 
-_NEAR_M = 0.6 * STEP_M
-_NEAR_RAD = 0.65 * STEP_RAD
+_NEAR, _NEAR_TURN = 0.6, 0.65  # of a step: less is not worth moving for
 _BELOW_M = 0.02  # this far below its path the gripper only goes up
 _SHUT, _WIDE = 0.15, 0.8  # openings that count as closed and as open
 _AT_M = 0.0105  # per axis: the fingers are around the thing
@@ -35,35 +36,46 @@ _CARRY_M = 0.088
 _RELEASE_M = 0.055
 
 
-class Oracle:
-    """Answers for the episode that the environment is in."""
+class Near(NamedTuple):
+    """Within this an axis rests: across (x and y) and up, m; tilt and yaw, rad."""
 
-    def __init__(self, env: SimEnv):
+    across: float
+    up: float
+    tilt: float
+    yaw: float
+
+
+class Oracle:
+    """Answers for the episode that the environment is in. table: the steps it reckons with."""
+
+    def __init__(self, env: SimEnv, table: StepTable = StepTable()):
         self._env = env
+        across = _NEAR * max(table.x_m, table.y_m)
+        self._near = Near(across, _NEAR * table.z_m, _NEAR_TURN * table.tilt_rad, _NEAR_TURN * table.yaw_rad)
 
     def primitive(self) -> Primitive:
         task = self._env.task
-        return _PLANS[type(task)](task, self._env.world)
+        return _PLANS[type(task)](task, self._env.world, self._near)
 
 
 def _sign(error: float, near: float) -> int:
     return int(error > near) - int(error < -near)
 
 
-def _steer(world: World, goal: np.ndarray, yaw: float = 0.0, gripper: int = 0) -> Primitive:
+def _steer(world: World, near: Near, goal: np.ndarray, yaw: float = 0.0, gripper: int = 0) -> Primitive:
     """Signs towards a goal (3,) m with the gripper pointing down at this heading."""
-    x, y, z = (_sign(error, _NEAR_M) for error in goal - world.tips)
+    x, y, z = map(_sign, goal - world.tips, (near.across, near.across, near.up))
     _, _, _, _, pitch, heading, _ = world.proprio
-    return Primitive(x, y, z, _sign(-pitch, _NEAR_RAD), _sign(yaw - heading, _NEAR_RAD), gripper)
+    return Primitive(x, y, z, _sign(-pitch, near.tilt), _sign(yaw - heading, near.yaw), gripper)
 
 
-def _approach(world: World, goal: np.ndarray, hover: float, slope: float, **turn) -> Primitive:
+def _approach(world: World, near: Near, goal: np.ndarray, hover: float, slope: float, **turn) -> Primitive:
     """Travel `hover` above the goal, come down a funnel around it; well below the funnel only go up."""
     aside = np.abs(goal[:2] - world.tips[:2]).max()
-    raised = goal + np.array([0, 0, np.clip(slope * (aside - 1.4 * _NEAR_M), 0, hover)])
+    raised = goal + np.array([0, 0, np.clip(slope * (aside - 1.4 * near.across), 0, hover)])
     if raised[2] - world.tips[2] > _BELOW_M:
         raised[:2] = world.tips[:2]
-    return _steer(world, raised, **turn)
+    return _steer(world, near, raised, **turn)
 
 
 def _nearest(world: World, centre: np.ndarray, heading: float, room: tuple[float, float]) -> np.ndarray:
@@ -76,76 +88,78 @@ def _nearest(world: World, centre: np.ndarray, heading: float, room: tuple[float
     return np.append(centre[:2] + turn @ offset, centre[2])
 
 
-def _plan_reach(task: Reach, world: World) -> Primitive:
+def _plan_reach(task: Reach, world: World, near: Near) -> Primitive:
     block = world.place(f"block{task.target}")
-    return _approach(world, np.array([block[0], block[1], REACH_HEIGHT_M]), hover=0.05, slope=1)
+    return _approach(world, near, np.array([block[0], block[1], REACH_HEIGHT_M]), hover=0.05, slope=1)
 
 
-def _plan_lift(task: Lift, world: World) -> Primitive:
+def _plan_lift(task: Lift, world: World, near: Near) -> Primitive:
     if world.count_pads(f"block{task.target}") == 2:
-        return _steer(world, world.tips + np.array([0, 0, 0.05]), yaw=world.proprio[5])
-    return _grasp(world, f"block{task.target}", np.pi / 2, room=(0.004, 0.004))
+        return _steer(world, near, world.tips + np.array([0, 0, 0.05]), yaw=world.proprio[5])
+    return _grasp(world, near, f"block{task.target}", np.pi / 2, room=(0.004, 0.004))
 
 
-def _plan_push(task: Push, world: World) -> Primitive:
+def _plan_push(task: Push, world: World, near: Near) -> Primitive:
     block = world.place(f"block{task.target}")
     gripper = -1 if world.opening > _SHUT else 0
     height = BLOCK_HALF_M + 0.004
     if is_ready_to_push(world, f"block{task.target}", task.way):
         ahead = np.where(task.way, world.tips[:2] + 0.03 * task.way, block[:2])
-        return _steer(world, np.append(ahead, height), gripper=gripper)
+        return _steer(world, near, np.append(ahead, height), gripper=gripper)
     start = np.append(block[:2] - 0.052 * task.way, height + (0.05 if gripper else 0))
     start = _nearest(world, start, np.pi / 2, room=(0.007, 0.003))
-    return _approach(world, start, hover=0.05, slope=4, gripper=gripper)
+    return _approach(world, near, start, hover=0.05, slope=4, gripper=gripper)
 
 
-def _plan_drawer(world: World, middle_m: float, room: tuple[float, float], push_m: float, is_there) -> Primitive:
+def _plan_drawer(
+    world: World, near: Near, middle_m: float, room: tuple[float, float], push_m: float, is_there
+) -> Primitive:
     """Lower the closed gripper within `room` of `middle_m` on the drawer's x axis, then move by `push_m`."""
     tips, height = measure_tips(world), HANDLE_HEIGHT_M - 0.018
     gripper = -1 if world.opening > _SHUT else 0
     if is_there(tips):
         across = np.clip(tips[1], -room[1], room[1])
-        return _steer(world, world.locate("drawer", (tips[0] + push_m, across, height)), gripper=gripper)
+        return _steer(world, near, world.locate("drawer", (tips[0] + push_m, across, height)), gripper=gripper)
     goal = world.locate("drawer", (middle_m, 0, height + (0.05 if gripper else 0)))
     goal = _nearest(world, goal, world.yaw("drawer"), room)
-    return _approach(world, goal, hover=0.05, slope=5, gripper=gripper)
+    return _approach(world, near, goal, hover=0.05, slope=5, gripper=gripper)
 
 
-def _plan_open(task: OpenDrawer, world: World) -> Primitive:
-    return _plan_drawer(world, -HANDLE_GAP_OUT_M, (0.006, 0.018), -0.03, is_behind_bar)
+def _plan_open(task: OpenDrawer, world: World, near: Near) -> Primitive:
+    return _plan_drawer(world, near, -HANDLE_GAP_OUT_M, (0.006, 0.018), -0.03, is_behind_bar)
 
 
-def _plan_close(task: CloseDrawer, world: World) -> Primitive:
-    return _plan_drawer(world, -HANDLE_OUT_M - 0.036, (0.008, 0.018), 0.03, is_before_bar)
+def _plan_close(task: CloseDrawer, world: World, near: Near) -> Primitive:
+    return _plan_drawer(world, near, -HANDLE_OUT_M - 0.036, (0.008, 0.018), 0.03, is_before_bar)
 
 
-def _plan_eggplant(task: EggplantTask, world: World) -> Primitive:
+def _plan_eggplant(task: EggplantTask, world: World, near: Near) -> Primitive:
     if task.is_inside(world):
         up = world.tips + np.array([0, 0, 0.05 if world.opening > _WIDE else 0])
-        return _steer(world, up, yaw=world.proprio[5], gripper=int(world.opening < _WIDE))
+        return _steer(world, near, up, yaw=world.proprio[5], gripper=int(world.opening < _WIDE))
     if is_held(world):
-        return _carry(task, world)
-    return _grasp(world, "eggplant", np.pi, room=(0.010, 0.006), area=task.find_container(world))
+        return _carry(task, world, near)
+    return _grasp(world, near, "eggplant", np.pi, room=(0.010, 0.006), area=task.find_container(world))
 
 
-def _carry(task: EggplantTask, world: World) -> Primitive:
+def _carry(task: EggplantTask, world: World, near: Near) -> Primitive:
     """Up and across above the rims, to where it falls well into the goal; a little down, open."""
     room = np.array(task.goal_half) - _INSIDE_M
     goal = np.append(np.clip(world.tips[:2], task.goal_centre - room, task.goal_centre + room), 0.0)
     aside = np.abs(goal[:2] - world.tips[:2]).max()
     yaw = world.proprio[5]
-    if aside < _NEAR_M:
+    if aside < near.across:
         goal[2] = task.goal_floor_m + _RELEASE_M
-        if world.tips[2] < goal[2] + _NEAR_M:
-            return _steer(world, world.tips, yaw=yaw, gripper=1)
-        return _steer(world, goal, yaw=yaw)
+        if world.tips[2] < goal[2] + near.up:
+            return _steer(world, near, world.tips, yaw=yaw, gripper=1)
+        return _steer(world, near, goal, yaw=yaw)
     goal[2] = _CARRY_M
-    if world.tips[2] < _CARRY_M - _NEAR_M - max(0, aside - _RIM_M):
+    if world.tips[2] < _CARRY_M - near.up - max(0, aside - _RIM_M):
         goal[:2] = world.tips[:2]
-    return _steer(world, goal, yaw=yaw)
+    return _steer(world, near, goal, yaw=yaw)
 
 
-def _grasp(world: World, thing: str, symmetry: float, room: tuple[float, float], area=None) -> Primitive:
+def _grasp(world: World, near: Near, thing: str, symmetry: float, room: tuple[float, float], area=None) -> Primitive:
     """Open, come down across the thing, close.
 
     symmetry: the thing looks alike after this turn, rad. room: how far off the middle it is still
@@ -159,11 +173,11 @@ def _grasp(world: World, thing: str, symmetry: float, room: tuple[float, float],
         free = np.maximum(area[1] - _FINGERS_M * np.abs([np.sin(heading), np.cos(heading)]) - _FINGER_M, 0)
         goal[:2] = np.clip(goal[:2], area[0] - free, area[0] + free)
     if np.abs(goal - world.tips).max() < _AT_M and yaw == heading:
-        return _steer(world, world.tips, yaw=yaw, gripper=-1)
+        return _steer(world, near, world.tips, yaw=yaw, gripper=-1)
     narrow = world.opening < _WIDE
     if narrow or yaw != heading:
         goal[2] += 0.05  # not yet down
-    return _approach(world, goal, hover=0.08, slope=2, yaw=yaw, gripper=int(narrow))
+    return _approach(world, near, goal, hover=0.08, slope=2, yaw=yaw, gripper=int(narrow))
 
 
 _PLANS: dict[type[Task], Callable[..., Primitive]] = {
