@@ -14,7 +14,7 @@ const AXES = [
 ];
 const IDLE_S = 5;
 
-export const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0)} %`;
+export const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 0.9995 ? 1 : 0)} %`;
 export const make = (tag, text = "", className = "") => {
   const element = document.createElement(tag);
   if (text !== "") element.textContent = text;
