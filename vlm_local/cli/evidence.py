@@ -17,7 +17,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("result", type=Path, metavar="ARCHIVE", help="of pack; also a result folder")
     parser.set_defaults(run=_verify)
 
-    parser = subparsers.add_parser("leaderboard", help="a Markdown table of `sim` results, each verified first")
+    parser = subparsers.add_parser(
+        "leaderboard", help="a Markdown page of `sim` and `spatial` results, each verified first"
+    )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="archives of pack, or folders")
     parser.add_argument("--out", type=Path, default=Path("docs/leaderboard.md"), metavar="FILE")
     parser.set_defaults(run=_leaderboard)
@@ -45,14 +47,9 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _leaderboard(args: argparse.Namespace) -> int:
-    from vlm_local.errors import DataError
-    from vlm_local.sim.leaderboard import write_leaderboard
+    from vlm_local.evidence.leaderboard import write_leaderboard
 
-    verdicts = [_verify_with_bar(path) for path in args.results]
-    for path, verdict in zip(args.results, verdicts, strict=True):
-        if verdict.kind != "sim":
-            raise DataError(f"{path} is a result of `{verdict.kind}`; the leaderboard is of `sim`")
-    num_rows = write_leaderboard([(verdict.report, verdict.seal) for verdict in verdicts], args.out)
+    num_rows = write_leaderboard([_verify_with_bar(path) for path in args.results], args.out)
     print(f"{num_rows} rows: {args.out}")
     return 0
 

@@ -1,4 +1,4 @@
-"""`sim`: any policy in the simulator. `leaderboard`: a table of what came of it."""
+"""`sim`: any policy in the simulator."""
 
 import argparse
 
