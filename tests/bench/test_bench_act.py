@@ -10,7 +10,9 @@ def test_it_measures_a_real_server_and_ends_in_one_json_object(capsys):
     overhead = result["server_overhead_ms"]
     assert 0 < overhead["p50"] <= overhead["p95"] and overhead["n"] == 20
     assert result["round_trip_overhead_ms"]["p50"] > overhead["p50"]
-    assert set(result["requests_per_s"]) == {"1", "2"} and min(result["requests_per_s"].values()) > 0
+    for name in ("requests_per_s", "times_the_first", "server_cpu_ms_per_request"):
+        assert set(result[name]) == {"1", "2"} and min(result[name].values()) > 0
+    assert result["times_the_first"]["1"] == 1
     assert result["model"] == "stop" and result["start_up_s"] > 0 and "cores" in result["machine"]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -26,6 +27,10 @@ PROMPT = Prompt("Answer in one phrase.", "put the spoon on the towel", "test")
 REQUEST = GenerationRequest(NOISE, PROMPT, PHRASES)
 
 
+def _generate(engine, *requests):
+    return engine.generate([engine.prepare(request) for request in requests])
+
+
 def _open_processing(family):
     loaded = load_model(open_checkpoint(tiny_checkpoint(family)))
     return loaded, Processing(loaded.processor, family, loaded.device, loaded.dtype)
@@ -35,7 +40,7 @@ def _open_processing(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_says_a_phrase_for_a_picture(family, quantize):
     engine = open_hf_engine(open_checkpoint(tiny_checkpoint(family)), quantize, device="cpu")
-    (answer,) = engine.generate([replace(REQUEST, posterior="exact")])
+    (answer,) = _generate(engine, replace(REQUEST, posterior="exact"))
     assert answer.sentence in PHRASES and answer.probabilities.sum() == pytest.approx(1, abs=1e-3)
     assert engine.metadata["family"] == family and engine.metadata["quantize"] == quantize
     kinds = {str(parameter.dtype) for parameter in engine._decoder._loaded.model.parameters()}
@@ -47,7 +52,7 @@ def test_both_decoders_answer_a_batch_in_order():
     requests = [replace(REQUEST, image=image) for image in images]
     checkpoint = open_checkpoint(tiny_checkpoint("paligemma"))
     said = {
-        name: [answer.sentence for answer in open_hf_engine(checkpoint, decoder=name).generate(requests)]
+        name: [answer.sentence for answer in _generate(open_hf_engine(checkpoint, decoder=name), *requests)]
         for name in ("trie", "outlines")
     }
     assert said["trie"] == said["outlines"]
@@ -105,7 +110,7 @@ def test_the_hubs_flat_config_gives_the_same_model(folder):
     (folder / "config.json").write_text(json.dumps(text | config | flat))
     request = replace(REQUEST, posterior="exact")
     (told,), (expected,) = (
-        open_hf_engine(open_checkpoint(each)).generate([request]) for each in (folder, tiny_checkpoint("qwen2-vl"))
+        _generate(open_hf_engine(open_checkpoint(each)), request) for each in (folder, tiny_checkpoint("qwen2-vl"))
     )
     assert np.allclose(told.probabilities, expected.probabilities, atol=1e-6)
 
@@ -140,6 +145,21 @@ def test_too_little_memory_is_said_before_loading(folder, monkeypatch):
 def test_a_device_that_is_not_there_is_refused(device):
     with pytest.raises(ConfigError, match=f"--device {device}"):
         load_model(open_checkpoint(tiny_checkpoint("qwen2-vl")), device=device)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_requests_prepared_in_many_threads_are_those_prepared_one_by_one(family):
+    engine = open_hf_engine(open_checkpoint(tiny_checkpoint(family)), device="cpu")
+    sides = (48, 64, 96, 256)
+    images = [np.roll(NOISE, index, axis=1)[: sides[index % 4]] for index in range(16)]
+    prompts = [Prompt("Answer.", "open the drawer" + " now" * index, "test") for index in range(16)]
+    requests = [replace(REQUEST, image=image, prompt=prompt) for image, prompt in zip(images, prompts, strict=True)]
+    alone = [engine.prepare(request) for request in requests]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(engine.prepare, requests))
+    for one, other in zip(alone, together, strict=True):
+        assert torch.equal(one.input_ids, other.input_ids) and one.vision.keys() == other.vision.keys()
+        assert all(torch.equal(one.vision[name], other.vision[name]) for name in one.vision)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

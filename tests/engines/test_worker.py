@@ -6,7 +6,7 @@ import pytest
 
 from vlm_local.engines.scripted import ScriptedEngine
 from vlm_local.engines.worker import EngineClosed, EngineWorker
-from vlm_local.errors import ConfigError, EngineError
+from vlm_local.errors import ConfigError, EngineError, RequestError
 from vlm_local.types import Generation, GenerationRequest, Prompt
 
 SENTENCES = ("move up", "move down", "stop")
@@ -26,6 +26,11 @@ class GatedEngine(ScriptedEngine):
         self.entered = threading.Semaphore(0)
         self.batches: list[list[str]] = []
         self.forgotten: list[str] = []
+        self.preparers: list[threading.Thread] = []
+
+    def prepare(self, request):
+        self.preparers.append(threading.current_thread())
+        return super().prepare(request)
 
     def generate(self, requests):
         self.batches.append([request.prompt.after for request in requests])
@@ -98,6 +103,38 @@ def test_a_lone_request_starts_at_once_and_those_that_wait_share_the_next_forwar
     assert [generation.sentence for generation in generations] == ["move up"] * 6
     assert engine.batches == [["0"], ["1", "2", "3"], ["4", "5"]]
     assert generations[5].timings_ms["queue"] > 100
+
+
+def test_a_request_is_prepared_by_its_caller_while_a_forward_runs(make_worker):
+    engine = GatedEngine()
+    worker = make_worker(engine)
+    first = Caller(worker, _request("first"))
+    assert engine.entered.acquire(timeout=20)
+    second = Caller(worker, _request("second"))
+    _until(lambda: worker.num_waiting == 1)
+    assert engine.preparers == [first, second] and engine.batches == [["first"]]
+    engine.gate.release(2)
+    timings = [caller.finish().timings_ms for caller in (first, second)]
+    assert all(each["engine"] > each["prepare"] > 0 for each in timings)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (RequestError("too thin a picture"), RequestError("too thin a picture")),
+        (ValueError("odd"), EngineError("the request could not be prepared: ValueError: odd")),
+    ],
+)
+def test_what_cannot_be_prepared_never_reaches_the_model(make_worker, error, told):
+    class Picky(GatedEngine):
+        def prepare(self, request):
+            raise error
+
+    engine = Picky()
+    worker = make_worker(engine)
+    with pytest.raises(type(told), match=str(told)):
+        worker.generate(_request())
+    assert engine.batches == [] and worker.state == "healthy"
 
 
 def test_a_request_that_fails_spoils_no_other_of_its_batch(make_worker):

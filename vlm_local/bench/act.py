@@ -17,6 +17,7 @@ from time import perf_counter
 from urllib.parse import urlsplit
 
 import numpy as np
+import psutil
 
 from vlm_local.errors import ConfigError, EngineError
 from vlm_local.provenance import describe_machine
@@ -30,20 +31,29 @@ def run(options, num_requests: int, counts: Sequence[int], seconds: float, round
     """options: PolicyOptions of the server that is started. counts: robots at once. Prints what it measured."""
     with tempfile.TemporaryDirectory() as folder, start_server(options, Path(folder)) as server:
         times = measure_alone(server.url, num_requests)
-        rates = measure_together(server.url, counts, seconds, rounds)
+        rates, cpu_ms = measure_together(server, counts, seconds, rounds)
         peak_memory_mb = server.read_peak_memory_mb()
     summaries = {name: summarise(values) for name, values in times.items()}
-    requests_per_s = {str(count): round(statistics.median(values), 2) for count, values in rates.items()}
+    together = {
+        "requests_per_s": {str(count): round(statistics.median(values), 2) for count, values in rates.items()},
+        # Of the same round, each: a machine that is busy for a while is busy for both.
+        "times_the_first": {
+            str(count): round(statistics.median(np.divide(values, rates[counts[0]])), 3)
+            for count, values in rates.items()
+        },
+        "server_cpu_ms_per_request": {str(count): value for count, value in cpu_ms.items()},
+    }
     for name, summary in summaries.items():
         print(f"{name:24} p50 {summary['p50']:8.2f}   p95 {summary['p95']:8.2f}   n {summary['n']}")
-    for count, rate in requests_per_s.items():
-        print(f"{count:>3} robots at once {rate:9.2f} requests/s")
+    for count in map(str, counts):
+        rate, ratio, cost = (values[count] for values in together.values())
+        print(f"{count:>3} robots at once {rate:9.2f} requests/s   x{ratio:.2f}   {cost:.1f} ms of CPU each")
     result = {
         "benchmark": "act",
         "model": server.model,
         "request": "json_numpy, 256x256",
         **summaries,
-        "requests_per_s": requests_per_s,
+        **together,
         "seconds": seconds,
         "rounds": rounds,
         "start_up_s": round(server.start_up_s, 2),
@@ -67,6 +77,11 @@ class BenchServer:
         except OSError:
             return None
         return next(round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith("VmHWM"))
+
+    def read_cpu_s(self) -> float:
+        """What all threads have used of the cores so far."""
+        used = psutil.Process(self.pid).cpu_times()
+        return used.user + used.system
 
 
 @contextmanager
@@ -114,19 +129,29 @@ def measure_alone(url: str, num_requests: int) -> dict[str, list[float]]:
     return times
 
 
-def measure_together(url: str, counts: Sequence[int], seconds: float, rounds: int) -> dict[int, list[float]]:
-    """Answers a second with so many robots at once; rounds are interleaved."""
-    clients = [Client(url, f"robot-{index}") for index in range(max(counts))]
+def measure_together(
+    server: BenchServer, counts: Sequence[int], seconds: float, rounds: int
+) -> tuple[dict[int, list[float]], dict[int, float]]:
+    """Answers a second of each round with so many robots at once; rounds are interleaved. And what the
+    server used of the cores for an answer, in milliseconds, all rounds together.
+    """
+    clients = [Client(server.url, f"robot-{index}") for index in range(max(counts))]
     for client in clients:
         client.act()
     rates: dict[int, list[float]] = {count: [] for count in counts}
+    answers, cpu_s = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0.0)
     for _ in range(rounds):
         for count in counts:
-            rates[count].append(_drive(clients[:count], seconds))
-    return rates
+            before = server.read_cpu_s()
+            number, taken_s = _drive(clients[:count], seconds)
+            cpu_s[count] += server.read_cpu_s() - before
+            answers[count] += number
+            rates[count].append(number / taken_s)
+    return rates, {count: round(1e3 * cpu_s[count] / answers[count], 2) for count in counts}
 
 
-def _drive(clients: Sequence["Client"], seconds: float) -> float:
+def _drive(clients: Sequence["Client"], seconds: float) -> tuple[int, float]:
+    """How many answers, in how many seconds."""
     end = perf_counter() + seconds
     numbers = [0] * len(clients)
 
@@ -141,7 +166,7 @@ def _drive(clients: Sequence["Client"], seconds: float) -> float:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(numbers) / (perf_counter() - start)
+    return sum(numbers), perf_counter() - start
 
 
 class Client:

@@ -41,11 +41,15 @@ class FaultyEngine:
     def metadata(self) -> Mapping[str, Any]:
         return {**self._engine.metadata, "injected_faults": dict(self._injected)}
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | EngineError]:
-        is_warm_up = any(request.episode == "warm-up" for request in requests)
+    def prepare(self, request: GenerationRequest) -> tuple[bool, Any]:
+        """Whether it is one to warm up with, and what the engine makes of it."""
+        return request.episode == "warm-up", self._engine.prepare(request)
+
+    def generate(self, prepared: Sequence[tuple[bool, Any]]) -> list[Generation | EngineError]:
+        is_warm_up = any(warms_up for warms_up, _ in prepared)
         if not is_warm_up and self._random.random() < self._rate:
             self._fail(str(self._random.choice(list(KINDS), p=list(KINDS.values()))))
-        return self._engine.generate(requests)
+        return self._engine.generate([each for _, each in prepared])
 
     def forget(self, episode: str) -> None:
         self._engine.forget(episode)

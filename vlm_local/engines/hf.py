@@ -2,16 +2,17 @@
 
 import os
 import platform
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
-from time import perf_counter
 from typing import Any
 
 import torch
 
 from vlm_local import __version__
 from vlm_local.checkpoint import Checkpoint
-from vlm_local.decoding.types import LoadedModel
+from vlm_local.decoding.types import LoadedModel, PreparedRequest
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import EngineError
@@ -26,7 +27,10 @@ class HFEngine:
 
     def __init__(self, checkpoint: Checkpoint, loaded: LoadedModel, decoder: str, quantize: str, max_batch: int):
         self.max_batch = max_batch
-        self._processing = Processing(loaded.processor, loaded.family, loaded.device, loaded.dtype)
+        self._device = loaded.device
+        # On the CPU: a copy to a GPU from another thread would wait there for the forward that runs.
+        self._processing = Processing(loaded.processor, loaded.family, torch.device("cpu"), loaded.dtype)
+        self._preparing = threading.Lock()
         self._decoder = _build_decoder(loaded, decoder)
         self._metadata = {
             "model": checkpoint.name,
@@ -52,20 +56,24 @@ class HFEngine:
         refusals = getattr(self._decoder, "refusals", {})
         return {**self._metadata, "decoder_refusals": dict(refusals)} if refusals else self._metadata
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
-        start = perf_counter()
+    def prepare(self, request: GenerationRequest) -> PreparedRequest:
+        with self._preparing:  # transformers' processors promise nothing about threads
+            return self._processing.prepare(request)
+
+    def generate(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
         try:
-            prepared = [self._processing.prepare(request) for request in requests]
-            prepare_ms = 1e3 * (perf_counter() - start)
-            generations = self._decoder.decode(prepared)
+            generations = self._decoder.decode([self._place(each) for each in prepared])
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
-            raise EngineError(f"out of memory on the GPU with {len(requests)} requests at once: {error}") from error
-        for request, generation in zip(requests, generations, strict=True):
-            if generation.sentence not in request.sentences:
+            raise EngineError(f"out of memory on the GPU with {len(prepared)} requests at once: {error}") from error
+        for each, generation in zip(prepared, generations, strict=True):
+            if generation.sentence not in each.request.sentences:
                 raise EngineError(f"the decoder left the grammar and said {generation.sentence!r}")
-            generation.timings_ms["prepare"] = prepare_ms
         return generations
+
+    def _place(self, prepared: PreparedRequest) -> PreparedRequest:
+        vision = {name: value.to(self._device) for name, value in prepared.vision.items()}
+        return replace(prepared, vision=vision)
 
     def forget(self, episode: str) -> None:
         self._decoder.forget(episode)

@@ -113,6 +113,9 @@ class OpenAIEngine:
                 f"{self._pool.up[0].url} gives none; use --decide greedy"
             )
 
+    def prepare(self, request: GenerationRequest) -> GenerationRequest:
+        return request
+
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | EngineError]:
         """Answers in order; where one failed, its error stands in its place and spoils no other's."""
         return self._call(self._generate_all(requests))

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -16,7 +16,14 @@ from vlm_local.types import Generation, GenerationRequest
 
 logger = logging.getLogger(__name__)
 
-_Job = tuple[GenerationRequest, "Future[Generation]"]
+
+@dataclass(frozen=True, eq=False)
+class _Job:
+    """prepared: what the engine made of the request."""
+
+    request: GenerationRequest
+    prepared: Any
+    future: "Future[Generation]" = field(default_factory=Future)
 
 
 class EngineClosed(EngineError):
@@ -26,10 +33,10 @@ class EngineClosed(EngineError):
 class EngineWorker:
     """Loads an engine and feeds it, in a thread of its own.
 
-    Requests that wait while a forward runs share the next one, up to the engine's max_batch; one
-    that comes alone starts at once. A forward cannot be interrupted: past the deadline its callers
-    get an EngineError, its late result is thrown away, and until it returns every new request
-    fails at once.
+    A request is prepared in its caller's thread, beside the forward of others. Requests that wait
+    while a forward runs share the next one, up to the engine's max_batch; one that comes alone
+    starts at once. A forward cannot be interrupted: past the deadline its callers get an
+    EngineError, its late result is thrown away, and until it returns every new request fails at once.
     """
 
     def __init__(
@@ -92,22 +99,29 @@ class EngineWorker:
     def generate(self, request: GenerationRequest) -> Generation:
         """Block until the engine answered. Raises EngineError where it failed or took too long."""
         self.wait_loaded()
-        future: Future[Generation] = Future()
+        start = perf_counter()
+        job = _Job(request, self._prepare(request))
         submitted = perf_counter()
+        prepare_s = submitted - start
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed")
             if self._is_stuck():
                 raise EngineError(f"the model is stuck: a forward has run for more than {self._deadline_s:g} s")
-            self._waiting.append((request, future))
+            self._waiting.append(job)
             self._changed.notify()
         try:
-            generation = future.result(self._deadline_s)
+            generation = job.future.result(None if self._deadline_s is None else self._deadline_s - prepare_s)
         except (FutureTimeoutError, CancelledError):
-            future.cancel()
+            job.future.cancel()
             raise EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)") from None
-        total_ms = 1e3 * (perf_counter() - submitted)
-        timings = {"queue": max(total_ms - generation.timings_ms.get("engine", total_ms), 0.0)}
+        prepare_ms, waited_ms = 1e3 * prepare_s, 1e3 * (perf_counter() - submitted)
+        forward_ms = generation.timings_ms["engine"]
+        timings = {
+            "prepare": prepare_ms,
+            "queue": max(waited_ms - forward_ms, 0.0),
+            "engine": prepare_ms + forward_ms,
+        }
         return _with_timings(generation, timings)
 
     def forget(self, episode: str) -> None:
@@ -124,8 +138,8 @@ class EngineWorker:
             self._waiting.clear()
             self._changed.notify()
         self._loaded.set()
-        for _, future in abandoned:
-            _settle(future, EngineClosed("the server is stopping"))
+        for job in abandoned:
+            _settle(job.future, EngineClosed("the server is stopping"))
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
@@ -137,7 +151,7 @@ class EngineWorker:
         try:
             engine = self._load()
             for request in self._warm_up:
-                for outcome in engine.generate([request]):
+                for outcome in engine.generate([engine.prepare(request)]):
                     if isinstance(outcome, EngineError):
                         raise outcome
             for episode in {request.episode for request in self._warm_up} - {None}:
@@ -160,6 +174,15 @@ class EngineWorker:
                 self._running_since = None
                 self._running = []
 
+    def _prepare(self, request: GenerationRequest) -> Any:
+        try:
+            return self._engine.prepare(request)
+        except VLMLocalError:
+            raise
+        except Exception as error:
+            logger.exception("a request could not be prepared")
+            raise EngineError(f"the request could not be prepared: {_describe(error)}") from error
+
     def _take(self) -> tuple[list[str], list[_Job]] | None:
         """Wait for work; None once closed."""
         with self._changed:
@@ -170,7 +193,7 @@ class EngineWorker:
             batch = []
             while self._waiting and len(batch) < self._engine.max_batch:
                 job = self._waiting.popleft()
-                if job[1].set_running_or_notify_cancel():
+                if job.future.set_running_or_notify_cancel():
                     batch.append(job)
             if batch:
                 self._running, self._running_since = batch, monotonic()
@@ -186,7 +209,7 @@ class EngineWorker:
         """One forward for all; where it fails, one for each, so that only the guilty request fails."""
         start = perf_counter()
         try:
-            generations = self._engine.generate([request for request, _ in batch])
+            generations = self._engine.generate([job.prepared for job in batch])
             if len(generations) != len(batch):
                 raise EngineError(f"the engine gave {len(generations)} answers to {len(batch)} requests")
         except Exception as error:
@@ -196,17 +219,17 @@ class EngineWorker:
                 return
             logger.exception("the model failed")
             failure = error if isinstance(error, EngineError) else EngineError(f"the model failed: {_describe(error)}")
-            _settle(batch[0][1], failure)
+            _settle(batch[0].future, failure)
             return
         engine_ms = 1e3 * (perf_counter() - start)
-        for (request, future), generation in zip(batch, generations, strict=True):
+        for job, generation in zip(batch, generations, strict=True):
             if isinstance(generation, EngineError):
                 logger.warning("%s", generation)
-                _settle(future, generation)
-            elif generation.sentence in request.sentences:
-                _settle(future, _with_timings(generation, {"engine": engine_ms}))
+                _settle(job.future, generation)
+            elif generation.sentence in job.request.sentences:
+                _settle(job.future, _with_timings(generation, {"engine": engine_ms}))
             else:
-                _settle(future, EngineError(f"the engine left the grammar and said {generation.sentence!r}"))
+                _settle(job.future, EngineError(f"the engine left the grammar and said {generation.sentence!r}"))
 
 
 def _with_timings(generation: Generation, timings: Mapping[str, float]) -> Generation:
