@@ -20,7 +20,7 @@ FLOORS = (
     {"answers", "policy", "wrappers", "safety", "client", "assembly"},
     {"server", "evaluation", "sim", "training", "bench", "doctor"},
     {"spatial"},
-    {"evidence"},
+    {"evidence", "ceiling"},
     {"cli", "__main__"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}

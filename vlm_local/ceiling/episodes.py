@@ -1,0 +1,137 @@
+"""Episodes under all settings, played in processes and kept as they are finished.
+
+DIR/ceiling.json says what is played under which settings. DIR/rows.jsonl gets a line when an episode was
+played under all of them: `task`, `seed`, `steps` (to success, null for none, one number a setting). The
+same command goes on after a kill; with more episodes or tasks it adds those.
+"""
+
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import product, repeat
+from pathlib import Path
+
+from vlm_local.ceiling.play import play_settings
+from vlm_local.ceiling.settings import Setting
+from vlm_local.errors import ConfigError, DataError
+from vlm_local.files import encode_json, open_replacing, read_json_lines, write_json
+from vlm_local.sim.levels import find_level
+from vlm_local.sim.tasks import find_task
+
+_PLAN_FILE, _ROWS_FILE = "ceiling.json", "rows.jsonl"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is played: seeds `seed` to `seed + episodes - 1` of each task, the same for every setting."""
+
+    tasks: tuple[str, ...]
+    level: str
+    episodes: int
+    seed: int
+
+    def __post_init__(self):
+        find_level(self.level)
+        for task in self.tasks:
+            find_task(task)
+        if self.episodes < 1 or self.seed < 0:
+            raise ConfigError(f"--episodes must be at least 1 and --seed at least 0, not {self.episodes}, {self.seed}")
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.episodes)
+
+
+class Episodes:
+    """The finished episodes of a folder. Raises ConfigError where it holds anything else."""
+
+    def __init__(self, folder: Path, plan: Plan, settings: Sequence[Setting]):
+        self._plan, self._settings, self._path = plan, settings, folder / _ROWS_FILE
+        _open_folder(folder, plan, settings)
+        self._steps: dict[tuple[str, int], list[int | None]] = {}
+        if self._path.exists():
+            self._load()
+
+    def _load(self) -> None:
+        """Keeps whole lines; the one that a kill cut off is played again."""
+        try:
+            rows = list(read_json_lines(self._path))
+            self._steps = {(row["task"], row["seed"]): row["steps"] for row in rows}
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"{self._path}: {error!r}; it was changed by something else than `ceiling`") from None
+        if len(self._steps) < len(rows) or any(len(row["steps"]) != len(self._settings) for row in rows):
+            raise DataError(f"{self._path} has episodes twice or not all settings; it was changed by something else")
+        with open_replacing(self._path) as file:
+            file.writelines(encode_json(row) + "\n" for row in rows)
+
+    def find_missing(self) -> list[tuple[str, int]]:
+        """(task, seed) of the plan, seed by seed: what is there at any time has about as many of each task."""
+        wanted = ((task, seed) for seed, task in product(self._plan.seeds, self._plan.tasks))
+        return [episode for episode in wanted if episode not in self._steps]
+
+    def play(self, missing: Sequence[tuple[str, int]], workers: int, progress: Callable[[int], None]) -> None:
+        """progress: is called with 1 after every episode."""
+        with self._path.open("a", encoding="utf-8") as file, open_players(workers) as play:
+            tasks, seeds = [task for task, _ in missing], [seed for _, seed in missing]
+            results = play(play_settings, tasks, repeat(self._plan.level), seeds, repeat(self._settings))
+            for (task, seed), steps in zip(missing, results, strict=True):
+                file.write(encode_json({"task": task, "seed": seed, "steps": steps}) + "\n")
+                file.flush()
+                self._steps[task, seed] = steps
+                progress(1)
+
+    def collect(self) -> dict[tuple[str, Setting], list[int | None]]:
+        """Task and setting -> control steps to success of the plan's episodes, in order of their seeds."""
+        return {
+            (task, setting): [self._steps[task, seed][index] for seed in self._plan.seeds]
+            for task in self._plan.tasks
+            for index, setting in enumerate(self._settings)
+        }
+
+
+def _open_folder(folder: Path, plan: Plan, settings: Sequence[Setting]) -> None:
+    path = folder / _PLAN_FILE
+    here = {"level": plan.level, "seed": plan.seed, "settings": [asdict(setting) for setting in settings]}
+    if path.exists():
+        there = json.loads(path.read_bytes())
+        differing = [name for name in here if there.get(name) != here[name]]
+        if differing:
+            raise ConfigError(f"{folder} holds a study with another {', '.join(differing)}; choose another --out")
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} holds something else than a study of `ceiling`; choose another --out")
+    else:
+        write_json(path, here)
+
+
+@contextmanager
+def open_players(workers: int) -> Iterator[Callable]:
+    """`map`, in processes: results in order, each as soon as it and those before are there.
+
+    One worker plays in this process.
+    """
+    if workers == 1:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_become_player) as pool:
+        try:
+            yield pool.map
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _become_player() -> None:
+    """Ctrl-C is for the parent; without a parent nobody wants the result."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
