@@ -27,6 +27,19 @@ def test_a_grammar_without_a_trie_goes_to_outlines_with_the_reason(caplog):
     assert caplog.text.count("outlines decodes 'clos'") == 1
 
 
+def test_what_is_kept_of_grammars_is_bounded(monkeypatch):
+    for module in ("default", "outlines", "tree"):
+        monkeypatch.setattr(f"vlm_local.decoding.{module}.MAX_GRAMMARS", 2)
+    loaded, processing = share_tiny("qwen2-vl")
+    decoder = DefaultDecoder(loaded)
+    grammars = [(word[:-1], word, "stop") for word in ("close", "drawer", "gripper")]
+    requests = [draw_request(0, sentences=sentences) for sentences in grammars]
+    for prepared in prepare(processing, *requests):
+        decoder.decode([prepared])
+    assert list(decoder.refusals) == ["drawe", "grippe"]
+    assert decoder._outlines._keep_grammar.cache_info().currsize == len(decoder._tree._grounds) == 2
+
+
 def test_nothing_is_refused_without_a_reason():
     loaded, processing = share_tiny("qwen2-vl")
     decoder = DefaultDecoder(loaded)

@@ -54,6 +54,19 @@ def test_a_scrape_tells_what_happened(tmp_path):
     assert any(name == "process_resident_memory_bytes" for name, _ in samples)
 
 
+def test_names_that_are_made_up_take_no_memory():
+    with observe(settings=ServerSettings(max_robots=2)) as server:
+        for name in ("left", "right"):
+            server.act(f"/s/{name}/act?details=1")
+        for name in ("left", "a", "b", "c"):
+            server.post(f"/s/{name}/reset", b"{")
+        refused = "vlm_local_refusals_total"
+        until(lambda: sum(value for (name, _), value in _scrape(server).items() if name == refused) == 4)
+        samples = _scrape(server)
+    assert _value(samples, "refusals_total", robot="left", status="400") == 1
+    assert sum(name == refused for name, _ in samples) == 2
+
+
 def test_two_servers_in_one_process_count_apart():
     with observe() as one, observe() as other:
         one.post("/act", build_body())

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
+from vlm_local.decoding.trie import MAX_GRAMMARS
 from vlm_local.decoding.types import LoadedModel, PreparedRequest
 from vlm_local.types import Generation
 
@@ -12,7 +13,7 @@ _log = logging.getLogger(__name__)
 
 
 class DefaultDecoder:
-    """refusals: why sentences were left to outlines, by the first of them; for metadata."""
+    """refusals: why sentences were left to outlines, by the first of them, the latest; for metadata."""
 
     def __init__(self, loaded: LoadedModel):
         self._tree = TreeDecoder(loaded)
@@ -33,6 +34,8 @@ class DefaultDecoder:
         first = prepared.request.sentences[0]
         if first not in self.refusals:
             self.refusals[first] = reason
+            if len(self.refusals) > MAX_GRAMMARS:
+                del self.refusals[next(iter(self.refusals))]
             _log.warning("outlines decodes %r and the other sentences of its grammar: %s", first, reason)
         if self._outlines is None:
             self._outlines = OutlinesDecoder(self._loaded)

@@ -4,6 +4,7 @@ Every faster decoder is compared with this one. Greedy answers take a forward a 
 probabilities scores every sentence of the grammar in full, prompt and image included.
 """
 
+import functools
 from collections.abc import Sequence
 from time import perf_counter
 
@@ -13,7 +14,7 @@ import torch
 import transformers
 from outlines.backends.llguidance import LLGuidanceBackend
 
-from vlm_local.decoding.trie import tokenize_sentences
+from vlm_local.decoding.trie import MAX_GRAMMARS, tokenize_sentences
 from vlm_local.decoding.types import LoadedModel, PreparedRequest
 from vlm_local.errors import EngineError
 from vlm_local.types import Generation
@@ -27,7 +28,7 @@ class OutlinesDecoder:
     def __init__(self, loaded: LoadedModel):
         self._loaded = loaded
         self._backend = LLGuidanceBackend(outlines.from_transformers(loaded.model, loaded.tokenizer))
-        self._grammars: dict[tuple, tuple[list[list[int]], str]] = {}
+        self._keep_grammar = functools.lru_cache(MAX_GRAMMARS)(self._build_grammar)
 
     def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
         return [self._answer(each) for each in prepared]
@@ -70,12 +71,12 @@ class OutlinesDecoder:
         )
 
     def _prepare_grammar(self, prepared: PreparedRequest) -> tuple[list[list[int]], str]:
-        sentences, last = prepared.request.sentences, int(prepared.input_ids[-1])
-        if (sentences, last) not in self._grammars:
-            loaded = self._loaded
-            tokens = tokenize_sentences(loaded.tokenizer, sentences, last, loaded.eos_token_id, loaded.lead)
-            self._grammars[sentences, last] = tokens, build_token_grammar(tokens)
-        return self._grammars[sentences, last]
+        return self._keep_grammar(prepared.request.sentences, int(prepared.input_ids[-1]))
+
+    def _build_grammar(self, sentences: tuple[str, ...], last_prompt_id: int) -> tuple[list[list[int]], str]:
+        loaded = self._loaded
+        tokens = tokenize_sentences(loaded.tokenizer, sentences, last_prompt_id, loaded.eos_token_id, loaded.lead)
+        return tokens, build_token_grammar(tokens)
 
     @torch.inference_mode()
     def _generate(self, prepared: PreparedRequest, tokens: list[list[int]], grammar: str) -> int:

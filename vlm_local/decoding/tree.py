@@ -18,7 +18,7 @@ from vlm_local.decoding.prior import Prior, select_nodes
 from vlm_local.decoding.reuse import PrefixStore
 from vlm_local.decoding.session import Ground, Session, Task, build_task
 from vlm_local.decoding.strategies import certify, decide
-from vlm_local.decoding.trie import build_trie, tokenize_sentences
+from vlm_local.decoding.trie import MAX_GRAMMARS, build_trie, tokenize_sentences
 from vlm_local.decoding.types import LoadedModel, PreparedRequest
 from vlm_local.errors import GrammarError
 from vlm_local.types import Generation
@@ -27,8 +27,6 @@ from vlm_local.types import Generation
 # above what a tree was seen to move them against each other (1.6e-5, 0.015 and 0.113: eight inputs for
 # each of six small families).
 NEAR_TIE = {torch.float32: 2e-5, torch.float16: 0.02, torch.bfloat16: 0.12}
-
-MAX_GROUNDS = 64  # lists of sentences kept ready: anyone who asks typed questions brings new ones
 
 
 @dataclass(frozen=True)
@@ -95,7 +93,7 @@ class TreeDecoder:
             except GrammarError as error:
                 ground = error
         self._grounds[key] = ground  # the last used stands last
-        if len(self._grounds) > MAX_GROUNDS:
+        if len(self._grounds) > MAX_GRAMMARS:
             del self._grounds[next(iter(self._grounds))]
         return ground
 

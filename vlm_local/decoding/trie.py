@@ -11,6 +11,8 @@ import numpy as np
 
 from vlm_local.errors import GrammarError
 
+MAX_GRAMMARS = 64  # lists of sentences kept ready: anyone who asks typed questions brings new ones
+
 
 @dataclass(frozen=True, eq=False)
 class TokenTrie:

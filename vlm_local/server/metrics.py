@@ -9,6 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoM
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from vlm_local.server.access import DEFAULT_ROBOT
 from vlm_local.server.records import Record, Refusal
 
 STATES = ("loading", "healthy", "stuck", "failed", "stopping", "closed")
@@ -31,13 +32,16 @@ class Metrics:
         self._refusals = Counter("refusals", "Requests for an action or a reset refused.", ("robot", "status"), **named)
         self._cuts = Counter("safety_cuts", "Actions cut to the workspace or largest step.", ("axis",), **named)
         self._stages = Histogram("stage_seconds", "Time a step spent.", ("stage",), buckets=_BUCKETS_S, **named)
+        # Names to count refusals by; whoever is refused may have made up another for each request.
+        self._robots = {DEFAULT_ROBOT}
         self.registry.register(_Measured(measure))
         ProcessCollector(registry=self.registry)
 
     def __call__(self, record: Record) -> None:
         if isinstance(record, Refusal):
-            self._refusals.labels(record.robot, record.status).inc()
+            self._refusals.labels(record.robot if record.robot in self._robots else "unknown", record.status).inc()
             return
+        self._robots.add(record.robot)
         decision = record.decision
         self._steps.labels(record.robot).inc()
         if record.step == 0:
