@@ -15,10 +15,11 @@ _STYLE = {"svg.fonttype": "none", "svg.hashsalt": "vlm-local", "font.size": 9, "
           "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a8f98",
           "xtick.color": "#5d6673", "ytick.color": "#5d6673"}  # fmt: skip
 _BLUE, _ORANGE, _GREY, _BLACK = "#2166ac", "#d9822b", "#8a8f98", "#1d2430"
-_COLOURS = {"": _BLUE, USUAL: _BLUE, WIDE: _ORANGE,
+_COLOURS = {USUAL: _BLUE, WIDE: _ORANGE,
             "x": "#2166ac", "y": "#1e9e77", "z": "#d9822b", "gripper": "#9b59b6", ALL: _BLACK}  # fmt: skip
 _TASKS = ("#2166ac", "#67a9cf", "#1e7d46", "#8fbf6a", "#8e44ad", "#c39bd3", "#d9822b", "#c0392b")
 _COLUMNS = 4
+_STEPS = {"scale": USUAL, "hold": USUAL, "latency": USUAL, MISSED: ALL, OPPOSITE: ALL}  # study -> line
 _QUARTERS = ([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
 _SHORT, _LONG = (f"success_{limit}" for limit in LIMITS)
 
@@ -56,22 +57,19 @@ def _select(curves: Curves, study: str) -> list[Mapping[str, Any]]:
 
 
 def _draw_study(study: str, curves: Curves) -> Figure:
-    """Success within 70 steps, lines with bands; dotted within 120. Rates are spaced evenly: most of them are small."""
-    tasks, xs = list(curves[0]["tasks"]), curves[0]["xs"]
-    is_rate = study in (MISSED, OPPOSITE)
-    places = np.arange(len(xs)) if is_rate else np.array(xs)
+    """Success within 70 steps, lines with bands; dotted within 120."""
+    tasks = list(curves[0]["tasks"])
     num_rows = -(-len(tasks) // _COLUMNS)
     figure = Figure(figsize=(11, 0.9 + 2.25 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, min(_COLUMNS, len(tasks)), sharex=True, sharey=True, squeeze=False)
     for panel, task in zip(grid.flat, tasks, strict=False):
         for curve in curves:
-            _draw_line(panel, places, curve["tasks"][task], curve["line"])
+            places = _place(panel, study, curve["xs"])
+            _draw_line(panel, places, curve["tasks"][task], curve["line"], 0.13 if len(curves) < 3 else 0.07)
         panel.set_title(name_task(task), fontsize=10, loc="left", color=_BLACK)
         panel.set(ylim=(-0.03, 1.03))
         panel.set_yticks(*_QUARTERS)
-        panel.set_xticks(places, [f"{100 * x:.0f}%" if is_rate else f"{x:g}" for x in xs])
-        panel.grid(axis="y", color="#e6e9ee", linewidth=0.8)
-        panel.tick_params(length=0)
+        _clean(panel)
     for panel in list(grid.flat)[len(tasks) :]:
         panel.set_visible(False)
     figure.supxlabel(STUDIES[study], fontsize=10, color=_BLACK)
@@ -82,37 +80,52 @@ def _draw_study(study: str, curves: Curves) -> Figure:
     return figure
 
 
-def _draw_line(panel, places: np.ndarray, points: Sequence[Mapping[str, Any]], line: str) -> None:
+def _place(panel, study: str, xs: Sequence[float]) -> np.ndarray:
+    """Where the values lie, with their ticks: factors by their logarithm, rates evenly, since most are small."""
+    if study in (MISSED, OPPOSITE):
+        places, names = np.arange(len(xs)), [f"{100 * x:.0f}%" for x in xs]
+    else:
+        places = np.log2(xs) if study == "scale" else np.array(xs)
+        names = [f"{x:g}" for x in xs]
+    panel.set_xticks(places, names)
+    return places
+
+
+def _clean(panel) -> None:
+    panel.grid(axis="y", color="#e6e9ee", linewidth=0.8)
+    panel.set_axisbelow(True)
+    panel.tick_params(length=0)
+
+
+def _draw_line(panel, places: np.ndarray, points: Sequence[Mapping[str, Any]], line: str, shade: float) -> None:
     colour = _COLOURS[line]
     low, high = np.array([point[_SHORT]["interval"] for point in points]).T
-    panel.fill_between(places, low, high, color=colour, alpha=0.13, linewidth=0)
-    label = line or "within 70 steps"
-    panel.plot(places, [point[_SHORT]["rate"] for point in points], "o-", color=colour, markersize=3, label=label)
+    panel.fill_between(places, low, high, color=colour, alpha=shade, linewidth=0)
+    panel.plot(places, [point[_SHORT]["rate"] for point in points], "o-", color=colour, markersize=3, label=line)
     panel.plot(places, [point[_LONG]["rate"] for point in points], ":", color=colour, linewidth=1.2)
 
 
 def _draw_steps(curves: Curves) -> Figure:
-    """Mean control steps of successful episodes, a line a task."""
-    studies = ("scale", "hold", "latency")
-    figure = Figure(figsize=(11, 3.4), layout="constrained")
-    for panel, study in zip(figure.subplots(1, len(studies), sharey=True), studies, strict=True):
-        curve = _select(curves, study)[0]
+    """Mean control steps of successful episodes, a line a task, where at least half of the episodes succeed."""
+    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    grid = figure.subplots(2, 3, sharey=True)
+    for panel, (study, line) in zip(grid.flat, _STEPS.items(), strict=False):
+        curve = next(curve for curve in _select(curves, study) if curve["line"] == line)
+        places = _place(panel, study, curve["xs"])
         for colour, (task, points) in zip(_TASKS, curve["tasks"].items(), strict=False):
-            known = [(x, point["steps"]) for x, point in zip(curve["xs"], points, strict=True) if point["steps"]]
-            if not known:
-                continue
-            xs = [x for x, _ in known]
-            low, high = np.array([steps["interval"] for _, steps in known]).T
-            panel.fill_between(xs, low, high, color=colour, alpha=0.12, linewidth=0)
-            panel.plot(xs, [steps["mean"] for _, steps in known], "o-", color=colour, markersize=3,
-                       label=name_task(task))  # fmt: skip
-        panel.set_xlabel(STUDIES[study])
-        panel.set_xticks(curve["xs"], [f"{x:g}" for x in curve["xs"]])
-        panel.set(ylim=(0, 120))
-        panel.grid(axis="y", color="#e6e9ee", linewidth=0.8)
-        panel.tick_params(length=0)
-        handles = panel.get_legend_handles_labels()
-    figure.legend(*handles, frameon=False, loc="outside right center")
+            known = [(x, point["steps"]) for x, point in zip(places, points, strict=True)
+                     if point["steps"] and point[_LONG]["rate"] >= 0.5]  # fmt: skip
+            if known:
+                xs = [x for x, _ in known]
+                panel.fill_between(xs, *np.array([steps["interval"] for _, steps in known]).T, color=colour,
+                                   alpha=0.12, linewidth=0)  # fmt: skip
+                panel.plot(xs, [steps["mean"] for _, steps in known], "o-", color=colour, markersize=3,
+                           label=name_task(task))  # fmt: skip
+        panel.set_xlabel(STUDIES[study] + (", all axes" if line == ALL else ""))
+        panel.set(ylim=(0, 110))
+        _clean(panel)
+    grid[-1, -1].set_axis_off()
+    grid[-1, -1].legend(*grid[0, 0].get_legend_handles_labels(), frameon=False, loc="center")
     return figure
 
 
@@ -132,9 +145,7 @@ def _draw_vocabulary(curve: Mapping[str, Any]) -> Figure:
     panel.set_xticks(range(len(tasks)), [name_task(task).replace(" ", "\n", 1) for task in tasks])
     panel.set(ylim=(0, 1.03))
     panel.set_yticks(*_QUARTERS)
-    panel.grid(axis="y", color="#e6e9ee", linewidth=0.8)
-    panel.set_axisbelow(True)
-    panel.tick_params(length=0)
+    _clean(panel)
     figure.legend(frameon=False, loc="outside upper right", ncols=3)
     return figure
 
