@@ -31,4 +31,4 @@ tiny) # asked about pictures that the oracle's way leads to, then played
     exit 2
     ;;
 esac
-"$python" -m vlm_local ceiling --out docs/ceiling --predict "${sources[@]}" --observed "${results[@]}"
+"$python" -m vlm_local ceiling --out docs/ceiling --episodes "$episodes" --predict "${sources[@]}" --observed "${results[@]}"

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from vlm_local.ceiling.confusion import CLOSED, OFFLINE, load_confusions
-from vlm_local.ceiling.episodes import Plan
 from vlm_local.ceiling.mistakes import Confused
 from vlm_local.ceiling.play import play_confused
 from vlm_local.ceiling.predictions import estimate, predict, score
@@ -96,14 +95,14 @@ def test_chance_of_the_confusion_widens_the_interval():
 
 
 def test_a_prediction_is_kept_until_the_answers_change(noisy, tmp_path):
-    plan, played = Plan((TASK,), "easy", 4, 0), []
-    first = predict(tmp_path, noisy, noisy, plan, 1, played.append)
+    seeds, played = range(4), []
+    first = predict(tmp_path, noisy, noisy, seeds, 1, played.append)
     path = tmp_path / "predictions" / "noisy-from-noisy.json"
     before = path.stat().st_mtime_ns
-    assert json.loads(path.read_text()) == predict(tmp_path, noisy, noisy, plan, 1, played.append)
+    assert json.loads(path.read_text()) == predict(tmp_path, noisy, noisy, seeds, 1, played.append)
     assert path.stat().st_mtime_ns == before and sum(played) == 16
     assert first["errors"]["step"][TASK] == abs(first["predicted"][TASK]["step"]["rate"] - first["truth"][TASK]["rate"])
-    predict(tmp_path, noisy, noisy, Plan((TASK,), "easy", 2, 0), 1, played.append)
+    predict(tmp_path, noisy, noisy, range(2), 1, played.append)
     assert path.stat().st_mtime_ns != before
 
 
@@ -115,9 +114,8 @@ def test_errors_are_means_over_tasks():
 
 def test_what_cannot_be_predicted_is_said(noisy, tmp_path):
     evaluation = make_evaluation(tmp_path / "eval", noisy, "stop")
-    plan = Plan((TASK,), "easy", 5, 0)
     with pytest.raises(DataError, match="no result of `sim`"):
-        predict(tmp_path, evaluation, evaluation, plan, 1, print)
+        predict(tmp_path, evaluation, evaluation, range(2), 1, print)
     with pytest.raises(DataError, match="is no result folder"):
         load_confusions(tmp_path)
     report = json.loads((noisy / "report.json").read_text())
@@ -126,4 +124,4 @@ def test_what_cannot_be_predicted_is_said(noisy, tmp_path):
     write_json(short / "meta.json", {"simulator": {}})
     write_json(short / "report.json", report | {"simulator": report["simulator"] | {"max_steps": 50}})
     with pytest.raises(ConfigError, match="at most 50 steps"):
-        predict(tmp_path, noisy, short, plan, 1, print)
+        predict(tmp_path, noisy, short, range(2), 1, print)

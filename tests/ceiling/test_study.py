@@ -5,10 +5,11 @@ import json
 import numpy as np
 import pytest
 
-from vlm_local.ceiling.episodes import Episodes, Plan
+from vlm_local.ceiling.episodes import Episodes, Plan, find_played
 from vlm_local.ceiling.scores import find_loss, find_paired_interval, score_steps
 from vlm_local.ceiling.settings import OPPOSITE, PLAIN, Setting, slip
 from vlm_local.cli import main
+from vlm_local.errors import ConfigError
 
 SETTINGS = [PLAIN, slip("x", OPPOSITE, 0.4), Setting(latency=1)]
 
@@ -41,6 +42,17 @@ def test_rows_report_and_pages(result):
     assert page.count("<svg") == 7 and "a model that says the opposite on x" in page
     assert "| close_drawer |" in (result / "tables.md").read_text()
     assert {path.stem for path in result.glob("*.png")} >= {"scale", "hold", "latency", "opposite"}
+
+
+def test_what_is_whole_in_a_folder(result, tmp_path):
+    assert find_played(result) == Plan(("close_drawer",), "easy", 1, 3)
+    (tmp_path / "ceiling.json").write_bytes((result / "ceiling.json").read_bytes())
+    row = json.loads((result / "rows.jsonl").read_text())
+    rows = [row | {"task": task, "seed": seed} for task, seed in (("reach", 3), ("lift", 3), ("reach", 4), ("lift", 6))]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert find_played(tmp_path) == Plan(("reach", "lift"), "easy", 1, 3)
+    with pytest.raises(ConfigError, match="no whole episode yet"):
+        find_played(tmp_path / "nothing")
 
 
 def test_it_goes_on_after_a_kill(tmp_path):

@@ -22,7 +22,7 @@ from vlm_local.ceiling.settings import Setting
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import encode_json, open_replacing, read_json_lines, write_json
 from vlm_local.sim.levels import find_level
-from vlm_local.sim.tasks import find_task
+from vlm_local.sim.tasks import TASKS, find_task
 
 _PLAN_FILE, _ROWS_FILE = "ceiling.json", "rows.jsonl"
 
@@ -93,6 +93,22 @@ class Episodes:
             for task in self._plan.tasks
             for index, setting in enumerate(self._settings)
         }
+
+
+def find_played(folder: Path) -> Plan:
+    """The largest study that is whole in this folder. Raises ConfigError where there is none."""
+    try:
+        there = json.loads((folder / _PLAN_FILE).read_bytes())
+        played = {(row["task"], row["seed"]) for row in read_json_lines(folder / _ROWS_FILE)}
+    except (OSError, ValueError):
+        played = set()
+    tasks = tuple(task for task in TASKS if any(of == task for of, _ in played))
+    episodes = 0
+    while tasks and all((task, there["seed"] + episodes) in played for task in tasks):
+        episodes += 1
+    if not episodes:
+        raise ConfigError(f"{folder} holds no whole episode yet: `ceiling --out {folder}` plays some")
+    return Plan(tasks, there["level"], episodes, there["seed"])
 
 
 def _open_folder(folder: Path, plan: Plan, settings: Sequence[Setting]) -> None:

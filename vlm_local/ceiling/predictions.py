@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.ceiling.confusion import ANY_TASK, Confusions, load_confusions
-from vlm_local.ceiling.episodes import Plan, open_players
+from vlm_local.ceiling.episodes import open_players
 from vlm_local.ceiling.play import play_confused
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.evidence.layouts import find_layout
@@ -26,12 +26,12 @@ DRAWS = ("step", "place")
 _GROUP = 5  # episodes that share a confusion
 
 
-def predict(folder: Path, source: Path, result: Path, plan: Plan, workers: int, progress) -> dict[str, Any]:
+def predict(folder: Path, source: Path, result: Path, seeds: range, workers: int, progress) -> dict[str, Any]:
     """Predict `result` (of `sim`) from the answers in `source`; into folder/predictions, and returned.
 
-    The same from the same answers is not played again. progress: is called with the number of episodes
-    that were played. Raises DataError for folders that are no such results, ConfigError where they have no
-    task in common.
+    seeds: of the episodes to play. The same from the same answers is not played again. progress: is called
+    with the number of episodes that were played. Raises DataError for folders that are no such results,
+    ConfigError where they have no task in common.
     """
     confusions, observed = load_confusions(source), load_observed(result)
     tasks = [task for task in observed["tasks"] if task in confusions.counts or ANY_TASK in confusions.counts]
@@ -43,28 +43,28 @@ def predict(folder: Path, source: Path, result: Path, plan: Plan, workers: int, 
         "observed": result.name,
         "policy": observed["policy"],
         "level": observed["level"],
-        "episodes": plan.episodes,
-        "seed": plan.seed,
+        "episodes": len(seeds),
+        "seed": seeds[0],
         "counts": {task: _find_counts(confusions, task).sum(axis=0).tolist() for task in tasks},
         "truth": {task: observed["tasks"][task] for task in tasks},
     }
     path = folder / "predictions" / f"{result.name}-from-{source.name}.json"
     if path.exists() and said.items() <= (there := json.loads(path.read_bytes())).items():
-        progress(len(DRAWS) * len(tasks) * plan.episodes)
+        progress(len(DRAWS) * len(tasks) * len(seeds))
         return there
-    won = _play(confusions, tasks, observed["level"], plan, workers, progress)
+    won = _play(confusions, tasks, observed["level"], seeds, workers, progress)
     prediction = {**said, **score(won, said["truth"])}
     write_json(path, prediction)
     return prediction
 
 
-def _play(confusions, tasks, level: str, plan: Plan, workers: int, progress) -> dict[str, dict[str, list[bool]]]:
+def _play(confusions, tasks, level: str, seeds: range, workers: int, progress) -> dict[str, dict[str, list[bool]]]:
     """Task -> way to draw -> success of each episode within AUTOEVAL_STEPS."""
-    drawn = {task: _draw_counts(_find_counts(confusions, task), task, plan) for task in tasks}
+    drawn = {task: _draw_counts(_find_counts(confusions, task), task, seeds) for task in tasks}
     jobs = [
         (task, level, seed, drawn[task][index], draw == "place", AUTOEVAL_STEPS)
         for task, draw in product(tasks, DRAWS)
-        for index, seed in enumerate(plan.seeds)
+        for index, seed in enumerate(seeds)
     ]
     won: dict[str, dict[str, list[bool]]] = {task: {draw: [] for draw in DRAWS} for task in tasks}
     with open_players(workers) as play:
@@ -92,14 +92,14 @@ def _find_counts(confusions: Confusions, task: str) -> np.ndarray:
     return confusions.counts.get(task, confusions.counts.get(ANY_TASK))
 
 
-def _draw_counts(counts: np.ndarray, task: str, plan: Plan) -> list[np.ndarray]:
+def _draw_counts(counts: np.ndarray, task: str, seeds: range) -> list[np.ndarray]:
     """Int (6, 3, 3) of each episode: each group of them has another draw of the recorded episodes."""
-    random = np.random.default_rng([plan.seed, zlib.crc32(task.encode())])
+    random = np.random.default_rng([seeds[0], zlib.crc32(task.encode())])
     drawn: list[np.ndarray] = []
-    for _ in range(0, plan.episodes, _GROUP):
+    for _ in range(0, len(seeds), _GROUP):
         weights = np.bincount(random.integers(0, len(counts), len(counts)), minlength=len(counts))
         drawn += [np.tensordot(weights, counts, axes=1)] * _GROUP
-    return drawn[: plan.episodes]
+    return drawn[: len(seeds)]
 
 
 def score(won: Mapping[str, Mapping[str, list[bool]]], truth: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,12 +14,21 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "Plays the phrase oracle, without pictures, against step size, steps per phrase, latency, vocabulary and "
         "mistakes of each axis; and predicts success in the closed loop from a policy's recorded answers."
     )
-    parser.epilog = "The same command again goes on where it was stopped, and adds tasks and predictions."
+    parser.epilog = (
+        "The same command again goes on where it was stopped, and adds tasks and episodes. With --predict only the "
+        "predictions are played, and the pages of DIR made anew."
+    )
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html, figures")
     add("--tasks", default="all", metavar="T[,T]|all", help="[all]")
     add("--level", default="normal", help="easy, normal, hard [normal]")
-    add("--episodes", type=int, default=_EPISODES, metavar="N", help=f"of each task and setting [{_EPISODES}]")
+    add(
+        "--episodes",
+        type=int,
+        default=_EPISODES,
+        metavar="N",
+        help=f"of each task and setting, or prediction [{_EPISODES}]",
+    )
     add("--seed", type=int, default=_SEED, metavar="S", help=f"of the first episode [{_SEED}]")
     add("--workers", type=int, default=2, metavar="N", help="processes [2]")
     add("--predict", nargs="+", type=Path, default=(), metavar="RESULT", help="answers to predict from: of eval or sim")
@@ -30,7 +39,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 def _run(args: argparse.Namespace) -> int:
     from vlm_local.ceiling.episodes import Plan
     from vlm_local.ceiling.predictions import DRAWS
-    from vlm_local.ceiling.study import run_study
+    from vlm_local.ceiling.study import run_predictions, run_study
     from vlm_local.errors import ConfigError
     from vlm_local.sim.tasks import TASKS
 
@@ -38,7 +47,10 @@ def _run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--workers must be at least 1, not {args.workers}")
     tasks = tuple(TASKS) if args.tasks == "all" else tuple(dict.fromkeys(args.tasks.split(",")))
     plan = Plan(tasks, args.level, args.episodes, args.seed)
-    report = run_study(args.out, plan, args.workers, args.predict, args.observed)
+    if args.predict or args.observed:
+        report = run_predictions(args.out, args.predict, args.observed, args.episodes, args.workers)
+    else:
+        report = run_study(args.out, plan, args.workers)
     for prediction in report["predictions"]:
         errors = ", ".join(f"{100 * prediction['mean_error'][draw]:.1f} points by {draw}" for draw in DRAWS)
         print(f"{prediction['observed']} from {prediction['source']}: mean error {errors}")
