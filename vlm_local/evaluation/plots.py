@@ -1,23 +1,14 @@
-"""The report's figures as SVG text. Figures are made without pyplot, whose state is global."""
-
-import io
+"""The report's figures as SVG text."""
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
 from vlm_local.evaluation.scores import MIN_STEPS
+from vlm_local.figures import STYLE, render_svg
 from vlm_local.primitives import format_phrase
 from vlm_local.types import Primitive
 
-_STYLE = {
-    "svg.fonttype": "none",  # the browser's own letters: small and selectable
-    "svg.hashsalt": "vlm-local",  # the same figure is the same text
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-}
 _BLUE, _GREY = "#2166ac", "#8a8f98"
 _DARKEST = 1.15  # where a share of 1 lies below the darkest shade: text stays readable
 
@@ -37,7 +28,7 @@ def draw_confusion(axis: str, confusion: list[list[int]]) -> str:
     counts = np.array(confusion, float)
     totals = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, totals, out=np.zeros_like(counts), where=totals > 0)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3, 2.9), layout="constrained")
         plot = figure.subplots()
         opposite = np.abs(np.subtract.outer(range(3), range(3))) == 2
@@ -52,7 +43,7 @@ def draw_confusion(axis: str, confusion: list[list[int]]) -> str:
         plot.set(xlabel="answer", ylabel="label")
         plot.tick_params(length=0)
         plot.spines[:].set_visible(False)
-        return _render(figure)
+        return render_svg(figure)
 
 
 def _write_cell(plot, row: int, column: int, count: float, total: float, share: float) -> None:
@@ -76,7 +67,7 @@ def draw_reliability(bins: list[list[float]]) -> str | None:
     seen = counts > 0
     if not seen.any():
         return None
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.6, 4.2), layout="constrained")
         plot = figure.subplots()
         plot.plot([0, 1], [0, 1], color=_GREY, linestyle="--", linewidth=1, label="calibrated")
@@ -89,12 +80,12 @@ def draw_reliability(bins: list[list[float]]) -> str | None:
             xlim=(0, 1), ylim=(-0.02, 1.08), xlabel="probability given to the answer", ylabel="share of right answers"
         )
         plot.legend(frameon=False, loc="upper left")
-        return _render(figure)
+        return render_svg(figure)
 
 
 def draw_exact(names: list[str], values: list[float], intervals: list[list[float] | None]) -> str:
     """Bars of the exact share, the policy's own first, with 95 % intervals."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6.4, 0.5 + 0.42 * len(names)), layout="constrained")
         plot = figure.subplots()
         rows = np.arange(len(names))[::-1]
@@ -106,11 +97,4 @@ def draw_exact(names: list[str], values: list[float], intervals: list[list[float
         plot.set_yticks(rows, names)
         plot.set(xlim=(0, 1.12), xticks=[0, 0.25, 0.5, 0.75, 1], xticklabels=["0", "25 %", "50 %", "75 %", "100 %"])
         plot.tick_params(axis="y", length=0)
-        return _render(figure)
-
-
-def _render(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+        return render_svg(figure)

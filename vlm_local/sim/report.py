@@ -12,12 +12,11 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vlm_local.figures import STYLE, render_svg
 from vlm_local.files import open_replacing, write_json
 from vlm_local.sim.scores import AUTOEVAL_STEPS
 
 _THUMBNAIL_PX = 160
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "vlm-local", "font.size": 9, "font.family": "sans-serif",
-          "axes.spines.top": False, "axes.spines.right": False}  # fmt: skip
 _BLUE, _LIGHT, _GREY = "#2166ac", "#9ec5e6", "#8a8f98"
 
 
@@ -76,7 +75,7 @@ def _encode_thumbnail(path: Path) -> str:
 
 def _draw_rates(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     """A bar a task with its interval; ticks for oracle (ceiling) and random phrases (floor)."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 0.9 + 0.45 * len(tasks)), layout="constrained")
         plot = figure.subplots()
         for row, score in enumerate(tasks.values()):
@@ -95,13 +94,13 @@ def _draw_rates(tasks: Mapping[str, Mapping[str, Any]]) -> str:
         plot.tick_params(axis="y", length=0)
         if plot.get_legend_handles_labels()[0]:
             figure.legend(frameon=False, loc="outside lower right", ncols=2)
-        return _render(figure)
+        return render_svg(figure)
 
 
 def _draw_stages(score: Mapping[str, Any]) -> str:
     """How many episodes came how far."""
     names, counts = list(score["reached"]), list(score["reached"].values())
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(3.4, 0.5 + 0.3 * len(names)), layout="constrained")
         plot = figure.subplots()
         plot.barh(range(len(names)), counts, color=_LIGHT)
@@ -112,11 +111,4 @@ def _draw_stages(score: Mapping[str, Any]) -> str:
         plot.spines["bottom"].set_visible(False)
         plot.tick_params(axis="y", length=0)
         plot.invert_yaxis()
-        return _render(figure)
-
-
-def _render(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]
+        return render_svg(figure)
