@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import random
 import re
 import socket
 import threading
@@ -44,7 +45,7 @@ class SteeredEngine(ScriptedEngine):
     def generate(self, requests):
         self.batch_sizes.append(len(requests))
         self.requests.extend(requests)
-        self.gate.wait(20)
+        self.gate.wait(60)
         if self.fault is not None:
             raise self.fault
         return super().generate(requests)
@@ -70,17 +71,32 @@ class Policies:
 
 @dataclass
 class Served:
-    port: int
-    url: str
+    http: HTTPServer
     engine: ScriptedEngine
-    service: object
     records: list
 
-    def post(self, path, body=b"", headers=None, timeout=10):
-        return ask(self.port, "POST", path, body, headers, timeout)
+    @property
+    def port(self):
+        return self.http.port
+
+    @property
+    def url(self):
+        return self.http.url
+
+    @property
+    def service(self):
+        return self.http.service
+
+    def post(self, path, body=b"", headers=None):
+        return ask(self.port, "POST", path, body, headers)
 
     def get(self, path, headers=None):
-        return ask(self.port, "GET", path, None, headers, 10)
+        return ask(self.port, "GET", path, None, headers)
+
+    def newest_record(self):
+        """Of what was published before now; it comes out in a thread of its own."""
+        until(lambda: self.service.outlets[0]._num_bytes == 0)
+        return self.records[-1]
 
     def act(self, path="/act?details=1", **fields):
         """An /act that must succeed -> its JSON."""
@@ -98,8 +114,8 @@ def serve(engine=None, settings=None, deadline_ms=None, **policy_settings):
     server = HTTPServer(app, bind("127.0.0.1", 0))
     try:
         if not callable(engine):
-            policies.worker.wait_loaded(5)
-        yield Served(server.port, server.url, engine, server.service, records)
+            policies.worker.wait_loaded(60)
+        yield Served(server, engine, records)
     finally:
         if isinstance(engine, SteeredEngine):
             engine.gate.set()
@@ -114,9 +130,9 @@ def build_body(image=IMAGE, instruction="put the eggplant in the basket", propri
     return json.dumps({"image": encode_array(image), "instruction": instruction, "proprio": proprio, **more}).encode()
 
 
-def ask(port, method, path, body=None, headers=None, timeout=10):
+def ask(port, method, path, body=None, headers=None):
     """One exchange on a connection of its own -> status, headers, body."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path, body, headers or {})
         response = connection.getresponse()
@@ -125,9 +141,9 @@ def ask(port, method, path, body=None, headers=None, timeout=10):
         connection.close()
 
 
-def exchange(port, data: bytes, timeout=10) -> bytes:
+def exchange(port, data: bytes) -> bytes:
     """Send raw bytes, read one answer: all that comes until its body is whole or the server closes."""
-    with socket.create_connection(("127.0.0.1", port), timeout) as connection:
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
         connection.sendall(data)
         answer = b""
         while part := connection.recv(65536):
@@ -139,7 +155,18 @@ def exchange(port, data: bytes, timeout=10) -> bytes:
         return answer
 
 
-def until(condition, timeout_s=20.0):
+def find_free_port() -> int:
+    """For who cannot be given port 0. Not one of those that the system gives to others meanwhile."""
+    while True:
+        port = random.randrange(20_000, 30_000)
+        try:
+            socket.create_server(("127.0.0.1", port)).close()
+        except OSError:
+            continue
+        return port
+
+
+def until(condition, timeout_s=60.0):
     end = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < end, "it never came true"

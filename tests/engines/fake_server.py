@@ -61,6 +61,7 @@ class FakeServer:
     """Listens on 127.0.0.1. kind: whose constraint fields it knows. habit: see `_Handler._misbehave`.
 
     slow_s: time an answer takes. bodies: the questions it was asked, in order. most_at_once: of them.
+    gather: keep what is asked from now on until so many are there.
     """
 
     def __init__(self, kind: str = "vllm", model: str = "tiny", port: int = 0):
@@ -68,6 +69,7 @@ class FakeServer:
         self.kind, self.model = kind, model
         self.habit, self.slow_s = "", 0.0
         self.most_at_once = 0
+        self._barrier = threading.Barrier(1)
         self._inside = 0
         self._lock = threading.Lock()
         self.bodies: list[dict] = []
@@ -89,11 +91,17 @@ class FakeServer:
         """Questions since the start, without those that only probe or warm up."""
         return sum("What colour is it?" not in json.dumps(body) for body in self.bodies)
 
+    def gather(self, count: int) -> None:
+        self._barrier = threading.Barrier(count)
+
     def wait(self) -> None:
         """Take the time an answer takes."""
         with self._lock:
             self._inside += 1
             self.most_at_once = max(self.most_at_once, self._inside)
+        with suppress(threading.BrokenBarrierError):
+            self._barrier.wait(5)
+            self._barrier = threading.Barrier(1)
         time.sleep(self.slow_s)
         with self._lock:
             self._inside -= 1

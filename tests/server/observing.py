@@ -21,8 +21,8 @@ def observe(run=None, settings=None, engine=None, **policy_settings):
     observed = ObservedApp(policies, settings or ServerSettings(), run)
     server = HTTPServer(observed.app, bind("127.0.0.1", 0))
     try:
-        policies.worker.wait_loaded(5)
-        yield Observed(server.port, server.url, engine, server.service, [], observed)
+        policies.worker.wait_loaded(60)
+        yield Observed(server, engine, [], observed)
     finally:
         if isinstance(engine, SteeredEngine):
             engine.gate.set()

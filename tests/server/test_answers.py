@@ -36,14 +36,14 @@ def judge(request):
 def serve_answers(gate=None):
     def weigh(request):
         if gate is not None:
-            gate.wait(10)
+            gate.wait(60)
         return judge(request)
 
     policies = Policies(ScriptedEngine(weigh, "bright"))
     policies.answerer = Answerer(policies.worker.generate, load_template("answer"))
     server = HTTPServer(create_app(policies, ServerSettings()), bind("127.0.0.1", 0))
     try:
-        policies.worker.wait_loaded(5)
+        policies.worker.wait_loaded(60)
         yield server
     finally:
         policies.worker.close()
@@ -81,7 +81,7 @@ def test_a_bad_question_is_answered_400_and_the_server_lives(server):
 def test_questions_do_not_crowd_out_the_robots():
     gate = threading.Event()
     with serve_answers(gate) as server:
-        connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=10) for _ in range(MAX_QUESTIONS)]
+        connections = [http.client.HTTPConnection("127.0.0.1", server.port, timeout=60) for _ in range(MAX_QUESTIONS)]
         for connection in connections:
             connection.request("POST", "/answer", build_question())
         statuses = set()

@@ -1,7 +1,6 @@
 import json
 import socket
 import threading
-import time
 
 from tests.serving import SteeredEngine, build_body, serve, until
 from vlm_local.server.service import ServerSettings
@@ -12,12 +11,12 @@ def _post_in_background(server, path, body=None):
     result = []
 
     def post():
-        status, _, answer = server.post(path, build_body() if body is None else body, timeout=30)
+        status, _, answer = server.post(path, build_body() if body is None else body)
         result.extend((status, json.loads(answer)))
 
     thread = threading.Thread(target=post, daemon=True)
     thread.start()
-    result_of = lambda: (thread.join(20), result)[1]  # noqa: E731
+    result_of = lambda: (thread.join(60), result)[1]  # noqa: E731
     return result_of
 
 
@@ -40,10 +39,9 @@ def test_health_answers_while_every_robot_has_two_requests_in():
         server.engine.gate.clear()
         waiting = [_post_in_background(server, f"/s/robot-{index // 2}/act") for index in range(32)]
         until(lambda: server.service._num_inside == 32)
-        start = time.monotonic()
         assert server.get("/health")[0] == 200
         assert server.get("/metadata")[0] == 200
-        assert time.monotonic() - start < 5
+        assert server.service._num_inside == 32  # they still wait: neither answer had to
         server.engine.gate.set()
         assert all(result()[0] == 200 for result in waiting)
 
@@ -54,8 +52,7 @@ def test_four_robots_at_once_share_forwards():
         results = [_post_in_background(server, f"/s/arm-{index}/act?details=1") for index in range(1)]
         until(lambda: len(server.engine.requests) == 1)
         results += [_post_in_background(server, f"/s/arm-{index}/act?details=1") for index in range(1, 4)]
-        until(lambda: server.service._num_inside == 4)
-        time.sleep(0.1)
+        until(lambda: server.service.policies.worker.num_waiting == 3)
         server.engine.gate.set()
         answers = [result()[1] for result in results]
         assert server.engine.batch_sizes == [1, 3]
@@ -95,7 +92,8 @@ def test_a_client_that_gave_up_while_waiting_does_not_move_the_episode():
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
             connection.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
             until(lambda: server.service.robots._robots["robot"].num_inside == 2)
-        time.sleep(0.1)
+            num_sockets = len(server.http._sockets)
+        until(lambda: len(server.http._sockets) < num_sockets)  # the server has seen it go
         server.engine.gate.set()
         assert first()[0] == 200
         until(lambda: server.service._num_inside == 0)
@@ -107,11 +105,9 @@ def test_a_flood_is_refused_and_the_robot_goes_on():
     with serve() as server:
         server.engine.gate.clear()
         flood = [_post_in_background(server, "/act") for _ in range(80)]
-        until(lambda: server.service._num_inside == 2)
-        time.sleep(0.3)
+        until(lambda: len(server.records) == 78)
         server.engine.gate.set()
-        statuses = [result()[0] for result in flood]
-        assert set(statuses) == {200, 503} and statuses.count(200) >= 2
+        assert sorted(result()[0] for result in flood) == [200] * 2 + [503] * 78
         server.act()
 
 
@@ -120,7 +116,7 @@ def test_while_it_loads_it_says_so_at_once():
     engine = SteeredEngine()
 
     def load():
-        loaded.wait(10)
+        loaded.wait(60)
         return engine
 
     with serve(load) as server:
@@ -141,7 +137,7 @@ def test_those_inside_may_finish_when_the_server_stops_and_nobody_new_comes_in()
         first = _post_in_background(server, "/act")
         until(lambda: len(server.engine.requests) == 1)
         drained = []
-        thread = threading.Thread(target=lambda: drained.append(server.service.drain(5)))
+        thread = threading.Thread(target=lambda: drained.append(server.service.drain(60)))
         thread.start()
         until(server.service.stopping.is_set)
         status, _, body = server.post("/act", build_body())
@@ -149,5 +145,5 @@ def test_those_inside_may_finish_when_the_server_stops_and_nobody_new_comes_in()
         assert server.get("/health")[0] == 503
         server.engine.gate.set()
         assert first()[0] == 200
-        thread.join(5)
+        thread.join(60)
         assert drained == [True]

@@ -1,0 +1,84 @@
+"""How an engine behind an API fails: by kind, within its deadline, each request alone."""
+
+import time
+
+import pytest
+
+from tests.engines.asking import SENTENCES, ask, build_request
+from vlm_local.engines.worker import EngineWorker
+from vlm_local.errors import RemoteError
+
+
+@pytest.mark.parametrize(
+    ("habit", "kind", "words"),
+    [
+        ("401", "unauthorized", "OPENAI_API_KEY"),
+        ("404", "not_found", "--model"),
+        ("429", "rate_limited", "429"),
+        ("500", "server_error", "500"),
+        ("drops", "connection", "cannot be reached"),
+        ("html", "malformed", "no chat completion"),
+        ("leaves", "outside_grammar", "fly away"),
+        ("truncates", "truncated", "finish_reason 'length'"),
+        ("too_many", "refused", "Enum has more values"),
+    ],
+)
+def test_each_failure_has_its_own_error_and_counter(open_engine, server, habit, kind, words):
+    engine = open_engine(server)
+    ask(engine)
+    server.habit = habit
+    before = len(server.bodies)
+    outcome = ask(engine, side=100)
+    assert isinstance(outcome, RemoteError) and outcome.kind == kind and words in str(outcome)
+    tries = 2 if kind in ("connection", "server_error") else 1
+    assert engine.counters[kind] == len(server.bodies) - before == tries
+    server.habit = ""
+    assert ask(engine).sentence in SENTENCES
+
+
+@pytest.mark.parametrize("habit", ["slow", "drips"])
+def test_the_deadline_holds_and_nothing_is_asked_after_it(open_engine, server, habit):
+    engine = open_engine(server, deadline_ms=400)
+    ask(engine)
+    server.habit, server.slow_s = habit, 4.0 if habit == "slow" else 0.0
+    asked, late = len(server.bodies), engine.counters["timeout"]
+    outcome = ask(engine)
+    assert isinstance(outcome, RemoteError) and outcome.kind == "timeout"  # an answer 4 s later would be another
+    server.habit, server.slow_s = "", 0.0
+    time.sleep(0.3)
+    assert len(server.bodies) - asked <= 1
+    assert engine.counters["timeout"] - late == 1
+
+
+def test_one_dropped_connection_costs_one_retry_and_no_fault(open_engine, server):
+    engine = open_engine(server)
+    ask(engine)
+    server.habit = "drops_once"
+    assert ask(engine).sentence in SENTENCES
+    assert engine.counters["retries"] == engine.counters["connection"] == 1
+
+
+def test_a_failed_request_spoils_no_other_and_is_asked_once(open_engine, server):
+    worker = EngineWorker(lambda: open_engine(server))
+    worker.wait_loaded()
+    server.habit = "too_many"
+    try:
+        engine = open_engine(server)
+        outcomes = engine.generate([build_request(0), build_request(1, side=100), build_request(2)])
+        assert [isinstance(outcome, RemoteError) for outcome in outcomes] == [False, True, False]
+        before = server.num_asked
+        with pytest.raises(RemoteError, match="Enum has more values"):
+            worker.generate(build_request(3, side=100))
+        assert server.num_asked - before == 1
+    finally:
+        worker.close()
+
+
+def test_requests_of_a_batch_travel_together(open_engine, server):
+    engine = open_engine(server)
+    ask(engine)
+    server.gather(8)
+    outcomes = engine.generate([build_request(seed) for seed in range(8)])
+    assert server.most_at_once == 8
+    alone = [ask(engine, seed=seed).sentence for seed in range(2)]
+    assert [outcome.sentence for outcome in outcomes[:2]] == alone

@@ -1,0 +1,85 @@
+"""What an API's log-probabilities say: bounds, draws and the likeliest phrase, against exact numbers."""
+
+import numpy as np
+import pytest
+
+from tests.engines.asking import SENTENCES, ask, build_request
+from tests.engines.fake_server import FakeServer, weigh_sentences
+from vlm_local.engines.remote import encode_image
+from vlm_local.errors import ConfigError, EngineError
+
+
+@pytest.mark.parametrize("choices", [("yes", "no"), ("sink", "basket", "invalid")])
+def test_probabilities_of_short_answers_are_exact(open_engine, server, choices):
+    engine = open_engine(server)
+    for seed in range(5):
+        request = build_request(seed, choices)
+        (answer,) = engine.generate([request])
+        expected = weigh_sentences(encode_image(request.image), choices)
+        assert answer.probabilities == pytest.approx(expected)
+        assert answer.missing_mass == pytest.approx(0, abs=1e-9)
+        assert answer.sentence == choices[expected.argmax()]
+
+
+@pytest.mark.parametrize("habit", ["", "no_end"])
+def test_probabilities_of_phrases_are_lower_bounds(open_engine, server, habit):
+    server.habit = habit
+    engine = open_engine(server)
+    for seed in range(5):
+        request = build_request(seed)
+        (answer,) = engine.generate([request])
+        expected = weigh_sentences(encode_image(request.image), SENTENCES)
+        assert (answer.probabilities <= expected + 1e-9).all()
+        assert answer.missing_mass == pytest.approx(1 - answer.probabilities.sum())
+        if not habit:
+            said = SENTENCES.index(answer.sentence)
+            assert answer.probabilities[said] == pytest.approx(expected[said])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+def test_a_draw_is_the_inverse_cdf_at_the_seed(open_engine, server, temperature):
+    engine = open_engine(server)
+    uniforms = np.random.default_rng(1).random(12)
+    questions = 0
+    for seed, uniform in enumerate(uniforms):
+        request = build_request(seed, decide="sample", uniform=float(uniform), temperature=temperature)
+        (answer,) = engine.generate([request])
+        cdf = weigh_sentences(encode_image(request.image), SENTENCES, temperature).cumsum()
+        assert answer.sentence == SENTENCES[int(np.searchsorted(cdf, uniform, side="right"))]
+        questions += answer.stats["questions"]
+    assert questions > len(uniforms)  # some draws had to ask again
+
+
+@pytest.mark.parametrize("habit", ["no_logprobs", "raw_logprobs", "refuses_logprobs"])
+def test_without_usable_logprobs_there_is_no_probability_and_no_draw(open_engine, server, habit):
+    server.habit = habit
+    engine = open_engine(server)
+    answer = ask(engine)
+    assert answer.sentence in SENTENCES and answer.probabilities is None
+    assert "not given" in engine.metadata["about_probability"]
+    with pytest.raises(ConfigError, match="--decide greedy"):
+        engine.check("sample", "off")
+    assert isinstance(ask(engine, decide="sample", uniform=0.5), EngineError)
+
+
+def test_the_likeliest_phrase_is_the_exact_one(open_engine, server):
+    engine = open_engine(server)
+    said = []
+    for seed in range(12):
+        request = build_request(seed, decide="map")
+        (answer,) = engine.generate([request])
+        assert answer.sentence == SENTENCES[weigh_sentences(encode_image(request.image), SENTENCES).argmax()]
+        said.append(answer.sentence == ask(engine, seed=seed).sentence)
+    assert not all(said)  # greedy is another thing
+
+
+def test_the_exact_posterior_is_refused(open_engine, server):
+    with pytest.raises(ConfigError, match="so use fast"):
+        open_engine(server).check("greedy", "exact")
+
+
+def test_json_with_spaces_is_read(open_engine):
+    with FakeServer("hosted") as server:
+        server.habit = "spaces"
+        answer = ask(open_engine(server))
+        assert answer.sentence in SENTENCES and answer.probabilities is None

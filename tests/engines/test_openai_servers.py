@@ -1,0 +1,78 @@
+"""Several servers behind one engine: who asks which, and what happens when one fails."""
+
+import pytest
+
+from tests.engines.asking import SENTENCES, ask, build_request
+from tests.engines.fake_server import FakeServer
+from tests.serving import find_free_port, until
+from vlm_local.engines.dialects import DIALECTS
+from vlm_local.engines.openai import OpenAIEngine
+from vlm_local.errors import RemoteError
+
+
+def count_asked(servers):
+    return [server.num_asked for server in servers]
+
+
+def test_robots_are_dealt_out_evenly_and_stay(open_engine):
+    with FakeServer() as one, FakeServer() as two:
+        engine = open_engine(one, two)
+        for seed in range(3):
+            engine.generate([build_request(seed, robot=robot) for robot in "abcd"])
+        assert count_asked([one, two]) == [6, 6]
+        ask(engine, robot="a")
+        assert count_asked([one, two]) == [7, 6]
+
+
+def test_a_robot_moves_when_its_server_dies_and_comes_back_with_it(open_engine):
+    port = find_free_port()
+    with FakeServer(port=port) as one, FakeServer() as two:
+        engine = open_engine(one, two)
+        assert ask(engine, robot="a").sentence in SENTENCES
+        one.close()
+        for seed in range(3):
+            assert ask(engine, seed=seed, robot="a").sentence in SENTENCES
+        assert two.num_asked == 3 and engine.counters["retries"] == 1
+        assert [server["up"] for server in engine.metadata["servers"]] == [False, True]
+        with FakeServer(port=port) as back:
+            until(lambda: engine.metadata["servers"][0]["up"])
+            ask(engine, robot="a")
+            assert (back.num_asked, two.num_asked) == (1, 3)
+            compiled = [body["structured_outputs"]["choice"] for body in back.bodies]
+            assert compiled.count(list(SENTENCES)) == 2  # before the robot's question, and it
+
+
+@pytest.mark.parametrize("habit", ["401", "500", "drops", "leaves", "truncates", "html"])
+def test_a_server_that_misbehaves_is_left_for_the_other_within_the_step(open_engine, habit):
+    with FakeServer() as one, FakeServer() as two:
+        engine = open_engine(one, two)
+        ask(engine, robot="a")
+        one.habit = habit
+        assert ask(engine, robot="a").sentence in SENTENCES
+        assert count_asked([one, two]) == [2, 1]
+
+
+def test_a_full_server_is_not_a_dead_one(open_engine):
+    with FakeServer() as one, FakeServer() as two:
+        engine = open_engine(one, two)
+        one.habit = "429"
+        assert ask(engine, robot="a").sentence in SENTENCES
+        assert [server["up"] for server in engine.metadata["servers"]] == [True, True]
+
+
+def test_a_server_that_comes_back_deaf_stays_out(open_engine):
+    with FakeServer() as one, FakeServer() as two:
+        engine = open_engine(one, two)
+        one.habit = "drops"
+        ask(engine, robot="a")
+        one.habit = "ignores"
+        asked = len(one.bodies)
+        until(lambda: len(one.bodies) - asked > len(DIALECTS))  # it was tried, and is now tried again
+        assert [server["up"] for server in engine.metadata["servers"]] == [False, True]
+
+
+def test_one_of_two_servers_may_be_away_at_the_start(open_engine, server):
+    engine = open_engine("http://127.0.0.1:9", server)
+    assert ask(engine, robot="a").sentence in SENTENCES
+    with pytest.raises(RemoteError, match="is the server running"):
+        OpenAIEngine(["http://127.0.0.1:9"], "tiny")
