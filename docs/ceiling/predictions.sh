@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Checks of the prediction, into docs/ceiling: `predictions.sh noise` and `predictions.sh tiny`.
-# Runs go to runs/ceiling; give that another name or remove it after the weights have changed.
+# A run goes on where it was stopped; after new weights remove runs/ceiling/*tiny* first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python="${PYTHON:-.venv/bin/python}"
@@ -22,7 +22,7 @@ noise) # counted in other episodes than those predicted
     ;;
 tiny) # asked about pictures that the oracle's way leads to, then played
     sim --policy oracle --task "$tasks" --level "$level" --episodes 20 --films 20 --seed 40000 --out $runs/pictures-$level
-    "$python" -m vlm_local eval --data $runs/pictures-$level --policy tiny --out $runs/answers-tiny-$level
+    "$python" -m vlm_local eval --data $runs/pictures-$level --policy tiny --resume --out $runs/answers-tiny-$level
     sim --policy tiny --task "$tasks" --level "$level" --episodes "$episodes" --seed 50000 --out $runs/tiny-$level
     sources=($runs/answers-tiny-$level) results=($runs/tiny-$level)
     ;;

@@ -60,15 +60,17 @@ class Episodes:
 
     def _load(self) -> None:
         """Keeps whole lines; the one that a kill cut off is played again."""
+        torn: list[int] = []
         try:
-            rows = list(read_json_lines(self._path))
+            rows = list(read_json_lines(self._path, torn.append))
             self._steps = {(row["task"], row["seed"]): row["steps"] for row in rows}
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"{self._path}: {error!r}; it was changed by something else than `ceiling`") from None
         if len(self._steps) < len(rows) or any(len(row["steps"]) != len(self._settings) for row in rows):
             raise DataError(f"{self._path} has episodes twice or not all settings; it was changed by something else")
-        with open_replacing(self._path) as file:
-            file.writelines(encode_json(row) + "\n" for row in rows)
+        if torn:  # else the file is left as it is: another process may be adding to it
+            with open_replacing(self._path) as file:
+                file.writelines(encode_json(row) + "\n" for row in rows)
 
     def find_missing(self) -> list[tuple[str, int]]:
         """(task, seed) of the plan, seed by seed: what is there at any time has about as many of each task."""
