@@ -26,13 +26,21 @@ def _verdicts(url):
     return {finding.name: finding for finding in examine(url)}
 
 
-def test_our_own_server_passes_every_case():
+def test_our_own_server_passes_every_case(monkeypatch):
+    monkeypatch.setattr("vlm_local.doctor.CONTROL_PERIOD_MS", 60_000)  # however busy this machine is
     with serve(SeeingEngine()) as server:
         findings = _verdicts(server.url)
     assert [str(f) for f in findings.values() if f.verdict != "ok"] == []
     assert {case.name for case in build_cases()} <= set(findings)
     assert "the probabilities move" in findings["depends on the image"].text
     assert "50 requests" in findings["latency"].text
+
+
+def test_a_server_too_slow_for_5_hz_is_told_so(monkeypatch):
+    monkeypatch.setattr("vlm_local.doctor.CONTROL_PERIOD_MS", 0)
+    with serve() as server:
+        latency = _verdicts(server.url)["latency"]
+    assert latency.verdict == "warn" and "5 Hz control leaves 0 ms" in latency.text
 
 
 def test_a_constant_answer_is_told_from_one_that_draws():

@@ -21,6 +21,8 @@ COMMIT = "5" * 40
 class Hub(ThreadingHTTPServer):
     """Holds one repository, and a gated one. cut: bytes of the weights after which the connection breaks, once."""
 
+    request_queue_size = 64  # files are fetched eight at a time
+
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files = {path.name: path.read_bytes() for path in folder.iterdir()}

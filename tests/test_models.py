@@ -1,6 +1,5 @@
 import json
 import shutil
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -62,23 +61,24 @@ def test_the_cache_comes_before_the_hub(workplace, monkeypatch):
 
 
 @pytest.mark.parametrize("how", ["flag", "environment", "unreachable"])
-def test_a_missing_model_is_told_within_seconds_with_the_command_that_gets_it(how, workplace, monkeypatch):
+def test_a_missing_model_is_told_at_once_with_the_command_that_gets_it(how, workplace, monkeypatch):
     if how == "environment":
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    asked = []
     if how == "unreachable":
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
-        monkeypatch.setattr("huggingface_hub.HfApi.model_info", _cannot_connect)
-    start = time.monotonic()
+        monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: _cannot_connect(asked))
     with pytest.raises(ConfigError) as caught:
         find_checkpoint("qwen2-vl", offline=how == "flag")
-    assert time.monotonic() - start < 5
+    assert len(asked) == (how == "unreachable")  # not again and again
     text = str(caught.value)
     assert "\n" not in text and "licence" not in text
     for part in (str(workplace / "checkpoints" / "qwen2-vl"), "fetch qwen2-vl", "4.4 GB", str(workplace / "cache")):
         assert part in text
 
 
-def _cannot_connect(*args, **kwargs):
+def _cannot_connect(asked):
+    asked.append(True)
     raise ConnectionError("no route to host")
 
 

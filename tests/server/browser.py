@@ -9,6 +9,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from tests.serving import find_free_port
+
 # Without these a headless Chromium looks for its maker's hosts at every start.
 _FLAGS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"]
 _FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"]
@@ -23,8 +25,7 @@ def find_missing() -> str | None:
 class Browser:
     def __init__(self, profile: Path):
         """profile: an empty folder for the browser's own files."""
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
+        port = find_free_port()
         self._driver = subprocess.Popen(["chromedriver", f"--port={port}"], stdout=subprocess.DEVNULL)
         self._url = f"http://127.0.0.1:{port}/session"
         options = {
@@ -41,7 +42,7 @@ class Browser:
         self._url += "/" + session["sessionId"]
 
     def _wait_for_driver(self, port: int) -> None:
-        for _ in range(200):
+        for _ in range(1200):
             try:
                 socket.create_connection(("127.0.0.1", port), 1).close()
                 return

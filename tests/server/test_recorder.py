@@ -4,7 +4,7 @@ import resource
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -136,13 +136,15 @@ def test_after_kill_9_every_step_but_those_in_the_queue_is_readable(tmp_path):
 
 def test_a_disk_that_hangs_never_holds_up_who_hands_over_a_record(tmp_path, monkeypatch):
     recorder = Recorder(tmp_path, dict)
-    monkeypatch.setattr(recorder._writer, "add_step", lambda line, image: time.sleep(60))
+    hanging = threading.Event()
+    monkeypatch.setattr(recorder._writer, "add_step", lambda line, image: hanging.wait(60))
     outlet = Outlet(recorder, max_bytes=30_000)
-    start = time.perf_counter()
     for step in range(50):
         outlet.put(_record(step))
-    assert time.perf_counter() - start < 2
+    assert recorder.stats()["written"] == 0  # the first is still being written
     assert outlet.num_dropped >= 44
+    hanging.set()
+    assert outlet.close(60)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):

@@ -8,12 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from tests.serving import ask, serve, until
+from tests.serving import ask, find_free_port, serve, until
 from vlm_local.errors import ConfigError
 from vlm_local.server.tunnel import Tunnel, TunnelTarget, build_command, parse_target
 
@@ -51,7 +50,7 @@ class Sshd:
     """A private sshd: its folder holds its host key and the client's key, config and known hosts."""
 
     def __init__(self, folder: Path):
-        self.folder, self.port = folder, _find_free_port()
+        self.folder, self.port = folder, find_free_port()
         for name in ("host", "client"):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name], check=True)
         shutil.copy(folder / "client.pub", folder / "authorized")
@@ -71,27 +70,23 @@ class Sshd:
         self.process = subprocess.Popen(
             [SSHD, "-D", "-e", "-f", self.folder / "sshd_config"], stderr=subprocess.DEVNULL
         )
-        until(self._listens)
-
-    def _listens(self) -> bool:
-        try:
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-        except OSError:
-            return False
-        return True
+        until(lambda: _listens(self.port))
 
     def stop(self):
         """The daemon, and the sessions it has forked."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         self.process.terminate()
-        self.process.wait(5)
+        self.process.wait(60)
         for child in children:
             subprocess.run(["kill", child], stderr=subprocess.DEVNULL, check=False)
 
 
-def _find_free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+def _listens(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 @pytest.fixture
@@ -107,20 +102,20 @@ def sshd(tmp_path):
 
 
 def test_up_killed_and_back_again(sshd):
-    remote_port = _find_free_port()
+    remote_port = find_free_port()
     target = parse_target(f"{getpass.getuser()}@127.0.0.1:{sshd.port}", remote_port)
     with serve() as server:
         tunnel = Tunnel(target, server.port, sshd.ssh)
         try:
-            until(lambda: tunnel.state == "up", 30)
+            until(lambda: tunnel.state == "up")
             status, _, body = ask(remote_port, "GET", "/health")
             assert (status, json.loads(body)["status"]) == (200, "healthy")
             sshd.stop()
-            until(lambda: tunnel.state.startswith("down: "), 30)
+            until(lambda: tunnel.state.startswith("down: "))
             with pytest.raises(OSError):
                 ask(remote_port, "GET", "/health")
             sshd.start()
-            until(lambda: tunnel.state == "up", 40)
+            until(lambda: tunnel.state == "up")
             assert ask(remote_port, "GET", "/health")[0] == 200
         finally:
             tunnel.close()
@@ -133,22 +128,22 @@ def test_a_remote_port_that_is_taken_says_so_and_is_tried_again(sshd):
     with socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True) as taken:
         remote_port = taken.getsockname()[1]
         tunnel = Tunnel(parse_target(f"{getpass.getuser()}@127.0.0.1:{sshd.port}", remote_port), 9, sshd.ssh)
-        until(lambda: tunnel.state.startswith("down: "), 30)
+        until(lambda: tunnel.state.startswith("down: "))
         assert "remote port forwarding failed" in tunnel.state
-    until(lambda: tunnel.state == "up", 40)
+    until(lambda: tunnel.state == "up")
     tunnel.close()
 
 
 def test_a_key_that_is_not_accepted_says_so(sshd):
     (sshd.folder / "authorized").write_text("")
     tunnel = Tunnel(parse_target(f"{getpass.getuser()}@127.0.0.1:{sshd.port}", 0), 9, sshd.ssh)
-    until(lambda: tunnel.state.startswith("down: "), 30)
+    until(lambda: tunnel.state.startswith("down: "))
     assert "Permission denied" in tunnel.state
     tunnel.close()
 
 
 def test_ssh_ends_with_its_server_however_that_ends(sshd):
-    remote_port = _find_free_port()
+    remote_port = find_free_port()
     script = (
         "import sys, time; from vlm_local.server.tunnel import Tunnel, parse_target\n"
         "tunnel = Tunnel(parse_target(sys.argv[1], int(sys.argv[2])), 9, sys.argv[3:])\n"
@@ -160,14 +155,7 @@ def test_ssh_ends_with_its_server_however_that_ends(sshd):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout.readline() == "up\n"
         process.send_signal(signal.SIGKILL)
-    end = time.monotonic() + 10
-    while time.monotonic() < end:
-        try:
-            socket.create_connection(("127.0.0.1", remote_port), 1).close()
-        except OSError:
-            return
-        time.sleep(0.05)
-    pytest.fail("the forward outlived the server")
+    until(lambda: not _listens(remote_port))
 
 
 def test_serve_keeps_a_tunnel_and_ends_it(sshd, tmp_path):
@@ -175,7 +163,7 @@ def test_serve_keeps_a_tunnel_and_ends_it(sshd, tmp_path):
     wrapper.parent.mkdir()
     wrapper.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {sshd.folder}/ssh_config "$@"\n')
     wrapper.chmod(0o755)
-    remote_port = _find_free_port()
+    remote_port = find_free_port()
     flags = ["--tunnel", f"{getpass.getuser()}@127.0.0.1:{sshd.port}", "--remote-port", str(remote_port)]
     command = [sys.executable, "-m", "vlm_local", "serve", "--model", "stop", "--port", "0", "--record", "off", *flags]
     environment = {**os.environ, "PATH": f"{wrapper.parent}:{os.environ['PATH']}"}
@@ -190,7 +178,7 @@ def test_serve_keeps_a_tunnel_and_ends_it(sshd, tmp_path):
             except OSError:
                 return False
 
-        until(is_up, 30)
+        until(is_up)
         process.terminate()
         _, log = process.communicate(timeout=60)
         assert process.returncode == 0 and "tunnel is up" in log

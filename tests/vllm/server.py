@@ -2,12 +2,13 @@
 
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+
+from tests.serving import find_free_port
 
 MODEL = "tiny"
 _SITE = Path(__file__).with_name("site")
@@ -29,8 +30,7 @@ class VLLM:
     """Starts at once; `wait_ready` takes half a minute on a quiet machine."""
 
     def __init__(self, python: str, checkpoint: Path, log: Path):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = find_free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = log
         what = ["--model", str(checkpoint), "--served-model-name", MODEL]
