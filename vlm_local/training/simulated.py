@@ -58,7 +58,7 @@ class Course:
     one is meant. measure_every: rounds between rollouts.
     """
 
-    num_rounds: int = 144
+    num_rounds: int = 128
     mixes: Mapping[int, Mapping[str, float]] = field(default_factory=lambda: dict(_MIXES))
     level: str = "normal"
     frames: int = 1200
