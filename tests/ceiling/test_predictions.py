@@ -61,18 +61,30 @@ def test_other_data_has_labels_and_no_task(tmp_path):
     assert list(confusions.counts) == ["any"] and confusions.counts["any"].sum(axis=0)[0, 1].tolist() == [0, 0, 12]
 
 
-def test_draws_follow_the_counts_and_the_place():
+@pytest.mark.parametrize("draw", ["step", "together"])
+def test_draws_follow_the_counts_and_the_place(draw):
     counts = np.zeros((6, 3, 3), int)
     counts[0, 2] = 1, 2, 7
     env = SimEnv("reach", "easy", image_size=None)
     env.reset(seed=0)
-    drawn = [Confused(counts, False, seed, 70) for seed in range(30)]
+    drawn = [Confused(counts, draw, seed, 70) for seed in range(30)]
     said = [confused.alter(Primitive(x=1, y=-1), step, env.world) for confused in drawn for step in range(70)]
     shares = np.bincount([signs.x + 1 for signs in said]) / len(said)
     assert shares == pytest.approx([0.1, 0.2, 0.7], abs=0.04)
     assert all(signs.y == -1 for signs in said)  # never counted, so always right
-    persistent = Confused(counts, True, 0, 70)
+    persistent = Confused(counts, "place", 0, 70)
     assert len({persistent.alter(Primitive(x=1), step, env.world) for step in range(70)}) == 1
+
+
+def test_axes_are_wrong_for_themselves_or_in_the_same_steps():
+    counts = np.repeat((10 * np.eye(3, dtype=int) + 5)[None], len(AXES), axis=0)  # wrong in two of five steps
+    all_wrong = {}
+    for draw in ("step", "together"):
+        confused = Confused(counts, draw, 0, 500)
+        said = np.array([confused.alter(Primitive(), step, None) for step in range(500)])
+        assert (said != 0).mean() == pytest.approx(0.4, abs=0.05)
+        all_wrong[draw] = (said != 0).all(axis=1).mean()
+    assert all_wrong["step"] < 0.02 and all_wrong["together"] > 0.35
 
 
 def test_a_known_confusion_is_predicted_within_the_interval():
@@ -80,7 +92,7 @@ def test_a_known_confusion_is_predicted_within_the_interval():
     counts = np.repeat(np.eye(3, dtype=int)[None] * 60, len(AXES), axis=0)
     counts[0] = 10 + 30 * np.eye(3, dtype=int)
     won = {
-        name: [play_confused(TASK, "easy", seed, counts, False, 22) is not None for seed in range(first, first + 30)]
+        name: [play_confused(TASK, "easy", seed, counts, "step", 22) is not None for seed in range(first, first + 30)]
         for name, first in (("observed", 500), ("predicted", 0))
     }
     predicted = estimate(won["predicted"])
@@ -100,16 +112,19 @@ def test_a_prediction_is_kept_until_the_answers_change(noisy, tmp_path):
     path = tmp_path / "predictions" / "noisy-from-noisy.json"
     before = path.stat().st_mtime_ns
     assert json.loads(path.read_text()) == predict(tmp_path, noisy, noisy, seeds, 1, played.append)
-    assert path.stat().st_mtime_ns == before and sum(played) == 16
+    assert path.stat().st_mtime_ns == before and sum(played) == 24
     assert first["errors"]["step"][TASK] == abs(first["predicted"][TASK]["step"]["rate"] - first["truth"][TASK]["rate"])
     predict(tmp_path, noisy, noisy, range(2), 1, played.append)
     assert path.stat().st_mtime_ns != before
 
 
 def test_errors_are_means_over_tasks():
-    won = {"a": {"step": [True, False], "place": [True, True]}, "b": {"step": [True, True], "place": [False, False]}}
+    won = {
+        "a": {"step": [True, False], "together": [True, True], "place": [True, True]},
+        "b": {"step": [True, True], "together": [True, True], "place": [False, False]},
+    }
     scores = score(won, {"a": {"rate": 1.0}, "b": {"rate": 0.9}})
-    assert scores["mean_error"] == pytest.approx({"step": 0.3, "place": 0.45})
+    assert scores["mean_error"] == pytest.approx({"step": 0.3, "together": 0.05, "place": 0.45})
 
 
 def test_what_cannot_be_predicted_is_said(noisy, tmp_path):

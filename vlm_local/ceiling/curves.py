@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from vlm_local.ceiling.predictions import DRAWS
+from vlm_local.ceiling.mistakes import DRAWS
 from vlm_local.ceiling.scores import LIMITS
 from vlm_local.ceiling.settings import ALL, MISSED, OPPOSITE, STUDIES, USUAL, WIDE
 
@@ -18,6 +18,8 @@ _BLUE, _ORANGE, _GREY, _BLACK = "#2166ac", "#d9822b", "#8a8f98", "#1d2430"
 _COLOURS = {USUAL: _BLUE, WIDE: _ORANGE,
             "x": "#2166ac", "y": "#1e9e77", "z": "#d9822b", "gripper": "#9b59b6", ALL: _BLACK}  # fmt: skip
 _TASKS = ("#2166ac", "#67a9cf", "#1e7d46", "#8fbf6a", "#8e44ad", "#c39bd3", "#d9822b", "#c0392b")
+_DRAWN = {"step": "each axis for itself, each step", "together": "all axes in the same steps",
+          "place": "the same again at the same place"}  # fmt: skip
 _COLUMNS = 4
 _STEPS = {"scale": USUAL, "hold": USUAL, "latency": USUAL, MISSED: ALL, OPPOSITE: ALL}  # study -> line
 _QUARTERS = ([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
@@ -151,8 +153,8 @@ def _draw_vocabulary(curve: Mapping[str, Any]) -> Figure:
 
 
 def _draw_predictions(predictions: Sequence[Mapping[str, Any]]) -> Figure:
-    """Predicted against observed success, a dot a task, for both ways to draw."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    """Predicted against observed success, a dot a task, for each way to draw."""
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     grid = figure.subplots(1, len(DRAWS), sharey=True)
     colours = matplotlib.colormaps["tab10"].colors
     for panel, draw in zip(grid, DRAWS, strict=True):
@@ -164,12 +166,12 @@ def _draw_predictions(predictions: Sequence[Mapping[str, Any]]) -> Figure:
                 panel.plot(told["interval"], [truth["rate"]] * 2, color=colour, alpha=0.45, linewidth=1)
                 label = f"{prediction['observed']} from {prediction['source']}" if index == 0 else None
                 panel.plot(told["rate"], truth["rate"], "o", color=colour, markersize=4.5, label=label)
-        panel.set_title(f"a new draw each {draw}", fontsize=10, loc="left")
-        panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted success within 70 steps", aspect="equal")
+        panel.set_title(_DRAWN[draw], fontsize=10, loc="left")
+        panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted", aspect="equal")
         panel.set_xticks(*_QUARTERS)
         panel.set_yticks(*_QUARTERS)
         panel.grid(color="#e6e9ee", linewidth=0.8)
         panel.tick_params(length=0)
-    grid[0].set_ylabel("observed")
-    figure.legend(*grid[0].get_legend_handles_labels(), frameon=False, loc="outside right center")
+    grid[0].set_ylabel("observed success within 70 steps")
+    figure.legend(*grid[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=3)
     return figure

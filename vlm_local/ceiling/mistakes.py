@@ -15,6 +15,8 @@ from vlm_local.ceiling.settings import ALL, OPPOSITE, Setting
 from vlm_local.sim.world import World
 from vlm_local.types import AXES, Primitive
 
+BY_STEP, TOGETHER, BY_PLACE = DRAWS = ("step", "together", "place")
+_COLUMNS = np.arange(len(AXES))
 _STREAM = zlib.crc32(b"ceiling")  # apart from the draws of scenes
 
 
@@ -45,26 +47,46 @@ class Confused:
     """Each axis says what it says on average when the oracle says the same, drawn from its row.
 
     counts: (6, 3, 3) [axis, oracle's sign, said sign] for -, 0, +; a row without counts is always right.
-    persistent: a draw belongs to the place (tips to STEP_M, gripper open or not, the oracle's phrase) and
-    not to the step, so the same place brings the same mistake until the episode ends.
+    draw: BY_STEP, each axis for itself, anew in every step. TOGETHER: one number decides for all axes whether
+    they are wrong, so they are wrong in the same steps. BY_PLACE: as BY_STEP, but a draw belongs to the place
+    (tips to STEP_M, gripper open or not, the oracle's phrase): there the mistake is the same again.
     """
 
-    def __init__(self, counts: np.ndarray, persistent: bool, seed: int, max_steps: int):
+    def __init__(self, counts: np.ndarray, draw: str, seed: int, max_steps: int):
         known = np.where(counts.sum(axis=2, keepdims=True) > 0, counts, np.eye(3))
-        self._edges = np.cumsum(known, axis=2) / known.sum(axis=2, keepdims=True)
-        self._persistent, self._seed = persistent, seed
+        self._shares = known / known.sum(axis=2, keepdims=True)
+        self._draw, self._seed = draw, seed
         self._uniforms = draw_uniforms(seed, max_steps)
+        self._together = np.random.default_rng([seed, _STREAM, 1]).random(max_steps)
 
     def alter(self, primitive: Primitive, step: int, world: World) -> Primitive:
-        uniforms = self._draw_for_place(primitive, world) if self._persistent else self._uniforms[step]
-        edges = self._edges[np.arange(len(AXES)), np.array(primitive) + 1]
-        return Primitive(*((uniforms[:, None] >= edges[:, :2]).sum(axis=1) - 1).tolist())
+        right = np.array(primitive) + 1
+        shares = self._shares[_COLUMNS, right]  # (6, 3)
+        if self._draw == TOGETHER:
+            said = self._say_together(right, shares, step)
+        else:
+            said = _pick(
+                shares, self._uniforms[step] if self._draw == BY_STEP else self._draw_for_place(primitive, world)
+            )
+        return Primitive(*(said - 1).tolist())
+
+    def _say_together(self, right: np.ndarray, shares: np.ndarray, step: int) -> np.ndarray:
+        wrong = shares.copy()
+        wrong[_COLUMNS, right] = 0
+        total = np.maximum(wrong.sum(axis=1, keepdims=True), np.finfo(float).tiny)
+        is_wrong = self._together[step] >= shares[_COLUMNS, right]
+        return np.where(is_wrong, _pick(wrong / total, self._uniforms[step]), right)
 
     def _draw_for_place(self, primitive: Primitive, world: World) -> np.ndarray:
         """(6,) in [0, 1), the same wherever this is the same."""
         place = (self._seed, *np.round(world.tips / STEP_M).astype(int).tolist(), world.opening > 0.5, *primitive)
         digest = hashlib.blake2b(repr(place).encode(), digest_size=4 * len(AXES)).digest()
         return np.frombuffer(digest, "<u4") / 2**32
+
+
+def _pick(shares: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """shares: (6, 3) adding up to 1; uniforms: (6,) -> index 0..2 of each axis."""
+    return (uniforms[:, None] >= np.cumsum(shares, axis=1)[:, :2]).sum(axis=1)
 
 
 def draw_uniforms(seed: int, max_steps: int) -> np.ndarray:

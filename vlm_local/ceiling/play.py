@@ -35,9 +35,9 @@ def _only_slips(setting: Setting) -> bool:
     return replace(setting, axis=PLAIN.axis, kind=PLAIN.kind, rate=PLAIN.rate) == PLAIN
 
 
-def play_confused(task: str, level: str, seed: int, counts: np.ndarray, persistent: bool, max_steps: int) -> int | None:
+def play_confused(task: str, level: str, seed: int, counts: np.ndarray, draw: str, max_steps: int) -> int | None:
     """Control steps to success through a confusion, int (6, 3, 3); None for none within max_steps."""
-    confused = Confused(counts, persistent, seed, max_steps)
+    confused = Confused(counts, draw, seed, max_steps)
     return play_episode(_open_env(task, level), seed, PLAIN, confused, max_steps)[0]
 
 

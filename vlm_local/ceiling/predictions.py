@@ -1,8 +1,9 @@
 """Success in the closed loop, predicted from how often a policy says what.
 
 The oracle plays, and each axis of its phrase is replaced by a draw from that axis' row of the confusion.
-Nothing is fitted. Draws are made anew in every step ("step"), or once for a place ("place"), since a
-policy may well make the same mistake again where nothing has changed (mistakes.Confused).
+Nothing is fitted. A confusion of single axes leaves open how mistakes come together, so they are drawn in
+three ways (mistakes.Confused): each axis for itself in every step, all axes in the same steps, and the
+same again wherever the same is seen.
 """
 
 import json
@@ -16,13 +17,13 @@ import numpy as np
 
 from vlm_local.ceiling.confusion import ANY_TASK, Confusions, load_confusions
 from vlm_local.ceiling.episodes import open_players
+from vlm_local.ceiling.mistakes import DRAWS
 from vlm_local.ceiling.play import play_confused
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.evidence.layouts import find_layout
 from vlm_local.files import write_json
 from vlm_local.sim.scores import AUTOEVAL_STEPS, wilson
 
-DRAWS = ("step", "place")
 _GROUP = 5  # episodes that share a confusion
 
 
@@ -62,14 +63,14 @@ def _play(confusions, tasks, level: str, seeds: range, workers: int, progress) -
     """Task -> way to draw -> success of each episode within AUTOEVAL_STEPS."""
     drawn = {task: _draw_counts(_find_counts(confusions, task), task, seeds) for task in tasks}
     jobs = [
-        (task, level, seed, drawn[task][index], draw == "place", AUTOEVAL_STEPS)
+        (task, level, seed, drawn[task][index], draw, AUTOEVAL_STEPS)
         for task, draw in product(tasks, DRAWS)
         for index, seed in enumerate(seeds)
     ]
     won: dict[str, dict[str, list[bool]]] = {task: {draw: [] for draw in DRAWS} for task in tasks}
     with open_players(workers) as play:
-        for (task, *_, persistent, _), took in zip(jobs, play(play_confused, *zip(*jobs, strict=True)), strict=True):
-            won[task]["place" if persistent else "step"].append(took is not None)
+        for (task, *_, draw, _), took in zip(jobs, play(play_confused, *zip(*jobs, strict=True)), strict=True):
+            won[task][draw].append(took is not None)
             progress(1)
     return won
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.ceiling.curves import draw_figures, name_task, save_png, save_svg
-from vlm_local.ceiling.predictions import DRAWS
+from vlm_local.ceiling.mistakes import DRAWS
 from vlm_local.ceiling.settings import ALL, MISSED, OPPOSITE, SLIPPING_AXES, STUDIES, TABLE_RATE
 from vlm_local.evaluation.report import open_template
 from vlm_local.files import open_replacing, write_json

@@ -9,7 +9,8 @@ from typing import Any
 from tqdm import tqdm
 
 from vlm_local.ceiling.episodes import Episodes, Plan, find_played
-from vlm_local.ceiling.predictions import DRAWS, load_observed, predict
+from vlm_local.ceiling.mistakes import DRAWS
+from vlm_local.ceiling.predictions import load_observed, predict
 from vlm_local.ceiling.report import write_report
 from vlm_local.ceiling.scores import score_study
 from vlm_local.ceiling.settings import list_curves, list_settings

@@ -38,7 +38,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from vlm_local.ceiling.episodes import Plan
-    from vlm_local.ceiling.predictions import DRAWS
+    from vlm_local.ceiling.mistakes import DRAWS
     from vlm_local.ceiling.study import run_predictions, run_study
     from vlm_local.errors import ConfigError
     from vlm_local.sim.tasks import TASKS
@@ -52,7 +52,7 @@ def _run(args: argparse.Namespace) -> int:
     else:
         report = run_study(args.out, plan, args.workers)
     for prediction in report["predictions"]:
-        errors = ", ".join(f"{100 * prediction['mean_error'][draw]:.1f} points by {draw}" for draw in DRAWS)
+        errors = ", ".join(f"{100 * prediction['mean_error'][draw]:.1f} points {draw}" for draw in DRAWS)
         print(f"{prediction['observed']} from {prediction['source']}: mean error {errors}")
     print(f"report: {args.out / 'report.html'}")
     return 0
