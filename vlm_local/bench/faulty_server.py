@@ -17,7 +17,7 @@ import numpy as np
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.engines import Engine
 from vlm_local.errors import EngineError
-from vlm_local.server.run import RunningServer, Surroundings, serve_until_stopped
+from vlm_local.server.run import RunningServer, Surroundings, serve_until_stopped, share_heaps
 from vlm_local.server.serve import bind
 from vlm_local.server.service import ServerSettings
 from vlm_local.types import Generation, GenerationRequest
@@ -67,6 +67,7 @@ class FaultyEngine:
 
 
 def main() -> None:
+    share_heaps()
     wanted = json.loads(sys.argv[1])
     options = PolicyOptions(**wanted["options"])
     hang_s = 1.5 * options.deadline_ms / 1e3
