@@ -19,6 +19,7 @@ from vlm_local.errors import ConfigError
 from vlm_local.files import read_json_lines
 
 _STATE, _LOG, _CURVES = "state.pt", "log.jsonl", "curves.png"
+_SHARES = ("exact", "success")
 
 
 @dataclass(frozen=True)
@@ -148,19 +149,32 @@ def _cut_log(path: Path, step: int) -> None:
 
 
 def draw_curves(folder: Path, names: Iterable[str] = ("loss", "exact")) -> Path:
-    """Plot what the log of a training holds by step into curves.png."""
+    """Plot what the log of a training holds by step into curves.png, a panel for each first word of the names.
+
+    Losses are on a logarithmic axis; shares ("exact", "success TASK") from 0 to 1.
+    """
     from matplotlib.figure import Figure
 
     lines = list(read_json_lines(folder / _LOG))
-    names = [name for name in names if any(name in line for line in lines)]
-    figure = Figure(figsize=(6, 2.2 * len(names)), layout="constrained")
-    for row, name in enumerate(names):
-        axis = figure.add_subplot(len(names), 1, row + 1)
-        points = [(line["step"], line[name]) for line in lines if name in line]
-        axis.plot(*zip(*points, strict=True), linewidth=1)
-        axis.set_ylabel(name)
-        axis.set_xlim(0, lines[-1]["step"])
+    panels: dict[str, list[str]] = {}
+    for name in names:
+        if any(name in line for line in lines):
+            panels.setdefault(name.split(" ")[0], []).append(name)
+    figure = Figure(figsize=(7, 2.2 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (title, several) in zip(axes, panels.items(), strict=True):
+        for name in several:
+            points = [(line["step"], line[name]) for line in lines if name in line]
+            axis.plot(*zip(*points, strict=True), linewidth=1, label=name.removeprefix(f"{title} ").replace("_", " "))
+        if title in _SHARES:
+            axis.set_ylim(0, 1.02)
+        else:
+            axis.set_yscale("log")
+        if len(several) > 1:
+            axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=8)
+        axis.set_ylabel(title)
         axis.grid(alpha=0.3)
-    axis.set_xlabel("step")
+    axes[-1].set_xlim(0, lines[-1]["step"])
+    axes[-1].set_xlabel("step")
     figure.savefig(folder / _CURVES, dpi=120)
     return folder / _CURVES
