@@ -86,7 +86,7 @@ def test_a_study_is_evidence(result, tmp_path):
 def test_the_leaderboard_has_a_row_of_it(result, tmp_path):
     board = tmp_path / "board.md"
     assert main(["leaderboard", str(result), "--out", str(board)]) == 0
-    title, row = (line for line in board.read_text().splitlines() if line.startswith(("## ", "| move left")))
-    assert title == "## 2 scenes of level easy, seed 4, not a frozen set"
+    title, row = (line for line in board.read_text().splitlines() if line.startswith(("### ", "| move left")))
+    assert title == "### 2 scenes of level easy, seed 4, not a frozen set"
     left = json.loads((result / "report.json").read_text())["left"]["value"]
     assert "| 0.00 (0.00 to 0.00) | 0.00 (0.00 to 0.00) |" in row and f"| {left:.2f} (" in row

@@ -18,7 +18,7 @@ verified first: scored again from its archive without weights, every number came
 [contributing-results.md](contributing-results.md) says how to add rows.
 """
 _SIM_HEAD = """
-# Closed loop, in the simulator
+## Closed loop, in the simulator
 
 Success within 120 steps (or the limit named) and within AutoEval's 70, with Wilson's 95 % intervals. A
 seed fixes an episode's scene and every draw of the policy in it, so
@@ -27,7 +27,7 @@ again, as verifying did from their recorded actions. The oracle sees the ground 
 phrases and standing still are the floor.
 """
 _SPATIAL_HEAD = """
-# Does it look where the words point?
+## Does it look where the words point?
 
 `python -m vlm_local spatial --policy P --set docs/spatial/LEVEL.json` ([what is measured](spatial/README.md)):
 **turned** is 1 where every answer turned with its scene, 0 where none did; **moved** how much of the probability moved
@@ -65,7 +65,7 @@ def _build_tables(names: Sequence[str], rows: Iterable[_Row]) -> str:
         tables.setdefault(row[0], []).append(row)
     text = ""
     for title, lines in tables.items():
-        text += f"\n## {title}\n\n| {' | '.join(names)} |\n{'|---' * len(names)}|\n"
+        text += f"\n### {title}\n\n| {' | '.join(names)} |\n{'|---' * len(names)}|\n"
         text += "".join(f"| {' | '.join(cells)} |\n" for *_, cells in sorted(lines, key=lambda row: -row[1]))
     return text
 
