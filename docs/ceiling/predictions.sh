@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python="${PYTHON:-.venv/bin/python}"
 episodes="${EPISODES:-100}"
-tasks="${TASKS:-reach,open_drawer,close_drawer}" # that tiny was trained on
+tasks="${TASKS:-all}"
 level="${LEVEL:-normal}"
 runs=runs/ceiling
 
