@@ -66,7 +66,10 @@ class HTTPServer:
     def stop(self) -> None:
         """Close every connection, after drain() has let those inside leave."""
         self._server.task_dispatcher.shutdown(timeout=1)
-        self._server.trigger.pull_trigger(lambda: close_all(self._sockets))
+        try:
+            self._server.trigger.pull_trigger(lambda: close_all(self._sockets))
+        except OSError:  # the loop has closed its own pipe: nobody else uses the sockets any more
+            close_all(self._sockets, ignore_all=True)
         self._thread.join(2)
 
 
