@@ -5,6 +5,7 @@ An option that is None comes from the checkpoint's vlm_local.json, else from DEF
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from vlm_local.answers import Answerer
 from vlm_local.checkpoint import Checkpoint
 from vlm_local.client import RemotePolicy
 from vlm_local.engines import Engine
+from vlm_local.engines.process import EngineProcess
 from vlm_local.engines.scripted import build_constant_engine, build_uniform_engine
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError
@@ -112,10 +114,12 @@ class Policies:
             self.worker.close()
 
 
-def open_policies(options: PolicyOptions, wrap: Callable[[Engine], Engine] = lambda engine: engine) -> Policies:
+def open_policies(
+    options: PolicyOptions, wrap: Callable[[Engine], Engine] = lambda engine: engine, apart: bool = False
+) -> Policies:
     """Find everything that is asked for and start loading it.
 
-    wrap: what the loaded engine is put into.
+    wrap: what the loaded engine is put into. apart: a model that runs on this machine runs in a process of its own.
 
     Raises ConfigError at once for what is missing or contradicts itself; what only the load finds
     out (memory, damaged weights) is raised by `Policies.build` and by the worker.
@@ -125,7 +129,8 @@ def open_policies(options: PolicyOptions, wrap: Callable[[Engine], Engine] = lam
         policy = RemotePolicy(model)
         return Policies(lambda robot, tell_all: RemotePolicy(model), None, policy.metadata)
     plan = _Plan(options)
-    worker = EngineWorker(lambda: wrap(plan.load()), options.deadline_ms, plan.build_warm_up())
+    load = plan.load_apart if apart else plan.load
+    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, plan.build_warm_up())
     answerer = plan.build_answerer(worker)
     policies = Policies(
         lambda robot, tell_all: plan.build_policy(robot, worker, policies.metadata, tell_all),
@@ -204,6 +209,12 @@ class _Plan:
 
         chosen = {name: self._choose(name) for name in ("quantize", "device", "dtype", "decoder", "max_batch")}
         return open_hf_engine(self._checkpoint, **chosen)
+
+    def load_apart(self) -> Engine:
+        """As `load`, where the engine holds a model; what was found here is found again there."""
+        if self._checkpoint is None:
+            return self.load()
+        return EngineProcess(partial(open_engine, self._options))
 
     def build_policy(self, robot: str, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool) -> Policy:
         best = "fast" if self._options.engine == "openai" else "exact"  # servers give bounds only

@@ -90,7 +90,6 @@ class VLMPolicy:
         self._metadata = dict(metadata or {})
         self._latch = GripperLatch()
         self._episode = 0
-        self._episode = 0
         self.reset(derive_seed(0, robot, 0))
 
     @property

@@ -31,7 +31,7 @@ def slow_down(engine):
         return answer(requests)
     engine.generate = generate
     return engine
-assembly.open_policies = lambda options: open_policies(options, slow_down)
+assembly.open_policies = lambda options, apart: open_policies(options, slow_down)
 sys.exit(main(["serve", *sys.argv[2:]]))
 """
 

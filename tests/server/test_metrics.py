@@ -82,7 +82,6 @@ def test_failures_of_the_servers_behind_an_engine_are_counted_by_kind():
             behind.habit = "429"
             held = server.act()
             samples = _scrape(server)
-        engine.close()
     assert answered["phrase"] in GRAMMAR.sentences and 0 < answered["probability"] <= 1
     assert held["phrase"] is None and "rate limit" in held["fault"]
     assert _value(samples, "engine_events_total", kind="rate_limited") == 1

@@ -155,7 +155,6 @@ def test_a_killed_server_faults_its_steps_and_serves_again_when_it_is_back(start
         assert engine.counters["connection"] >= 3
     finally:
         worker.close()
-        engine.close()
 
 
 def _act_patiently(policy, seed):

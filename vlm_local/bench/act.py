@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
+from vlm_local.bench.sequences import load_sequences
 from vlm_local.errors import ConfigError, EngineError
 from vlm_local.provenance import describe_machine
 from vlm_local.wire import encode_array
@@ -27,11 +28,15 @@ _START_S = 600.0
 _WARM_UP = 10
 
 
-def run(options, num_requests: int, counts: Sequence[int], seconds: float, rounds: int) -> int:
-    """options: PolicyOptions of the server that is started. counts: robots at once. Prints what it measured."""
+def run(options, sequences: Path | None, num_requests: int, counts: Sequence[int], seconds: float, rounds: int) -> int:
+    """options: PolicyOptions of the server that is started. sequences: what the robots send, None for noise.
+
+    counts: robots at once. Prints what it measured.
+    """
+    source, steps = load_steps(sequences)
     with tempfile.TemporaryDirectory() as folder, start_server(options, Path(folder)) as server:
-        times = measure_alone(server.url, num_requests)
-        rates, cpu_ms = measure_together(server, counts, seconds, rounds)
+        times = measure_alone(Client(server.url, "alone", steps), num_requests)
+        rates, cpu_ms = measure_together(server, steps, counts, seconds, rounds)
         peak_memory_mb = server.read_peak_memory_mb()
     summaries = {name: summarise(values) for name, values in times.items()}
     together = {
@@ -51,7 +56,8 @@ def run(options, num_requests: int, counts: Sequence[int], seconds: float, round
     result = {
         "benchmark": "act",
         "model": server.model,
-        "request": "json_numpy, 256x256",
+        "request": "json_numpy",
+        "sequences": source,
         **summaries,
         **together,
         "seconds": seconds,
@@ -71,17 +77,58 @@ class BenchServer:
     start_up_s: float
 
     def read_peak_memory_mb(self) -> float | None:
-        """Largest resident size so far; None where the system does not tell."""
+        """Largest resident sizes so far, of server and engine together; None where the system does not tell."""
         try:
-            lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+            texts = [Path(f"/proc/{process.pid}/status").read_text() for process in list_processes(self.pid)]
         except OSError:
             return None
-        return next(round(int(line.split()[1]) / 1024, 1) for line in lines if line.startswith("VmHWM"))
+        lines = [line for text in texts for line in text.splitlines() if line.startswith("VmHWM")]
+        return round(sum(int(line.split()[1]) for line in lines) / 1024, 1)
 
     def read_cpu_s(self) -> float:
-        """What all threads have used of the cores so far."""
-        used = psutil.Process(self.pid).cpu_times()
-        return used.user + used.system
+        """What server and engine have used of the cores so far."""
+        used = [process.cpu_times() for process in list_processes(self.pid)]
+        return sum(times.user + times.system for times in used)
+
+
+def list_processes(pid: int) -> list[psutil.Process]:
+    """The server and those it has started: its engine."""
+    server = psutil.Process(pid)
+    return [server, *server.children(recursive=True)]
+
+
+@dataclass(frozen=True)
+class RobotStep:
+    """What a robot sends. body: of /act. begins: it resets first."""
+
+    body: bytes
+    begins: bool
+
+
+def load_steps(sequences: Path | None) -> tuple[str, list[RobotStep]]:
+    """What robots send, written as AutoEval does, and where it comes from: a run or data set with pictures.
+
+    sequences: None for noise, 256x256. Raises ConfigError where there is nothing to send.
+    """
+    if sequences is None:
+        images = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), np.uint8)
+        proprio = np.array([0.3, 0.0, 0.15, 0.0, 0.0, 0.0, 0.0, 0.39])  # with a zero before the gripper
+        return "noise, 256x256", [_write_step(image, "lift the cup", proprio, begins=False) for image in images]
+    source, episodes = load_sequences(sequences)
+    if not all(episode.load_image and episode.proprios is not None for episode in episodes):
+        raise ConfigError(f"--sequences {sequences}: bench act needs the pictures and states of every step")
+    return source, [
+        _write_step(episode.load_image(step), episode.instruction, episode.proprios[step], begins=step == 0)
+        for episode in episodes
+        for step in range(len(episode.phrases))
+    ]
+
+
+def _write_step(image: np.ndarray, instruction: str, proprio: np.ndarray | None, begins: bool) -> RobotStep:
+    body = {"image": encode_array(image), "instruction": instruction}
+    if proprio is not None:
+        body["proprio"] = encode_array(proprio)
+    return RobotStep(json.dumps(body).encode(), begins)
 
 
 @contextmanager
@@ -114,10 +161,9 @@ def list_flags(options) -> list[str]:
     return flags
 
 
-def measure_alone(url: str, num_requests: int) -> dict[str, list[float]]:
+def measure_alone(client: "Client", num_requests: int) -> dict[str, list[float]]:
     """One client alone: milliseconds in /act and of the round trip beyond the engine's, and the engine's."""
     times: dict[str, list[float]] = {"server_overhead_ms": [], "round_trip_overhead_ms": [], "engine_ms": []}
-    client = Client(url, "alone")
     for index in range(_WARM_UP + num_requests):
         start = perf_counter()
         stages = client.act()
@@ -130,12 +176,16 @@ def measure_alone(url: str, num_requests: int) -> dict[str, list[float]]:
 
 
 def measure_together(
-    server: BenchServer, counts: Sequence[int], seconds: float, rounds: int
+    server: BenchServer, steps: Sequence[RobotStep], counts: Sequence[int], seconds: float, rounds: int
 ) -> tuple[dict[int, list[float]], dict[int, float]]:
     """Answers a second of each round with so many robots at once; rounds are interleaved. And what the
     server used of the cores for an answer, in milliseconds, all rounds together.
     """
-    clients = [Client(server.url, f"robot-{index}") for index in range(max(counts))]
+    # Each is somewhere else, as robots are, and in the end all have sent the same.
+    places = np.linspace(0, len(steps), max(counts), endpoint=False).astype(int)
+    clients = [
+        Client(server.url, f"robot-{index}", [*steps[place:], *steps[:place]]) for index, place in enumerate(places)
+    ]
     for client in clients:
         client.act()
     rates: dict[int, list[float]] = {count: [] for count in counts}
@@ -170,28 +220,30 @@ def _drive(clients: Sequence["Client"], seconds: float) -> tuple[int, float]:
 
 
 class Client:
-    """A robot that sends 256x256 images as AutoEval does, written beforehand."""
+    """A robot that sends steps, written beforehand, over and over."""
 
-    def __init__(self, url: str, robot: str):
+    def __init__(self, url: str, robot: str, steps: Sequence[RobotStep]):
         parts = urlsplit(url)
         self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
-        self._path = f"{parts.path}/s/{robot}/act"
-        images = np.random.default_rng(0).integers(0, 256, (4, 256, 256, 3), np.uint8)
-        proprio = encode_array(np.array([0.3, 0.0, 0.15, 0.0, 0.0, 0.0, 0.0, 0.39]))
-        self._bodies = itertools.cycle(
-            json.dumps({"image": encode_array(image), "instruction": "lift the cup", "proprio": proprio}).encode()
-            for image in images
-        )
+        self._path = f"{parts.path}/s/{robot}"
+        self._steps = itertools.cycle(steps)
 
     def act(self) -> dict[str, float]:
         """One step -> the server's own stages in milliseconds."""
-        self._connection.request("POST", self._path, next(self._bodies), {"Content-Type": "application/json"})
-        response = self._connection.getresponse()
-        body = response.read()
-        if response.status != 200:
-            raise EngineError(f"a request of the benchmark got {response.status}: {body[:200]!r}")
-        stages = (stage.split(";dur=") for stage in response.headers["Server-Timing"].split(", "))
+        step = next(self._steps)
+        if step.begins:
+            self._post("reset", b"{}")
+        headers = self._post("act", step.body)
+        stages = (stage.split(";dur=") for stage in headers["Server-Timing"].split(", "))
         return {name: float(ms) for name, ms in stages}
+
+    def _post(self, route: str, body: bytes) -> http.client.HTTPMessage:
+        self._connection.request("POST", f"{self._path}/{route}", body, {"Content-Type": "application/json"})
+        response = self._connection.getresponse()
+        told = response.read()
+        if response.status != 200:
+            raise EngineError(f"a request of the benchmark got {response.status}: {told[:200]!r}")
+        return response.headers
 
 
 def summarise(values: Sequence[float]) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from vlm_local.bench.act import Client, start_server, summarise
+from vlm_local.bench.act import Client, load_steps, start_server, summarise
 from vlm_local.provenance import describe_machine
 
 _WARM_UP = 10
@@ -21,7 +21,8 @@ def run(options, beside: str, num_requests: int) -> int:
         for each in folders:
             each.mkdir()
         with start_server(options, folders[0]) as one, start_server(local, folders[1]) as other:
-            times = _measure([Client(one.url, "robot"), Client(other.url, "robot")], num_requests)
+            _, steps = load_steps(None)
+            times = _measure([Client(server.url, "robot", steps) for server in (one, other)], num_requests)
     names = (f"{options.engine} {options.model}", f"local {beside}")
     summaries = {}
     for name, (round_trip, engine) in zip(names, times, strict=True):

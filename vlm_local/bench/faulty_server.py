@@ -17,7 +17,8 @@ import numpy as np
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.engines import Engine
 from vlm_local.errors import EngineError
-from vlm_local.server.run import RunningServer, Surroundings, serve_until_stopped, share_heaps
+from vlm_local.libc import share_heaps
+from vlm_local.server.run import RunningServer, Surroundings, serve_until_stopped
 from vlm_local.server.serve import bind
 from vlm_local.server.service import ServerSettings
 from vlm_local.types import Generation, GenerationRequest
@@ -54,6 +55,9 @@ class FaultyEngine:
     def forget(self, episode: str) -> None:
         self._engine.forget(episode)
 
+    def close(self) -> None:
+        self._engine.close()
+
     def _fail(self, kind: str) -> None:
         self._injected[kind] += 1
         if kind == "hang":
@@ -72,7 +76,7 @@ def main() -> None:
     options = PolicyOptions(**wanted["options"])
     hang_s = 1.5 * options.deadline_ms / 1e3
     policies = open_policies(
-        options, wrap=lambda engine: FaultyEngine(engine, wanted["fault_rate"], wanted["seed"], hang_s)
+        options, wrap=lambda engine: FaultyEngine(engine, wanted["fault_rate"], wanted["seed"], hang_s), apart=True
     )
     listener = bind("127.0.0.1", 0)
     server = RunningServer(policies, ServerSettings(), Surroundings(record=Path(wanted["record"])), listener)

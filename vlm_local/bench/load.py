@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
+from vlm_local.bench.act import list_processes
 from vlm_local.bench.rough_robot import Diary, RoughRobot, read_stamp
 from vlm_local.bench.sidecar import NAME
 from vlm_local.data.runs import read_run
@@ -109,10 +109,9 @@ def _run_robots(
     for thread in [*robots, *others]:
         thread.start()
     memory, end = [], time.monotonic() + 60 * settings.minutes
-    process = psutil.Process(pid)
     while time.monotonic() < end:
         time.sleep(min(_SAMPLE_EVERY_S, max(end - time.monotonic(), 0.01)))
-        memory.append(process.memory_info().rss / 2**20)
+        memory.append(sum(process.memory_info().rss for process in list_processes(pid)) / 2**20)
     stop.set()
     for thread in [*robots, *others]:
         thread.join(120)

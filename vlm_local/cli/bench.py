@@ -20,6 +20,7 @@ def _add_act(kinds: argparse._SubParsersAction) -> None:
     text = "what the server adds to the engine, and how many robots it answers"
     parser = kinds.add_parser("act", help=text, description=text)
     add_policy_options(parser)
+    parser.add_argument("--sequences", type=Path, metavar="PATH", help="run or data set whose steps are sent [noise]")
     parser.add_argument("--requests", type=int, default=200, metavar="N", help="of one robot alone [200]")
     parser.add_argument("--clients", default="1,4,8", metavar="N,...", help="robots at once [1,4,8]")
     parser.add_argument("--seconds", type=float, default=4.0, help="of a round of robots at once [4]")
@@ -36,7 +37,7 @@ def _run_act(args: argparse.Namespace) -> int:
     from vlm_local.bench.act import run
 
     counts = [int(count) for count in args.clients.split(",")]
-    return run(read_policy_options(args), args.requests, counts, args.seconds, args.rounds)
+    return run(read_policy_options(args), args.sequences, args.requests, counts, args.seconds, args.rounds)
 
 
 def _add_decode(kinds: argparse._SubParsersAction) -> None:

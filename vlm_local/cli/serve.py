@@ -42,13 +42,14 @@ def run(args: argparse.Namespace) -> int:
     for client in ("httpx", "httpx2"):  # below the openai package: a line for every request
         logging.getLogger(client).setLevel(logging.WARNING)
     from vlm_local.assembly import open_policies
-    from vlm_local.server.run import RunningServer, serve_until_stopped, share_heaps
+    from vlm_local.libc import share_heaps
+    from vlm_local.server.run import RunningServer, serve_until_stopped
     from vlm_local.server.serve import bind
 
     share_heaps()
     settings, around = read_settings(args), read_surroundings(args)
     listener = bind(args.host, args.port)
-    policies = open_policies(read_policy_options(args))
+    policies = open_policies(read_policy_options(args), apart=True)
     server = RunningServer(policies, settings, around, listener)
     url = server.url + settings.prefix
 

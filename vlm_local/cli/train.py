@@ -40,6 +40,7 @@ def _add_tiny(parser) -> None:
     add("--out", type=Path, required=True, metavar="RUN", help="run folder; a killed run goes on from there")
     add("--start", type=Path, metavar="FOLDER", help="weights to begin with [untrained ones, drawn from --seed]")
     add("--rounds", type=int, metavar="N", help="[the course of docs/training.md]")
+    add("--task", metavar="T", help="one task of `sim` alone [all]")
     add("--seed", type=int, default=0)
     parser.set_defaults(run=_run_tiny)
 
@@ -78,6 +79,6 @@ def _run_finetune(args) -> int:
 def _run_tiny(args) -> int:
     from vlm_local.training.simulated import train_tiny
 
-    student = train_tiny(args.out, args.seed, args.start, args.rounds)
+    student = train_tiny(args.out, args.seed, args.start, args.rounds, args.task)
     print(f"{student}: python -m vlm_local sim --policy {student} --task all")
     return 0

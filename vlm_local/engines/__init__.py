@@ -1,10 +1,16 @@
 """Engines turn requests into sentences. Heavy imports happen in the module of the engine asked for."""
 
-from collections.abc import Mapping, Sequence
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
-from vlm_local.errors import EngineError
+from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
+
+logger = logging.getLogger(__name__)
+
+Outcome = Generation | VLMLocalError
 
 
 class Engine(Protocol):
@@ -19,11 +25,11 @@ class Engine(Protocol):
         can never be answered.
         """
 
-    def generate(self, prepared: Sequence[Any]) -> list[Generation | EngineError]:
+    def generate(self, prepared: Sequence[Any]) -> list[Outcome]:
         """Answer 1 to `max_batch` prepared requests in their order. Each sentence is one of its request's.
 
-        A request that failed alone has its EngineError in its place. Raises EngineError where the
-        model failed for all; they are then tried again one by one.
+        A request that failed alone has its error in its place. Raises EngineError where the model
+        failed for all; they are then tried again one by one.
         """
 
     def forget(self, episode: str) -> None:
@@ -32,3 +38,18 @@ class Engine(Protocol):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """model, family, checkpoint hash, device, dtype, quantize, trained, versions: JSON values."""
+
+    def close(self) -> None:
+        """Called by its owner when nothing will be asked any more; a second call changes nothing."""
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Whatever fails inside and is not an error of this package is logged, and raised as EngineError: `what`."""
+    try:
+        yield
+    except VLMLocalError:
+        raise
+    except Exception as error:
+        logger.exception("%s", what)
+        raise EngineError(f"{what}: {type(error).__name__}: {error}") from error

@@ -78,6 +78,9 @@ class HFEngine:
     def forget(self, episode: str) -> None:
         self._decoder.forget(episode)
 
+    def close(self) -> None:
+        """The memory goes with the process."""
+
 
 def open_hf_engine(
     checkpoint: Checkpoint,

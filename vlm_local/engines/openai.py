@@ -124,6 +124,8 @@ class OpenAIEngine:
         """Nothing is kept here; the servers' caches look after themselves."""
 
     def close(self) -> None:
+        if self._loop.is_closed():
+            return
         self._call(self._close_all())
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()

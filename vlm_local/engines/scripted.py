@@ -34,6 +34,9 @@ class ScriptedEngine:
     def forget(self, episode: str) -> None:
         """Nothing is kept."""
 
+    def close(self) -> None:
+        """Nothing is open."""
+
     def _answer(self, request: GenerationRequest) -> Generation:
         weights = np.asarray(self._weigh(request), dtype=np.float64)
         probabilities = weights / weights.sum()

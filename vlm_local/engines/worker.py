@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic, perf_counter
 from typing import Any
 
-from vlm_local.engines import Engine
+from vlm_local.engines import Engine, explained
 from vlm_local.errors import ConfigError, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
@@ -149,18 +149,9 @@ class EngineWorker:
 
     def _run(self) -> None:
         try:
-            engine = self._load()
-            for request in self._warm_up:
-                for outcome in engine.generate([engine.prepare(request)]):
-                    if isinstance(outcome, EngineError):
-                        raise outcome
-            for episode in {request.episode for request in self._warm_up} - {None}:
-                engine.forget(episode)
-            self._engine = engine
-        except Exception as error:
-            if not isinstance(error, VLMLocalError):
-                logger.exception("loading the model failed")
-                error = EngineError(f"loading the model failed: {_describe(error)}")
+            with explained("loading the model failed"):
+                self._engine = self._open()
+        except VLMLocalError as error:
             self._failure = error
             return
         finally:
@@ -173,15 +164,22 @@ class EngineWorker:
                 self._answer(batch)
                 self._running_since = None
                 self._running = []
+        self._engine.close()
+
+    def _open(self) -> Engine:
+        """The engine, warm."""
+        engine = self._load()
+        for request in self._warm_up:
+            for outcome in engine.generate([engine.prepare(request)]):
+                if isinstance(outcome, VLMLocalError):
+                    raise outcome
+        for episode in {request.episode for request in self._warm_up} - {None}:
+            engine.forget(episode)
+        return engine
 
     def _prepare(self, request: GenerationRequest) -> Any:
-        try:
+        with explained("the request could not be prepared"):
             return self._engine.prepare(request)
-        except VLMLocalError:
-            raise
-        except Exception as error:
-            logger.exception("a request could not be prepared")
-            raise EngineError(f"the request could not be prepared: {_describe(error)}") from error
 
     def _take(self) -> tuple[list[str], list[_Job]] | None:
         """Wait for work; None once closed."""
@@ -218,12 +216,13 @@ class EngineWorker:
                     self._answer([job])
                 return
             logger.exception("the model failed")
-            failure = error if isinstance(error, EngineError) else EngineError(f"the model failed: {_describe(error)}")
+            name = type(error).__name__
+            failure = error if isinstance(error, EngineError) else EngineError(f"the model failed: {name}: {error}")
             _settle(batch[0].future, failure)
             return
         engine_ms = 1e3 * (perf_counter() - start)
         for job, generation in zip(batch, generations, strict=True):
-            if isinstance(generation, EngineError):
+            if isinstance(generation, VLMLocalError):
                 logger.warning("%s", generation)
                 _settle(job.future, generation)
             elif generation.sentence in job.request.sentences:
@@ -245,7 +244,3 @@ def _settle(future: "Future[Generation]", outcome: Generation | Exception) -> No
             future.set_result(outcome)
     except InvalidStateError:
         pass
-
-
-def _describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

@@ -1,6 +1,5 @@
 """A whole server, from the first socket to an orderly end."""
 
-import ctypes
 import logging
 import re
 import signal
@@ -22,7 +21,6 @@ logger = logging.getLogger(__name__)
 GRACE_S = 4.0  # for what is in flight when the server is told to stop
 _ANSWER_S = 1.0  # for the 503 of what was not done by then
 _FLUSH_S = 5.0  # for the recording
-_ARENA_MAX, _NUM_ARENAS = -8, 2  # M_ARENA_MAX of glibc's malloc.h
 
 
 @dataclass(frozen=True)
@@ -101,16 +99,6 @@ def serve_until_stopped(
     finally:
         ended = server.stop()
     return ended
-
-
-def share_heaps() -> None:
-    """Let all threads share two of glibc's heaps; without glibc do nothing. Before the first thread starts.
-
-    With a heap for each thread, requests of 200 kB and more leave holes everywhere, and memory creeps up for hours.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_ARENA_MAX, _NUM_ARENAS)
 
 
 def _name_run(parent: Path, metadata: Mapping[str, Any]) -> Path:

@@ -1,17 +1,17 @@
 """A reverse ssh forward, kept up: the robot's side reaches this server at the other host."""
 
-import ctypes
 import logging
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import monotonic
 
 from vlm_local.errors import ConfigError
+from vlm_local.libc import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,6 @@ _OPTIONS = {
     "ControlPath": "none",  # a shared connection would outlive this one
 }
 _UP = re.compile(r"remote forward success|Allocated port (?P<port>\d+) for remote forward")
-_PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,7 @@ class Tunnel:
                     text=True,
                     errors="replace",
                     start_new_session=True,  # Ctrl-C in the terminal is ours to pass on
-                    preexec_fn=_die_with_parent if sys.platform == "linux" else None,
+                    preexec_fn=partial(die_with_parent, signal.SIGTERM),
                 )
             except OSError as error:
                 return f"cannot run ssh ({error}); install an ssh client"
@@ -136,11 +135,3 @@ def build_command(target: TunnelTarget, local_port: int, ssh: Sequence[str]) -> 
     port = [] if target.port is None else ["-p", str(target.port)]
     forward = f"{target.remote_port}:127.0.0.1:{local_port}"
     return [*ssh, "-v", "-N", "-T", *options, *port, "-R", forward, "--", str(target)]
-
-
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-
-def _die_with_parent() -> None:
-    """In the child: end with the thread that made it, also when this process is killed."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -18,6 +18,7 @@ import torch
 
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.loading import load_model
+from vlm_local.sim.tasks import find_task
 from vlm_local.training.collect import Shard, load_shard
 from vlm_local.training.optimisation import Optimisation, Recipe, draw_curves
 from vlm_local.training.questionnaire import Batch, Pupil, Questionnaire
@@ -172,10 +173,13 @@ class SimulatedTraining:
         return self._questionnaire.build(np.stack(frames), np.stack(proprio), asked, things, shown, tint)
 
 
-def train_tiny(folder: Path, seed: int, start: Path | None = None, num_rounds: int | None = None) -> Path:
+def train_tiny(
+    folder: Path, seed: int, start: Path | None = None, num_rounds: int | None = None, task: str | None = None
+) -> Path:
     """The course of docs/training.md in a run folder; returns the last student's folder.
 
     start: folder of trained weights to begin with, at the course's last mix; None begins with none.
+    task: the only task of all rounds; None takes the course's mixes.
     """
     torch.set_num_threads(1)  # two wait for each other more than they help at this size
     course = Course()
@@ -186,7 +190,15 @@ def train_tiny(folder: Path, seed: int, start: Path | None = None, num_rounds: i
         first = max(course.mixes)
         mixes = {0: course.mixes[first]}
         course = replace(course, num_rounds=course.num_rounds - first, mixes=mixes, learner_from=2, warm_rounds=0)
+    if task is not None:
+        course = replace(course, mixes={0: {find_task(task).name: 1.0}})
     if num_rounds is not None:
         course = replace(course, num_rounds=num_rounds)
-    recipe = Recipe(course.num_rounds * course.steps, decay=0.45, save_every=course.steps, bfloat16=True)
+    bfloat16 = _has_bfloat16_products()
+    recipe = Recipe(course.num_rounds * course.steps, decay=0.45, save_every=course.steps, bfloat16=bfloat16)
     return SimulatedTraining(start, folder, course, recipe, seed).run()
+
+
+def _has_bfloat16_products() -> bool:
+    """Whether this processor multiplies in bfloat16; where it does not, a step takes twice as long as in float32."""
+    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))
