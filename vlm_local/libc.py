@@ -23,3 +23,10 @@ def share_heaps() -> None:
     mallopt = getattr(_LIBC, "mallopt", None)
     if mallopt is not None:
         mallopt(_M_ARENA_MAX, _NUM_ARENAS)
+
+
+def trim_heaps() -> None:
+    """Give free pages back to the system, also those between blocks that are in use."""
+    trim = getattr(_LIBC, "malloc_trim", None)
+    if trim is not None:
+        trim(0)
