@@ -44,7 +44,7 @@ class SoakSettings:
     """hz: requests a second of each robot. fault_rate: share of the engine's calls that fail.
 
     kill_every_s: mean time to the next kill -9 of the sidecar, the process that holds the model;
-    None keeps the model in the server's own process.
+    None has the model as `serve` has it.
     """
 
     robots: int = 8

@@ -66,7 +66,7 @@ def _add_load(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--hz", type=float, default=5.0, help="requests a second of each robot [5]")
     parser.add_argument("--fault-rate", type=float, default=0.005, metavar="P", help="share of engine calls [0.005]")
     parser.add_argument("--kill-every", type=float, default=60.0, metavar="S", help="mean time between kill -9s [60]")
-    parser.add_argument("--no-sidecar", action="store_true", help="the model in the server's process, never killed")
+    parser.add_argument("--no-sidecar", action="store_true", help="the model as `serve` has it, never killed")
     parser.set_defaults(run=_run_load)
 
 
