@@ -1,10 +1,14 @@
 """How an engine behind an API fails: by kind, within its deadline, each request alone."""
 
+import gc
+import logging
 import time
+import weakref
 
 import pytest
 
 from tests.engines.asking import SENTENCES, ask, build_request
+from tests.serving import until
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import RemoteError
 
@@ -82,3 +86,24 @@ def test_requests_of_a_batch_travel_together(open_engine, server):
     assert server.most_at_once == 8
     alone = [ask(engine, seed=seed).sentence for seed in range(2)]
     assert [outcome.sentence for outcome in outcomes[:2]] == alone
+
+
+@pytest.mark.parametrize("habit", ["429", "drops", "html", "truncates"])
+def test_a_failure_lets_go_of_its_picture_at_once(open_engine, server, habit, caplog):
+    """Without the garbage collector, which would come to it after hundreds of others."""
+    caplog.set_level(logging.CRITICAL)  # pytest keeps the records, and they the failures
+    worker = EngineWorker(lambda: open_engine(server))
+    worker.wait_loaded()
+    server.habit = habit
+    gc.disable()
+    try:
+        pictures = []
+        for seed in range(2):  # the worker may keep the last one
+            request = build_request(seed)
+            pictures.append(weakref.ref(request.image))
+            with pytest.raises(RemoteError):
+                worker.generate(request)
+        until(lambda: pictures[0]() is None)
+    finally:
+        gc.enable()
+        worker.close()

@@ -1,6 +1,7 @@
 """Several servers of one model: which robot asks which, and what happens when one fails. asyncio only."""
 
 import asyncio
+import traceback
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -77,6 +78,7 @@ class ServerPool:
             self.counters[error.kind] += 1
             if error.kind not in ("refused", "rate_limited") and len(self.up) > 1:
                 self._leave(server)
+            _empty_frames(error)
             raise
 
     def _choose(self, robot: str | None) -> Server:
@@ -112,3 +114,14 @@ class ServerPool:
                 continue
             self.down.discard(server)
             self.counters["revived"] += 1
+
+
+def _empty_frames(error: BaseException | None) -> None:
+    """Forget the variables of a failure's functions, which have ended, and of what it came from.
+
+    Some hold the failure itself, which holds them, and the request with its picture: 800 kB until
+    the collector's oldest generation is due.
+    """
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

@@ -115,6 +115,8 @@ class EngineWorker:
         except (FutureTimeoutError, CancelledError):
             job.future.cancel()
             raise EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)") from None
+        finally:
+            del job  # its future holds the failure, which holds this function's variables: the picture for long
         prepare_ms, waited_ms = 1e3 * prepare_s, 1e3 * (perf_counter() - submitted)
         forward_ms = generation.timings_ms["engine"]
         timings = {

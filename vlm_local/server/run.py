@@ -1,6 +1,5 @@
 """A whole server, from the first socket to an orderly end."""
 
-import gc
 import logging
 import re
 import signal
@@ -23,7 +22,7 @@ logger = logging.getLogger(__name__)
 GRACE_S = 4.0  # for what is in flight when the server is told to stop
 _ANSWER_S = 1.0  # for the 503 of what was not done by then
 _FLUSH_S = 5.0  # for the recording
-_TIDY_EVERY_S = 5.0
+_TRIM_EVERY_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,8 @@ def serve_until_stopped(
     try:
         tell_loading()
         if server.wait_loaded(stopped.is_set):
-            gc.collect()
-            gc.freeze()  # what the load has made stays; the collections below need not look at it again
             tell_ready()
-            while not stopped.wait(_TIDY_EVERY_S):
-                gc.collect()  # a failure's traceback and its request, picture included, hold each other
+            while not stopped.wait(_TRIM_EVERY_S):
                 trim_heaps()  # or memory creeps up for hours: requests of 200 kB leave holes
     finally:
         ended = server.stop()
