@@ -5,7 +5,6 @@ from the recording, and the server's memory must not grow.
 """
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -15,13 +14,15 @@ import threading
 import time
 import urllib.request
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 
 from vlm_local.bench.act import list_processes
 from vlm_local.bench.rough_robot import Diary, RoughRobot, read_stamp
@@ -43,8 +44,9 @@ _SHOWN = 20
 class SoakSettings:
     """hz: requests a second of each robot. fault_rate: share of the engine's calls that fail.
 
-    kill_every_s: mean time to the next kill -9 of the sidecar, the process that holds the model;
-    None has the model as `serve` has it.
+    kill_every_s: mean time to the next kill -9 of the process that holds the model, None for never.
+    sidecar: it is an OpenAI-compatible server, which the soak starts again; else it is the policy
+    server's own, as with `serve`, which has to start it again itself.
     """
 
     robots: int = 8
@@ -52,6 +54,7 @@ class SoakSettings:
     hz: float = 5.0
     fault_rate: float = 0.005
     kill_every_s: float | None = 60.0
+    sidecar: bool = True
 
 
 def run(options, settings: SoakSettings) -> int:
@@ -76,7 +79,8 @@ def soak(options, settings: SoakSettings) -> dict[str, Any]:
         server = _start("faulty_server", [json.dumps(wanted)], Path(folder) / "server.log")
         try:
             url = _await_ready(server, Path(folder) / "server.log")
-            diaries, memory = _run_robots(settings, url, server.pid, sidecar)
+            kill = partial(_kill_engine, server.pid) if sidecar is None else sidecar.restart
+            diaries, memory, num_kills = _run_robots(settings, url, server.pid, kill)
             metadata = _fetch(f"{url}/metadata")
             recording = _fetch(f"{url}/health")["recording"]
             server.send_signal(signal.SIGTERM)
@@ -91,31 +95,55 @@ def soak(options, settings: SoakSettings) -> dict[str, Any]:
         "engine": metadata["engine"],
         "engine_counters": metadata.get("counters"),
         "injected_faults": metadata["injected_faults"],
-        "sidecar_kills": 0 if sidecar is None else sidecar.num_kills,
+        "kills": num_kills,
         "steps_recorded": num_recorded,
         **describe_machine(),
     }
 
 
 def _run_robots(
-    settings: SoakSettings, url: str, pid: int, sidecar: "_Sidecar | None"
-) -> tuple[dict[str, Diary], list[float]]:
-    """Let all loose for the time asked for -> diaries by robot, the server's memory in MB over time."""
+    settings: SoakSettings, url: str, pid: int, kill: Callable[[threading.Event], int]
+) -> tuple[dict[str, Diary], list[float], int]:
+    """Let all loose for the time asked for -> diaries by robot, the server's memory in MB over time, kills."""
     stop = threading.Event()
     robots = [RoughRobot(url, f"robot-{index}", settings.hz, index, stop) for index in range(settings.robots)]
-    others = [threading.Thread(target=_look_at_page, args=(url, stop), daemon=True)]
-    if sidecar is not None:
-        others.append(threading.Thread(target=sidecar.kill_at_random, args=(settings.kill_every_s, stop), daemon=True))
+    killer = _Killer(kill, settings.kill_every_s, stop)
+    others = [threading.Thread(target=_look_at_page, args=(url, stop), daemon=True), killer]
     for thread in [*robots, *others]:
         thread.start()
     memory, end = [], time.monotonic() + 60 * settings.minutes
     while time.monotonic() < end:
         time.sleep(min(_SAMPLE_EVERY_S, max(end - time.monotonic(), 0.01)))
-        memory.append(sum(process.memory_info().rss for process in list_processes(pid)) / 2**20)
+        with suppress(psutil.NoSuchProcess):  # killed in this moment
+            memory.append(sum(process.memory_info().rss for process in list_processes(pid)) / 2**20)
     stop.set()
     for thread in [*robots, *others]:
         thread.join(120)
-    return {robot.name: robot.diary for robot in robots}, memory
+    return {robot.name: robot.diary for robot in robots}, memory, killer.num_kills
+
+
+class _Killer(threading.Thread):
+    """Kills what holds the model, again and again. kill: returns how many processes it has killed."""
+
+    def __init__(self, kill: Callable[[threading.Event], int], mean_s: float | None, stop: threading.Event):
+        super().__init__(daemon=True)
+        self._kill = kill
+        self._mean_s = mean_s
+        self._stop_event = stop
+        self.num_kills = 0
+
+    def run(self) -> None:
+        random = np.random.default_rng(2)
+        while self._mean_s is not None and not self._stop_event.wait(random.uniform(0.5, 1.5) * self._mean_s):
+            self.num_kills += self._kill(self._stop_event)
+
+
+def _kill_engine(pid: int, stop: threading.Event) -> int:
+    """kill -9 of the processes that the server has started -> how many; it starts them again itself."""
+    engines = psutil.Process(pid).children()
+    for engine in engines:
+        engine.kill()
+    return len(engines)
 
 
 def _look_at_page(url: str, stop: threading.Event) -> None:
@@ -206,7 +234,7 @@ class _Sidecar:
             self._port = free.getsockname()[1]
         self._command = [str(self._port), json.dumps(asdict(options))]
         self._log = log
-        self.num_kills = 0
+        self._random = np.random.default_rng(3)
         url = f"http://127.0.0.1:{self._port}"
         self.options = replace(options, model=NAME, engine="openai", engine_url=url)
         self.process = _start("sidecar", self._command, log)
@@ -223,20 +251,19 @@ class _Sidecar:
             time.sleep(0.1)
         raise ConfigError(f"the sidecar did not start: {self._log.read_text()[-2000:]}")
 
-    def kill_at_random(self, mean_s: float, stop: threading.Event) -> None:
-        random = np.random.default_rng(2)
-        while not stop.wait(random.uniform(0.5, 1.5) * mean_s):
-            os.kill(self.process.pid, signal.SIGKILL)
-            self.process.wait()
-            self.num_kills += 1
-            stop.wait(random.uniform(0, 3))
-            self.process = _start("sidecar", self._command, self._log)
-            self.wait_ready(stop)
+    def restart(self, stop: threading.Event) -> int:
+        """kill -9, and back after up to three seconds -> 1, the processes killed."""
+        self.process.kill()
+        self.process.wait()
+        stop.wait(self._random.uniform(0, 3))
+        self.process = _start("sidecar", self._command, self._log)
+        self.wait_ready(stop)
+        return 1
 
 
 @contextmanager
 def _start_sidecar(options, settings: SoakSettings, folder: Path) -> Iterator[_Sidecar | None]:
-    if settings.kill_every_s is None:
+    if not settings.sidecar:
         yield None
         return
     sidecar = _Sidecar(replace(options, engine="local"), folder / "sidecar.log")

@@ -65,16 +65,19 @@ def _add_load(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="[30]")
     parser.add_argument("--hz", type=float, default=5.0, help="requests a second of each robot [5]")
     parser.add_argument("--fault-rate", type=float, default=0.005, metavar="P", help="share of engine calls [0.005]")
-    parser.add_argument("--kill-every", type=float, default=60.0, metavar="S", help="mean time between kill -9s [60]")
-    parser.add_argument("--no-sidecar", action="store_true", help="the model as `serve` has it, never killed")
+    text = "mean time between two kill -9 of the model's process, 0 for none [60]"
+    parser.add_argument("--kill-every", type=float, default=60.0, metavar="S", help=text)
+    text = "the model's process is the server's own, as with `serve`, not an OpenAI-compatible one"
+    parser.add_argument("--no-sidecar", action="store_true", help=text)
     parser.set_defaults(run=_run_load)
 
 
 def _run_load(args: argparse.Namespace) -> int:
     from vlm_local.bench.load import SoakSettings, run
 
-    kill_every_s = None if args.no_sidecar else args.kill_every
-    settings = SoakSettings(args.robots, args.minutes, args.hz, args.fault_rate, kill_every_s)
+    settings = SoakSettings(
+        args.robots, args.minutes, args.hz, args.fault_rate, args.kill_every or None, not args.no_sidecar
+    )
     return run(read_policy_options(args), settings)
 
 
