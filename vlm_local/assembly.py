@@ -43,6 +43,7 @@ DEFAULTS = {
     "max_batch": 8,
 }
 RANDOM = "random"
+_HUNG_S = 60.0  # past the deadline of a request: only then is a slow forward taken for one that never ends
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,9 @@ class _Plan:
         """As `load`, where the engine holds a model; what was found here is found again there."""
         if self._checkpoint is None:
             return self.load()
-        return EngineProcess(partial(open_engine, self._options))
+        deadline_ms = self._options.deadline_ms
+        hung_after_s = None if deadline_ms is None else deadline_ms / 1e3 + _HUNG_S
+        return EngineProcess(partial(open_engine, self._options), hung_after_s)
 
     def build_policy(self, robot: str, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool) -> Policy:
         best = "fast" if self._options.engine == "openai" else "exact"  # servers give bounds only

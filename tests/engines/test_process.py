@@ -126,6 +126,18 @@ def test_a_process_that_died_is_started_again(engine):
     assert engine.metadata["pid"] != first
 
 
+def test_a_process_that_hangs_is_started_again():
+    engine = EngineProcess(_Odd, hung_after_s=0.5)
+    try:
+        first = engine.metadata["pid"]
+        with pytest.raises(EngineError, match="the model hung"):
+            engine.generate([_ask("hang")])
+        assert engine.generate([_ask()])[0].sentence == "perhaps"
+        assert engine.metadata["pid"] != first
+    finally:
+        engine.close()
+
+
 def test_only_the_request_that_kills_it_fails(engine):
     worker = EngineWorker(lambda: engine, deadline_ms=60_000)
     worker.wait_loaded(60)

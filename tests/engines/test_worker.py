@@ -182,6 +182,22 @@ def test_a_request_that_gave_up_waiting_never_reaches_the_engine(make_worker):
     assert engine.batches == [["first"]]
 
 
+def test_a_batch_that_failed_past_the_deadline_is_not_tried_again(make_worker):
+    engine = GatedEngine()
+    worker = make_worker(engine, deadline_ms=1000)
+    first = Caller(worker, _request("first"))
+    assert engine.entered.acquire(timeout=60)
+    callers = [Caller(worker, _request(name)) for name in ("good", "bad")]
+    _until(lambda: worker.num_waiting == 2)
+    engine.gate.release()
+    assert first.finish().sentence == "move up"
+    assert all("deadline" in str(caller.finish()) for caller in callers)
+    _until(lambda: worker.state == "stuck")
+    engine.gate.release()
+    _until(lambda: worker.state == "healthy")
+    assert len(engine.batches) == 2
+
+
 def test_it_loads_in_its_own_thread_and_warms_up_before_it_is_healthy(make_worker):
     engine, loading, loaded = GatedEngine(), threading.Event(), threading.Event()
     threads = []

@@ -12,6 +12,7 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -289,5 +290,9 @@ def _await_ready(server: subprocess.Popen, log: Path) -> str:
 
 
 def _fetch(url: str) -> dict[str, Any]:
-    with urllib.request.urlopen(url, timeout=60) as answer:
+    try:
+        answer = urllib.request.urlopen(url, timeout=60)
+    except urllib.error.HTTPError as refusal:  # /health is a 503 with all it knows while the model is away
+        answer = refusal
+    with answer:
         return json.load(answer)

@@ -23,14 +23,18 @@ logger = logging.getLogger(__name__)
 
 
 class EngineProcess:
-    """The engine that `load` makes, on the other side of a pipe. A process that died is started anew.
+    """The engine that `load` makes, on the other side of a pipe. A process that died or hung is started anew.
 
     Requests are prepared over there, too. The process ends with this object's thread, however that ends.
     """
 
-    def __init__(self, load: Callable[[], Engine]):
-        """load: called in the new process, so it must be picklable. Raises what it raises."""
+    def __init__(self, load: Callable[[], Engine], hung_after_s: float | None = None):
+        """load: called in the new process, so it must be picklable. Raises what it raises.
+
+        hung_after_s: a forward that takes longer is ended with its process; None waits for ever.
+        """
         self._load = load
+        self._hung_after_s = hung_after_s
         self._start()
 
     @property
@@ -45,6 +49,11 @@ class EngineProcess:
             logger.warning("the engine's process is started again")
             self._start()
         self._send(list(requests))
+        if not self._pipe.poll(self._hung_after_s):
+            self.close()
+            raise EngineError(
+                f"the model hung for {self._hung_after_s:g} s: its process was ended and will be started again"
+            )
         outcomes, self._metadata = self._receive()
         return outcomes
 

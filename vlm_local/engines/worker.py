@@ -215,7 +215,8 @@ class EngineWorker:
         except Exception as error:
             if len(batch) > 1:
                 for job in batch:
-                    self._answer([job])
+                    if not self._is_stuck():  # past the deadline, when nobody waits any more
+                        self._answer([job])
                 return
             logger.exception("the model failed")
             name = type(error).__name__
