@@ -107,7 +107,7 @@ class EngineWorker:
             if self._closed:
                 raise EngineClosed("the engine is closed")
             if self._is_stuck():
-                raise EngineError(f"the model is stuck: a forward has run for more than {self._deadline_s:g} s")
+                raise EngineError(f"the model is stuck or being loaded again: no answer for {self._deadline_s:g} s")
             self._waiting.append(job)
             self._changed.notify()
         try:
