@@ -216,8 +216,8 @@ class _Plan:
         if self._checkpoint is None:
             return self.load()
         deadline_ms = self._options.deadline_ms
-        hung_after_s = None if deadline_ms is None else deadline_ms / 1e3 + _HUNG_S
-        return EngineProcess(partial(open_engine, self._options), hung_after_s)
+        load = partial(open_engine, self._options)
+        return EngineProcess(load) if deadline_ms is None else EngineProcess(load, deadline_ms / 1e3 + _HUNG_S)
 
     def build_policy(self, robot: str, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool) -> Policy:
         best = "fast" if self._options.engine == "openai" else "exact"  # servers give bounds only

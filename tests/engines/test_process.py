@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -126,12 +127,17 @@ def test_a_process_that_died_is_started_again(engine):
     assert engine.metadata["pid"] != first
 
 
-def test_a_process_that_hangs_is_started_again():
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_process_that_hangs_is_started_again(stopped, caplog):
     engine = EngineProcess(_Odd, hung_after_s=0.5)
     try:
         first = engine.metadata["pid"]
-        with pytest.raises(EngineError, match="the model hung"):
-            engine.generate([_ask("hang")])
+        if stopped:  # it does not even read
+            os.kill(first, signal.SIGSTOP)
+        large = np.zeros((1024, 1024, 3), np.uint8)  # more than a pipe holds
+        with pytest.raises(EngineError, match="status -9"):
+            engine.generate([replace(_ask("hang"), image=large)])
+        assert "has hung for 0.5 s" in caplog.text
         assert engine.generate([_ask()])[0].sentence == "perhaps"
         assert engine.metadata["pid"] != first
     finally:

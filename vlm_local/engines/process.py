@@ -8,6 +8,7 @@ import logging
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from multiprocessing import Pipe
@@ -28,10 +29,10 @@ class EngineProcess:
     Requests are prepared over there, too. The process ends with this object's thread, however that ends.
     """
 
-    def __init__(self, load: Callable[[], Engine], hung_after_s: float | None = None):
+    def __init__(self, load: Callable[[], Engine], hung_after_s: float = threading.TIMEOUT_MAX):
         """load: called in the new process, so it must be picklable. Raises what it raises.
 
-        hung_after_s: a forward that takes longer is ended with its process; None waits for ever.
+        hung_after_s: a forward that takes longer is ended with its process.
         """
         self._load = load
         self._hung_after_s = hung_after_s
@@ -48,13 +49,13 @@ class EngineProcess:
         if self._process.poll() is not None:
             logger.warning("the engine's process is started again")
             self._start()
-        self._send(list(requests))
-        if not self._pipe.poll(self._hung_after_s):
-            self.close()
-            raise EngineError(
-                f"the model hung for {self._hung_after_s:g} s: its process was ended and will be started again"
-            )
-        outcomes, self._metadata = self._receive()
+        watch = threading.Timer(self._hung_after_s, self._end_hung)
+        watch.start()
+        try:
+            self._send(list(requests))
+            outcomes, self._metadata = self._receive()
+        finally:
+            watch.cancel()
         return outcomes
 
     def forget(self, episode: str) -> None:
@@ -93,6 +94,10 @@ class EngineProcess:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+    def _end_hung(self) -> None:
+        logger.error("the model has hung for %g s: its process is ended", self._hung_after_s)
+        self._process.kill()
 
     def _explain_end(self) -> EngineError:
         self._process.kill()  # whatever is left of it cannot be talked to
