@@ -169,6 +169,19 @@ def test_signals_for_the_whole_group_leave_it_to_the_server(engine):
     assert engine.generate([_ask()])[0].sentence == "perhaps"
 
 
+def test_a_server_need_not_wait_for_a_model_that_hangs_to_end():
+    code = (
+        "import threading\n"
+        "from tests.engines.test_process import EngineProcess, _Odd, _ask\n"
+        "sent, engine = threading.Event(), EngineProcess(_Odd, hung_after_s=600)\n"
+        "send = engine._send\n"
+        "engine._send = lambda requests: (send(requests), sent.set())\n"
+        "threading.Thread(target=engine.generate, args=([_ask('hang')],), daemon=True).start()\n"
+        "sent.wait()\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+
+
 @pytest.mark.parametrize("busy", [False, True])
 def test_it_ends_with_a_server_that_is_killed(busy):
     code = (

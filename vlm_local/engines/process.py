@@ -50,6 +50,7 @@ class EngineProcess:
             logger.warning("the engine's process is started again")
             self._start()
         watch = threading.Timer(self._hung_after_s, self._end_hung)
+        watch.daemon = True  # or a server that is told to stop would wait for it
         watch.start()
         try:
             self._send(list(requests))
