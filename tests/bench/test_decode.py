@@ -13,7 +13,7 @@ from vlm_local.decoding.trie import build_trie, tokenize_sentences
 from vlm_local.errors import ConfigError
 from vlm_local.primitives import list_phrases
 
-WAYS = ["outlines", "trie", "draft", "served", "posterior_fast", "posterior_exact"]
+WAYS = ["outlines", "trie", "draft", "served", "served_fast", "served_growing", "posterior_fast", "posterior_exact"]
 SAID = [["stop", "stop", "move left", "move left"], ["move left, close gripper", "close gripper"]]
 
 
@@ -30,7 +30,9 @@ def test_all_ways_play_the_same_steps(labels, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(result["x_prefill"]) == WAYS
     assert all({"median", "mean", "p95", "n"} == set(times) for times in result["x_prefill"].values())
-    assert {times["n"] for times in result["x_prefill"].values()} == {6}
+    assert {times["n"] for times in (*result["x_prefill"].values(), *result["ms"].values())} == {6}
+    assert set(result["ms"]) == {*WAYS, "prefill"}
+    assert all(times["p50"] <= times["p95"] <= times["p99"] for times in result["ms"].values())
     assert result["steered"] is True and result["disagreements"] == 0 and result["different_phrases"] == 4
     assert result["followed_steering"] == 1.0 and list(result["x_prefill_cpu"]) == WAYS
     forwards = result["forwards_per_step"]
@@ -69,7 +71,7 @@ def test_sequences_from_labels_and_made_up_ones(labels, tmp_path):
 def test_the_shape_spells_phrases_as_qwen_does():
     """Figures of Qwen2's real tokenizer: 10.6 tokens a phrase, 26 live tokens, 838 nodes to read."""
     phrases = list_phrases()
-    tokens = tokenize_sentences(_build_tokenizer(), phrases, 5_000, 151_645)
+    tokens = tokenize_sentences(_build_tokenizer(151_936), phrases, 5_000, 151_645)
     trie = build_trie(phrases, tokens, 151_645)
     assert (len(trie), trie.branching.sum(), trie.needed.sum(), len(trie.live_tokens)) == (2297, 594, 838, 26)
     assert sum(map(len, tokens)) / len(tokens) == pytest.approx(10.62, abs=0.01)

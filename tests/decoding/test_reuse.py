@@ -75,10 +75,10 @@ def test_stored_kv_is_the_text_alone():
     [prepared] = prepare(processing, draw_request(0, episode="a"))
     decoder = TreeDecoder(loaded)
     decoder.decode([prepared])
-    layers = decoder._store.find("a", prepared.input_ids.numpy())
+    kept = decoder._store.find("a", prepared.input_ids.numpy())
     with torch.inference_mode():
         text = loaded.model(input_ids=prepared.input_ids[None, : prepared.before_length], use_cache=True)
-    for (keys, values), layer in zip(layers, text.past_key_values.layers, strict=True):
+    for (keys, values), layer in zip(kept, text.past_key_values.layers, strict=True):
         torch.testing.assert_close(keys, layer.keys[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(values, layer.values[0], atol=1e-4, rtol=0)
 
@@ -115,28 +115,34 @@ def test_a_ragged_batch_reuses_for_some_of_its_rows():
         np.testing.assert_allclose(alone.probabilities, answer.probabilities, atol=1e-5)
 
 
-def build_layers(count, value=0.0):
-    return [(torch.full((1, count, 2), value), torch.full((1, count, 2), value))]
+def build_kv(count):
+    return torch.zeros(1, 2, 1, count, 2)
 
 
 def test_the_store_is_bounded_and_drops_the_least_recently_used():
     store, ids = PrefixStore(max_bytes=3 * 16 * 10), np.arange(10)
     for episode in "abc":
-        store.keep(episode, ids, build_layers(10))
+        store.keep(episode, ids, build_kv(10))
     assert store.num_bytes == 3 * 160
     store.find("a", ids)
-    store.keep("d", ids, build_layers(10))
-    assert [len(store.find(each, ids)) for each in "abcd"] == [1, 0, 1, 1] and store.num_bytes == 3 * 160
-    store.keep("huge", np.arange(100), build_layers(100))
-    assert store.num_bytes <= 3 * 160 and store.find("huge", ids) == []
+    store.keep("d", ids, build_kv(10))
+    assert [store.find(each, ids) is not None for each in "abcd"] == [
+        True,
+        False,
+        True,
+        True,
+    ] and store.num_bytes == 3 * 160
+    store.keep("huge", np.arange(100), build_kv(100))
+    assert store.num_bytes <= 3 * 160 and store.find("huge", ids) is None
 
 
 def test_the_store_gives_what_begins_alike():
     store = PrefixStore(1 << 20)
-    store.keep("a", np.array([1, 2, 3, 4]), build_layers(4))
+    store.keep("a", np.array([1, 2, 3, 4]), build_kv(4))
 
     def count(*ids):
-        return sum(keys.shape[1] for keys, _ in store.find("a", np.array(ids, dtype=int)))
+        kv = store.find("a", np.array(ids, dtype=int))
+        return 0 if kv is None else kv.shape[3]
 
     assert [count(1, 2, 3, 4), count(1, 2, 3, 4, 5), count(1, 2), count(1, 9, 3, 4), count(9), count()] == [
         4,
@@ -146,4 +152,4 @@ def test_the_store_gives_what_begins_alike():
         0,
         0,
     ]
-    assert store.find(None, np.array([1])) == []
+    assert store.find(None, np.array([1])) is None

@@ -22,7 +22,7 @@ def load_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedMo
     processor = load_processor(folder, family)
     end_token, lead = model.generation_config.eos_token_id, find_lead(processor, family)
     loaded = LoadedModel(model, processor.tokenizer, processor, family, device, dtype, end_token, lead)
-    return loaded, Processing(processor, family, device, dtype)
+    return loaded, Processing(processor, family, dtype)
 
 
 def shuffle_head(loaded: LoadedModel, seed: int, scale: float = 0.6) -> None:

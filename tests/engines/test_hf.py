@@ -33,7 +33,7 @@ def _generate(engine, *requests):
 
 def _open_processing(family):
     loaded = load_model(open_checkpoint(tiny_checkpoint(family)))
-    return loaded, Processing(loaded.processor, family, loaded.device, loaded.dtype)
+    return loaded, Processing(loaded.processor, family, loaded.dtype)
 
 
 @pytest.mark.parametrize("quantize", ["none", "8bit", "4bit"])
@@ -68,7 +68,7 @@ def test_a_lora_adapter_is_added_to_its_base(tmp_path):
     tuned.save_pretrained(tmp_path)
     loaded = load_model(open_checkpoint(base.folder, "mine", adapter=tmp_path))
     assert type(loaded.model) is type(plain.model)
-    prepared = Processing(plain.processor, "qwen2-vl", plain.device, plain.dtype).prepare(REQUEST)
+    prepared = Processing(plain.processor, "qwen2-vl", plain.dtype).prepare(REQUEST)
     inputs = {"input_ids": prepared.input_ids[None], **prepared.vision}
     expected, merged, without = (each(**inputs).logits for each in (tuned, loaded.model, plain.model))
     assert torch.allclose(expected, merged, atol=1e-4) and not torch.allclose(merged, without, atol=1e-2)

@@ -83,7 +83,7 @@ def _without_version(text):
 
 @pytest.mark.parametrize("size", [16, 128, 256, 640])
 def test_a_square_picture_is_sixteen_tokens(folder, size):
-    processing = Processing(load_processor(folder, "qwen2-vl"), "qwen2-vl", torch.device("cpu"), torch.float32)
+    processing = Processing(load_processor(folder, "qwen2-vl"), "qwen2-vl", torch.float32)
     observation = Observation(np.zeros((size, size, 3), np.uint8), "reach the red block", np.zeros(7))
     prompt = build_prompt(load_template(folder / "prompt.txt"), observation)
     prepared = processing.prepare(GenerationRequest(observation.image, prompt, ("stop",)))

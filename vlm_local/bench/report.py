@@ -8,6 +8,7 @@ from typing import Any
 from vlm_local.errors import ConfigError
 
 _ABOUT = ("benchmark", "versions", "git", "machine")  # told apart from what was measured
+_MAX_COLUMNS = 10  # a longer group stands upright
 _HEAD = """# Measurements
 
 Written by `python -m vlm_local bench report`, from the JSON objects in `{folder}/`; each is the last
@@ -50,7 +51,9 @@ def _format(name: str, result: Mapping[str, Any]) -> str:
         else:
             singles[key] = value
     for key, value in singles.items():
-        lines += ["", *_tabulate(key, {"": value})]
+        is_long = len(value) > _MAX_COLUMNS
+        rows = {name: {"value": each} for name, each in value.items()} if is_long else {"": value}
+        lines += ["", *_tabulate(key, rows)]
     return "\n".join([*lines, "", _describe(result), ""])
 
 

@@ -4,7 +4,7 @@ import resource
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from time import perf_counter, process_time
 from typing import Any
 
@@ -13,12 +13,11 @@ import torch
 
 from vlm_local.bench.sequences import PlayedEpisode
 from vlm_local.bench.steering import SteeredOutlines, Steering, steer_tree
+from vlm_local.bench.subject import Subject, play_episode
 from vlm_local.decoding.tree import Budget, TreeDecoder
-from vlm_local.decoding.types import LoadedModel, PreparedRequest
-from vlm_local.grammar import Grammar
-from vlm_local.policy import Settings, VLMPolicy
-from vlm_local.prompts import Template
-from vlm_local.types import Generation, GenerationRequest, Observation
+from vlm_local.decoding.types import PreparedRequest
+from vlm_local.policy import VLMPolicy
+from vlm_local.types import Generation, GenerationRequest
 
 # What each way changes in the request that the robot's policy makes.
 _WAYS = {
@@ -26,22 +25,12 @@ _WAYS = {
     "trie": {"episode": None, "drafts": ()},
     "draft": {"episode": None},
     "served": {},  # the draft, and the KV of the text before the image kept
+    "served_fast": {"posterior": "fast"},  # what `serve` does unless told otherwise
+    "served_growing": {"posterior": "fast"},  # the same without buffers of fixed shape: all that a CPU has anyway
     "posterior_fast": {"episode": None, "posterior": "fast"},
     "posterior_exact": {"episode": None, "posterior": "exact"},
 }
 _NO_DRAFT = Budget(draft=1, step=1)
-
-
-@dataclass(frozen=True, eq=False)
-class Subject:
-    """The model under test. steers: it is made to say what the sequences say."""
-
-    loaded: LoadedModel
-    prepare: Callable[[GenerationRequest], PreparedRequest]
-    grammar: Grammar
-    template: Template
-    settings: Settings
-    steers: bool
 
 
 class Contest:
@@ -50,28 +39,35 @@ class Contest:
     cpu_ms is what this process used of its cores: the better measure where others are at work, too.
     """
 
-    def __init__(self, subject: Subject):
+    def __init__(self, subject: Subject, steers: bool):
+        """steers: the model is made to say what the sequences say."""
         self._subject = subject
+        self._steers = steers
         self._steering = Steering()
-        loaded = subject.loaded
-        self._decoders = {
-            way: SteeredOutlines(loaded, self._steering)
-            if way == "outlines"
-            else steer_tree(TreeDecoder(loaded, _NO_DRAFT if way == "trie" else Budget()), self._steering)
-            for way in _WAYS
-        }
+        self._decoders = self._build_decoders()
         self.times_ms: dict[str, list[float]] = defaultdict(list)
         self.cpu_ms: dict[str, list[float]] = defaultdict(list)
         self.generations: dict[str, list[Generation]] = defaultdict(list)
         self.num_disagreements = 0
         self.num_followed = 0  # steps that were said as they were steered
 
+    def _build_decoders(self) -> dict[str, Any]:
+        """One for each way; those that differ in their requests alone share one, and its graphs on a GPU."""
+        loaded = self._subject.loaded
+        shared = steer_tree(TreeDecoder(loaded), self._steering)
+        own = {
+            "outlines": SteeredOutlines(loaded, self._steering),
+            "trie": steer_tree(TreeDecoder(loaded, _NO_DRAFT), self._steering),
+            "served_growing": steer_tree(TreeDecoder(loaded, is_static=False), self._steering),
+        }
+        return {way: own.get(way, shared) for way in _WAYS}
+
     def play(self, episodes: Sequence[PlayedEpisode], num_steps: int) -> None:
         """Warm up on one step, then time whole episodes, spread evenly, until `num_steps` were timed."""
         mean = sum(len(episode.phrases) for episode in episodes) / len(episodes)
         count = min(len(episodes), max(1, round(num_steps / mean)))
         chosen = [episodes[index] for index in np.linspace(0, len(episodes) - 1, count).astype(int)]
-        policy = self._build_policy()
+        policy = self._subject.build_policy(self._race, self._forget, decide="greedy", posterior="off")
         self._play_episode(policy, chosen[0], 1)
         self.num_disagreements = self.num_followed = 0
         for way in (*_WAYS, "prefill"):
@@ -81,30 +77,22 @@ class Contest:
             self._play_episode(policy, episode, num_steps - len(self.times_ms["prefill"]))
 
     def _play_episode(self, policy: VLMPolicy, episode: PlayedEpisode, num_steps: int) -> None:
-        policy.reset(0)
-        generator = np.random.default_rng(len(episode.phrases))
-        for step, phrase in enumerate(episode.phrases[:num_steps]):
-            noise = generator.integers(0, 256, (256, 256, 3), dtype=np.uint8), generator.normal(size=7)
-            image = episode.load_image(step) if episode.load_image else noise[0]
-            proprio = episode.proprios[step] if episode.proprios is not None else noise[1]
-            self._steering.target = phrase if self._subject.steers else None
-            policy.act(Observation(image, episode.instruction or "do the task", proprio))
+        play_episode(policy, episode, num_steps, self._say)
 
-    def _build_policy(self) -> VLMPolicy:
-        subject = self._subject
-        settings = replace(subject.settings, decide="greedy", posterior="off")
-        return VLMPolicy(self._race, subject.grammar, subject.template, settings, forget=self._forget)
+    def _say(self, phrase: str) -> None:
+        self._steering.target = phrase if self._steers else None
 
     def _forget(self, episode: str) -> None:
-        for decoder in self._decoders.values():
-            decoder.forget(episode)
+        for way, decoder in self._decoders.items():
+            decoder.forget(f"{way} {episode}")
 
     def _race(self, request: GenerationRequest) -> Generation:
         """One round: a prefill and every way, each round beginning with the next of them."""
         prepared = self._subject.prepare(request)
         runs: dict[str, Callable] = {"prefill": lambda: self._prefill(prepared)}
         for way, changes in _WAYS.items():
-            each = replace(prepared, request=replace(request, **changes))
+            own = {"episode": f"{way} {request.episode}", **changes}  # ways that share a decoder keep apart
+            each = replace(prepared, request=replace(request, **own))
             runs[way] = lambda way=way, each=each: self._decoders[way].decode([each])[0]
         order = list(runs)
         first = len(self.times_ms["prefill"]) % len(order)
@@ -118,25 +106,26 @@ class Contest:
         return answers["draft"]
 
     def _time(self, way: str, run: Callable) -> Generation | None:
-        self._wait()
+        self._subject.wait()
         start, start_cpu = perf_counter(), process_time()
         answer = run()
-        self._wait()
+        self._subject.wait()
         self.times_ms[way].append(1e3 * (perf_counter() - start))
         self.cpu_ms[way].append(1e3 * (process_time() - start_cpu))
         return answer
 
-    def _wait(self) -> None:
-        if self._subject.loaded.device.type == "cuda":
-            torch.cuda.synchronize()
-
     @torch.inference_mode()
     def _prefill(self, prepared: PreparedRequest) -> None:
         """The unit of all times: one whole forward, vision included, head on the last row."""
-        input_ids = prepared.input_ids[None].to(self._subject.loaded.device)
-        ones = torch.ones_like(input_ids)
+        device = self._subject.loaded.device
+        input_ids = prepared.input_ids[None].to(device)
+        vision = {name: value.to(device) for name, value in prepared.vision.items()}
         self._subject.loaded.model(
-            input_ids=input_ids, attention_mask=ones, **prepared.vision, use_cache=True, logits_to_keep=1
+            input_ids=input_ids,
+            attention_mask=torch.ones_like(input_ids),
+            **vision,
+            use_cache=True,
+            logits_to_keep=1,
         ).logits.argmax().item()
 
 
@@ -149,8 +138,7 @@ def summarise_contest(contest: Contest) -> dict[str, Any]:
     return {
         "x_prefill": {way: summarise(np.array(contest.times_ms[way]) / prefill) for way in _WAYS},
         "x_prefill_cpu": {way: summarise(np.array(contest.cpu_ms[way]) / cpu_prefill) for way in _WAYS},
-        "prefill_ms": summarise(prefill),
-        "served_ms": summarise(np.array(contest.times_ms["served"])),
+        "ms": {way: summarise_ms(times) for way, times in contest.times_ms.items()},
         "forwards_per_step": {
             way: round(float(np.mean([each.stats["forwards"] for each in contest.generations[way]])), 3)
             for way in _WAYS
@@ -169,6 +157,12 @@ def summarise_contest(contest: Contest) -> dict[str, Any]:
 def summarise(values: np.ndarray) -> dict[str, float]:
     told = {"median": np.median(values), "mean": values.mean(), "p95": np.quantile(values, 0.95)}
     return {name: round(float(value), 4) for name, value in told.items()} | {"n": len(values)}
+
+
+def summarise_ms(times: Sequence[float]) -> dict[str, float]:
+    """Milliseconds of single steps -> their quantiles."""
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    return {"p50": round(p50, 3), "p95": round(p95, 3), "p99": round(p99, 3), "n": len(times)}
 
 
 def _read_peak_memory_mb() -> float:

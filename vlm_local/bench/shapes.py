@@ -1,6 +1,7 @@
 """Real architectures with random weights, made in memory: timings need the shape, not the training."""
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,12 +11,30 @@ from tokenizers.models import Unigram
 from transformers.initialization import no_init_weights
 
 from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.engines.loading import set_up_device
 from vlm_local.errors import ConfigError
 from vlm_local.types import GenerationRequest
 
-SHAPES = ("qwen2-vl-2b",)
 
-_VOCABULARY = 151_936
+@dataclass(frozen=True)
+class _Shape:
+    """What tells the sizes of Qwen2-VL apart, as their config.json have it."""
+
+    hidden: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    vocabulary: int
+    shares_embedding: bool
+
+
+_SHAPES = {
+    "qwen2-vl-2b": _Shape(1536, 8960, 12, 2, 151_936, True),
+    "qwen2-vl-7b": _Shape(3584, 18944, 28, 4, 152_064, False),
+    "small": _Shape(256, 512, 2, 1, 151_936, True),  # nobody's: to try a benchmark itself
+}
+SHAPES = tuple(_SHAPES)
+
 _IMAGE, _END, _FIRST_TEXT = 151_655, 151_645, 1_000
 # The shipped chat prompt under Qwen2's tokenizer: tokens before and behind a 256x256 image's 81.
 _BEFORE, _GRID, _AFTER = 258, (1, 18, 18), 72
@@ -31,29 +50,37 @@ def build_shape(name: str, layers: int | None, device: torch.device, dtype: torc
 
     Raises ConfigError for a name that is not in SHAPES.
     """
-    if name not in SHAPES:
+    if name not in _SHAPES:
         raise ConfigError(f"--shape {name}: the known shapes are {', '.join(SHAPES)}")
+    shape = _SHAPES[name]
     config = transformers.Qwen2VLConfig(
         text_config={
-            "hidden_size": 1536,
-            "intermediate_size": 8960,
+            "hidden_size": shape.hidden,
+            "intermediate_size": shape.intermediate,
             "num_hidden_layers": layers or 28,
-            "num_attention_heads": 12,
-            "num_key_value_heads": 2,
-            "vocab_size": _VOCABULARY,
+            "num_attention_heads": shape.heads,
+            "num_key_value_heads": shape.kv_heads,
+            "vocab_size": shape.vocabulary,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
             "bos_token_id": None,
             "eos_token_id": _END,
         },
-        vision_config={"depth": layers or 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": 1536, "mlp_ratio": 4},
+        vision_config={
+            "depth": layers or 32,
+            "embed_dim": 1280,
+            "num_heads": 16,
+            "hidden_size": shape.hidden,
+            "mlp_ratio": 4,
+        },
         image_token_id=_IMAGE,
-        tie_word_embeddings=True,
+        tie_word_embeddings=shape.shares_embedding,
     )
+    set_up_device(device)
     with no_init_weights(), device:
         model = transformers.Qwen2VLForConditionalGeneration._from_config(config, dtype=dtype)
     model.eval().requires_grad_(False)
     _fill(model)
-    tokenizer = _build_tokenizer()
+    tokenizer = _build_tokenizer(shape.vocabulary)
     model.generation_config = transformers.GenerationConfig(eos_token_id=_END, pad_token_id=_END)
     return LoadedModel(model, tokenizer, None, "qwen2-vl", device, dtype, _END)
 
@@ -72,14 +99,14 @@ def _fill(model) -> None:
                 part.copy_(noise[: len(part)])
 
 
-def _build_tokenizer() -> transformers.PreTrainedTokenizerFast:
+def _build_tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
     words = [
         *(piece.replace(" ", "\u0120") for piece in _PIECES),
         "<unknown>",
-        *(f"<unused{index}>" for index in range(_VOCABULARY)),
+        *(f"<unused{index}>" for index in range(vocabulary)),
     ]
     words.insert(_END, "<end>")
-    del words[_VOCABULARY:]
+    del words[vocabulary:]
     scores = [-1.0] * len(_PIECES) + [-100.0] * (len(words) - len(_PIECES))
     tokenizer = Tokenizer(Unigram(list(zip(words, scores, strict=True)), unk_id=len(_PIECES)))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -96,9 +123,9 @@ def prepare_for_shape(loaded: LoadedModel, request: GenerationRequest) -> Prepar
     generator = torch.Generator().manual_seed(int(request.image[0, 0, 0]))
     patches = torch.randn((_GRID[1] * _GRID[2], 1176), generator=generator)
     vision = {
-        "pixel_values": patches.to(loaded.device, loaded.dtype),
-        "image_grid_thw": torch.tensor([_GRID], device=loaded.device),
-        "mm_token_type_ids": torch.tensor([[0] * _BEFORE + [1] * len(image) + [0] * _AFTER], device=loaded.device),
+        "pixel_values": patches.to(loaded.dtype),
+        "image_grid_thw": torch.tensor([_GRID]),
+        "mm_token_type_ids": torch.tensor([[0] * _BEFORE + [1] * len(image) + [0] * _AFTER]),
     }
     input_ids = torch.from_numpy(np.concatenate([before, image, after]))
     return PreparedRequest(request, input_ids, _BEFORE, vision)

@@ -12,7 +12,7 @@ import torch
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.session import Session
 from vlm_local.decoding.tree import TreeDecoder
-from vlm_local.decoding.trie import tokenize_sentences
+from vlm_local.decoding.trie import TokenTrie, tokenize_sentences
 from vlm_local.decoding.types import PreparedRequest
 from vlm_local.types import Generation
 
@@ -26,15 +26,19 @@ class Steering:
 
 
 class _SteeredSession(Session):
-    def score(self, task, nodes: np.ndarray, hidden: torch.Tensor) -> np.ndarray:
-        logits, trie, target = super().score(task, nodes, hidden), task.ground.trie, self.steering.target
-        if target is not None:
-            sentence = trie.sentences.index(target)
-            said = trie.list_path(int(trie.end_node[sentence]))
-            edges = np.array([*trie.in_edge[said], trie.end_edge[sentence]])
-            for edge in edges[np.isin(trie.edge_node[edges], nodes)]:
-                logits[np.searchsorted(nodes, trie.edge_node[edge]), trie.edge_token[edge]] += BONUS
-        return logits
+    def score(self, nodes: Sequence[np.ndarray], hidden: Sequence[torch.Tensor]) -> list[np.ndarray]:
+        scores = super().score(nodes, hidden)
+        if self.steering.target is not None:
+            for task, read, logits in zip(self.tasks, nodes, scores, strict=True):
+                self._push(task.ground.trie, read, logits)
+        return scores
+
+    def _push(self, trie: TokenTrie, nodes: np.ndarray, logits: np.ndarray) -> None:
+        sentence = trie.sentences.index(self.steering.target)
+        said = trie.list_path(int(trie.end_node[sentence]))
+        edges = np.array([*trie.in_edge[said], trie.end_edge[sentence]])
+        for edge in edges[np.isin(trie.edge_node[edges], nodes)]:
+            logits[np.searchsorted(nodes, trie.edge_node[edge]), trie.edge_token[edge]] += BONUS
 
 
 def steer_tree(decoder: TreeDecoder, steering: Steering) -> TreeDecoder:
@@ -43,26 +47,29 @@ def steer_tree(decoder: TreeDecoder, steering: Steering) -> TreeDecoder:
 
 
 class SteeredOutlines(OutlinesDecoder):
-    """`generate` asks the head once a token, so its n-th call is about the n-th token."""
+    """Pushes the target's next token as long as the answer has followed the target, as the tree does."""
 
     def __init__(self, loaded, steering: Steering):
         super().__init__(loaded)
         self._steering = steering
-        self._bonus_ids: list[int] = []
-        loaded.model.lm_head.register_forward_hook(self._push)
+        self._target: list[int] = []
 
     def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
         [each] = prepared
+        self._target = []
         if self._steering.target is not None:
             loaded = self._loaded
             sentence, last = [self._steering.target], int(each.input_ids[-1])
             [ids] = tokenize_sentences(loaded.tokenizer, sentence, last, loaded.eos_token_id, loaded.lead)
-            self._bonus_ids = [*ids, loaded.eos_token_id]
-        try:
-            return super().decode(prepared)
-        finally:
-            self._bonus_ids = []
+            self._target = [*ids, loaded.eos_token_id]
+        self._prompt_length = len(each.input_ids)
+        return super().decode(prepared)
 
-    def _push(self, module, inputs, logits: torch.Tensor) -> None:
-        if self._bonus_ids:
-            logits[..., -1, self._bonus_ids.pop(0)] += BONUS
+    def list_processors(self, grammar: str) -> list:
+        return [self._push, *super().list_processors(grammar)]
+
+    def _push(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        said = input_ids[0, self._prompt_length :].tolist()
+        if said == self._target[: len(said)] and len(said) < len(self._target):
+            scores[:, self._target[len(said)]] += BONUS
+        return scores

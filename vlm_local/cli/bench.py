@@ -11,6 +11,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     kinds = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
     _add_act(kinds)
     _add_decode(kinds)
+    _add_profile(kinds)
+    _add_rows(kinds)
+    _add_limit(kinds)
     _add_load(kinds)
     _add_data(kinds)
     _add_report(kinds)
@@ -43,18 +46,66 @@ def _run_act(args: argparse.Namespace) -> int:
 def _add_decode(kinds: argparse._SubParsersAction) -> None:
     text = "what an answer costs, in prefills, with each way of decoding"
     parser = kinds.add_parser("decode", help=text, description=text)
-    add_policy_options(parser)
-    parser.add_argument("--shape", metavar="NAME", help="random weights of a real shape instead: qwen2-vl-2b")
-    parser.add_argument("--layers", type=int, metavar="N", help="with --shape: only so many [all]")
+    _add_subject(parser)
     parser.add_argument("--sequences", type=Path, metavar="PATH", help="run, data set or labels to play [made-up]")
     parser.add_argument("--rounds", type=int, default=40, metavar="N", help="steps that are timed [40]")
     parser.set_defaults(run=_run_decode)
+
+
+def _add_subject(parser: argparse.ArgumentParser) -> None:
+    add_policy_options(parser)
+    text = "random weights of a real shape instead: qwen2-vl-2b, qwen2-vl-7b or small"
+    parser.add_argument("--shape", metavar="NAME", help=text)
+    parser.add_argument("--layers", type=int, metavar="N", help="with --shape: only so many [all]")
 
 
 def _run_decode(args: argparse.Namespace) -> int:
     from vlm_local.bench.decode import run
 
     return run(read_policy_options(args), args.shape, args.layers, args.sequences, args.rounds)
+
+
+def _add_profile(kinds: argparse._SubParsersAction) -> None:
+    text = "where the time of a step goes: its parts, kernels, copies and waits"
+    parser = kinds.add_parser("profile", help=text, description=text)
+    _add_subject(parser)
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="steps that are timed [20]")
+    parser.set_defaults(run=_run_profile)
+
+
+def _run_profile(args: argparse.Namespace) -> int:
+    from vlm_local.bench.profile import run
+
+    return run(read_policy_options(args), args.shape, args.layers, args.rounds)
+
+
+def _add_rows(kinds: argparse._SubParsersAction) -> None:
+    text = "how long a step takes for several robots at once"
+    parser = kinds.add_parser("rows", help=text, description=text)
+    _add_subject(parser)
+    parser.add_argument("--counts", default="1,4,8,16", metavar="N,...", help="robots at once [1,4,8,16]")
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="[20]")
+    parser.set_defaults(run=_run_rows)
+
+
+def _run_rows(args: argparse.Namespace) -> int:
+    from vlm_local.bench.rows import run
+
+    counts = [int(count) for count in args.counts.split(",")]
+    return run(read_policy_options(args), args.shape, args.layers, counts, args.rounds)
+
+
+def _add_limit(kinds: argparse._SubParsersAction) -> None:
+    text = "what the device could do at best, and how much of it the language model reaches"
+    parser = kinds.add_parser("limit", help=text, description=text)
+    _add_subject(parser)
+    parser.set_defaults(run=_run_limit)
+
+
+def _run_limit(args: argparse.Namespace) -> int:
+    from vlm_local.bench.limit import run
+
+    return run(read_policy_options(args), args.shape, args.layers)
 
 
 def _add_load(kinds: argparse._SubParsersAction) -> None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
@@ -15,11 +16,18 @@ _log = logging.getLogger(__name__)
 class DefaultDecoder:
     """refusals: why sentences were left to outlines, by the first of them, the latest; for metadata."""
 
-    def __init__(self, loaded: LoadedModel):
-        self._tree = TreeDecoder(loaded)
+    def __init__(self, loaded: LoadedModel, max_batch: int = 1):
+        """max_batch: as TreeDecoder's."""
+        self._tree = TreeDecoder(loaded, max_batch=max_batch)
         self._loaded = loaded
         self._outlines: OutlinesDecoder | None = None
         self.refusals: dict[str, str] = {}
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the engine's own metadata cannot know."""
+        refusals = {"decoder_refusals": dict(self.refusals)} if self.refusals else {}
+        return {**self._tree.metadata, **refusals}
 
     def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
         reasons = [self._tree.refuse(each) for each in prepared]

@@ -4,17 +4,23 @@ transformers keeps these rules inside each model's own forward, mixed with state
 decoder that appends trees to a prompt needs them by themselves.
 """
 
+import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from vlm_local.decoding.types import LoadedModel, PreparedRequest
 
-_FOR_IMAGES = ("pixel_values", "image_grid_thw", "pixel_attention_mask")
+_MAX_LAYOUTS = 64  # of pictures, whose constants are kept: robots have few cameras
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,12 +33,24 @@ class ImageFeatures:
     deep: tuple[torch.Tensor, ...] = ()
 
 
+@dataclass(frozen=True)
+class PictureLayout:
+    """What must be alike in pictures that go through the vision tower together.
+
+    shape: of one request's pixel_values. grid: (time, height, width) in patches, () where a family has none.
+    """
+
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]
+
+
 class Family:
     """One loaded model, seen in parts.
 
     axes: how many numbers a position has: 3 for M-RoPE, else 1.
     is_bidirectional: the prompt is one block that attends to all of itself (PaliGemma).
     window: sliding attention's window where some layers have one (PaliGemma 2), else None.
+    num_deep_levels: layers behind which image features are added once more (Qwen3-VL).
     softcap: bound of tanh on the logits (Gemma 2), or None.
     """
 
@@ -51,23 +69,65 @@ class Family:
         self.softcap = getattr(text, "final_logit_softcapping", None)
         self._first = 1 if self.is_bidirectional else 0  # PaliGemma counts positions from 1
         self._merge = model.config.vision_config.spatial_merge_size if self.axes == 3 else 1
+        self._vision_tower = inner.visual if self.axes == 3 else None
+        levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
+        self.num_deep_levels = len(levels)
         self._get_features = inner.get_image_features
+        self._describe_grid = functools.lru_cache(_MAX_LAYOUTS)(self._compute_grid_constants)
+        # SmolVLM looks for empty tiles by their values, which a CPU must read back.
+        self.can_capture_vision = loaded.family != "smolvlm2"
 
     def encode_images(self, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
-        """One pass of the vision tower for all pictures of the same shape."""
+        """One pass of the vision tower for all pictures of the same layout."""
         groups = defaultdict(list)
         for index, item in enumerate(prepared):
-            groups[tuple(item.vision["pixel_values"].shape)].append(index)
+            groups[find_layout(item)].append(index)
         features: list = [None] * len(prepared)
-        for members in groups.values():
-            vision = [prepared[index].vision for index in members]
-            stacked = {name: torch.cat([v[name] for v in vision]) for name in _FOR_IMAGES if name in vision[0]}
-            output = self._get_features(**stacked)
-            deep = getattr(output, "deepstack_features", None) or ()
-            for row, index in enumerate(members):
-                tokens = output.pooler_output[row].to(self.dtype)
-                features[index] = ImageFeatures(tokens, tuple(level[row].to(self.dtype) for level in deep))
+        for layout, members in groups.items():
+            stacked = torch.cat([prepared[index].vision["pixel_values"] for index in members]).to(self.device)
+            masks = [prepared[index].vision.get("pixel_attention_mask") for index in members]
+            mask = None if masks[0] is None else torch.cat(masks).to(self.device)
+            for index, each in zip(members, self.encode_pixels(stacked, layout, len(members), mask), strict=True):
+                features[index] = each
         return features
+
+    def encode_pixels(
+        self, pixels: torch.Tensor, layout: PictureLayout, count: int, mask: torch.Tensor | None = None
+    ) -> list[ImageFeatures]:
+        """Features of `count` pictures of one layout, their pixel_values concatenated on the model's device.
+
+        No value is read back from a GPU, but for SmolVLM. mask: SmolVLM's pixel_attention_mask.
+        """
+        options = dict(self._describe_grid(layout.grid, count)) if layout.grid else {}
+        if mask is not None:
+            options["pixel_attention_mask"] = mask
+        output = self._get_features(pixel_values=pixels, **options)
+        deep = getattr(output, "deepstack_features", None) or ()
+        return [
+            ImageFeatures(tokens.to(self.dtype), tuple(level[row].to(self.dtype) for level in deep))
+            for row, tokens in enumerate(output.pooler_output)
+        ]
+
+    def _compute_grid_constants(self, grid: tuple[int, ...], count: int) -> Mapping[str, torch.Tensor]:
+        """What Qwen's vision towers derive from the pictures' grids, made once: they would read the grid
+        back from a GPU in every layer. What is an index is on the model's device, what is a length on the CPU.
+        """
+        tower, grids = self._vision_tower, torch.tensor([grid] * count)
+        constants = {"image_grid_thw": grids}
+        constants["position_ids"] = get_vision_position_ids(grids, self._merge).to(self.device)
+        if hasattr(tower, "window_size"):  # Qwen2.5
+            index, lengths = get_vision_window_index(grids, self._merge, tower.window_size, tower.patch_size)
+            constants |= {"window_index": index.to(self.device), "cu_window_seqlens": lengths.cpu()}
+        if hasattr(tower, "num_grid_per_side"):  # Qwen3
+            indices, weights = get_vision_interpolation_indices_and_weights(
+                grids,
+                num_grid_per_side=tower.num_grid_per_side,
+                mode=tower.interpolation_mode,
+                align_corners=tower.interpolation_align_corners,
+                spatial_merge_size=self._merge,
+            )
+            constants |= {"interp_indices": indices.to(self.device), "interp_weights": weights.to(self.device)}
+        return constants
 
     def position_prompt(self, prepared: PreparedRequest) -> tuple[np.ndarray, int]:
         """Positions (axes, L) of a prompt's tokens, and the position of the token that follows it.
@@ -93,3 +153,9 @@ class Family:
                 parts.append(np.tile(start + np.arange(end - begin), (3, 1)))
                 start += end - begin
         return np.concatenate(parts, axis=1), start
+
+
+def find_layout(prepared: PreparedRequest) -> PictureLayout:
+    """The layout of a request's picture."""
+    grid = prepared.vision.get("image_grid_thw")
+    return PictureLayout(tuple(prepared.vision["pixel_values"].shape), () if grid is None else tuple(grid[0].tolist()))

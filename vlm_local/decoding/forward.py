@@ -15,9 +15,6 @@ from transformers import DynamicCache
 from vlm_local.decoding.families import Family, ImageFeatures
 from vlm_local.decoding.layout import Chunk
 
-# Of each layer: keys and values (heads, n, head_dim).
-LayerKV = tuple[torch.Tensor, torch.Tensor]
-
 
 @dataclass(frozen=True, eq=False)
 class Placed:
@@ -27,47 +24,82 @@ class Placed:
     columns: np.ndarray
 
 
-def open_cache(family: Family, kept: Sequence[Sequence[LayerKV]]) -> DynamicCache:
-    """A cache that begins with what is kept of each row, padded to the longest; empty where none is."""
-    cache = DynamicCache()  # without a config: layers with a sliding window keep all columns, too
-    length = max((layers[0][0].shape[1] for layers in kept if layers), default=0)
-    if length == 0:
-        return cache
-    pattern = next(layers for layers in kept if layers)
-    for index, (keys, _) in enumerate(pattern):
-        shape = (len(kept), keys.shape[0], length, keys.shape[2])
-        stacked = keys.new_zeros(shape), keys.new_zeros(shape)
-        for row, layers in enumerate(kept):
-            if layers:
-                count = layers[index][0].shape[1]
-                stacked[0][row, :, :count] = layers[index][0]
-                stacked[1][row, :, :count] = layers[index][1]
-        cache.update(*stacked, index)
-    return cache
+class DynamicKV:
+    """KV of some rows that grows with every chunk: as many columns as there are tokens, and no more.
 
-
-def copy_columns(cache: DynamicCache, row: int, columns: np.ndarray) -> list[LayerKV]:
-    """A row's KV at `columns`, in memory of its own."""
-    index = torch.as_tensor(columns, device=cache.layers[0].keys.device)
-    return [
-        (layer.keys[row].index_select(1, index), layer.values[row].index_select(1, index)) for layer in cache.layers
-    ]
-
-
-def run_chunk(family: Family, cache: DynamicCache, chunk: Chunk, images: Sequence[Placed] = ()) -> torch.Tensor:
-    """Append a chunk to the cache. Returns hidden states (B, T, hidden) behind the last norm.
-
-    images: of each row in order, where the chunk holds their placeholders.
+    filled: how many columns there are.
     """
-    token_ids = torch.as_tensor(chunk.token_ids, device=family.device)
-    positions = torch.as_tensor(chunk.positions, device=family.device)
-    embeds = family.embedding(token_ids).to(family.dtype)  # (B, T, hidden)
-    if images:
-        embeds = _insert(embeds, images, [placed.features.tokens for placed in images])
-    mask = _build_mask(family, chunk.visible)
-    if chunk.near is not None:
-        mask = {"full_attention": mask, "sliding_attention": _build_mask(family, chunk.near)}
-    with _deep_features(family, embeds, images):
+
+    def __init__(self, family: Family, kept: Sequence[torch.Tensor | None]):
+        """kept: for each row the KV that it begins with, (layers, 2, heads, n, head_dim), or None."""
+        self._family = family
+        self._cache = DynamicCache()  # without a config: layers with a sliding window keep all columns, too
+        self.filled = max((each.shape[3] for each in kept if each is not None), default=0)
+        if self.filled:
+            self._begin(kept)
+
+    def _begin(self, kept: Sequence[torch.Tensor | None]) -> None:
+        pattern = next(each for each in kept if each is not None)
+        layers, _, heads, _, head_dim = pattern.shape
+        stacked = pattern.new_zeros((layers, 2, len(kept), heads, self.filled, head_dim))
+        for row, each in enumerate(kept):
+            if each is not None:
+                stacked[:, :, row, :, : each.shape[3]] = each
+        for index, (keys, values) in enumerate(stacked):
+            self._cache.update(keys, values, index)
+
+    def run(self, chunk: Chunk, images: Sequence[Placed], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """Append a chunk. Returns hidden states (n, hidden) behind the last norm, for each row those at
+        its `picks` (n,), columns of the chunk.
+
+        images: of each row in order, where the chunk holds their placeholders; else empty.
+        """
+        family = self._family
+        token_ids = torch.as_tensor(chunk.token_ids, device=family.device)
+        positions = torch.as_tensor(chunk.positions, device=family.device)
+        embeds = family.embedding(token_ids).to(family.dtype)  # (B, T, hidden)
+        levels: list[torch.Tensor] = []
+        if images:
+            deep = zip(*(placed.features.deep for placed in images), strict=True)
+            levels = [_insert(torch.zeros_like(embeds), images, level) for level in deep]
+            embeds = _insert(embeds, images, [placed.features.tokens for placed in images])
+        masks = [each for each in (chunk.visible, chunk.near) if each is not None]
+        visible = [torch.as_tensor(each, device=family.device) for each in masks]
+        hidden = run_language_model(family, self._cache, embeds, positions, visible, levels)
+        self.filled += chunk.token_ids.shape[1]
+        return [
+            hidden[row].index_select(0, torch.as_tensor(columns, device=hidden.device))
+            for row, columns in enumerate(picks)
+        ]
+
+    def copy_columns(self, row: int, columns: np.ndarray) -> torch.Tensor:
+        """A row's KV at `columns` (n,), in memory of its own: (layers, 2, heads, n, head_dim)."""
+        layers = self._cache.layers
+        index = torch.as_tensor(columns, device=layers[0].keys.device)
+        pairs = [torch.stack([layer.keys[row], layer.values[row]]).index_select(2, index) for layer in layers]
+        return torch.stack(pairs)
+
+    def narrow(self, rows: np.ndarray) -> None:
+        """Go on with these rows."""
+        self._cache.batch_select_indices(torch.as_tensor(rows, device=self._family.device))
+
+
+def run_language_model(
+    family: Family,
+    cache,
+    embeds: torch.Tensor,
+    positions: torch.Tensor,
+    visible: Sequence[torch.Tensor],
+    deep: Sequence[torch.Tensor],
+) -> torch.Tensor:
+    """Embeddings (B, T, hidden) -> hidden states (B, T, hidden) behind the last norm; the cache takes their KV.
+
+    positions: int64 (axes, B, T). visible: bool (B, T, K) who sees whom; a second one within the sliding
+    window where the family has it. deep: (B, T, hidden) to add behind each of the first layers.
+    """
+    masks = [_build_mask(family, each) for each in visible]
+    mask = {"full_attention": masks[0], "sliding_attention": masks[1]} if len(masks) > 1 else masks[0]
+    with _added_behind_layers(family, deep):
         return family.language_model(
             inputs_embeds=embeds,
             position_ids=positions if family.axes > 1 else positions[0],
@@ -77,19 +109,12 @@ def run_chunk(family: Family, cache: DynamicCache, chunk: Chunk, images: Sequenc
         ).last_hidden_state
 
 
-def pick_columns(hidden: torch.Tensor, row: int, columns: np.ndarray) -> torch.Tensor:
-    """Hidden states (n, hidden) of one row at `columns` (n,) of the chunk."""
-    return hidden[row].index_select(0, torch.as_tensor(columns, device=hidden.device))
-
-
-def _build_mask(family: Family, visible: np.ndarray) -> torch.Tensor:
+def _build_mask(family: Family, visible: torch.Tensor) -> torch.Tensor:
     """bool (B, T, K) -> what is added to attention scores (B, 1, T, K). Finite, so that a row of
     padding, which sees nothing, gives no NaN.
     """
-    hidden = torch.as_tensor(~visible, device=family.device)[:, None]
-    return torch.zeros(hidden.shape, dtype=family.dtype, device=family.device).masked_fill_(
-        hidden, torch.finfo(family.dtype).min
-    )
+    scores = torch.zeros(visible.shape, dtype=family.dtype, device=family.device)
+    return scores.masked_fill_(~visible, torch.finfo(family.dtype).min)[:, None]
 
 
 def _insert(base: torch.Tensor, images: Sequence[Placed], values: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -101,16 +126,15 @@ def _insert(base: torch.Tensor, images: Sequence[Placed], values: Sequence[torch
 
 
 @contextmanager
-def _deep_features(family: Family, embeds: torch.Tensor, images: Sequence[Placed]) -> Iterator[None]:
-    """Add Qwen3-VL's deep image features behind the first layers of the language model.
+def _added_behind_layers(family: Family, added: Sequence[torch.Tensor]) -> Iterator[None]:
+    """Qwen3-VL adds deep image features behind the first layers of the language model.
 
     Its own way is to index with a mask, whose count a GPU must be stopped to read.
     """
-    levels = zip(*(placed.features.deep for placed in images), strict=True)
-    hooks = []
-    for layer, level in zip(family.language_model.layers, levels, strict=False):
-        added = _insert(torch.zeros_like(embeds), images, level)
-        hooks.append(layer.register_forward_hook(lambda module, inputs, output, added=added: output + added))
+    hooks = [
+        layer.register_forward_hook(lambda module, inputs, output, each=each: output + each)
+        for layer, each in zip(family.language_model.layers, added, strict=False)
+    ]
     try:
         yield
     finally:

@@ -70,6 +70,10 @@ class OutlinesDecoder:
             stats={"forwards": forwards},
         )
 
+    def list_processors(self, grammar: str) -> list:
+        """What `generate` passes each token's scores through, in this order, before it takes the largest."""
+        return [self._backend.get_cfg_logits_processor(grammar)]
+
     def _prepare_grammar(self, prepared: PreparedRequest) -> tuple[list[list[int]], str]:
         return self._keep_grammar(prepared.request.sentences, int(prepared.input_ids[-1]))
 
@@ -100,11 +104,14 @@ class OutlinesDecoder:
             output = loaded.model.generate(
                 input_ids=input_ids,
                 attention_mask=torch.ones_like(input_ids),
-                **prepared.vision,
+                **self._place(prepared),
                 generation_config=options,
-                logits_processor=[self._backend.get_cfg_logits_processor(grammar)],
+                logits_processor=self.list_processors(grammar),
             )
         return read_answer(output[0, input_ids.shape[1] :].tolist(), tokens, loaded.eos_token_id)
+
+    def _place(self, prepared: PreparedRequest) -> dict[str, torch.Tensor]:
+        return {name: value.to(self._loaded.device) for name, value in prepared.vision.items()}
 
     @torch.inference_mode()
     def score(self, prepared: PreparedRequest, tokens: list[list[int]], temperature: float) -> tuple[np.ndarray, int]:
@@ -118,14 +125,13 @@ class OutlinesDecoder:
         chunks = range(0, len(tokens), _SCORED_AT_ONCE)
         for first in chunks:
             chunk = tokens[first : first + _SCORED_AT_ONCE]
-            logits = self._forward(prepared, chunk).double().cpu()  # (n, longest + 1, vocabulary)
+            logits = self._forward(prepared, chunk).float().cpu().numpy()  # (n, longest + 1, vocabulary)
             for row, answer in enumerate(chunk):
                 for position, said in enumerate([*answer, self._loaded.eos_token_id]):
                     live = allowed[tuple(answer[:position])]
-                    chosen = live.index(said)
+                    values = logits[row, position, live].astype(np.float64)
                     for line, divisor in enumerate((1.0, temperature)):
-                        restricted = torch.log_softmax(logits[row, position, live] / divisor, dim=0)
-                        scores[line, first + row] += float(restricted[chosen])
+                        scores[line, first + row] += _log_softmax(values / divisor)[live.index(said)]
         return scores, len(chunks)
 
     def _forward(self, prepared: PreparedRequest, answers: list[list[int]]) -> torch.Tensor:
@@ -139,7 +145,7 @@ class OutlinesDecoder:
         prompts = prepared.input_ids.expand(count, -1)
         inputs = {
             name: value.repeat(count, *[1] * (value.dim() - 1)) if not name.endswith("token_type_ids") else value
-            for name, value in prepared.vision.items()
+            for name, value in self._place(prepared).items()
         }
         for name, kind in (("mm_token_type_ids", 0), ("token_type_ids", 1)):  # answers: text; PaliGemma's suffix
             if name in inputs:
@@ -152,6 +158,11 @@ class OutlinesDecoder:
             use_cache=False,
             logits_to_keep=longest + 1,
         ).logits
+
+
+def _log_softmax(values: np.ndarray) -> np.ndarray:
+    shifted = values - values.max()
+    return shifted - np.log(np.exp(shifted).sum())
 
 
 def build_token_grammar(tokens: Sequence[Sequence[int]]) -> str:

@@ -1,7 +1,8 @@
 """Which nodes of a trie are likely to matter before the model was asked: what a draft is made of.
 
-Robots repeat themselves: the next sentence is the last one, or shares most of its tokens. A wrong
-guess costs time only; no decision and no probability depends on it.
+Robots repeat themselves: the next sentence is the last one, or shares most of its tokens, and what the
+model thought likely one step ago it mostly still does. A wrong guess costs time only; no decision and no
+probability depends on it.
 """
 
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from vlm_local.decoding.trie import TokenTrie
 
 _DECAY = 0.5  # of the weight of the episode's last sentence, the one before it, ...
 _SHORT = 0.3  # weight of "something short", which is all there is to go by in a first step
+_MODEL = 3.0  # weight of what the model thought one step ago
 _NONE = ""
 _LEAST = 1e-200  # keeps ratios finite where a weight underflows
 
@@ -24,14 +26,17 @@ class Prior:
         self._known = frozenset(trie.sentences)
         self._weights: dict[str, np.ndarray] = {}
 
-    def weigh(self, drafts: Sequence[str]) -> np.ndarray:
-        """drafts: likeliest first; unknown ones are skipped. Returns (N,) weights: a node's is the
+    def weigh(self, drafts: Sequence[str], expected: np.ndarray | None = None) -> np.ndarray:
+        """drafts: likeliest first; unknown ones are skipped. expected: (N,) probability of each node one
+        step ago, as far as it was read; None in a first step. Returns (N,) weights: a node's is the
         sum over the sentences that begin with it, so it never exceeds its parent's.
         """
         total = _SHORT * self._compute(_NONE)
         drafts = [sentence for sentence in drafts if sentence in self._known]
         for rank, sentence in enumerate(drafts):
             total = total + _DECAY**rank * self._compute(sentence)
+        if expected is not None:
+            total = total + _MODEL * expected
         return np.maximum(total, _LEAST)
 
     def _compute(self, sentence: str) -> np.ndarray:

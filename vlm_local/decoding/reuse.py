@@ -5,19 +5,16 @@ have touched (attention looks back only) is ever in it.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-
-from vlm_local.decoding.forward import LayerKV
+import torch
 
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
     ids: np.ndarray  # (n,) token ids of the columns
-    layers: Sequence[LayerKV]
-    num_bytes: int
+    kv: torch.Tensor  # (layers, 2, heads, n, head_dim)
 
 
 class PrefixStore:
@@ -29,24 +26,25 @@ class PrefixStore:
 
     @property
     def num_bytes(self) -> int:
-        return sum(entry.num_bytes for entry in self._entries.values())
+        return sum(entry.kv.nbytes for entry in self._entries.values())
 
-    def find(self, episode: str | None, ids: np.ndarray) -> list[LayerKV]:
-        """Layers of the columns whose tokens, from the first on, are those of `ids` (n,); [] for none."""
+    def find(self, episode: str | None, ids: np.ndarray) -> torch.Tensor | None:
+        """KV (layers, 2, heads, m, head_dim) of the columns whose tokens, from the first on, are those of
+        `ids` (n,); None where there is none.
+        """
         entry = self._entries.get(episode) if episode is not None else None
         if entry is None:
-            return []
+            return None
         self._entries.move_to_end(episode)
         shorter = min(len(ids), len(entry.ids))
         differs = np.flatnonzero(entry.ids[:shorter] != ids[:shorter])
         count = int(differs[0]) if len(differs) else shorter
-        return [(keys[:, :count], values[:, :count]) for keys, values in entry.layers] if count else []
+        return entry.kv[:, :, :, :count] if count else None
 
-    def keep(self, episode: str, ids: np.ndarray, layers: Sequence[LayerKV]) -> None:
-        """layers: of the columns of exactly `ids`, in memory of their own."""
-        num_bytes = sum(tensor.nbytes for layer in layers for tensor in layer)
+    def keep(self, episode: str, ids: np.ndarray, kv: torch.Tensor) -> None:
+        """kv: of the columns of exactly `ids`, (layers, 2, heads, n, head_dim) in memory of its own."""
         self._entries.pop(episode, None)
-        self._entries[episode] = _Entry(ids, layers, num_bytes)
+        self._entries[episode] = _Entry(ids, kv)
         while self.num_bytes > self._max_bytes:
             self._entries.popitem(last=False)
 

@@ -8,10 +8,11 @@ import torch
 
 from vlm_local.decoding.belief import Belief
 from vlm_local.decoding.families import Family
-from vlm_local.decoding.forward import Head, LayerKV, Placed, copy_columns, open_cache, pick_columns, run_chunk
+from vlm_local.decoding.forward import DynamicKV, Head, Placed
 from vlm_local.decoding.layout import Row, lay_out
 from vlm_local.decoding.prior import Prior
 from vlm_local.decoding.reuse import PrefixStore
+from vlm_local.decoding.static import RESERVE, StaticForwards, StaticKV
 from vlm_local.decoding.strategies import Verdict
 from vlm_local.decoding.trie import TokenTrie
 from vlm_local.decoding.types import PreparedRequest
@@ -29,14 +30,18 @@ class Ground:
 
 @dataclass(eq=False)
 class Task:
-    """One request on its way. kept: its first columns from an earlier step of the episode."""
+    """One request on its way. kept: KV of its first columns from an earlier step of the episode, or None.
+
+    expected: (N,) what the model thought of the trie's nodes one step ago, or None.
+    """
 
     prepared: PreparedRequest
     ground: Ground
-    kept: list[LayerKV]
+    kept: torch.Tensor | None
     row: Row
     belief: Belief
     verdict: Verdict = field(default_factory=lambda: Verdict(None))
+    expected: np.ndarray | None = None
     num_read: int = 0
     num_forwards: int = 0
     is_draft_hit: bool = False
@@ -50,8 +55,8 @@ def build_task(family: Family, ground: Ground, prepared: PreparedRequest, store:
     """store: where KV of this episode's last step may be; None to read the whole prompt."""
     ids = prepared.input_ids.numpy()
     positions, behind = family.position_prompt(prepared)
-    kept = store.find(prepared.request.episode, ids[: count_reusable(family, prepared)]) if store else []
-    row = Row(ground.trie, ids, positions, behind, kept[0][0].shape[1] if kept else 0)
+    kept = store.find(prepared.request.episode, ids[: count_reusable(family, prepared)]) if store else None
+    row = Row(ground.trie, ids, positions, behind, 0 if kept is None else kept.shape[3])
     return Task(prepared, ground, kept, row, Belief(ground.trie))
 
 
@@ -65,38 +70,55 @@ def count_reusable(family: Family, prepared: PreparedRequest) -> int:
     return min(prepared.before_length, int(is_image.argmax()) if is_image.any() else 0)
 
 
-class Session:
-    """The cache of `tasks` and what of it is filled. The first `read` takes the prompts along."""
+def _expect_columns(task: Task) -> int:
+    """For the prompt and the nodes that will most likely be read."""
+    wants_all = task.request.posterior == "exact"
+    return len(task.row.prompt_ids) + (len(task.ground.trie) if wants_all else RESERVE)
 
-    def __init__(self, family: Family, tasks: Sequence[Task]):
+
+class Session:
+    """The KV of `tasks` and what of it is filled. The first `read` takes the prompts along."""
+
+    def __init__(self, family: Family, tasks: Sequence[Task], forwards: StaticForwards | None = None):
+        """forwards: buffers of fixed shape to run in where the tasks fit."""
         self.tasks = list(tasks)
         self._family = family
-        self._cache = open_cache(family, [task.kept for task in tasks])
-        self._filled = max(task.row.kept for task in tasks)
+        self._forwards = forwards
+        kept = [task.kept for task in tasks]
+        num_columns = max(map(_expect_columns, tasks))
+        self._kv = (forwards and forwards.open(kept, num_columns)) or DynamicKV(family, kept)
         self._is_fresh = True
 
     def read(self, nodes: Sequence[np.ndarray]) -> None:
         """One forward that tells each task's belief what is behind its `nodes` (ascending ids)."""
         family, tasks = self._family, self.tasks
         missing = [task.row.list_missing(each) for task, each in zip(tasks, nodes, strict=True)]
-        chunk = lay_out([task.row for task in tasks], missing, self._filled, family.is_bidirectional, family.window)
+        start = self._kv.filled
+        chunk = lay_out([task.row for task in tasks], missing, start, family.is_bidirectional, family.window)
+        if isinstance(self._kv, StaticKV) and not self._kv.fits(chunk):
+            self._kv = self._kv.grow()
         images = self._place_images() if self._is_fresh else ()
-        hidden = run_chunk(family, self._cache, chunk, images)  # (B, T, hidden)
-        for index, (task, wanted) in enumerate(zip(tasks, nodes, strict=True)):
-            branching = wanted[task.ground.trie.branching[wanted]]
-            picked = pick_columns(hidden, index, task.row.columns[branching] - self._filled)
-            task.belief.learn(branching, self.score(task, branching, picked))
-            task.num_read += len(wanted)
+        branching = [each[task.ground.trie.branching[each]] for task, each in zip(tasks, nodes, strict=True)]
+        picks = [task.row.columns[each] - start for task, each in zip(tasks, branching, strict=True)]
+        hidden = self._kv.run(chunk, images, picks)
+        for task, each, wanted, logits in zip(tasks, nodes, branching, self.score(branching, hidden), strict=True):
+            task.belief.learn(wanted, logits)
+            task.num_read += len(each)
             task.num_forwards += 1
-        self._filled += chunk.token_ids.shape[1]
         self._is_fresh = False
 
-    def score(self, task: Task, nodes: np.ndarray, hidden: torch.Tensor) -> np.ndarray:
-        """Hidden states (n, hidden) behind `nodes` -> logits (n, V) of the live tokens, on the CPU."""
-        return task.ground.head.read(hidden).cpu().numpy()
+    def score(self, nodes: Sequence[np.ndarray], hidden: Sequence[torch.Tensor]) -> list[np.ndarray]:
+        """For each task hidden states (n, hidden) behind its `nodes` -> logits (n, V) of its live tokens, on
+        the CPU. It is the one place where a GPU is waited for.
+        """
+        logits = [task.ground.head.read(each) for task, each in zip(self.tasks, hidden, strict=True)]
+        flat = torch.cat([each.flatten() for each in logits]).cpu().numpy()
+        ends = np.cumsum([each.numel() for each in logits])
+        return [part.reshape(each.shape) for part, each in zip(np.split(flat, ends[:-1]), logits, strict=True)]
 
     def _place_images(self) -> list[Placed]:
-        features = self._family.encode_images([task.prepared for task in self.tasks])
+        prepared = [task.prepared for task in self.tasks]
+        features = self._forwards.encode_images(prepared) if self._forwards else self._family.encode_images(prepared)
         return [
             Placed(each, np.flatnonzero(task.row.prompt_ids[task.row.kept :] == self._family.image_token_id))
             for each, task in zip(features, self.tasks, strict=True)
@@ -107,12 +129,12 @@ class Session:
         for index, task in enumerate(self.tasks):
             count = count_reusable(self._family, task.prepared)
             if task.request.episode is not None and count > task.row.kept:
-                layers = copy_columns(self._cache, index, task.row.prompt_columns[:count])
-                store.keep(task.request.episode, task.row.prompt_ids[:count], layers)
+                kv = self._kv.copy_columns(index, task.row.prompt_columns[:count])
+                store.keep(task.request.episode, task.row.prompt_ids[:count], kv)
 
     def narrow(self, stays: Sequence[bool]) -> None:
         """Go on with fewer tasks."""
         if not all(stays):
             chosen = np.flatnonzero(stays)
             self.tasks = [self.tasks[index] for index in chosen]
-            self._cache.batch_select_indices(torch.as_tensor(chosen, device=self._family.device))
+            self._kv.narrow(chosen)

@@ -5,9 +5,11 @@ forward gives the distribution behind each of them. A strategy then decides, or 
 be read next; those follow on the same KV cache, again as a tree.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,8 +19,9 @@ from vlm_local.decoding.forward import Head
 from vlm_local.decoding.prior import Prior, select_nodes
 from vlm_local.decoding.reuse import PrefixStore
 from vlm_local.decoding.session import Ground, Session, Task, build_task
+from vlm_local.decoding.static import StaticForwards
 from vlm_local.decoding.strategies import certify, decide
-from vlm_local.decoding.trie import MAX_GRAMMARS, build_trie, tokenize_sentences
+from vlm_local.decoding.trie import MAX_GRAMMARS, TokenTrie, build_trie, tokenize_sentences
 from vlm_local.decoding.types import LoadedModel, PreparedRequest
 from vlm_local.errors import GrammarError
 from vlm_local.types import Generation
@@ -27,6 +30,8 @@ from vlm_local.types import Generation
 # above what a tree was seen to move them against each other (1.6e-5, 0.015 and 0.113: eight inputs for
 # each of six small families).
 NEAR_TIE = {torch.float32: 2e-5, torch.float16: 0.02, torch.bfloat16: 0.12}
+
+_MAX_EPISODES = 64  # whose last step is remembered for the next one's draft: 18 kB each
 
 
 @dataclass(frozen=True)
@@ -43,22 +48,47 @@ class Budget:
     fast_total: int = 192
 
 
+# A GPU waits for the weights to come from its memory, so that nodes cost little and forwards much.
+GPU_BUDGET = Budget(draft=96, step=64, fast=192, fast_total=576)
+
+
 class TreeDecoder:
     """Answers prepared requests together; keeps the prompt's KV before the image between steps."""
 
     session_type = Session  # benchmarks steer what it scores
 
-    def __init__(self, loaded: LoadedModel, budget: Budget = Budget(), keep_bytes: int = 1 << 28):
-        """keep_bytes: memory for what is kept of all episodes together."""
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        budget: Budget | None = None,
+        keep_bytes: int = 1 << 28,
+        is_static: bool | None = None,
+        max_batch: int = 1,
+    ):
+        """budget: None for the device's own. keep_bytes: memory for what is kept of all episodes together.
+
+        is_static: forwards of fixed shapes, replayed as graphs on a GPU; None for a GPU only.
+        max_batch: requests at once that a GPU is made ready for with the first one.
+        """
         self._loaded = loaded
         self._family = Family(loaded)
-        self._budget = budget
+        on_gpu = loaded.device.type == "cuda"
+        self._budget = budget or (GPU_BUDGET if on_gpu else Budget())
+        is_static = on_gpu if is_static is None else is_static
+        self._forwards = StaticForwards(self._family, on_gpu, max_batch) if is_static else None
         self._store = PrefixStore(keep_bytes)
         self._near_tie = NEAR_TIE[loaded.dtype]
         self._grounds: dict[tuple, Ground | GrammarError] = {}
+        self._expected: OrderedDict[str, tuple[TokenTrie, np.ndarray]] = OrderedDict()
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is kept on a GPU beside the model; nothing on a CPU."""
+        return {} if self._forwards is None else {"graphs": self._forwards.metadata}
 
     def forget(self, episode: str) -> None:
         self._store.forget(episode)
+        self._expected.pop(episode, None)
 
     def refuse(self, prepared: PreparedRequest) -> str | None:
         """Why this decoder cannot answer a request's sentences, or None when it can."""
@@ -68,6 +98,14 @@ class TreeDecoder:
     @torch.inference_mode()
     def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
         """Raises GrammarError for a request that `refuse` names."""
+        try:
+            return self._decode(prepared)
+        except BaseException:
+            if self._forwards is not None:
+                self._forwards.clear()
+            raise
+
+    def _decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
         tasks = [self._begin(each, self._store) for each in prepared]
         timings = self._run(tasks)
         near_ties = [task for task in tasks if self._is_near_tie(task)]
@@ -82,7 +120,21 @@ class TreeDecoder:
         ground = self._find_ground(prepared)
         if isinstance(ground, GrammarError):
             raise ground
-        return build_task(self._family, ground, prepared, store)
+        task = build_task(self._family, ground, prepared, store)
+        trie, expected = self._expected.get(prepared.request.episode, (None, None))
+        if trie is ground.trie:
+            task.expected = expected
+        return task
+
+    def _expect(self, task: Task) -> None:
+        """Remember what the model thought, for the draft of the episode's next step."""
+        episode = task.request.episode
+        if episode is not None:
+            self._expected.pop(episode, None)
+            mass, _ = task.belief.spread(task.belief.sharpen(1.0))
+            self._expected[episode] = task.ground.trie, mass
+            if len(self._expected) > _MAX_EPISODES:
+                self._expected.popitem(last=False)
 
     def _find_ground(self, prepared: PreparedRequest) -> Ground | GrammarError:
         key = prepared.request.sentences, int(prepared.input_ids[-1])
@@ -109,7 +161,7 @@ class TreeDecoder:
         open_tasks = [(task, nodes) for task in tasks if (nodes := self._select(task)) is not None]
         if not open_tasks:  # each has only one thing to say
             return {}
-        session = self.session_type(self._family, [task for task, _ in open_tasks])
+        session = self._open_session([task for task, _ in open_tasks])
         session.read([nodes for _, nodes in open_tasks])
         session.keep_prefixes(self._store)
         prefilled = perf_counter()
@@ -122,6 +174,9 @@ class TreeDecoder:
             wanted = [self._select(task) for task in session.tasks]
         return {"prefill": 1e3 * (prefilled - start), "expand": 1e3 * (perf_counter() - prefilled)}
 
+    def _open_session(self, tasks: list[Task]) -> Session:
+        return self.session_type(self._family, tasks, self._forwards)
+
     def _select(self, task: Task) -> np.ndarray | None:
         """Nodes to read next, or None when nothing more is wanted. Decides the task when it can."""
         focus = self._find_focus(task)
@@ -133,7 +188,7 @@ class TreeDecoder:
             limit = budget.fast
         elif task.request.posterior == "exact":
             limit = len(trie)
-        return select_nodes(trie, task.ground.prior.weigh(task.request.drafts), focus, limit)
+        return select_nodes(trie, task.ground.prior.weigh(task.request.drafts, task.expected), focus, limit)
 
     def _find_focus(self, task: Task) -> np.ndarray | None:
         request = task.request
@@ -151,7 +206,7 @@ class TreeDecoder:
     def _decide_plainly(self, task: Task) -> None:
         """Decide again as a plain decoder would: the whole prompt alone, then token by token."""
         plain = self._begin(task.prepared, store=None)
-        session = self.session_type(self._family, [plain])
+        session = self._open_session([plain])
         while plain.verdict.sentence is None:
             plain.verdict = decide(plain.belief, plain.request)
             if plain.verdict.sentence is None:
@@ -162,6 +217,7 @@ class TreeDecoder:
         task.num_forwards += plain.num_forwards
 
     def _finish(self, task: Task, timings: dict[str, float], was_near_tie: bool) -> Generation:
+        self._expect(task)
         probabilities = missing = None
         if task.request.posterior != "off":
             _, probabilities = task.belief.spread(task.belief.sharpen(1.0))

@@ -35,8 +35,9 @@ class PreparedRequest:
     input_ids: int64 (L,) on the CPU, image placeholders written out; the answer's tokens follow it.
     before_length: leading tokens that come before anything of the image; their KV depends on the
         prompt's text alone (0 for PaliGemma, whose prefix is one bidirectional block).
-    vision: what the model's forward takes beside input_ids, batch dimension of one image included,
-        on the model's device: pixel_values, image_grid_thw, pixel_attention_mask ...
+    vision: what the model's forward takes beside input_ids, batch dimension of one image included:
+        pixel_values, image_grid_thw, pixel_attention_mask ... On the CPU: a copy to a GPU from the thread
+        that prepares would wait there for the forward that runs.
     """
 
     request: GenerationRequest

@@ -4,7 +4,6 @@ import os
 import platform
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from typing import Any
 
@@ -27,11 +26,9 @@ class HFEngine:
 
     def __init__(self, checkpoint: Checkpoint, loaded: LoadedModel, decoder: str, quantize: str, max_batch: int):
         self.max_batch = max_batch
-        self._device = loaded.device
-        # On the CPU: a copy to a GPU from another thread would wait there for the forward that runs.
-        self._processing = Processing(loaded.processor, loaded.family, torch.device("cpu"), loaded.dtype)
+        self._processing = Processing(loaded.processor, loaded.family, loaded.dtype)
         self._preparing = threading.Lock()
-        self._decoder = _build_decoder(loaded, decoder)
+        self._decoder = _build_decoder(loaded, decoder, max_batch)
         self._metadata = {
             "model": checkpoint.name,
             "family": checkpoint.family,
@@ -53,8 +50,7 @@ class HFEngine:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        refusals = getattr(self._decoder, "refusals", {})
-        return {**self._metadata, "decoder_refusals": dict(refusals)} if refusals else self._metadata
+        return {**self._metadata, **getattr(self._decoder, "metadata", {})}
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         with self._preparing:  # transformers' processors promise nothing about threads
@@ -62,7 +58,7 @@ class HFEngine:
 
     def generate(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
         try:
-            generations = self._decoder.decode([self._place(each) for each in prepared])
+            generations = self._decoder.decode(prepared)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise EngineError(f"out of memory on the GPU with {len(prepared)} requests at once: {error}") from error
@@ -70,10 +66,6 @@ class HFEngine:
             if generation.sentence not in each.request.sentences:
                 raise EngineError(f"the decoder left the grammar and said {generation.sentence!r}")
         return generations
-
-    def _place(self, prepared: PreparedRequest) -> PreparedRequest:
-        vision = {name: value.to(self._device) for name, value in prepared.vision.items()}
-        return replace(prepared, vision=vision)
 
     def forget(self, episode: str) -> None:
         self._decoder.forget(episode)
@@ -103,11 +95,11 @@ def open_hf_engine(
     return HFEngine(checkpoint, loaded, decoder, quantize, max_batch)
 
 
-def _build_decoder(loaded: LoadedModel, name: str):
+def _build_decoder(loaded: LoadedModel, name: str, max_batch: int):
     if name == "outlines":
         from vlm_local.decoding.outlines import OutlinesDecoder
 
         return OutlinesDecoder(loaded)
     from vlm_local.decoding.default import DefaultDecoder
 
-    return DefaultDecoder(loaded)
+    return DefaultDecoder(loaded, max_batch)

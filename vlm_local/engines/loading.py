@@ -21,6 +21,7 @@ def load_model(
 ) -> LoadedModel:
     """Read a checkpoint's weights onto a device; says it before when they will not fit."""
     place = _choose_device(device)
+    set_up_device(place)
     weights = count_weights(checkpoint.folder)
     chosen = _choose_dtype(dtype, place, weights, quantize)
     _check_memory(checkpoint, weights, quantize, chosen, place)
@@ -64,6 +65,14 @@ def _choose_device(name: str) -> torch.device:
     if device.type not in ("cpu", "cuda"):
         raise ConfigError(f"--device {name}: expected auto, cpu, or cuda:N")
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
+
+
+def set_up_device(device: torch.device) -> None:
+    """Leave cuDNN's attention alone on a GPU: it plans anew for every new length, and lengths change with
+    each forward that is not captured (docs/benchmarks.md: 250 ms a step on an H100, where the GPU worked for 14).
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
 
 
 def _choose_dtype(name: str, device: torch.device, weights: tuple[int, int], quantize: str) -> torch.dtype:

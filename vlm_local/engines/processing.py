@@ -87,11 +87,10 @@ def _apply_template(processor: Any, messages: list[dict], add_generation_prompt:
 class Processing:
     """Prepares requests for one family; keeps nothing between them."""
 
-    def __init__(self, processor: Any, family: str, device: torch.device, dtype: torch.dtype):
+    def __init__(self, processor: Any, family: str, dtype: torch.dtype):
         self._processor = processor
         added = processor.tokenizer.added_tokens_decoder.values()
         self._control_tokens = [token.content for token in added if token.special]
-        self._device = device
         self._dtype = dtype
         self._is_chat = _is_chat(family)
 
@@ -101,7 +100,7 @@ class Processing:
             text=[self.render(request.prompt)], images=[self._fit(request.image)], return_tensors="pt"
         )
         input_ids = inputs["input_ids"][0]
-        vision = {name: self._place(value) for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
+        vision = {name: self._convert(value) for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
         is_image = input_ids == self._processor.image_token_id
         return PreparedRequest(request, input_ids, int(is_image.int().argmax()), vision)
 
@@ -131,5 +130,5 @@ class Processing:
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
         return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
-    def _place(self, value: torch.Tensor) -> torch.Tensor:
-        return value.to(self._device, self._dtype if value.is_floating_point() else None)
+    def _convert(self, value: torch.Tensor) -> torch.Tensor:
+        return value.to(self._dtype) if value.is_floating_point() else value

@@ -107,7 +107,7 @@ class Batches:
 
     def __init__(self, loaded: LoadedModel):
         self._loaded = loaded
-        self._processing = Processing(loaded.processor, loaded.family, loaded.device, loaded.dtype)
+        self._processing = Processing(loaded.processor, loaded.family, loaded.dtype)
 
     def build(self, samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
         """input_ids, attention_mask, labels: int64 (B, L); the others as the family names them."""

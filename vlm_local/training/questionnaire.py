@@ -59,7 +59,7 @@ class Questionnaire:
     """Builds batches for the model of a folder such as checkpoints/tiny."""
 
     def __init__(self, folder: Path, loaded: LoadedModel):
-        self._processing = Processing(loaded.processor, loaded.family, loaded.device, loaded.dtype)
+        self._processing = Processing(loaded.processor, loaded.family, loaded.dtype)
         self._tokenizer = loaded.tokenizer
         self._pictures = loaded.processor.image_processor
         self._image = loaded.processor.image_token

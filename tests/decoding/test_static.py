@@ -1,0 +1,76 @@
+"""Forwards in fixed shapes say what forwards that grow say, for every family: without a GPU, uncaptured."""
+
+import numpy as np
+import pytest
+
+from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
+from tests.tiny_models import FAMILIES
+from vlm_local.decoding import session, static
+from vlm_local.decoding.static import round_up
+from vlm_local.decoding.tree import TreeDecoder
+
+EXACT = {"posterior": "exact", "sentences": PHRASES[::7]}
+
+
+def decode_both(family, batches):
+    """For each batch: answers of padded forwards, answers of growing ones."""
+    loaded, processing = share_tiny(family)
+    padded, growing = TreeDecoder(loaded, is_static=True), TreeDecoder(loaded, is_static=False)
+    for requests in batches:
+        yield from zip(
+            padded.decode(prepare(processing, *requests)),
+            growing.decode(prepare(processing, *requests)),
+            strict=True,
+        )
+
+
+def check(pairs):
+    for mine, theirs in pairs:
+        assert mine.sentence == theirs.sentence
+        assert mine.stats == theirs.stats
+        if theirs.probabilities is not None:
+            np.testing.assert_allclose(mine.probabilities, theirs.probabilities, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_padded_equals_growing(family):
+    """An episode on kept KV, pictures of two sizes, other words, drafts that miss."""
+    steps = [draw_request(n, side=64 + 36 * (n % 2), episode="a", drafts=PHRASES[n : 2 * n], **EXACT) for n in range(4)]
+    check(decode_both(family, [[step] for step in steps]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_robots_of_several_lengths_share_a_padded_forward(family):
+    """Three rows in a buffer of four; they end one after the other."""
+    batch = [
+        draw_request(0, episode="a", **EXACT),
+        draw_request(1, before="Another text, and a longer one.", episode="b", posterior="fast"),
+        draw_request(2, sentences=("yes", "no")),
+    ]
+    check(decode_both(family, [batch, batch[::-1], batch[:2]]))
+
+
+def test_what_no_buffer_holds_grows(monkeypatch):
+    requests = [draw_request(n, decide="map", **EXACT) for n in range(3)]
+    monkeypatch.setattr(static, "MAX_ROWS", 2)
+    check(decode_both("qwen2-vl", [requests]))
+    monkeypatch.setattr(static, "MAX_COLUMNS", 16)
+    check(decode_both("qwen2-vl", [requests[:1]]))
+
+
+def test_a_buffer_that_is_full_hands_over_to_one_that_grows(monkeypatch):
+    """No column is reserved for nodes, so a few forwards use up what the rounding left."""
+    monkeypatch.setattr(session, "RESERVE", 0)
+    monkeypatch.setattr(static, "WIDTH", 32)
+    grow, grown = static.StaticKV.grow, []
+    monkeypatch.setattr(static.StaticKV, "grow", lambda self: (grown.append(self.filled), grow(self))[1])
+    requests = [draw_request(n, before="Answer. " * n, episode="a", posterior="fast") for n in range(4)]
+    check(decode_both("qwen2-vl", [requests[:1], requests[1:2], requests[2:]]))
+    assert grown
+
+
+def test_lengths_are_few():
+    for rows, number in ((1, 13), (4, 6)):
+        lengths = {round_up(count, rows) for count in range(1, 1025)}
+        assert len(lengths) == number and all(round_up(length, rows) == length for length in lengths)
+        assert all(count <= round_up(count, rows) < 2 * count + 128 for count in range(1, 3000))

@@ -1,0 +1,103 @@
+"""How fast a step could be: the device's bandwidth and arithmetic, and what the language model takes of them."""
+
+import json
+from collections.abc import Callable
+from time import perf_counter
+
+import numpy as np
+import torch
+
+from vlm_local.assembly import PolicyOptions
+from vlm_local.bench.subject import Subject, load_subject
+from vlm_local.decoding.families import Family
+from vlm_local.decoding.layout import Chunk
+from vlm_local.decoding.static import StaticForwards
+from vlm_local.provenance import describe_machine
+
+LENGTHS = (16, 64, 128, 192, 256, 384, 512, 1024)  # tokens of a chunk: a few nodes to a whole prompt and draft
+_KEPT = 256  # columns of KV before it
+_COPIED = {"cuda": 2 << 30, "cpu": 1 << 28}  # bytes, far more than a cache holds
+_SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that are multiplied
+_RUNS = 10
+
+
+def run(options: PolicyOptions, shape: str | None, layers: int | None) -> int:
+    """Times a copy, a matrix product, and the language model over chunks of LENGTHS. Prints a table, then JSON.
+
+    The least time of a chunk is the larger of two: all weights read once at the measured bandwidth, and two
+    operations a weight and token at the measured rate. Attention is left out (below 3 % at these lengths).
+    Raises ConfigError as `load_subject`.
+    """
+    subject = load_subject(options, shape, layers)
+    bytes_per_s, operations_per_s = _measure_copy(subject), _measure_product(subject)
+    family = Family(subject.loaded)
+    weights = [each for each in family.language_model.parameters() if each is not family.embedding.weight]
+    num_weights, num_bytes = sum(each.numel() for each in weights), sum(each.nbytes for each in weights)
+    forwards = StaticForwards(family, captures=subject.loaded.device.type == "cuda")
+    chunks = {}
+    for length in LENGTHS:
+        ms = _median_ms(subject, _build_forward(family, forwards, length))
+        least_ms = 1e3 * max(num_bytes / bytes_per_s, 2 * num_weights * length / operations_per_s)
+        chunks[str(length)] = {"ms": round(ms, 3), "least_ms": round(least_ms, 3), "share": round(least_ms / ms, 3)}
+    result = {
+        "benchmark": "limit",
+        **subject.about,
+        "copy_gb_per_s": round(bytes_per_s / 1e9, 1),
+        "product_tflop_per_s": round(operations_per_s / 1e12, 2),
+        "language_weights": num_weights,
+        "language_bytes": num_bytes,
+        "graphs": forwards.metadata,
+        "tokens": chunks,
+        **describe_machine(),
+    }
+    print(f"copy {result['copy_gb_per_s']:.0f} GB/s, product {result['product_tflop_per_s']:.1f} TFLOP/s")
+    for length, told in chunks.items():
+        print(f"{length:>6} tokens {told['ms']:9.2f} ms, at least {told['least_ms']:7.2f}: {told['share']:.0%} reached")
+    print(json.dumps(result))
+    return 0
+
+
+def _measure_copy(subject: Subject) -> float:
+    """Bytes read and bytes written a second."""
+    device = subject.loaded.device
+    source = torch.ones(_COPIED[device.type], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return 2e3 * source.nbytes / _median_ms(subject, lambda: target.copy_(source))
+
+
+def _measure_product(subject: Subject) -> float:
+    """Multiplications and additions a second, in the model's dtype."""
+    device, dtype = subject.loaded.device, subject.loaded.dtype
+    side = _SIDE[device.type]
+    one, other = (torch.randn((side, side), device=device).to(dtype) for _ in range(2))
+    return 2e3 * side**3 / _median_ms(subject, lambda: one @ other)
+
+
+def _build_forward(family: Family, forwards: StaticForwards, length: int) -> Callable[[], object]:
+    """A chunk of made-up tokens behind KV that is kept, one row."""
+    generator = np.random.default_rng(length)
+    heads, head_dim = (forwards.open([None], 1)._cache.kv.shape[index] for index in (3, 5))
+    kept = torch.zeros(
+        (family.language_model.config.num_hidden_layers, 2, heads, _KEPT, head_dim),
+        dtype=family.dtype,
+        device=family.device,
+    )
+    visible = np.concatenate([np.ones((length, _KEPT), dtype=bool), np.tri(length, dtype=bool)], axis=1)[None]
+    positions = np.broadcast_to(_KEPT + np.arange(length), (family.axes, 1, length))
+    near = None if family.window is None else visible
+    chunk = Chunk(generator.integers(1_000, 30_000, (1, length)), positions, visible, near)
+    last = [np.array([length - 1])]
+    return lambda: forwards.open([kept], _KEPT + length).run(chunk, (), last)
+
+
+@torch.inference_mode()
+def _median_ms(subject: Subject, compute: Callable[[], object]) -> float:
+    times = []
+    for step in range(3 + _RUNS):
+        subject.wait()
+        start = perf_counter()
+        compute()
+        subject.wait()
+        if step >= 3:
+            times.append(1e3 * (perf_counter() - start))
+    return float(np.median(times))

@@ -1,0 +1,361 @@
+"""Forwards in buffers of fixed shape, so that a GPU can replay them as one recorded graph.
+
+On a GPU most of a step is not arithmetic: thousands of small kernels are launched one by one, and
+kernels are chosen anew for every new shape. Here every size is rounded up to one of a few, what changes
+from step to step is copied into buffers that stay where they are, and what was computed in them once
+is captured as a CUDA graph and replayed. Padding is seen by nobody. On the CPU the same code runs
+without capture, which is how tests compare it with forward.py.
+"""
+
+import logging
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout, find_layout
+from vlm_local.decoding.forward import DynamicKV, Placed, run_language_model
+from vlm_local.decoding.layout import Chunk
+from vlm_local.decoding.types import PreparedRequest
+
+_log = logging.getLogger(__name__)
+
+MAX_ROWS = 16  # more requests at once run in forward.py
+MAX_COLUMNS = 2048  # longer prompts, too
+WIDTH = 512  # columns of the narrowest buffer; others have a multiple
+RESERVE = 320  # columns for nodes behind a prompt, unless all are wanted: the fast posterior's budget, padded
+# Captured with the first request, so that no robot waits for it: chunks with a picture, and what follows them.
+_LONGEST_FIRST, _LONGEST_NEXT = 768, 256
+_WARM_UP_RUNS = 2  # before a capture, so that libraries have chosen their kernels
+
+
+def round_up(count: int, rows: int = 1) -> int:
+    """The next of the few lengths that chunks are padded to: 16 more each time, then 64, then 256; for
+    several rows 128, then 256, because each length is a graph for each number of rows.
+    """
+    step = 256 if count > 512 else 128 if rows > 1 else 64 if count > 64 else 16
+    return step * math.ceil(count / step)
+
+
+def round_rows(count: int) -> int:
+    """The next power of two."""
+    return 1 << (count - 1).bit_length()
+
+
+class StaticForwards:
+    """One model's buffers and graphs, made when they are first needed and kept. Not for several threads."""
+
+    def __init__(self, family: Family, captures: bool, max_batch: int = 1):
+        """captures: record and replay CUDA graphs; else every forward runs operation by operation.
+
+        max_batch: for so many rows the usual graphs are captured as soon as the first request shows how long
+        prompts are; others when they are first needed.
+        """
+        self._family = family
+        self._max_batch = min(max_batch, MAX_ROWS)
+        self._captures = captures
+        self._graphs = GraphPool(captures)
+        self._caches: dict[tuple[int, int], _StaticCache] = {}
+        self._steps: dict[tuple, _Step] = {}
+        self._towers: dict[tuple, _Tower] = {}
+
+    @property
+    def metadata(self) -> dict[str, int]:
+        """captured, uncaptured: graphs, and forwards that could not become one. kv_bytes: of all buffers of KV."""
+        kv_bytes = sum(cache.kv.nbytes for cache in self._caches.values())
+        return {"captured": self._graphs.captured, "uncaptured": self._graphs.uncaptured, "kv_bytes": kv_bytes}
+
+    def open(self, kept: Sequence[torch.Tensor | None], num_columns: int) -> "StaticKV | None":
+        """KV for these rows, or None where they are too many or too long.
+
+        kept: for each row the KV that it begins with, (layers, 2, heads, n, head_dim), or None.
+        num_columns: that the longest row is expected to need.
+        """
+        width = WIDTH * math.ceil(num_columns / WIDTH)
+        if len(kept) > MAX_ROWS or width > MAX_COLUMNS:
+            return None
+        if self._captures and not self._caches:
+            self._capture_usual(width)
+        return StaticKV(self, self._find_cache(round_rows(len(kept)), width), kept)
+
+    def _capture_usual(self, width: int) -> None:
+        """Largest first: the smaller ones then find room in the memory that it has left in the pool."""
+        for rows in sorted({round_rows(count) for count in range(1, self._max_batch + 1)}, reverse=True):
+            cache = self._find_cache(rows, width)
+            for has_images, longest in ((True, _LONGEST_FIRST), (False, _LONGEST_NEXT)):
+                lengths = {round_up(count, rows) for count in range(1, min(longest, width) + 1)}
+                for length in sorted(lengths, reverse=True):
+                    self.find_step(cache, length, has_images).record()
+
+    def _find_cache(self, rows: int, width: int) -> "_StaticCache":
+        if (rows, width) not in self._caches:
+            self._caches[rows, width] = _StaticCache(self._family, rows, width)
+        return self._caches[rows, width]
+
+    def clear(self) -> None:
+        """Zero all KV: a number that is not finite would stay in a column that nobody sees and spoil its row."""
+        for cache in self._caches.values():
+            cache.kv.zero_()
+
+    def find_step(self, cache: "_StaticCache", length: int, has_images: bool) -> "_Step":
+        key = cache.rows, cache.width, length, has_images
+        if key not in self._steps:
+            self._steps[key] = _Step(self._family, cache, length, has_images, self._graphs)
+        return self._steps[key]
+
+    def encode_images(self, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
+        """As `Family.encode_images`."""
+        if not self._family.can_capture_vision:
+            return self._family.encode_images(prepared)
+        groups = defaultdict(list)
+        for index, item in enumerate(prepared):
+            groups[find_layout(item)].append(index)
+        features: list = [None] * len(prepared)
+        for layout, members in groups.items():
+            pixels = [prepared[index].vision["pixel_values"] for index in members]
+            for index, each in zip(members, self._find_tower(layout, len(members)).run(pixels), strict=False):
+                # A copy: the memory of one graph's output may be another's scratch.
+                features[index] = ImageFeatures(each.tokens.clone(), tuple(level.clone() for level in each.deep))
+        return features
+
+    def _find_tower(self, layout: PictureLayout, count: int) -> "_Tower":
+        rows = round_rows(count)
+        if not self._towers:
+            usual = sorted({round_rows(each) for each in range(1, self._max_batch + 1)}, reverse=True)
+            self._towers = {(layout, each): _Tower(self._family, layout, each, self._graphs) for each in usual}
+        if (layout, rows) not in self._towers:
+            self._towers[layout, rows] = _Tower(self._family, layout, rows, self._graphs)
+        return self._towers[layout, rows]
+
+
+class GraphPool:
+    """CUDA graphs that share one pool of memory: they are replayed one after the other, never together."""
+
+    def __init__(self, captures: bool):
+        self._captures = captures
+        self._pool = torch.cuda.graph_pool_handle() if captures else None
+        self.captured = self.uncaptured = 0
+
+    def record(self, compute: Callable[[], Any]) -> Callable[[], Any]:
+        """A function that does what `compute` does, in one launch where it can be captured.
+
+        compute: reads and writes buffers that stay where they are; running it again changes nothing. Its
+            result is overwritten by the next graph, so whoever needs it longer copies it.
+        """
+        if not self._captures:
+            return compute
+        try:
+            return self._capture(compute)
+        except RuntimeError as error:  # out of memory is one, too
+            _log.warning("a forward could not be captured as a CUDA graph and runs operation by operation: %s", error)
+            torch.cuda.synchronize()
+            self.uncaptured += 1
+            return compute
+
+    def _capture(self, compute: Callable[[], Any]) -> Callable[[], Any]:
+        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
+        side.wait_stream(current)
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UP_RUNS):
+                compute()
+        current.wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads of this process may copy meanwhile: only this thread's calls belong to the graph.
+        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+            output = compute()
+        self.captured += 1
+
+        def replay() -> Any:
+            graph.replay()
+            return output
+
+        return replay
+
+
+class _StaticCache:
+    """KV of `rows` rows of `width` columns. Plays the part of transformers' cache in a forward.
+
+    kv: (layers, 2, rows, heads, width, head_dim). columns: int64 (T,) that the running forward writes.
+    """
+
+    def __init__(self, family: Family, rows: int, width: int):
+        text = family.language_model.config
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        shape = (text.num_hidden_layers, 2, rows, text.num_key_value_heads, width, head_dim)
+        self.kv = torch.zeros(shape, dtype=family.dtype, device=family.device)
+        self.rows, self.width = rows, width
+        self.columns: torch.Tensor
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args, **kwargs):
+        """New KV (rows, heads, T, head_dim) of a layer -> all its KV (rows, heads, width, head_dim)."""
+        all_keys, all_values = self.kv[layer]
+        all_keys.index_copy_(2, self.columns, keys)
+        all_values.index_copy_(2, self.columns, values)
+        return all_keys, all_values
+
+    def get_seq_length(self, layer: int = 0) -> int:
+        """For transformers, which is told positions and masks, and asks all the same."""
+        return 0
+
+
+class StaticKV:
+    """Some rows of a static cache. filled: how many columns are in use."""
+
+    def __init__(self, forwards: StaticForwards, cache: _StaticCache, kept: Sequence[torch.Tensor | None]):
+        self._forwards = forwards
+        self._cache = cache
+        self._rows = np.arange(len(kept))
+        self.filled = 0
+        for row, each in enumerate(kept):
+            if each is not None:
+                count = each.shape[3]
+                cache.kv[:, :, row, :, :count] = each
+                self.filled = max(self.filled, count)
+
+    def fits(self, chunk: Chunk) -> bool:
+        """Whether there are columns for a chunk and its padding."""
+        return self.filled + round_up(chunk.token_ids.shape[1], self._cache.rows) <= self._cache.width
+
+    def run(self, chunk: Chunk, images: Sequence[Placed], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        """As `DynamicKV.run`."""
+        length = chunk.token_ids.shape[1]
+        step = self._forwards.find_step(self._cache, round_up(length, self._cache.rows), bool(images))
+        places = np.concatenate([row * step.length + pick for row, pick in zip(self._rows, picks, strict=True)])
+        hidden = step.run(chunk, self._rows, self.filled, images, places)
+        self.filled += length
+        return list(hidden.split([len(pick) for pick in picks]))
+
+    def copy_columns(self, row: int, columns: np.ndarray) -> torch.Tensor:
+        """As `DynamicKV.copy_columns`."""
+        index = torch.as_tensor(columns, device=self._cache.kv.device)
+        return self._cache.kv[:, :, self._rows[row]].index_select(3, index)
+
+    def narrow(self, rows: np.ndarray) -> None:
+        """Go on with these rows; the others are padding from now on."""
+        self._rows = self._rows[rows]
+
+    def grow(self) -> DynamicKV:
+        """The same rows and columns as KV that can take any number more."""
+        return DynamicKV(self._forwards._family, [self._cache.kv[:, :, row, :, : self.filled] for row in self._rows])
+
+
+class _Step:
+    """The language model over a chunk of one padded shape. length: of the chunk, T."""
+
+    def __init__(self, family: Family, cache: _StaticCache, length: int, has_images: bool, graphs: GraphPool):
+        self._family, self._cache, self._graphs = family, cache, graphs
+        self.length = length
+        self._has_images = has_images
+        rows, width, num_masks = cache.rows, cache.width, 1 if family.window is None else 2
+        # token ids, which row of the features (0: none), positions; then the columns to write, the places to read
+        self._num_numbers = (2 + family.axes) * rows * length + length + rows * length
+        self._numbers = _Staged((self._num_numbers,), torch.int64, family.device)
+        self._visible = _Staged((num_masks, rows, length, width), torch.bool, family.device)
+        hidden_size = family.embedding.weight.shape[1]
+        levels = 1 + family.num_deep_levels if has_images else 0
+        self._features = torch.zeros((levels, 1 + rows * length, hidden_size), dtype=family.dtype, device=family.device)
+        self._replay: Callable[[], torch.Tensor] | None = None
+
+    def record(self) -> None:
+        """Capture it unless that is done; what is in the buffers does not matter."""
+        if self._replay is None:
+            self._replay = self._graphs.record(self._compute)
+
+    def run(
+        self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[Placed], places: np.ndarray
+    ) -> torch.Tensor:
+        """Hidden states (n, hidden) at `places` (n,) of the flattened chunk.
+
+        rows: of the cache, for each row of the chunk. filled: columns in use before it.
+        """
+        self._fill(chunk, rows, filled, images, places)
+        self.record()
+        return self._replay()[: len(places)]
+
+    def _split(self, numbers) -> tuple:
+        """The flat numbers -> token ids, features (B, T), positions (axes, B, T), columns (T,), places (B T,)."""
+        axes, rows, length = self._family.axes, self._cache.rows, self.length
+        size = rows * length
+        grid = numbers[: (2 + axes) * size].reshape(2 + axes, rows, length)
+        rest = numbers[(2 + axes) * size :]
+        return grid[0], grid[1], grid[2:], rest[:length], rest[length:]
+
+    def _fill(self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[Placed], places: np.ndarray) -> None:
+        count = chunk.token_ids.shape[1]
+        numbers = self._numbers.host
+        numbers[:] = 0
+        token_ids, feature, positions, columns, read = self._split(numbers)
+        token_ids[rows, :count] = chunk.token_ids
+        positions[:, rows, :count] = chunk.positions
+        columns[:] = filled + np.arange(self.length)
+        read[: len(places)] = places
+        visible = self._visible.host
+        visible[:] = False
+        for level, seen in enumerate(each for each in (chunk.visible, chunk.near) if each is not None):
+            visible[level, rows, :count, : seen.shape[2]] = seen
+        if images:
+            start = 1
+            for row, placed in zip(rows, images, strict=True):
+                end = start + len(placed.columns)
+                feature[row, placed.columns] = np.arange(start, end)
+                for level, values in enumerate((placed.features.tokens, *placed.features.deep)):
+                    self._features[level, start:end] = values
+                start = end
+        self._numbers.send()
+        self._visible.send()
+
+    def _compute(self) -> torch.Tensor:
+        family = self._family
+        token_ids, feature, positions, self._cache.columns, read = self._split(self._numbers.device)
+        embeds = family.embedding(token_ids).to(family.dtype)  # (B, T, hidden)
+        deep = []
+        if self._has_images:
+            embeds = torch.where((feature > 0)[..., None], self._features[0][feature], embeds)
+            deep = [level[feature] for level in self._features[1:]]  # row 0 is zero
+        hidden = run_language_model(family, self._cache, embeds, positions, list(self._visible.device), deep)
+        return hidden.flatten(0, 1)[read]
+
+
+class _Tower:
+    """The vision tower over `rows` pictures of one layout."""
+
+    def __init__(self, family: Family, layout: PictureLayout, rows: int, graphs: GraphPool):
+        self._family, self._layout, self._rows = family, layout, rows
+        shape = (rows * layout.shape[0], *layout.shape[1:])
+        self._pixels = _Staged(shape, family.dtype, family.device)
+        self._replay: Callable[[], list[ImageFeatures]] = graphs.record(self._compute)
+
+    def run(self, pixels: Sequence[torch.Tensor]) -> list[ImageFeatures]:
+        """Features of each picture, and of what pads them up to `rows`. pixels: (layout's shape) each."""
+        size = self._layout.shape[0]
+        for row, each in enumerate(pixels):
+            self._pixels.put(slice(row * size, (row + 1) * size), each)
+        self._pixels.send()
+        return self._replay()
+
+    def _compute(self) -> list[ImageFeatures]:
+        return self._family.encode_pixels(self._pixels.device, self._layout, self._rows)
+
+
+class _Staged:
+    """A buffer on the model's device and its image in the CPU's memory, pinned where there is a GPU.
+
+    The image may be written again once the device has been waited for, as every step does in its end.
+    """
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
+        self.device = torch.zeros(shape, dtype=dtype, device=device)
+        on_gpu = device.type == "cuda"
+        self._host = torch.zeros(shape, dtype=dtype, pin_memory=True) if on_gpu else self.device
+        self.host = None if dtype in (torch.bfloat16, torch.float16) else self._host.numpy()
+
+    def put(self, where: slice, values: torch.Tensor) -> None:
+        """Write a tensor of the CPU; `host` is a numpy array for all dtypes that numpy has."""
+        self._host[where] = values
+
+    def send(self) -> None:
+        if self._host is not self.device:
+            self.device.copy_(self._host, non_blocking=True)
