@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import json
 import os
 import re
 import secrets
@@ -17,7 +16,8 @@ import numpy as np
 from PIL import Image
 
 from vlm_local.engines.dialects import DIALECTS, Dialect
-from vlm_local.engines.masses import Position, Token, build_spelling, is_constrained
+from vlm_local.engines.masses import Position, build_spelling, is_constrained
+from vlm_local.engines.replies import read_completion, shorten
 from vlm_local.errors import ConfigError, RemoteError
 from vlm_local.types import Prompt
 
@@ -101,7 +101,7 @@ class Server:
                 raise
             return str(error)
         if dialect.read(answer["text"]) != word or answer["finish"] != "stop":
-            return f"said {_shorten(answer['text'])}"
+            return f"said {shorten(answer['text'])}"
         spelt = dialect.spell(word)
         self._dialect = dialect
         self.constrained = answer["text"] == spelt and is_constrained(build_spelling((spelt,)), answer["positions"])
@@ -131,10 +131,10 @@ class Server:
         answer = await self._post(messages, body, 2 * longest + 16, self.constrained, timeout_s)
         sentence = self._dialect.read(answer["text"])
         if answer["finish"] != "stop":
-            where = f"after {_shorten(answer['text'])}, with finish_reason {answer['finish']!r}"
+            where = f"after {shorten(answer['text'])}, with finish_reason {answer['finish']!r}"
             raise RemoteError(f"{self.url} stopped in the middle of an answer, {where}", "truncated")
         if sentence not in sentences:
-            raise RemoteError(f"{self.url} left the grammar and said {_shorten(answer['text'])}", "outside_grammar")
+            raise RemoteError(f"{self.url} left the grammar and said {shorten(answer['text'])}", "outside_grammar")
         exact = answer["text"] == self._dialect.spell(sentence)
         return Reply(sentence, tuple(answer["positions"]) if exact else ())
 
@@ -151,7 +151,7 @@ class Server:
                 timeout=self._limit(timeout_s),
                 **options,
             )
-            return _read_completion(response.content)
+            return read_completion(response.content)
 
     @staticmethod
     def _limit(timeout_s: float) -> openai.Timeout:
@@ -192,27 +192,6 @@ def _build_probe() -> list:
     return build_messages(Prompt("Describe the picture.", "What colour is it?", "probe"), encode_image(grey))
 
 
-def _read_completion(body: bytes) -> dict[str, Any]:
-    choice = json.loads(body)["choices"][0]
-    entries = (choice.get("logprobs") or {}).get("content") or []
-    return {
-        "text": choice["message"]["content"] or "",
-        "finish": choice["finish_reason"],
-        "positions": [_read_position(entry) for entry in entries],
-    }
-
-
-def _read_position(entry: Mapping) -> Position:
-    said = _read_token(entry)
-    top = dict.fromkeys([said, *(_read_token(other) for other in entry.get("top_logprobs") or [])])
-    return Position(said, tuple(top))
-
-
-def _read_token(entry: Mapping) -> Token:
-    text = bytes(entry["bytes"]) if entry.get("bytes") is not None else entry["token"].encode()
-    return Token(text, float(entry["logprob"]))
-
-
 @contextmanager
 def _translated(url: str, timeout_s: float) -> Iterator[None]:
     """Turns what the openai package and its transport raise into a RemoteError of the right kind."""
@@ -230,7 +209,7 @@ def _translated(url: str, timeout_s: float) -> Iterator[None]:
 
 
 def _describe_status(url: str, error: openai.APIStatusError) -> tuple[str, str]:
-    status, reason = error.status_code, _shorten(error.message)
+    status, reason = error.status_code, shorten(error.message)
     if status in (401, 403):
         return f"{url} refuses the key ({status}); set OPENAI_API_KEY to one that it takes", "unauthorized"
     if status == 404:
@@ -240,7 +219,3 @@ def _describe_status(url: str, error: openai.APIStatusError) -> tuple[str, str]:
     if status >= 500:
         return f"{url} failed with {status}: {reason}", "server_error"
     return f"{url} refused the request with {status}: {reason}", "refused"
-
-
-def _shorten(text: str) -> str:
-    return repr(text if len(text) <= 120 else text[:117] + "...")
