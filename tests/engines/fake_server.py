@@ -1,11 +1,9 @@
 """An OpenAI-compatible server in this process, with every bad habit seen in real ones.
 
-It has a true, if tiny, language model: a distribution over the next word that depends on picture and
-words so far, restricted to what the constraint allows. So answers, log-probabilities and seeds can
-be checked against exact numbers.
+It has a true, if tiny, language model (fake_model.py), restricted to what the constraint allows. So
+answers, log-probabilities and seeds can be checked against exact numbers.
 """
 
-import hashlib
 import json
 import re
 import threading
@@ -16,50 +14,32 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 
-END = "<|im_end|>"
+from tests.engines.fake_model import END, cut_words, list_next, weigh_next
+
 _KINDS = ("vllm", "sglang", "llama", "hosted", "deaf")
 _STATUS = {"401": 401, "404": 404, "429": 429, "500": 500}
-
-
-def cut_words(sentence: str) -> list[str]:
-    """The model's tokens: a word with the space before it, or a comma."""
-    return re.findall(r" ?[^\s,]+|,", sentence)
-
-
-def weigh_next(picture: str, words: list[str], choices: list[str], sharpness: float = 1.0) -> np.ndarray:
-    """float64 (len(choices),) probabilities of the next word among `choices`."""
-    digests = [hashlib.sha256(f"{picture}/{words}/{word}".encode()).digest() for word in choices]
-    logits = np.array([int.from_bytes(digest[:4], "big") / 2**31 for digest in digests]) * 3 * sharpness
-    weights = np.exp(logits - logits.max())
-    return weights / weights.sum()
-
-
-def list_next(sentences: list[str], words: list[str]) -> list[str]:
-    found = {}
-    for sentence in sentences:
-        cut = [*cut_words(sentence), END]
-        if cut[: len(words)] == words and len(cut) > len(words):
-            found[cut[len(words)]] = None
-    return list(found)
-
-
-def weigh_sentences(picture: str, sentences: tuple[str, ...], temperature: float = 1.0) -> np.ndarray:
-    """The exact distribution over the sentences: product of the restricted softmax over the words."""
-    probabilities = []
-    for sentence in sentences:
-        product, words = 1.0, []
-        for word in [*cut_words(sentence), END]:
-            choices = list_next(list(sentences), words)
-            weights = weigh_next(picture, words, choices, 1 / temperature)
-            product *= weights[choices.index(word)]
-            words.append(word)
-        probabilities.append(product)
-    return np.array(probabilities)
+# habit -> (fields of a body, the status and sentence it is refused with)
+_REFUSED_FIELDS = {
+    "refuses_logprobs": ("logprobs", 400, "logprobs are not supported with this model"),
+    "refuses_logprobs_by_500": ("logprobs", 500, "internal error"),
+    "refuses_new_limit": ("max_completion_tokens", 422, "extra fields not permitted"),
+}
+_GARBLED = (
+    {"tokens": ["move"], "token_logprobs": [-0.1]},
+    {"content": [{"token": "move"}]},
+    {"content": [{"token": "move", "logprob": "much"}]},
+    {"content": [{"token": "move", "logprob": float("nan")}]},
+    {"content": [{"token": "move", "logprob": 3.0}]},
+    {"content": [{"token": "move", "logprob": -0.1, "bytes": [700]}]},
+    [],
+)
+_OLD_DEFAULT = 6  # tokens, of a server that does not know the new limit
 
 
 class FakeServer:
     """Listens on 127.0.0.1. kind: whose constraint fields it knows. habit: see `_Handler._misbehave`.
 
+    drips: a test of a question's body; what it picks is answered a space at a time, without end.
     slow_s: time an answer takes. bodies: the questions it was asked, in order. most_at_once: of them.
     gather: keep what is asked from now on until so many are there.
     """
@@ -68,6 +48,7 @@ class FakeServer:
         assert kind in _KINDS
         self.kind, self.model = kind, model
         self.habit, self.slow_s = "", 0.0
+        self.drips = lambda body: False
         self.most_at_once = 0
         self._barrier = threading.Barrier(1)
         self._inside = 0
@@ -152,6 +133,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.server.fake
 
     def do_GET(self):
+        if self.fake.habit == "drips_models":
+            return self._drip()
         self._send(200, {"object": "list", "data": [{"id": self.fake.model, "object": "model"}]})
 
     def do_POST(self):
@@ -171,31 +154,49 @@ class _Handler(BaseHTTPRequestHandler):
             self.fake.habit = "" if habit == "drops_once" else habit
             self.connection.shutdown(2)
             self.close_connection = True
-        elif habit == "drips":
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", "100000")
-            self.end_headers()
-            for _ in range(200):
-                self.wfile.write(b" ")
-                time.sleep(0.02)
+        elif habit == "drips" or self.fake.drips(body):
+            self._drip()
         elif habit == "html":
             self._send_bytes(200, b"<html>Welcome to nginx!</html>", "text/html")
-        elif habit == "refuses_logprobs" and "logprobs" in body:
-            self._send(400, {"error": {"message": "logprobs are not supported with this model"}})
+        elif habit in _REFUSED_FIELDS and _REFUSED_FIELDS[habit][0] in body:
+            field, status, reason = _REFUSED_FIELDS[habit]
+            self._send(status, {"detail": [{"loc": ["body", field], "msg": reason}]})
+        elif habit == "refuses_all":
+            self._send(422, {"detail": [{"loc": ["body", "model"], "msg": "pictures are not allowed"}]})
+        elif habit == "five" and body.get("top_logprobs", 0) > 5:
+            self._send(400, {"error": {"message": "top_logprobs of 20 is greater than max allowed: 5"}})
         elif habit == "too_many" and len(json.dumps(body)) > 20_000:
             self._send(400, {"error": {"message": "Enum has more values than are allowed"}})
         else:
             return False
         return True
 
+    def _drip(self):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        for _ in range(2000):
+            self.wfile.write(b" ")
+            time.sleep(0.02)
+
     def _complete(self, body) -> dict:
         sentences, wrap = _read_constraint(self.fake.kind, body)
         habit = self.fake.habit
+        new_limit = None if habit == "old_limit" else body.get("max_completion_tokens")
+        limit = new_limit or body.get("max_tokens") or (_OLD_DEFAULT if habit == "old_limit" else 1000)
+        num_top = min(body.get("top_logprobs", 0), 5 if habit == "clips" else 20)
         if sentences is None or habit == "ignores":
-            return _build_answer("Sure! The picture shows a grey square.", "stop", [])
+            words = cut_words("Sure! The picture shows a grey square.")[:limit]
+            rest = [{"token": f" word{i}", "logprob": -3.0 - i} for i in range(num_top - 1)]
+            said = [{"token": word, "logprob": -1.0} for word in words]
+            entries = [token | {"top_logprobs": [token, *rest]} for token in said]
+            finish = "length" if len(words) == limit else "stop"
+            return _build_answer("".join(words), finish, entries if body.get("logprobs") else [])
         picture = _find_picture(body)
-        words, entries = _decode(picture, sentences, masked=habit != "raw_logprobs")
+        words, entries = _decode(picture, sentences, num_top, masked=habit != "raw_logprobs")
+        if len(words) >= limit:
+            return _build_answer("".join(words[:limit]), "length", entries[:limit])
         said = "".join(words)
         if habit == "leaves":
             said = "fly away"
@@ -203,10 +204,15 @@ class _Handler(BaseHTTPRequestHandler):
             return _build_answer(said[: len(said) // 2], "length", entries)
         if habit == "no_end":
             entries = entries[:-1]
+        if habit in ("null_end", "null_masked"):
+            _write_nulls(entries, num_top, ends=habit == "null_end")
         if habit == "no_logprobs" or not body.get("logprobs") or wrap:
             entries = []
         text = json.dumps({"answer": said}, indent=1 if habit == "spaces" else None) if wrap else said
-        return _build_answer(text, "stop", entries)
+        answer = _build_answer(text, "stop", entries)
+        if habit.startswith("garbled"):
+            answer["choices"][0]["logprobs"] = _GARBLED[int(habit[-1])]
+        return answer
 
     def _send(self, status, value):
         self._send_bytes(status, json.dumps(value).encode(), "application/json")
@@ -221,7 +227,13 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _build_answer(text: str, finish: str, entries: list) -> dict:
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}
-    return {"id": "x", "object": "chat.completion", "choices": [choice | {"logprobs": {"content": entries}}]}
+    usage = {"completion_tokens": len(cut_words(text))}
+    return {
+        "id": "x",
+        "object": "chat.completion",
+        "usage": usage,
+        "choices": [choice | {"logprobs": {"content": entries}}],
+    }
 
 
 def _find_picture(body) -> str:
@@ -229,7 +241,17 @@ def _find_picture(body) -> str:
     return next(part["image_url"]["url"] for part in parts if part["type"] == "image_url")
 
 
-def _decode(picture: str, sentences: list[str], masked: bool) -> tuple[list[str], list[dict]]:
+def _write_nulls(entries: list[dict], num_top: int, ends: bool) -> None:
+    """As SGLang does for what a constraint masks. ends: leave the end token out, and give it null where it is said."""
+    for entry in entries:
+        top = entry["top_logprobs"]
+        if ends:
+            top[:] = [other for other in top if other["token"] != END]
+            entry["logprob"] = None if entry["token"] == END else entry["logprob"]
+        top += [{"token": f"<unused{i}>", "bytes": None, "logprob": None} for i in range(num_top - len(top))]
+
+
+def _decode(picture: str, sentences: list[str], num_top: int, masked: bool) -> tuple[list[str], list[dict]]:
     """Greedy words, and the log-probabilities an API reports of them."""
     words, entries = [], []
     while not words or words[-1] != END:
@@ -237,8 +259,8 @@ def _decode(picture: str, sentences: list[str], masked: bool) -> tuple[list[str]
         weights = weigh_next(picture, words, choices)
         reported = weights if masked else weights * 1e-3
         order = np.argsort(-weights, kind="stable")
-        top = [{"token": choices[i], "bytes": None, "logprob": float(np.log(reported[i]))} for i in order[:20]]
-        entries.append(top[0] | {"top_logprobs": top})
+        top = [{"token": choices[i], "bytes": None, "logprob": float(np.log(reported[i]))} for i in order]
+        entries.append(top[0] | {"top_logprobs": top[:num_top]})
         words.append(choices[order[0]])
     return words[:-1], entries
 

@@ -49,6 +49,24 @@ def test_without_the_end_token_a_beginning_stays_a_set():
     assert probabilities([position("go", go=0.7, stop=0.3)]) == pytest.approx([0, 0, 0.3])
 
 
+def test_an_end_token_without_a_number_has_what_the_listed_ones_leave():
+    lost = Position(Token(b"END", -math.inf), (Token(b"END", -math.inf), Token(b" on", math.log(0.4))))
+    assert probabilities([position("go", go=0.9, stop=0.1), lost]) == pytest.approx([0.54, 0.36, 0.1])
+    cut = Position(lost.said, lost.top, is_complete=False)
+    assert probabilities([position("go", go=0.9, stop=0.1), cut]) == pytest.approx([0, 0.36, 0.1])
+
+
+def test_an_only_sentence_has_the_whole_mass_however_it_goes_on():
+    lost = Position(Token(b"END", -math.inf), (Token(b"END", -math.inf),))
+    positions = [position("st", st=0.9, go=0.1), position("op", op=0.2), lost]
+    assert probabilities(positions, "stop") == pytest.approx([0, 0, 0.9])
+
+
+def test_what_was_said_cannot_have_been_impossible():
+    said = Token(b"go", -math.inf)
+    assert weigh(build_spelling(WORDS), b"go", [Position(said, (said, Token(b"stop", -0.1)))]) == []
+
+
 def test_temperature_works_on_every_token():
     positions = [position("go", go=0.8, stop=0.2), position("END", END=1.0)]
     assert probabilities(positions, temperature=0.5)[0] == pytest.approx(0.64 / 0.68)
@@ -85,3 +103,9 @@ def test_splitting_keeps_the_sum_and_drops_what_does_not_narrow():
     parted = split(masses, masses[0], [Mass(0, 2, 0.5), Mass(0, 1, 0.1), Mass(1, 2, 0.4)])
     assert sum(mass.probability for mass in parted) == pytest.approx(1.0)
     assert np.isclose(next(mass.probability for mass in parted if mass[:2] == (0, 1)), 0.08)
+
+
+@pytest.mark.parametrize("children", [[], [Mass(0, 2, 1.0)], [Mass(0, 1, 0.1), Mass(0, 2, 0.9)], [Mass(0, 1, 0.0)]])
+def test_an_answer_that_does_not_narrow_settles_nothing(children):
+    masses = [Mass(0, 2, 0.4), Mass(2, 3, 0.6)]
+    assert split(masses, masses[0], children) == []

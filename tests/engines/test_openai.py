@@ -44,8 +44,22 @@ def test_every_dialect_carries_awkward_choices(open_engine, kind, dialect):
 def test_a_server_that_ignores_constraints_is_refused(kind, habit):
     with FakeServer(kind) as server:
         server.habit = habit
-        with pytest.raises(ConfigError, match="does not keep to a list of allowed answers"):
+        with pytest.raises(ConfigError, match=r"keep to a list of allowed answers|answers no question"):
             OpenAIEngine([server.url], "tiny")
+
+
+def test_a_server_that_refuses_everything_is_told_by_its_own_reason(server):
+    server.habit = "refuses_all"
+    with pytest.raises(ConfigError, match=r"refused the request with 422: 'body.model: pictures are not allowed'"):
+        OpenAIEngine([server.url], "tiny")
+
+
+@pytest.mark.parametrize("habit", ["refuses_new_limit", "old_limit"])
+def test_a_server_that_knows_only_max_tokens_is_asked_with_it(open_engine, server, habit):
+    server.habit = habit
+    engine = open_engine(server)
+    assert ask(engine).sentence in SENTENCES  # longer than the server's own limit
+    assert "max_tokens" in server.bodies[-1] and "max_completion_tokens" not in server.bodies[-1]
 
 
 def test_a_model_the_server_does_not_have_is_named_beside_those_it_has(server):

@@ -1,16 +1,20 @@
 """How an engine behind an API fails: by kind, within its deadline, each request alone."""
 
 import gc
+import json
 import logging
+import threading
 import time
 import weakref
+from dataclasses import replace
 
 import pytest
 
 from tests.engines.asking import SENTENCES, ask, build_request
 from tests.serving import until
+from vlm_local.engines.openai import OpenAIEngine
 from vlm_local.engines.worker import EngineWorker
-from vlm_local.errors import RemoteError
+from vlm_local.errors import EngineError, RemoteError
 
 
 @pytest.mark.parametrize(
@@ -34,7 +38,8 @@ def test_each_failure_has_its_own_error_and_counter(open_engine, server, habit, 
     before = len(server.bodies)
     outcome = ask(engine, side=100)
     assert isinstance(outcome, RemoteError) and outcome.kind == kind and words in str(outcome)
-    tries = 2 if kind in ("connection", "server_error") else 1
+    # What is refused is asked once more, without log-probabilities.
+    tries = 2 if kind in ("connection", "server_error", "refused") else 1
     assert engine.counters[kind] == len(server.bodies) - before == tries
     server.habit = ""
     assert ask(engine).sentence in SENTENCES
@@ -54,6 +59,65 @@ def test_the_deadline_holds_and_nothing_is_asked_after_it(open_engine, server, h
     assert engine.counters["timeout"] - late == 1
 
 
+@pytest.mark.parametrize("habit", ["drips", "drips_models"])
+def test_a_server_that_drips_cannot_hold_the_start(server, habit, monkeypatch):
+    monkeypatch.setattr("vlm_local.engines.remote._START_S", 0.5)
+    monkeypatch.setattr("vlm_local.engines.remote._LIST_S", 0.5)
+    server.habit = habit
+    with pytest.raises(RemoteError, match=r"gave no answer within 0.5 s"):
+        OpenAIEngine([server.url], "tiny")
+
+
+def test_a_question_that_is_never_answered_holds_no_robot(open_engine, server):
+    worker = EngineWorker(lambda: open_engine(server, deadline_ms=600_000), warm_up=[build_request(0)])
+    worker.wait_loaded()
+    waiting = threading.Event()
+
+    def drips(body):
+        asked = "ajar" in json.dumps(body.get("structured_outputs"))
+        if asked:
+            waiting.set()
+        return asked
+
+    server.drips = drips
+    question = replace(build_request(0, ("ajar", "shut")), episode=None)
+    outcome = []
+
+    def put():
+        with pytest.raises(EngineError) as raised:
+            worker.generate(question)
+        outcome.append(raised.value)
+
+    thread = threading.Thread(target=put)
+    thread.start()
+    try:
+        assert waiting.wait(60)
+        for seed in range(4):
+            assert worker.generate(build_request(seed)).sentence in SENTENCES
+        assert not outcome
+    finally:
+        worker.close(10)
+        thread.join(60)
+    assert isinstance(outcome[0], EngineError)  # it was failed by the end, not by an answer
+
+
+@pytest.mark.parametrize("habit", ["refuses_logprobs", "refuses_logprobs_by_500", *(f"garbled{i}" for i in range(7))])
+def test_optional_numbers_that_turn_unreadable_cost_no_step(open_engine, server, habit):
+    engine = open_engine(server)
+    assert ask(engine).probabilities is not None
+    server.habit = habit
+    outcome = ask(engine, seed=1)
+    assert outcome.sentence in SENTENCES and outcome.probabilities is None
+    server.habit = ""
+    assert ask(engine).probabilities is not None
+
+
+def test_a_server_that_starts_without_readable_numbers_is_used_without(open_engine, server):
+    server.habit = "refuses_logprobs_by_500"
+    outcome = ask(open_engine(server))
+    assert outcome.sentence in SENTENCES and outcome.probabilities is None
+
+
 def test_one_dropped_connection_costs_one_retry_and_no_fault(open_engine, server):
     engine = open_engine(server)
     ask(engine)
@@ -62,7 +126,7 @@ def test_one_dropped_connection_costs_one_retry_and_no_fault(open_engine, server
     assert engine.counters["retries"] == engine.counters["connection"] == 1
 
 
-def test_a_failed_request_spoils_no_other_and_is_asked_once(open_engine, server):
+def test_a_failed_request_spoils_no_other_and_is_asked_no_third_time(open_engine, server):
     worker = EngineWorker(lambda: open_engine(server))
     worker.wait_loaded()
     server.habit = "too_many"
@@ -73,7 +137,7 @@ def test_a_failed_request_spoils_no_other_and_is_asked_once(open_engine, server)
         before = server.num_asked
         with pytest.raises(RemoteError, match="Enum has more values"):
             worker.generate(build_request(3, side=100))
-        assert server.num_asked - before == 1
+        assert server.num_asked - before == 2
     finally:
         worker.close()
 

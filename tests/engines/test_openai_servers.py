@@ -1,5 +1,7 @@
 """Several servers behind one engine: who asks which, and what happens when one fails."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.engines.asking import SENTENCES, ask, build_request
@@ -38,8 +40,36 @@ def test_a_robot_moves_when_its_server_dies_and_comes_back_with_it(open_engine):
             until(lambda: engine.metadata["servers"][0]["up"])
             ask(engine, robot="a")
             assert (back.num_asked, two.num_asked) == (1, 3)
-            compiled = [body["structured_outputs"]["choice"] for body in back.bodies]
-            assert compiled.count(list(SENTENCES)) == 2  # before the robot's question, and it
+            assert count_lists(back, SENTENCES) == 2  # before the robot's question, and it
+
+
+def count_lists(server, sentences):
+    return sum(body.get("structured_outputs") == {"choice": list(sentences)} for body in server.bodies)
+
+
+def test_a_server_that_comes_back_compiles_the_robots_list_and_no_questions(open_engine):
+    questions = [(f"red {n}", f"blue {n}") for n in range(70)]
+    with FakeServer() as one, FakeServer() as two:
+        engine = open_engine(one, two)
+        ask(engine, robot="a")
+        for choices in questions:
+            engine.generate([replace(build_request(0, choices), episode=None)])
+        one.habit = "drops"
+        assert ask(engine, robot="a").sentence in SENTENCES
+        before = [count_lists(one, choices) for choices in (SENTENCES, *questions)]
+        one.habit = ""
+        until(lambda: engine.metadata["servers"][0]["up"])
+        after = [count_lists(one, choices) for choices in (SENTENCES, *questions)]
+        assert after == [before[0] + 1, *before[1:]]
+
+
+def test_a_question_that_is_too_much_takes_no_server_from_the_robots(open_engine):
+    with FakeServer() as one, FakeServer() as two:
+        engine = open_engine(one, two)
+        ask(engine, robot="a")
+        one.habit = two.habit = "truncates"
+        assert isinstance(engine.generate([replace(build_request(0, ("ajar", "shut")), episode=None)])[0], RemoteError)
+        assert [server["up"] for server in engine.metadata["servers"]] == [True, True]
 
 
 @pytest.mark.parametrize("habit", ["401", "500", "drops", "leaves", "truncates", "html"])

@@ -2,8 +2,9 @@
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
@@ -41,6 +42,14 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Called by its owner when nothing will be asked any more; a second call changes nothing."""
+
+
+@runtime_checkable
+class ConcurrentEngine(Engine, Protocol):
+    """An engine whose requests do not wait for each other: its owner need not collect them in batches."""
+
+    def submit(self, prepared: Any) -> "Future[Outcome]":
+        """Begin to answer and return at once; any thread may call it. The engine keeps its own deadline."""
 
 
 @contextmanager

@@ -7,6 +7,7 @@ question splits them.
 """
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import numpy as np
 
 
 class Token(NamedTuple):
-    """text: the token's bytes. logprob: natural logarithm, after the server's constraint."""
+    """text: the token's bytes. logprob: natural logarithm, after the server's constraint; -inf for never."""
 
     text: bytes
     logprob: float
@@ -23,10 +24,14 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Position:
-    """A token of an answer, and the likeliest tokens at its place, itself included."""
+    """A token of an answer, and the likeliest tokens at its place, itself included.
+
+    is_complete: whether every token with a chance is listed, the end token perhaps excepted.
+    """
 
     said: Token
     top: tuple[Token, ...]
+    is_complete: bool = True
 
 
 class Mass(NamedTuple):
@@ -73,7 +78,7 @@ def build_spelling(spelt: tuple[str, ...]) -> Spelling:
 
 
 def weigh(spelling: Spelling, said: bytes, positions: Sequence[Position], temperature: float = 1.0) -> list[Mass]:
-    """Masses of disjoint events; their sum misses what the server did not list.
+    """Masses of disjoint events; their sum misses what the server did not list. The last is that of what was said.
 
     said: the spelt answer; the list is empty where the positions do not spell it. temperature:
         divides the logarithms of every position's listed tokens, which are normalised again unless
@@ -82,21 +87,54 @@ def weigh(spelling: Spelling, said: bytes, positions: Sequence[Position], temper
     masses: list[Mass] = []
     path, reach, first, last = b"", 1.0, 0, len(spelling.texts)
     for position in positions:
-        tokens = [(token, lead) for token in position.top if (lead := _lead(spelling, path, token, first, last))]
-        weights = _soften([token.logprob for token, _ in tokens], temperature)
-        follows = None
-        for (token, lead), weight in zip(tokens, weights, strict=True):
-            if token == position.said:
-                follows, share = lead, weight
-            else:
-                masses.append(Mass(*lead, reach * weight))
-        if follows is None:
+        if _lead(spelling, path, position.said, first, last) is None:
             return []
-        (first, last), reach = follows, reach * share
+        if last - first > 1:  # all that may follow a set of one sentence is that sentence
+            branches = _list_branches(spelling, path, position, first, last)
+            shares = _soften([branch.logprob for branch in branches], temperature)
+            share = 0.0
+            for branch, weight in zip(branches, shares, strict=True):
+                if branch.is_said:
+                    follows, share = branch.lead, weight
+                else:
+                    masses.append(Mass(*branch.lead, reach * weight))
+            if not share > 0:  # what was said cannot have been impossible
+                return []
+            (first, last), reach = follows, reach * share
         if path == said:  # the token after the whole sentence was its end
             break
         path += position.said.text
     return [*masses, Mass(first, last, reach)] if path == said else []
+
+
+class _Branch(NamedTuple):
+    """A way on from a position. lead: the sentences that it leads to."""
+
+    lead: tuple[int, int]
+    logprob: float
+    is_said: bool
+
+
+def _list_branches(spelling: Spelling, path: bytes, position: Position, first: int, last: int) -> list[_Branch]:
+    """The listed tokens that lead to one of several sentences.
+
+    Some servers leave the end token out of their lists, or give it no probability. Where a sentence
+    can end, what is missing is the end's; in a list that was cut short it stays a set's.
+    """
+    branches = [
+        _Branch(lead, token.logprob, token == position.said)
+        for token in position.top
+        if (lead := _lead(spelling, path, token, first, last))
+    ]
+    end = (first, first + 1)
+    told = [branch for branch in branches if math.exp(branch.logprob) > 0]
+    if spelling.texts[first] != path or any(branch.lead == end for branch in told):
+        return branches
+    rest = max(0.0, 1.0 - sum(math.exp(branch.logprob) for branch in told))
+    says_end = any(branch.lead == end and branch.is_said for branch in branches)
+    lead = end if position.is_complete else (first, last)
+    others = [branch for branch in branches if branch.lead != end]
+    return [*others, _Branch(lead, math.log(rest) if rest else -math.inf, says_end)]
 
 
 def is_constrained(spelling: Spelling, positions: Sequence[Position]) -> bool:
@@ -111,6 +149,16 @@ def is_constrained(spelling: Spelling, positions: Sequence[Position]) -> bool:
             return False
         path += position.said.text
         if path == spelling.texts[0]:
+            return True
+    return False
+
+
+def tells_end(text: bytes, positions: Sequence[Position]) -> bool:
+    """Whether a position follows the tokens that spell `text`: that of the end token."""
+    path = b""
+    for position in positions[:-1]:
+        path += position.said.text
+        if path == text:
             return True
     return False
 
@@ -177,10 +225,15 @@ def find_likeliest(spelling: Spelling, masses: Sequence[Mass]) -> int | Mass:
 def split(masses: Sequence[Mass], parent: Mass, children: Sequence[Mass]) -> list[Mass]:
     """Replace `parent` by the answer to a question about its sentences alone.
 
-    A child as wide as its parent is another spelling of the same beginning; it is taken to go on
-    like the one that was said, or no question would ever narrow it.
+    children: as `weigh` gives them. A child as wide as its parent is another spelling of the same
+    beginning; it is taken to go on like the one that was said, or no question would ever narrow it.
+    Returns [] where what was said is as wide itself: the server does not tell where an answer ends.
     """
-    narrower = [child for child in children if child.last - child.first < parent.last - parent.first]
-    scale = parent.probability / sum(child.probability for child in narrower)
+    width = parent.last - parent.first
+    narrower = [child for child in children if child.last - child.first < width]
+    whole = sum(child.probability for child in narrower)
+    if not children or children[-1].last - children[-1].first == width or not whole > 0:
+        return []
+    scale = parent.probability / whole
     rest = [mass for mass in masses if mass is not parent]
     return rest + [Mass(parent.first + first, parent.first + last, scale * p) for first, last, p in narrower]

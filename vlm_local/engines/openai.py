@@ -7,10 +7,13 @@ import asyncio
 import threading
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
 from importlib.metadata import version
 from time import perf_counter
 from typing import Any
 
+from vlm_local.engines import Outcome, explained
 from vlm_local.engines.masses import (
     Mass,
     Spelling,
@@ -28,7 +31,7 @@ from vlm_local.types import Generation, GenerationRequest
 
 _DEADLINE_S = 10.0  # a robot that waits longer than this for a step has a fault, not an answer
 _COMPILE_S = 60.0  # a server compiles a list of sentences when it first meets it
-_MAX_KNOWN = 64
+_MAX_GRAMMARS = 8
 _MAX_QUESTIONS = 32
 
 _PROBABILITY = (
@@ -42,7 +45,7 @@ _DECIDE = (
 
 
 class OpenAIEngine:
-    """Drives a model elsewhere; the requests of a batch are on their way at the same time.
+    """Drives a model elsewhere; every request is on its way alone, and none waits for another.
 
     Failures are RemoteErrors, counted by kind in `counters`; see ServerPool for several servers.
     """
@@ -57,7 +60,7 @@ class OpenAIEngine:
     ):
         """urls: base URLs, at least one. model: its name at the servers. deadline_ms: of one step, 10 s at most.
 
-        max_batch: how many requests travel at once. dialect: the only one to try (see dialects.py).
+        max_batch: how many requests `generate` takes. dialect: the only one to try (see dialects.py).
         Raises ConfigError where a server cannot be used, RemoteError where none can be reached.
         """
         if not urls:
@@ -66,7 +69,7 @@ class OpenAIEngine:
         self._model = model
         self._dialect = dialect
         self._deadline_s = _DEADLINE_S if deadline_ms is None else min(deadline_ms / 1e3, _DEADLINE_S)
-        self._known: dict[tuple[str, ...], None] = {}
+        self._grammars: dict[tuple[str, ...], asyncio.Task] = {}  # robots' lists, and their introduction
         self._pool = ServerPool([Server(url, model) for url in urls], self._connect)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -88,7 +91,7 @@ class OpenAIEngine:
                 {"url": server.url, "up": server not in pool.down, "dialect": server.dialect} for server in pool.servers
             ],
             "about_probability": _PROBABILITY if self.gives_probabilities else "not given by the server",
-            "about_decide": _DECIDE if self.gives_probabilities else "greedy only: the rest needs log-probabilities",
+            "about_decide": f"greedy only: a server {lacks}" if (lacks := self._find_lack()) else _DECIDE,
             "counters": dict(self._pool.counters),
             "versions": {"openai": version("openai")},
         }
@@ -103,22 +106,29 @@ class OpenAIEngine:
         """Whether the servers report log-probabilities that were taken after the constraint."""
         return all(server.constrained for server in self._pool.up)
 
+    def _find_lack(self) -> str | None:
+        return next((server.lacks_for_draws for server in self._pool.up if server.lacks_for_draws), None)
+
     def check(self, decide: str, posterior: str) -> None:
         """Raises ConfigError for settings that these servers cannot honour."""
         if posterior == "exact":
             raise ConfigError("--posterior exact needs every phrase's probability; servers give bounds, so use fast")
-        if decide != "greedy" and not self.gives_probabilities:
-            raise ConfigError(
-                f"--decide {decide} needs log-probabilities taken after the constraint; "
-                f"{self._pool.up[0].url} gives none; use --decide greedy"
-            )
+        for server in self._pool.up:
+            if decide != "greedy" and server.lacks_for_draws:
+                raise ConfigError(
+                    f"--decide {decide} cannot be had here: {server.url} {server.lacks_for_draws}; use --decide greedy"
+                )
 
     def prepare(self, request: GenerationRequest) -> GenerationRequest:
         return request
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation | EngineError]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         """Answers in order; where one failed, its error stands in its place and spoils no other's."""
         return self._call(self._generate_all(requests))
+
+    def submit(self, request: GenerationRequest) -> "Future[Outcome]":
+        """Any thread may call it: a slow server or question delays no other request."""
+        return asyncio.run_coroutine_threadsafe(self._generate_one(request), self._loop)
 
     def forget(self, episode: str) -> None:
         """Nothing is kept here; the servers' caches look after themselves."""
@@ -146,37 +156,46 @@ class OpenAIEngine:
     async def _connect(self, server: Server) -> None:
         """A server that comes back may be another version: probe again, and have it compile again."""
         await server.connect(self._dialect)
-        for sentences in list(self._known)[-2:]:
+        for sentences in list(self._grammars)[-2:]:
             await server.warm_up(sentences, _COMPILE_S)
 
     async def _introduce(self, sentences: tuple[str, ...]) -> None:
-        """Have all servers compile a new list before a step's deadline begins."""
-        if sentences in self._known:
-            return
-        limit_s = self._deadline_s if self._known else _COMPILE_S  # robots wait for what comes later
-        if len(self._known) == _MAX_KNOWN:
-            self._known.pop(next(iter(self._known)))
-        self._known[sentences] = None
-        warming = [server.warm_up(sentences, limit_s) for server in self._pool.up]
+        """Have all servers compile a robots' list before a step's deadline begins.
+
+        The first has time, for it comes before any robot. A later one goes on compiling when the
+        robot's wait is over. Questions have no introduction: their own deadline pays for it.
+        """
+        limit_s = self._deadline_s if self._grammars else _COMPILE_S
+        if sentences not in self._grammars:
+            if len(self._grammars) == _MAX_GRAMMARS:
+                self._grammars.pop(next(iter(self._grammars))).cancel()
+            self._grammars[sentences] = asyncio.create_task(self._warm_up_all(sentences))
+        await asyncio.wait({self._grammars[sentences]}, timeout=limit_s)
+
+    async def _warm_up_all(self, sentences: tuple[str, ...]) -> None:
+        warming = [server.warm_up(sentences, _COMPILE_S) for server in self._pool.up]
         await asyncio.gather(*warming, return_exceptions=True)  # what fails here fails again in the step
 
-    async def _generate_all(self, requests: Sequence[GenerationRequest]) -> list[Generation | EngineError]:
-        for request in requests:
-            await self._introduce(request.sentences)
+    async def _generate_all(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         return await asyncio.gather(*map(self._generate_one, requests))
 
-    async def _generate_one(self, request: GenerationRequest) -> Generation | EngineError:
+    async def _generate_one(self, request: GenerationRequest) -> Outcome:
         robot = None if request.episode is None else request.episode.rpartition("/")[0]
+        job = partial(self._answer, request=request)
+        plainer = partial(job, logprobs=False) if request.decide == "greedy" else None
         try:
-            return await self._pool.run(robot, lambda server: self._answer(server, request), self._deadline_s)
+            with explained("asking the server failed"):
+                if robot is not None:
+                    await self._introduce(request.sentences)
+                return await self._pool.run(robot, job, self._deadline_s, plainer)
         except EngineError as error:
             return error
 
-    async def _answer(self, server: Server, request: GenerationRequest) -> Generation:
+    async def _answer(self, server: Server, request: GenerationRequest, logprobs: bool = True) -> Generation:
         start = perf_counter()
         messages = build_messages(request.prompt, encode_image(request.image))
         encoded = perf_counter()
-        reply = await server.ask(messages, request.sentences, self._deadline_s)
+        reply = await server.ask(messages, request.sentences, self._deadline_s, logprobs)
         sentence, num_questions = reply.sentence, 1
         if request.decide != "greedy":
             sentence, num_questions = await self._settle(server, messages, request, reply)
@@ -208,7 +227,7 @@ class OpenAIEngine:
             narrower = [sentences[index] for index in sorted(spelling.order[found.first : found.last])]
             reply = await server.ask(messages, narrower, self._deadline_s)
             parts = _weigh(server, narrower, reply, temperature)
-            masses = split(masses, found, parts) if parts else []
+            masses = split(masses, found, parts)
         raise EngineError(f"{_MAX_QUESTIONS} questions to {server.url} did not settle the answer")
 
 

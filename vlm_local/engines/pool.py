@@ -10,9 +10,9 @@ from vlm_local.engines.remote import Server
 from vlm_local.errors import REMOTE_KINDS, RemoteError, VLMLocalError
 
 Answer = TypeVar("Answer")
+Job = Callable[[Server], Awaitable[Answer]]
 
 _REVIVE_S = 1.0  # between two looks at the servers that failed
-_SAME_AGAIN = ("connection", "server_error")  # worth a second try where there is no other server
 
 
 class ServerPool:
@@ -47,27 +47,38 @@ class ServerPool:
             if outcome is not None:
                 self._leave(server)
 
-    async def run(self, robot: str | None, job: Callable[[Server], Awaitable[Answer]], deadline_s: float) -> Answer:
+    async def run(self, robot: str | None, job: Job, deadline_s: float, plainer: Job | None = None) -> Answer:
         """One answer from one server: at most one retry, nothing after `deadline_s`.
 
         A job that is too late is cancelled, its connection closed and its answer never read.
+        robot: who asks, None for a question that is no robot's. plainer: the job without what a server
+        may refuse.
         """
         self.counters["requests"] += 1
         loop = asyncio.get_running_loop()
         end = loop.time() + deadline_s
         server = self._choose(robot)
         try:
-            return await self._attempt(server, job, end)
+            return await self._attempt(server, job, end, robot is not None)
         except RemoteError as error:
-            others = [other for other in self._ring(server) if other not in self.down]
-            again = others[0] if others else server
-            retry = again is not server or error.kind in _SAME_AGAIN
-            if not retry or error.kind == "refused" or loop.time() >= end:
+            retry = self._choose_retry(server, error.kind, job, plainer)
+            if retry is None or loop.time() >= end:
                 raise
         self.counters["retries"] += 1
-        return await self._attempt(again, job, end)
+        return await self._attempt(*retry, end, robot is not None)
 
-    async def _attempt(self, server: Server, job: Callable[[Server], Awaitable[Answer]], end: float) -> Answer:
+    def _choose_retry(self, server: Server, kind: str, job: Job, plainer: Job | None) -> tuple[Server, Job] | None:
+        """Whom to ask what after a failure; None for nobody."""
+        if kind == "refused":  # as another server would
+            return None if plainer is None or not server.constrained else (server, plainer)
+        others = [other for other in self._ring(server) if other not in self.down]
+        if others:
+            return others[0], job
+        if kind == "server_error":  # some refuse by it
+            return server, plainer or job
+        return (server, job) if kind == "connection" else None
+
+    async def _attempt(self, server: Server, job: Job, end: float, is_robots: bool) -> Answer:
         left_s = end - asyncio.get_running_loop().time()
         try:
             try:
@@ -76,7 +87,9 @@ class ServerPool:
                 raise RemoteError(f"{server.url} gave no answer within the step's deadline", "timeout") from None
         except RemoteError as error:
             self.counters[error.kind] += 1
-            if error.kind not in ("refused", "rate_limited") and len(self.up) > 1:
+            # A question that is no robot's may be at fault itself; only a dead server is left for it.
+            is_servers = error.kind not in ("refused", "rate_limited") if is_robots else error.kind == "connection"
+            if is_servers and len(self.up) > 1:
                 self._leave(server)
             _empty_frames(error)
             raise

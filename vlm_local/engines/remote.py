@@ -6,18 +6,18 @@ import os
 import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 from PIL import Image
 
 from vlm_local.engines.dialects import DIALECTS, Dialect
-from vlm_local.engines.masses import Position, build_spelling, is_constrained
-from vlm_local.engines.replies import read_completion, shorten
+from vlm_local.engines.masses import Position, build_spelling, is_constrained, tells_end
+from vlm_local.engines.replies import Completion, read_completion, read_reason, shorten
 from vlm_local.errors import ConfigError, RemoteError
 from vlm_local.types import Prompt
 
@@ -29,11 +29,28 @@ except ImportError:
     ) from None
 
 _CONNECT_S = 2.0
+_LIST_S = 5.0  # for the list of models
 _START_S = 60.0  # of the first question: kernels and tokenizers warm up behind it
 _PROBE_TOKENS = 80
+_FREE_TOKENS = 4  # fewer than a free answer has
 # A user's words shall not become control tokens; which ones a server's tokenizer has is not known here.
 _CONTROL = re.compile(r"<\|?(\w+)\|?>")
-_NUM_TOP = 20  # vLLM's and OpenAI's largest
+# Kinds of failure behind which a field may be that the server need not know. Some refuse it with 500.
+_PERHAPS_A_FIELD = ("refused", "server_error", "malformed")
+
+
+class Options(NamedTuple):
+    """Fields that servers may refuse. limit: the one that limits an answer's length.
+
+    num_top: how many of the likeliest tokens it lists at each place; None for no log-probabilities.
+    """
+
+    limit: str
+    num_top: int | None
+
+
+# 20 is vLLM's and OpenAI's largest number, 5 that of several hosted APIs. The plainest comes last.
+_OPTIONS = tuple(Options(limit, top) for top in (20, 5, None) for limit in ("max_completion_tokens", "max_tokens"))
 
 
 @dataclass(frozen=True)
@@ -51,7 +68,9 @@ class Server:
         self.url = re.sub("//[^/@]*@", "//", url)  # as it may be shown: without a password
         self._model = model
         self._dialect: Dialect | None = None
+        self._options = _OPTIONS[0]
         self.constrained = False  # whether it gives log-probabilities, taken after the constraint
+        self._tells_end = False
         key = os.environ.get("OPENAI_API_KEY") or "none"  # servers of one's own ask for no key
         self._client = openai.AsyncOpenAI(base_url=build_base_url(url), api_key=key, max_retries=0)
 
@@ -59,13 +78,25 @@ class Server:
     def dialect(self) -> str | None:
         return self._dialect.name if self._dialect else None
 
+    @property
+    def lacks_for_draws(self) -> str | None:
+        """Why it can only be asked for its greedy answer, None where it can be drawn from."""
+        if not self.constrained:
+            return "gives no log-probabilities that were taken after the constraint"
+        if self._options.num_top < _OPTIONS[0].num_top:
+            return f"lists only the {self._options.num_top} likeliest tokens, which is not all that can follow"
+        if not (self._tells_end or self._dialect.json):
+            return "gives no log-probability of an answer's end"
+        return None
+
     async def connect(self, dialect: str | None = None) -> None:
-        """Find the dialect that the server obeys, and what its log-probabilities are.
+        """Find the fields that the server takes, the dialect it obeys, and what its log-probabilities are.
 
         dialect: the only one to try. Raises RemoteError where the server cannot be asked,
         ConfigError where it answers but cannot be used.
         """
         await self._check_model()
+        self._options = await self._find_options()
         reasons = []
         for candidate in DIALECTS:
             if dialect in (None, candidate.name):
@@ -81,8 +112,8 @@ class Server:
 
     async def _check_model(self) -> None:
         try:
-            with _translated(self.url, _CONNECT_S + 3):
-                page = await self._client.models.list(timeout=self._limit(_CONNECT_S + 3))
+            with _translated(self.url, _LIST_S):
+                page = await asyncio.wait_for(self._client.models.list(timeout=self._limit(_LIST_S)), _LIST_S)
         except RemoteError as error:
             if error.kind in ("connection", "timeout", "server_error", "unauthorized"):
                 raise
@@ -91,30 +122,61 @@ class Server:
         if names and self._model not in names:
             raise ConfigError(f"{self.url} serves no model {self._model!r}; --model can be {', '.join(names[:10])}")
 
+    async def _find_options(self) -> Options:
+        """The first of _OPTIONS that the server takes, by a question without constraint."""
+        for options in _OPTIONS:
+            try:
+                answer = await self._post_free(options)
+                break
+            except RemoteError as error:
+                if error.kind not in _PERHAPS_A_FIELD:
+                    raise
+                failure = error
+        else:  # the reason for refusing the plainest question tells most
+            raise failure if failure.kind == "server_error" else ConfigError(f"{failure}; it answers no question")
+        older = options._replace(limit="max_tokens")
+        if not _is_limited(answer) and older != options:
+            # Older servers ignore the newer field, and cut answers where they like.
+            with suppress(RemoteError):
+                if _is_limited(await self._post_free(older)):
+                    options = older
+        if answer.positions and options.num_top:  # some list fewer than they were asked for
+            num_listed = max(len(position.top) for position in answer.positions)
+            options = options._replace(num_top=min(options.num_top, num_listed))
+        return options
+
+    async def _post_free(self, options: Options) -> Completion:
+        return await self._post(_build_probe(), {}, _FREE_TOKENS, options, _START_S)
+
     async def _probe(self, dialect: Dialect) -> str | None:
         """Try a dialect with a word that only an obeying server can say: set it, or say why not."""
         word = "zq" + secrets.token_hex(4)
         try:
             answer = await self._post_probe(dialect.build([word]))
         except RemoteError as error:
-            if error.kind not in ("refused", "server_error", "malformed"):
+            if error.kind not in _PERHAPS_A_FIELD:
                 raise
             return str(error)
-        if dialect.read(answer["text"]) != word or answer["finish"] != "stop":
-            return f"said {shorten(answer['text'])}"
+        if dialect.read(answer.text) != word or answer.finish != "stop":
+            return f"said {shorten(answer.text)}, with finish_reason {answer.finish!r}"
         spelt = dialect.spell(word)
         self._dialect = dialect
-        self.constrained = answer["text"] == spelt and is_constrained(build_spelling((spelt,)), answer["positions"])
+        self.constrained = answer.text == spelt and is_constrained(build_spelling((spelt,)), answer.positions)
+        self._tells_end = tells_end(spelt.encode(), answer.positions)
         return None
 
-    async def _post_probe(self, constraint: Mapping) -> dict[str, Any]:
+    async def _post_probe(self, constraint: Mapping) -> Completion:
         """With log-probabilities, or without them where they are what the server refuses."""
         try:
-            return await self._post(_build_probe(), constraint, _PROBE_TOKENS, True, _START_S)
+            return await self._post(_build_probe(), constraint, _PROBE_TOKENS, self._options, _START_S)
         except RemoteError as error:
-            if error.kind != "refused":
+            if error.kind not in _PERHAPS_A_FIELD or self._options.num_top is None:
                 raise
-        return await self._post(_build_probe(), constraint, _PROBE_TOKENS, False, _START_S)
+        return await self._post(_build_probe(), constraint, _PROBE_TOKENS, self._plainer, _START_S)
+
+    @property
+    def _plainer(self) -> Options:
+        return self._options._replace(num_top=None)
 
     def spell(self, sentence: str) -> str:
         """The text with which this server says a sentence."""
@@ -124,34 +186,41 @@ class Server:
         """Have the server compile a list of sentences."""
         await self.ask(_build_probe(), sentences, timeout_s)
 
-    async def ask(self, messages: list, sentences: Sequence[str], timeout_s: float) -> Reply:
-        """Have the server say one of `sentences`. Raises RemoteError for everything else it does."""
+    async def ask(self, messages: list, sentences: Sequence[str], timeout_s: float, logprobs: bool = True) -> Reply:
+        """Have the server say one of `sentences`. Raises RemoteError for everything else it does.
+
+        logprobs: ask for log-probabilities where the server is known to give them.
+        """
         longest = max(len(self._dialect.spell(sentence).encode()) for sentence in sentences)
         body = self._dialect.build(sentences)
-        answer = await self._post(messages, body, 2 * longest + 16, self.constrained, timeout_s)
-        sentence = self._dialect.read(answer["text"])
-        if answer["finish"] != "stop":
-            where = f"after {shorten(answer['text'])}, with finish_reason {answer['finish']!r}"
+        options = self._options if logprobs and self.constrained else self._plainer
+        answer = await self._post(messages, body, 2 * longest + 16, options, timeout_s)
+        sentence = self._dialect.read(answer.text)
+        if answer.finish != "stop":
+            where = f"after {shorten(answer.text)}, with finish_reason {answer.finish!r}"
             raise RemoteError(f"{self.url} stopped in the middle of an answer, {where}", "truncated")
         if sentence not in sentences:
-            raise RemoteError(f"{self.url} left the grammar and said {shorten(answer['text'])}", "outside_grammar")
-        exact = answer["text"] == self._dialect.spell(sentence)
-        return Reply(sentence, tuple(answer["positions"]) if exact else ())
+            raise RemoteError(f"{self.url} left the grammar and said {shorten(answer.text)}", "outside_grammar")
+        exact = answer.text == self._dialect.spell(sentence)
+        return Reply(sentence, answer.positions if exact else ())
 
-    async def _post(self, messages: list, constraint: Mapping, max_tokens: int, logprobs: bool, timeout_s: float):
-        """One completion -> {"text", "finish", "positions"}."""
-        options = {"logprobs": True, "top_logprobs": _NUM_TOP} if logprobs else {}
+    async def _post(
+        self, messages: list, constraint: Mapping, max_tokens: int, options: Options, timeout_s: float
+    ) -> Completion:
+        """One completion, whole within `timeout_s`."""
+        fields = {**constraint, options.limit: max_tokens}
+        if options.num_top is not None:
+            fields |= {"logprobs": True, "top_logprobs": options.num_top}
         with _translated(self.url, timeout_s):
-            response = await self._client.chat.completions.with_raw_response.create(
+            asking = self._client.chat.completions.with_raw_response.create(
                 model=self._model,
                 messages=messages,
                 temperature=0.0,
-                max_completion_tokens=max_tokens,
-                extra_body=dict(constraint),
+                extra_body=fields,
                 timeout=self._limit(timeout_s),
-                **options,
             )
-            return read_completion(response.content)
+            response = await asyncio.wait_for(asking, timeout_s)  # the client's own limit is for each read
+            return read_completion(response.content, options.num_top)
 
     @staticmethod
     def _limit(timeout_s: float) -> openai.Timeout:
@@ -187,6 +256,11 @@ def build_messages(prompt: Prompt, image_url: str) -> list:
     return [{"role": "user", "content": content if before else content[1:]}]
 
 
+def _is_limited(answer: Completion) -> bool:
+    """Whether the server ended a free answer at _FREE_TOKENS."""
+    return answer.finish == "length" and (answer.num_tokens or 0) <= _FREE_TOKENS
+
+
 def _build_probe() -> list:
     grey = np.full((64, 64, 3), 128, np.uint8)
     return build_messages(Prompt("Describe the picture.", "What colour is it?", "probe"), encode_image(grey))
@@ -204,12 +278,12 @@ def _translated(url: str, timeout_s: float) -> Iterator[None]:
     except openai.APIConnectionError as error:
         reason = error.__cause__ or error
         raise RemoteError(f"{url} cannot be reached ({reason}); is the server running?", "connection") from None
-    except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise RemoteError(f"{url} answered what is no chat completion ({error!r})", "malformed") from None
 
 
 def _describe_status(url: str, error: openai.APIStatusError) -> tuple[str, str]:
-    status, reason = error.status_code, shorten(error.message)
+    status, reason = error.status_code, read_reason(error.body, error.response.text)
     if status in (401, 403):
         return f"{url} refuses the key ({status}); set OPENAI_API_KEY to one that it takes", "unauthorized"
     if status == 404:

@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field, replace
+from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
-from vlm_local.engines import Engine, explained
+from vlm_local.engines import ConcurrentEngine, Engine, Outcome, explained
 from vlm_local.errors import ConfigError, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
@@ -37,6 +38,7 @@ class EngineWorker:
     while a forward runs share the next one, up to the engine's max_batch; one that comes alone
     starts at once. A forward cannot be interrupted: past the deadline its callers get an
     EngineError, its late result is thrown away, and until it returns every new request fails at once.
+    A ConcurrentEngine is given each request as it comes.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class EngineWorker:
         self._waiting: deque[_Job] = deque()
         self._running: list[_Job] = []
         self._running_since: float | None = None
+        self._submitted: set[_Job] = set()
         self._forgotten: list[str] = []
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -136,7 +139,7 @@ class EngineWorker:
         """Fail whatever waits. True when the thread ended in time; a running forward cannot be ended."""
         with self._changed:
             self._closed = True
-            abandoned = [*self._waiting, *self._running]
+            abandoned = [*self._waiting, *self._running, *self._submitted]
             self._waiting.clear()
             self._changed.notify()
         self._loaded.set()
@@ -158,14 +161,17 @@ class EngineWorker:
             return
         finally:
             self._loaded.set()
+        is_concurrent = isinstance(self._engine, ConcurrentEngine)
         while (work := self._take()) is not None:
             forgotten, batch = work
             for episode in forgotten:
                 self._forget(episode)
-            if batch:
+            if is_concurrent:
+                self._submit(batch)
+            elif batch:
                 self._answer(batch)
-                self._running_since = None
-                self._running = []
+            self._running_since = None
+            self._running = []
         self._engine.close()
 
     def _open(self) -> Engine:
@@ -205,6 +211,27 @@ class EngineWorker:
         except Exception:
             logger.exception("the engine could not forget episode %s", episode)
 
+    def _submit(self, jobs: list[_Job]) -> None:
+        start = perf_counter()
+        for job in jobs:
+            with self._changed:
+                self._submitted.add(job)
+            try:
+                self._engine.submit(job.prepared).add_done_callback(partial(self._finish, job, start))
+            except Exception as error:
+                self._fail(job, error)
+
+    def _finish(self, job: _Job, start: float, outcome: "Future[Outcome]") -> None:
+        """Called in the engine's own thread."""
+        with self._changed:
+            self._submitted.discard(job)
+        try:
+            _deliver(job, outcome.result(), 1e3 * (perf_counter() - start))
+        except CancelledError:
+            _settle(job.future, EngineClosed("the engine is closed"))
+        except Exception as error:
+            self._fail(job, error)
+
     def _answer(self, batch: list[_Job]) -> None:
         """One forward for all; where it fails, one for each, so that only the guilty request fails."""
         start = perf_counter()
@@ -218,20 +245,28 @@ class EngineWorker:
                     if not self._is_stuck():  # past the deadline, when nobody waits any more
                         self._answer([job])
                 return
-            logger.exception("the model failed")
-            name = type(error).__name__
-            failure = error if isinstance(error, EngineError) else EngineError(f"the model failed: {name}: {error}")
-            _settle(batch[0].future, failure)
+            self._fail(batch[0], error)
             return
         engine_ms = 1e3 * (perf_counter() - start)
         for job, generation in zip(batch, generations, strict=True):
-            if isinstance(generation, VLMLocalError):
-                logger.warning("%s", generation)
-                _settle(job.future, generation)
-            elif generation.sentence in job.request.sentences:
-                _settle(job.future, _with_timings(generation, {"engine": engine_ms}))
-            else:
-                _settle(job.future, EngineError(f"the engine left the grammar and said {generation.sentence!r}"))
+            _deliver(job, generation, engine_ms)
+
+    def _fail(self, job: _Job, error: Exception) -> None:
+        """Called while `error` is handled."""
+        logger.exception("the model failed")
+        name = type(error).__name__
+        failure = error if isinstance(error, EngineError) else EngineError(f"the model failed: {name}: {error}")
+        _settle(job.future, failure)
+
+
+def _deliver(job: _Job, outcome: Outcome, engine_ms: float) -> None:
+    if isinstance(outcome, VLMLocalError):
+        logger.warning("%s", outcome)
+        _settle(job.future, outcome)
+    elif outcome.sentence in job.request.sentences:
+        _settle(job.future, _with_timings(outcome, {"engine": engine_ms}))
+    else:
+        _settle(job.future, EngineError(f"the engine left the grammar and said {outcome.sentence!r}"))
 
 
 def _with_timings(generation: Generation, timings: Mapping[str, float]) -> Generation:
