@@ -52,3 +52,7 @@ class RemoteError(EngineError):
     def __init__(self, message: str, kind: str):
         super().__init__(message)
         self.kind = kind
+
+    def __reduce__(self):
+        """To be pickled: an exception is made again from its message alone."""
+        return type(self), (str(self), self.kind)
