@@ -11,8 +11,9 @@ import pytest
 
 import vlm_local.client
 from tests.serving import ACTION, IMAGE, PHRASE, SteeredEngine, serve
-from vlm_local.client import PolicyClient, PolicyError, RemotePolicy, parse_action
+from vlm_local.client import PolicyClient, PolicyError, parse_action
 from vlm_local.errors import EngineError, RequestError
+from vlm_local.remote_policy import RemotePolicy
 from vlm_local.server.service import ServerSettings
 from vlm_local.types import Observation
 from vlm_local.wire import encode_array

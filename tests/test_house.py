@@ -17,7 +17,7 @@ FLOORS = (
     {"paths", "provenance", "grammar", "actions", "primitives", "wire"},
     {"decoding", "prompts", "models", "checkpoint", "machine"},
     {"engines"},
-    {"answers", "policy", "wrappers", "safety", "client", "assembly"},
+    {"answers", "policy", "wrappers", "safety", "client", "remote_policy", "assembly"},
     {"server", "evaluation", "sim", "training", "bench", "doctor"},
     {"spatial"},
     {"evidence", "ceiling"},

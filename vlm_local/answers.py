@@ -1,5 +1,6 @@
 """A question about a picture -> exactly one of the given choices, and how probable each of them is."""
 
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from vlm_local.client import Detector, PolicyError
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.prompts import Template, build_prompt
+from vlm_local.remote_policy import read_number, read_timings
 from vlm_local.types import Generation, GenerationRequest, Observation
 from vlm_local.wire import check_text, decode_image, load_request
 
@@ -80,7 +82,16 @@ def ask_server(detector: Detector, question: Question) -> Answer:
             raise RequestError(str(error), error.status) from None
         raise EngineError(str(error)) from None
     told = detector.last
-    return Answer(told["answer"], told["probabilities"], told["missing_mass"], told["timings_ms"])
+    probabilities = _read_probabilities(told.get("probabilities"), question.choices)
+    missing = read_number(told.get("missing_mass"), 0)
+    return Answer(told["answer"], probabilities, missing, read_timings(told.get("timings_ms")))
+
+
+def _read_probabilities(value: Any, choices: Sequence[str]) -> dict[str, float] | None:
+    """One for each choice, or none at all."""
+    told = value if isinstance(value, dict) else {}
+    read = {choice: read_number(told.get(choice), 0) for choice in choices}
+    return None if None in read.values() else read
 
 
 def complete_question(text: str, choices: Sequence[str]) -> str:
@@ -101,7 +112,7 @@ def decode_question(body: bytes) -> Question:
 
 
 def check_choices(value: Any) -> tuple[str, ...]:
-    """Choices that can be told apart. Raises RequestError."""
+    """Choices that can be told apart, as sent and as read. Raises RequestError."""
     if not isinstance(value, list) or not MIN_CHOICES <= len(value) <= MAX_CHOICES:
         came = f"{len(value)}" if isinstance(value, list) else type(value).__name__
         raise RequestError(f"choices: expected a list of {MIN_CHOICES} to {MAX_CHOICES} strings, got {came}")
@@ -110,9 +121,12 @@ def check_choices(value: Any) -> tuple[str, ...]:
         check_text(choice, "choices", MAX_CHOICE)
         if choice != choice.strip() or not choice.isprintable():
             raise RequestError(f"choices: {choice!r} begins or ends with a space, or holds a control character")
-        twin = seen.setdefault("".join(choice.casefold().split()), choice)
-        if twin is not choice:
-            raise RequestError(f"choices: {twin!r} and {choice!r} differ at most in case or spaces; make them distinct")
+        read = "".join(unicodedata.normalize("NFKC", choice).casefold().split())
+        if read in seen:
+            raise RequestError(
+                f"choices: {seen[read]!r} and {choice!r} differ at most in case or spaces; make them distinct"
+            )
+        seen[read] = choice
     return tuple(value)
 
 

@@ -14,7 +14,6 @@ from vlm_local import __version__
 from vlm_local.actions import StepTable, load_step_table
 from vlm_local.answers import Answerer
 from vlm_local.checkpoint import Checkpoint
-from vlm_local.client import RemotePolicy
 from vlm_local.engines import Engine
 from vlm_local.engines.process import EngineProcess
 from vlm_local.engines.scripted import build_constant_engine, build_uniform_engine
@@ -25,6 +24,7 @@ from vlm_local.models import DEFAULT, find_checkpoint
 from vlm_local.policy import Policy, Settings, VLMPolicy
 from vlm_local.primitives import list_phrases
 from vlm_local.prompts import Template, build_prompt, load_template
+from vlm_local.remote_policy import RemotePolicy
 from vlm_local.types import GenerationRequest, Observation
 from vlm_local.wrappers import HoldPhrase
 
@@ -43,6 +43,7 @@ DEFAULTS = {
     "max_batch": 8,
 }
 RANDOM = "random"
+_REMOTE_S = 30.0  # for a policy server's answer where no deadline is shorter
 _HUNG_S = 60.0  # past the deadline of a request: only then is a slow forward taken for one that never ends
 
 
@@ -127,8 +128,9 @@ def open_policies(
     """
     model = options.model or DEFAULT
     if model.startswith(("http://", "https://")):
-        policy = RemotePolicy(model)
-        return Policies(lambda robot, tell_all: RemotePolicy(model), None, policy.metadata)
+        timeout_s = _REMOTE_S if options.deadline_ms is None else min(_REMOTE_S, options.deadline_ms / 1e3)
+        policy = RemotePolicy(model, timeout_s)
+        return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata)
     plan = _Plan(options)
     load = plan.load_apart if apart else plan.load
     worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, plan.build_warm_up())

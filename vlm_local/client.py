@@ -1,24 +1,30 @@
 """A policy over HTTP. This one file with numpy is all that a robot's own environment needs.
 
-`PolicyClient` speaks AutoEval's protocol to any server of it; `RemotePolicy` makes it a Policy of
-this package, whose imports it therefore defers. `Detector` stands in for AutoEval's own success
-detector.
+`PolicyClient` speaks AutoEval's protocol to any server of it (remote_policy.py makes it a Policy of
+this package). `Detector` stands in for AutoEval's own success detector.
 """
 
 import base64
+import contextlib
 import http.client
 import json
 import os
+import selectors
+import socket
 import struct
+import threading
 import time
 import zlib
-from time import perf_counter
 from urllib.parse import urlsplit
 
 import numpy as np
 
 # AutoEval's 8 numbers measure the gripper's opening as 0..0.39.
 _AUTOEVAL_GRIPPER_RANGE = 0.39
+
+_MAX_ANSWER = 2**22  # bytes; our own largest has a few thousand
+# What a server says that does not know a path. A proxy before one of ours says 502 while it starts.
+_NO_SUCH_PATH = (400, 404, 405, 406, 410, 415, 422, 501)
 
 
 class PolicyError(Exception):
@@ -36,24 +42,28 @@ class PolicyClient:
     """One robot's connection, kept alive between requests. Not thread-safe."""
 
     def __init__(self, url, timeout_s=30.0):
-        """url: of the server, with the path of a token (/t/TOKEN) or robot (/s/NAME) where it has one."""
+        """url: of the server, with the path of a token (/t/TOKEN) or robot (/s/NAME) where it has one.
+
+        timeout_s: for a whole exchange, from the first byte sent to the last one read.
+        """
         parts = urlsplit(url if "//" in url else f"http://{url}")
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"expected a URL such as http://127.0.0.1:8000, got {url!r}")
         make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = make(parts.hostname, parts.port, timeout=timeout_s)
+        self._timeout_s = timeout_s
         self._path = parts.path.rstrip("/")
         self.url = f"{parts.scheme}://{parts.netloc}{self._path}"
         self._metadata = None
 
     @property
     def metadata(self):
-        """What the server says of itself; {} for a server that has no /metadata. Asked once."""
+        """What the server says of itself; {} for a server that has no /metadata. Asked until it is answered."""
         if self._metadata is None:
             try:
                 found = _read_json(self.request("GET", "/metadata"))
             except PolicyError as error:
-                if error.status is None or error.status in (401, 403):
+                if error.status not in _NO_SUCH_PATH:
                     raise
                 found = None
             self._metadata = found if isinstance(found, dict) else {}
@@ -84,8 +94,8 @@ class PolicyClient:
             payload["proprio"] = _encode_array(self._lay_out(np.asarray(proprio, np.float64)))
         body = json.dumps(payload).encode()
         if not self.is_vlm_local:
-            return {"action": parse_action(self.request("POST", "/act", body))}
-        answer = self.request("POST", "/act?details=1", body)
+            return {"action": parse_action(self.request("POST", "/act", body, repeatable=False))}
+        answer = self.request("POST", "/act?details=1", body, repeatable=False)
         details = _read_json(answer)
         if not isinstance(details, dict):
             raise PolicyError(f"expected an object with details, but the server answered {answer[:200]!r}", 200)
@@ -96,35 +106,66 @@ class PolicyClient:
             return proprio
         return np.concatenate([proprio[:6], [0.0, proprio[6] * _AUTOEVAL_GRIPPER_RANGE]])
 
-    def request(self, method, path, body=None):
-        """One exchange -> the answer's bytes. Raises PolicyError for all but a 200."""
+    def request(self, method, path, body=None, repeatable=True):
+        """One exchange -> the answer's bytes. Raises PolicyError for all but a 200.
+
+        repeatable: whether the server may do it twice; it is asked again where a kept connection ended.
+        """
         headers = {"Content-Type": "application/json"} if body else {}
+        end = time.monotonic() + self._timeout_s
+        watch = threading.Timer(self._timeout_s, self._abort)  # the socket's own limit is for each read
+        watch.daemon = True
+        watch.start()
         try:
-            response, data = self._exchange(method, self._path + path, body, headers)
+            response, data = self._exchange(method, self._path + path, body, headers, repeatable, end)
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
-            reason = str(error) or type(error).__name__
+            reason = "timed out" if time.monotonic() >= end else str(error) or type(error).__name__
             raise PolicyError(f"{self.url}{path} gave no answer ({reason}); is the server running?") from None
+        finally:
+            watch.cancel()
         if response.status != 200:
             raise PolicyError(f"{self.url}{path} answered {response.status}: {_read_reason(data)}", response.status)
         return data
 
-    def _exchange(self, method, path, body, headers):
+    def _exchange(self, method, path, body, headers, repeatable, end):
+        if self._connection.sock is not None and _has_ended(self._connection.sock):
+            self._connection.close()
         was_open = self._connection.sock is not None
         try:
+            is_sent = False
             self._connection.request(method, path, body, headers)
+            is_sent = True
             response = self._connection.getresponse()
         except (http.client.RemoteDisconnected, ConnectionError):
             self._connection.close()
-            if not was_open:
+            # A request that was not sent whole is not done. One that was may be: the server can have died of it.
+            if not was_open or (is_sent and not repeatable) or time.monotonic() >= end:
                 raise
-            # The server closed an idle connection before it saw this request: a new one is safe.
             self._connection.request(method, path, body, headers)
             response = self._connection.getresponse()
-        return response, response.read()
+        data = response.read(_MAX_ANSWER + 1)
+        if len(data) > _MAX_ANSWER:
+            raise http.client.HTTPException(f"its answer has more than {_MAX_ANSWER} bytes")
+        if response.length:  # the body ended before its announced length
+            raise http.client.IncompleteRead(data, response.length)
+        return response, data
+
+    def _abort(self):
+        sock = self._connection.sock
+        if sock is not None:
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
 
     def close(self):
         self._connection.close()
+
+
+def _has_ended(sock):
+    """Whether an idle connection was closed by the other side: then there is something to read."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(sock, selectors.EVENT_READ)
+        return bool(selector.select(0))
 
 
 def parse_action(body):
@@ -154,7 +195,7 @@ def _check_action(value, body):
 def _read_json(text):
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
 
 
@@ -166,48 +207,8 @@ def _encode_array(array):
 def _read_reason(data):
     answer = _read_json(data)
     if isinstance(answer, dict) and "error" in answer:
-        return answer["error"]
+        return str(answer["error"])[:500]
     return data[:200].decode("utf-8", "replace")
-
-
-class RemotePolicy:
-    """A Policy (see vlm_local.policy) that a server answers. One per robot and episode at a time."""
-
-    def __init__(self, url, timeout_s=30.0):
-        self._client = PolicyClient(url, timeout_s)
-
-    @property
-    def metadata(self):
-        return {"url": self._client.url, **self._ask(lambda: self._client.metadata)}
-
-    def reset(self, seed):
-        self._ask(lambda: self._client.reset(seed))
-
-    def act(self, observation):
-        from vlm_local.types import Decision
-
-        start = perf_counter()
-        answer = self._ask(lambda: self._client.act(observation.image, observation.instruction, observation.proprio))
-        timings = {**answer.get("timings_ms", {}), "http": 1e3 * (perf_counter() - start)}
-        known = ("phrase", "probability", "margin", "marginals", "missing_mass", "fault", "extra")
-        fields = {name: answer[name] for name in known if answer.get(name) is not None}
-        if "marginals" in fields:
-            fields["marginals"] = {axis: tuple(values) for axis, values in fields["marginals"].items()}
-        return Decision(answer["action"], timings_ms=timings, **fields)
-
-    def close(self):
-        self._client.close()
-
-    @staticmethod
-    def _ask(question):
-        from vlm_local.errors import EngineError, RequestError
-
-        try:
-            return question()
-        except PolicyError as error:
-            if error.status is not None and 400 <= error.status < 500:
-                raise RequestError(str(error), error.status) from None
-            raise EngineError(str(error)) from None
 
 
 class Detector:
@@ -272,7 +273,10 @@ class Detector:
                 time.sleep(self.PAUSE_S)
                 continue
             if not isinstance(found, dict) or found.get("answer") not in question["choices"]:
-                raise PolicyError(f"{self._client.url}/answer gave none of the choices, but {found!r}", 200)
+                raise PolicyError(f"{self._client.url}/answer gave none of the choices, but {str(found)[:200]!r}", 200)
+            probability = found.setdefault("probability", None)
+            if probability is not None and not (isinstance(probability, int | float) and 0 <= probability <= 1.000001):
+                raise PolicyError(f"{self._client.url}/answer gave the probability {str(probability)[:200]!r}", 200)
             return found
 
     def _save(self, pixels, result):

@@ -83,7 +83,7 @@ def _eval(args: argparse.Namespace) -> int:
 def _open_policies(options, workers: int):
     """As ever, but workers that share a server of ours get a robot there each; other servers know no robots."""
     from vlm_local.assembly import Policies, open_policies
-    from vlm_local.client import RemotePolicy
+    from vlm_local.remote_policy import RemotePolicy
 
     policies = open_policies(options)
     if workers == 1 or policies.metadata.get("server") != "vlm-local" or "/s/" in options.model:

@@ -9,11 +9,11 @@ import numpy as np
 
 from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
 from vlm_local.assembly import PolicyOptions, open_policies
-from vlm_local.client import RemotePolicy
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import load_phrase_grammar
 from vlm_local.policy import Policy
 from vlm_local.primitives import parse_phrase
+from vlm_local.remote_policy import RemotePolicy
 from vlm_local.sim.stage import Scene
 from vlm_local.types import Decision, Observation
 from vlm_local.wrappers import HoldPhrase

@@ -1,0 +1,247 @@
+"""A policy behind another server: what it says is checked, on the way to an evaluation as to a robot."""
+
+import json
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import numpy as np
+import pytest
+
+from tests.serving import IMAGE, ask, build_body
+from vlm_local.answers import Question, ask_server
+from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.client import Detector
+from vlm_local.errors import EngineError, RequestError
+from vlm_local.remote_policy import RemotePolicy
+from vlm_local.server.app import create_app
+from vlm_local.server.serve import HTTPServer, bind
+from vlm_local.server.service import ServerSettings
+from vlm_local.types import AXES, Observation
+
+ANSWER = {"action": [0.0] * 6 + [1.0], "phrase": "stop", "timings_ms": {"engine": 2.0}}
+
+
+class FakePolicyServer:
+    """Says it is one of ours. answer, metadata: its next ones, as bytes or JSON. status: of both.
+
+    asked: the paths so far. cuts: how many of the next POSTs are read and then dropped without an answer.
+    """
+
+    def __init__(self):
+        self.answer, self.metadata, self.status = ANSWER, {"server": "vlm-local", "model": "behind"}, 200
+        self.asked, self.cuts, self.drips = [], 0, False
+        outer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self):
+                outer.asked.append(self.path)
+                self._send(outer.metadata)
+
+            def do_POST(self):
+                self.rfile.read(int(self.headers["Content-Length"] or 0))
+                outer.asked.append(self.path)
+                if outer.cuts:
+                    outer.cuts -= 1
+                    self.connection.shutdown(2)
+                    self.close_connection = True
+                elif outer.drips:
+                    self._drip()
+                else:
+                    self._send(outer.answer)
+
+            def _send(self, value):
+                body = value if isinstance(value, bytes) else json.dumps(value).encode()
+                self.send_response(outer.status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def _drip(self):
+                self.send_response(200)
+                self.send_header("Content-Length", "100000")
+                self.end_headers()
+                while outer.drips:
+                    self.wfile.write(b" ")
+                    time.sleep(0.02)
+
+            def log_message(self, *args):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server.daemon_threads = True
+        self._server.handle_error = lambda *args: None
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self):
+        self.drips = False
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def behind():
+    server = FakePolicyServer()
+    yield server
+    server.close()
+
+
+@contextmanager
+def serve_in_front(url, **settings):
+    """`serve --model URL` -> its port."""
+    policies = open_policies(PolicyOptions(model=url))
+    server = HTTPServer(create_app(policies, ServerSettings(**settings)), bind("127.0.0.1", 0))
+    try:
+        yield server.port
+    finally:
+        server.service.drain(2)
+        server.stop()
+
+
+def act(port):
+    status, headers, body = ask(port, "POST", "/act?details=1", build_body())
+    return status, headers, json.loads(body)
+
+
+UNUSABLE = [
+    {"action": [float("nan")] * 7},
+    {"action": [0.0] * 6},
+    {"action": None},
+]
+
+
+@pytest.mark.parametrize("said", UNUSABLE)
+def test_an_unusable_answer_is_a_held_fault(behind, said):
+    with serve_in_front(behind.url) as port:
+        assert act(port)[2]["phrase"] == "stop"
+        behind.answer = ANSWER | said
+        status, _, details = act(port)
+        assert status == 200 and details["fault"] and details["action"] == [0.0] * 6 + [1.0]
+        behind.answer = ANSWER
+        assert act(port)[2]["fault"] is None
+    behind.answer = ANSWER | said
+    with serve_in_front(behind.url, on_fault="error") as port:
+        status, _, details = act(port)
+        assert status == 503 and "server" in details["error"]
+
+
+@pytest.mark.parametrize("phrase", ["fly to the moon", 5, ["stop"], {}])
+def test_an_action_beside_an_unknown_phrase_counts_alone(behind, phrase):
+    with serve_in_front(behind.url) as port:
+        behind.answer = ANSWER | {"phrase": phrase}
+        status, _, details = act(port)
+        assert status == 200 and details["phrase"] is None and details["fault"] is None
+        assert details["extra"] == {"unknown_phrase": repr(phrase)}
+        assert ask(port, "POST", "/act", build_body())[0] == 200
+
+
+@pytest.mark.parametrize("body", [b"", b"[", b"null", b"[[[", b"[" * 100_000, b'{"action": {}}', b"\xff"])
+def test_what_is_no_answer_at_all_is_a_held_fault(behind, body):
+    with serve_in_front(behind.url) as port:
+        behind.answer = body
+        status, _, details = act(port)
+        assert status == 200 and details["fault"]
+
+
+def test_optional_values_that_cannot_be_read_are_left_out(behind):
+    thirds = {axis: [0.2, 0.3, 0.5] for axis in AXES}
+    behind.answer = ANSWER | {
+        "probability": float("nan"),
+        "margin": "much",
+        "missing_mass": 7,
+        "marginals": thirds | {"x": [1]},
+        "timings_ms": {"engine": 2.0, "a\r\nX-Evil: 1": 3, "late": float("inf"), "odd": "1"},
+        "extra": {"cut": ["x", "<script>"], "forwards": 2, "huge": 10**400, "deep": {"a": []}, "near_tie": True},
+    }
+    with serve_in_front(behind.url) as port:
+        status, headers, details = act(port)
+        assert status == 200 and details["phrase"] == "stop" and details["fault"] is None
+        assert [details[name] for name in ("probability", "margin", "missing_mass", "marginals")] == [None] * 4
+        assert details["extra"] == {"forwards": 2, "near_tie": True}
+        assert "engine" in details["timings_ms"] and "X-Evil" not in str(headers)
+        behind.answer = ANSWER | {"probability": 0.5, "margin": -0.1, "missing_mass": 0, "marginals": thirds}
+        details = act(port)[2]
+        assert (details["probability"], details["margin"], details["missing_mass"]) == (0.5, -0.1, 0.0)
+        assert details["marginals"] == thirds
+
+
+def test_metadata_that_is_no_json_does_not_break_ours(behind):
+    behind.metadata = {"server": "vlm-local", "model": {"a": 1}, "loss": float("nan"), "sizes": [float("inf"), 1]}
+    with serve_in_front(behind.url) as port:
+        status, _, body = ask(port, "GET", "/metadata")
+        assert status == 200 and json.loads(body)["sizes"] == [None, 1]
+        assert act(port)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("status", "error"), [(400, RequestError), (401, EngineError), (403, EngineError), (404, EngineError)]
+)
+def test_only_a_refused_observation_is_the_robots_fault(behind, status, error):
+    policy = RemotePolicy(behind.url)
+    policy.act(Observation(IMAGE, "go"))
+    behind.status = status
+    with pytest.raises(error, match=str(status)):
+        policy.act(Observation(IMAGE, "go"))
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+def test_a_server_of_ours_stays_one_when_its_metadata_fail_once(behind, status):
+    policy = RemotePolicy(behind.url)
+    behind.status = status
+    with pytest.raises(EngineError, match=f"/metadata answered {status}"):
+        policy.act(Observation(IMAGE, "go"))
+    behind.status = 200
+    assert policy.act(Observation(IMAGE, "go")).phrase == "stop"
+    assert behind.asked == ["/metadata", "/metadata", "/act?details=1"]
+
+
+def test_an_observation_is_never_sent_twice(behind):
+    policy = RemotePolicy(behind.url)
+    policy.act(Observation(IMAGE, "go"))
+    behind.cuts = 1
+    with pytest.raises(EngineError, match="gave no answer"):
+        policy.act(Observation(IMAGE, "go"))
+    assert behind.asked.count("/act?details=1") == 2
+    np.testing.assert_array_equal(policy.act(Observation(IMAGE, "go")).action, ANSWER["action"])
+    behind.cuts = 1
+    policy.reset(3)  # which changes nothing the second time
+    assert behind.asked[-2:] == ["/reset", "/reset"]
+
+
+def test_an_answer_that_never_ends_runs_out_of_time(behind):
+    policy = RemotePolicy(behind.url, timeout_s=0.5)
+    policy.act(Observation(IMAGE, "go"))
+    behind.drips = True
+    with pytest.raises(EngineError, match="timed out"):
+        policy.act(Observation(IMAGE, "go"))
+
+
+QUESTION = Question(IMAGE, "is it open?", ("yes", "no"))
+
+
+@pytest.mark.parametrize(
+    ("said", "probabilities"),
+    [
+        ({}, None),
+        ({"probabilities": {"yes": 0.7, "no": 0.3}}, {"yes": 0.7, "no": 0.3}),
+        ({"probabilities": {"yes": 0.7}, "missing_mass": "much", "timings_ms": 3}, None),
+        ({"probabilities": {"yes": 0.7, "no": "0.3"}, "timings_ms": {"a": "b"}}, None),
+    ],
+)
+def test_the_optional_numbers_of_an_answer_may_be_missing(behind, said, probabilities):
+    behind.answer = {"answer": "yes", **said}
+    answer = ask_server(Detector(behind.url, QUESTION.choices), QUESTION)
+    assert (answer.choice, answer.probabilities, answer.missing_mass) == ("yes", probabilities, None)
+
+
+@pytest.mark.parametrize(
+    "said", [{"answer": "maybe"}, {"answer": ["yes"]}, {"answer": "yes", "probability": float("nan")}]
+)
+def test_an_answer_that_is_none_is_an_error(behind, said):
+    behind.answer = said
+    with pytest.raises(EngineError, match="/answer gave"):
+        ask_server(Detector(behind.url, QUESTION.choices), QUESTION)
