@@ -121,6 +121,31 @@ def test_a_failing_policy_has_no_answer_and_the_rest_is_scored(data_set, tmp_pat
     ]
 
 
+@pytest.mark.parametrize("every", [1, 3])
+def test_a_policy_that_only_acts_has_one_row_a_step_also_where_its_first_answers_fail(data_set, tmp_path, every):
+    asked = 0
+
+    def act(step, observation):
+        nonlocal asked
+        asked += 1
+        if asked <= 2:
+            raise EngineError("still loading")
+        return Decision(np.array([0, 0.02, 0, 0, 0, 0, 0.0]))
+
+    rows, _ = _run(data_set, tmp_path / "out", [ScriptedPolicy(act)], every)
+    assert [(row["episode"], row["step"]) for row in rows] == [(e, s) for e in range(3) for s in range(0, 12, every)]
+    assert {row["phrase_source"] for row in rows} == {"actions"}
+    assert rows[0]["fault"] == "still loading" and rows[0]["phrase"] is None
+    assert rows[12 // every + 1]["phrase"] == "move left"
+
+
+def test_a_policy_that_stops_saying_phrases_has_faults_and_no_second_row(data_set, tmp_path):
+    silent = ScriptedPolicy(lambda step, _: Decision(np.zeros(7)) if step == 5 else _phrase("stop"))
+    rows, _ = _run(data_set, tmp_path / "out", [silent])
+    assert len(rows) == 36 and {row["phrase_source"] for row in rows} == {"phrase"}
+    assert "said no phrase" in rows[5]["fault"] and rows[6]["phrase"] == "stop"
+
+
 def test_a_broken_policy_ends_the_evaluation_and_resuming_completes_it(data_set, tmp_path):
     asked = 0
 

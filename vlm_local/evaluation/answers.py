@@ -1,6 +1,7 @@
 """Answers to the steps of a recorded episode, as fields of rows: from a policy, or from the labels."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -50,25 +51,50 @@ class BaselineAnswerer:
 class PolicyAnswerer:
     """A policy. One that says phrases is asked at `steps`; one that only acts also at the steps around.
 
-    A policy that fails has given no answer (`phrase` null, `fault` says why), which is not exact;
-    after three failures in a row it is taken for broken and EngineError is raised.
+    Its first answer tells which of them it is. A policy that fails has given no answer (`phrase`
+    null, `fault` says why), which is not exact; after three failures in a row it is taken for broken
+    and EngineError is raised.
     """
 
     def __init__(self, policy: Policy, seed: int):
         self._policy, self._seed = policy, seed
         self._faults = 0
+        self._says_phrases: bool | None = None  # None before its first answer
         self.durations_ms: list[float] = []
 
     def answer(self, episode, labels, steps, unscored):
         self._policy.reset(derive_episode_seed(self._seed, episode.index))
+        decisions = self._find_kind(episode, steps, unscored) if self._says_phrases is None else {}
+        if self._says_phrases is False:
+            failed = {step: decision for step, decision in decisions.items() if decision.fault}
+            if failed:  # begin again, so that it is asked in the order of the steps
+                self._policy.reset(derive_episode_seed(self._seed, episode.index))
+            yield from self._answer_by_actions(episode, steps, unscored, failed or decisions)
+            return
+        for step in steps:
+            if step not in decisions and step not in unscored:
+                decisions[step] = self._ask(episode, step, unscored)
+            if decisions.get(step) is not None:
+                yield step, self._describe_phrase(decisions[step])
+
+    def _find_kind(self, episode: Episode, steps: Sequence[int], unscored: dict[int, str]) -> dict[int, Decision]:
+        """Ask until the first answer; returns the decisions up to it. After a failure the kind is still unknown."""
+        decisions: dict[int, Decision] = {}
         for step in steps:
             decision = self._ask(episode, step, unscored)
             if decision is None:
                 continue
-            if decision.phrase is None and decision.fault is None:
-                yield from self._answer_by_actions(episode, steps, unscored, {step: decision})
-                return
-            yield step, _describe(decision, None if decision.fault else decision.phrase, "phrase")
+            decisions[step] = decision
+            if decision.fault is None:
+                self._says_phrases = decision.phrase is not None
+                break
+        return decisions
+
+    @staticmethod
+    def _describe_phrase(decision: Decision) -> Fields:
+        if decision.phrase is None and decision.fault is None:
+            decision = replace(decision, fault="the policy said no phrase, though it said some before")
+        return _describe(decision, None if decision.fault else decision.phrase, "phrase")
 
     def _ask(self, episode: Episode, step: int, unscored: dict[int, str]) -> Decision | None:
         """None where the frame cannot be read."""
