@@ -57,6 +57,16 @@ def test_eval_refuses_in_a_sentence(data_set, tmp_path, capsys, flags, says):
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "wrong", [["--policy", "no/such-model", "--offline"], ["--policy", "stop", "--camera", "front"]]
+)
+@pytest.mark.parametrize("again", [[], ["--resume"]])
+def test_a_run_that_ended_before_its_first_row_leaves_the_folder_free(data_set, tmp_path, wrong, again):
+    assert _eval(data_set, tmp_path / "out", *wrong) == 2
+    assert _eval(data_set, tmp_path / "out", "--policy", "move up", *again) == 0
+    assert json.loads((tmp_path / "out/report.json").read_text())["policy"]["name"] == "move up"
+
+
 def test_compare_two_evaluations(data_set, tmp_path, capsys):
     for name in ("oracle-label", "majority"):
         assert _eval(data_set, tmp_path / name, "--policy", name) == 0

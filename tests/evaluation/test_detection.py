@@ -192,6 +192,14 @@ def test_a_broken_detector_ends_the_run(tmp_path):
         evaluate(write_classes(tmp_path / "in", open=2, closed=2), tmp_path / "out", fail)
 
 
+def test_a_run_without_a_picture_leaves_the_folder_free(tmp_path):
+    with pytest.raises(DataError, match="no picture"):
+        evaluate_detector([], ("open", "closed"), lambda image: None, tmp_path / "out", 0.9, {}, ["broken"])
+    answer = Answer("open", {"closed": 0.3, "open": 0.7}, 0.0, {})
+    report = evaluate(write_classes(tmp_path / "in", open=2, closed=2), tmp_path / "out", lambda image: answer)
+    assert report["accuracy"] == 0.5
+
+
 def test_the_command_scores_the_embedded_model(tmp_path, capsys):
     folder = write_classes(tmp_path / "in", open=2, closed=2)
     command = ["eval-answers", "--data", str(folder), "--device", "cpu", "--out", str(tmp_path / "out")]

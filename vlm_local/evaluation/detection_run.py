@@ -38,12 +38,13 @@ def evaluate_detector(
     row, ConfigError where `folder` holds another evaluation, DataError where there was no picture.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    if (folder / "rows.jsonl").exists():
+    rows_path = folder / "rows.jsonl"
+    if rows_path.exists() and rows_path.stat().st_size:
         raise ConfigError(f"{folder} holds an evaluation already; choose another --out")
     rows: list[dict[str, Any]] = []
     shown: list[Shown] = []
     faults = 0
-    with (folder / "rows.jsonl").open("w", encoding="utf-8") as file:
+    with rows_path.open("w", encoding="utf-8") as file:
         for labelled in images:
             row = {"source": labelled.source, "label": labelled.answer, **_ask(ask, labelled.image)}
             file.write(encode_json(row) + "\n")

@@ -87,7 +87,7 @@ def evaluate(
         warn(str(problem))
 
     writer = RowWriter(folder, resume)
-    made_by = _load_settings(folder, plan, resume)
+    made_by = _load_settings(folder, plan, writer.is_begun)
     with closing(writer):
         if plan.policy in baselines.NAMES:
             answerers = [_build_baseline(plan, open_data)]
@@ -164,10 +164,13 @@ def _check_same_policy(folder: Path, before: Mapping[str, Any] | None, now: Mapp
         raise ConfigError(f"the rows in {folder} are of another policy: {was}; choose another --out")
 
 
-def _load_settings(folder: Path, plan: Plan, resume: bool) -> dict[str, Any]:
-    """evaluation.json of the run that is gone on with, or a new one. --limit alone may change."""
+def _load_settings(folder: Path, plan: Plan, is_begun: bool) -> dict[str, Any]:
+    """evaluation.json of the run that is gone on with, or a new one. --limit alone may change.
+
+    is_begun: whether it has written a row; before that every plan may take the folder.
+    """
     path = folder / _SETTINGS
-    if not (resume and path.exists()):
+    if not (is_begun and path.exists()):
         write_json(path, {"plan": vars(plan)})
         return {}
     saved = json.loads(path.read_bytes())

@@ -25,9 +25,13 @@ class RowWriter:
     """Appends rows, flushed one by one. Threads may share it."""
 
     def __init__(self, folder: Path, resume: bool):
-        """Raises ConfigError where `folder` holds rows already and `resume` is not asked for."""
+        """Raises ConfigError where `folder` holds rows already and `resume` is not asked for.
+
+        A run that ended before its first row leaves empty files; they are no evaluation.
+        """
         self._rows_path, episodes_path = folder / "rows.jsonl", folder / "episodes.jsonl"
-        if self._rows_path.exists() and not resume:
+        self.is_begun = any(path.exists() and path.stat().st_size for path in (self._rows_path, episodes_path))
+        if self.is_begun and not resume:
             raise ConfigError(f"{folder} holds an evaluation already; go on with --resume, or choose another --out")
         self.episodes = _read_lines(episodes_path)
         self.done = {line["episode"] for line in self.episodes}
