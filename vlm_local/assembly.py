@@ -219,7 +219,9 @@ class _Plan:
             return self.load()
         deadline_ms = self._options.deadline_ms
         load = partial(open_engine, self._options)
-        return EngineProcess(load) if deadline_ms is None else EngineProcess(load, deadline_ms / 1e3 + _HUNG_S)
+        if deadline_ms is None:
+            return EngineProcess(load)
+        return EngineProcess(load, deadline_ms / 1e3 + _HUNG_S, stopped_after_s=deadline_ms / 1e3)
 
     def build_policy(self, robot: str, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool) -> Policy:
         best = "fast" if self._options.engine == "openai" else "exact"  # servers give bounds only

@@ -1,10 +1,11 @@
 """An engine in a process of its own: the same answers, and what happens when either side ends."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-import time
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 
@@ -12,74 +13,28 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.serving import until
+from tests.engines.odd_engine import CHOICES, OddEngine, ask, fail, refuse
+from tests.serving import serve, until
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import PolicyOptions, open_engine
 from vlm_local.engines.process import EngineProcess
-from vlm_local.engines.scripted import ScriptedEngine
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError, EngineError, RequestError
 from vlm_local.types import GenerationRequest, Prompt
 
-CHOICES = ("yes", "no", "perhaps")
-
-
-class _Odd(ScriptedEngine):
-    """Says its last choice; the question says what it does instead."""
-
-    def __init__(self):
-        super().__init__(lambda request: np.arange(len(request.sentences)), "odd")
-        self.forgotten = []
-
-    @property
-    def metadata(self):
-        return {**super().metadata, "pid": os.getpid(), "forgotten": list(self.forgotten)}
-
-    def prepare(self, request):
-        if request.prompt.after == "narrow":
-            raise RequestError("the picture is too narrow", 422)
-        if request.prompt.after == "odd":
-            raise ValueError("an odd picture")
-        return request
-
-    def generate(self, requests):
-        for request in requests:
-            if request.prompt.after == "raise":
-                raise ZeroDivisionError("nothing to divide by")
-            if request.prompt.after == "die":
-                os.kill(os.getpid(), signal.SIGKILL)
-            if request.prompt.after == "hang":
-                time.sleep(600)
-        return super().generate(requests)
-
-    def forget(self, episode):
-        self.forgotten.append(episode)
-
-
-def _refuse():
-    raise ConfigError("no such model")
-
-
-def _fail():
-    raise MemoryError("no room")
-
-
-def _ask(what="", episode="robot/0"):
-    return GenerationRequest(np.zeros((8, 8, 3), np.uint8), Prompt("", what, "chat"), CHOICES, episode=episode)
-
 
 @pytest.fixture
 def engine():
-    engine = EngineProcess(_Odd)
+    engine = EngineProcess(OddEngine)
     yield engine
     engine.close()
 
 
 def test_it_answers_from_elsewhere_and_tells_what_it_knows(engine):
-    assert engine.metadata["pid"] != os.getpid() and engine.max_batch == _Odd.max_batch
-    assert [each.sentence for each in engine.generate([_ask(), _ask()])] == ["perhaps", "perhaps"]
+    assert engine.metadata["pid"] != os.getpid() and engine.max_batch == OddEngine.max_batch
+    assert [each.sentence for each in engine.generate([ask(), ask()])] == ["perhaps", "perhaps"]
     engine.forget("robot/0")
-    engine.generate([_ask()])
+    engine.generate([ask()])
     assert engine.metadata["forgotten"] == ["robot/0"]
 
 
@@ -102,62 +57,124 @@ def test_a_model_answers_as_it_does_in_this_process():
 
 
 def test_what_cannot_be_prepared_spoils_no_other(engine):
-    wrong, failed, right = engine.generate([_ask("narrow"), _ask("odd"), _ask()])
+    wrong, failed, right = engine.generate([ask("narrow"), ask("odd"), ask()])
     assert isinstance(wrong, RequestError) and wrong.status == 422 and "narrow" in str(wrong)
     assert isinstance(failed, EngineError) and "an odd picture" in str(failed)
     assert right.sentence == "perhaps"
-    assert isinstance(engine.generate([_ask("narrow")])[0], RequestError)
+    assert isinstance(engine.generate([ask("narrow")])[0], RequestError)
 
 
 def test_what_the_model_raises_is_raised_here(engine):
     with pytest.raises(EngineError, match="ZeroDivisionError: nothing to divide by"):
-        engine.generate([_ask("raise")])
-    assert engine.generate([_ask()])[0].sentence == "perhaps"
+        engine.generate([ask("raise")])
+    assert engine.generate([ask()])[0].sentence == "perhaps"
 
 
 def test_a_process_that_died_is_started_again(engine):
     first = engine.metadata["pid"]
     with pytest.raises(EngineError, match="ended with status -9"):
-        engine.generate([_ask("die")])
+        engine.generate([ask("die")])
     engine.forget("robot/0")
-    assert engine.generate([_ask()])[0].sentence == "perhaps"
-    os.kill(engine.metadata["pid"], signal.SIGKILL)  # between two requests
-    until(lambda: engine._process.poll() is not None)
-    assert engine.generate([_ask()])[0].sentence == "perhaps"
-    assert engine.metadata["pid"] != first
+    assert engine.generate([ask()])[0].sentence == "perhaps"
+    second = engine.metadata["pid"]
+    os.kill(second, signal.SIGKILL)  # between two requests
+    until(lambda: _has_ended(second))
+    assert engine.generate([ask()])[0].sentence == "perhaps"
+    assert len({first, second, engine.metadata["pid"]}) == 3
+
+
+def _has_ended(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
 
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_process_that_hangs_is_started_again(stopped, caplog):
-    engine = EngineProcess(_Odd, hung_after_s=0.5)
+    engine = EngineProcess(OddEngine, hung_after_s=0.5)
     try:
         first = engine.metadata["pid"]
         if stopped:  # it does not even read
             os.kill(first, signal.SIGSTOP)
         large = np.zeros((1024, 1024, 3), np.uint8)  # more than a pipe holds
         with pytest.raises(EngineError, match="status -9"):
-            engine.generate([replace(_ask("hang"), image=large)])
+            engine.generate([replace(ask("hang"), image=large)])
         assert "has hung for 0.5 s" in caplog.text
-        assert engine.generate([_ask()])[0].sentence == "perhaps"
+        assert engine.generate([ask()])[0].sentence == "perhaps"
         assert engine.metadata["pid"] != first
     finally:
         engine.close()
+
+
+@contextmanager
+def _serve(**limits):
+    """A server with such an engine, and a question for its health."""
+    with serve(lambda: EngineProcess(OddEngine, **limits), deadline_ms=60_000) as server:
+        worker = server.service.policies.worker
+        worker.wait_loaded(60)
+
+        def look():
+            status, _, body = server.get("/health")
+            return status, json.loads(body)["status"]
+
+        yield server, worker, look
+
+
+def test_health_tells_of_a_process_that_is_stopped_while_nobody_asks():
+    with _serve() as (_, worker, look):
+        assert look() == (200, "healthy")
+        os.kill(worker.metadata["pid"], signal.SIGSTOP)
+        until(lambda: look() == (503, "stuck"))
+        os.kill(worker.metadata["pid"], signal.SIGCONT)
+        until(lambda: look() == (200, "healthy"))
+
+
+def test_a_stopped_process_is_replaced_while_nobody_asks():
+    with _serve(stopped_after_s=0.5) as (server, worker, look):
+        first = worker.metadata["pid"]
+        os.kill(first, signal.SIGSTOP)
+        until(lambda: worker.metadata["pid"] != first)
+        until(lambda: look() == (200, "healthy"))
+        assert _has_ended(first) and server.act()["fault"] is None
+
+
+def test_a_process_that_dies_is_replaced_while_nobody_asks():
+    with _serve() as (server, worker, look):
+        first = worker.metadata["pid"]
+        os.kill(first, signal.SIGKILL)
+        until(lambda: worker.metadata["pid"] != first)
+        until(lambda: look() == (200, "healthy"))
+        assert server.act()["fault"] is None
+
+
+def test_a_full_pipe_holds_nobody_for_ever():
+    with _serve(stopped_after_s=2) as (server, worker, look):
+        first = worker.metadata["pid"]
+        os.kill(first, signal.SIGSTOP)
+        for number in range(8):
+            worker.forget(f"robot/{number}" + "x" * 100_000)  # more than a pipe holds
+        until(lambda: look() == (503, "stuck"))
+        until(lambda: worker.metadata["pid"] != first)
+        until(lambda: look() == (200, "healthy"))
+        assert server.act()["fault"] is None
+
+
+def test_a_stopped_process_is_no_reason_to_wait_at_the_end():
+    with _serve() as (_, worker, _):
+        os.kill(worker.metadata["pid"], signal.SIGSTOP)
+        assert worker.close(30)
 
 
 def test_only_the_request_that_kills_it_fails(engine):
     worker = EngineWorker(lambda: engine, deadline_ms=60_000)
     worker.wait_loaded(60)
     with pytest.raises(EngineError, match="status -9"):
-        worker.generate(_ask("die"))
-    assert worker.generate(_ask()).sentence == "perhaps"
+        worker.generate(ask("die"))
+    assert worker.generate(ask()).sentence == "perhaps"
     with pytest.raises(RequestError, match="too narrow"):
-        worker.generate(_ask("narrow"))
+        worker.generate(ask("narrow"))
     assert worker.close(10)
 
 
-@pytest.mark.parametrize(
-    ("load", "error", "told"), [(_refuse, ConfigError, "no such"), (_fail, EngineError, "no room")]
-)
+@pytest.mark.parametrize(("load", "error", "told"), [(refuse, ConfigError, "no such"), (fail, EngineError, "no room")])
 def test_a_load_that_fails_says_why(load, error, told):
     with pytest.raises(error, match=told):
         EngineProcess(load)
@@ -166,17 +183,18 @@ def test_a_load_that_fails_says_why(load, error, told):
 def test_signals_for_the_whole_group_leave_it_to_the_server(engine):
     for name in (signal.SIGINT, signal.SIGTERM):
         os.kill(engine.metadata["pid"], name)
-    assert engine.generate([_ask()])[0].sentence == "perhaps"
+    assert engine.generate([ask()])[0].sentence == "perhaps"
 
 
 def test_a_server_need_not_wait_for_a_model_that_hangs_to_end():
     code = (
         "import threading\n"
-        "from tests.engines.test_process import EngineProcess, _Odd, _ask\n"
-        "sent, engine = threading.Event(), EngineProcess(_Odd, hung_after_s=600)\n"
+        "from tests.engines.odd_engine import OddEngine, ask\n"
+        "from vlm_local.engines.process import EngineProcess\n"
+        "sent, engine = threading.Event(), EngineProcess(OddEngine, hung_after_s=600)\n"
         "send = engine._send\n"
         "engine._send = lambda requests: (send(requests), sent.set())\n"
-        "threading.Thread(target=engine.generate, args=([_ask('hang')],), daemon=True).start()\n"
+        "threading.Thread(target=engine.generate, args=([ask('hang')],), daemon=True).start()\n"
         "sent.wait()\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
@@ -186,13 +204,14 @@ def test_a_server_need_not_wait_for_a_model_that_hangs_to_end():
 def test_it_ends_with_a_server_that_is_killed(busy):
     code = (
         "import threading\n"
-        "from tests.engines.test_process import EngineProcess, _Odd, _ask\n"
-        "engine = EngineProcess(_Odd)\n"
+        "from tests.engines.odd_engine import OddEngine, ask\n"
+        "from vlm_local.engines.process import EngineProcess\n"
+        "engine = EngineProcess(OddEngine)\n"
         "print(engine.metadata['pid'], flush=True)\n"
-        f"engine.generate([_ask('hang')]) if {busy} else threading.Event().wait()\n"
+        f"engine.generate([ask('hang')]) if {busy} else threading.Event().wait()\n"
     )
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as server:
         pid = int(server.stdout.readline())
         assert psutil.pid_exists(pid)
         server.kill()
-    until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
+    until(lambda: _has_ended(pid))

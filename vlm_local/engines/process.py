@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
+from time import monotonic
 from typing import Any
+
+import psutil
 
 from vlm_local.engines import Engine, Outcome, explained
 from vlm_local.errors import EngineError, VLMLocalError
@@ -22,64 +25,149 @@ from vlm_local.types import GenerationRequest
 
 logger = logging.getLogger(__name__)
 
+_LOOK_EVERY_S = 0.25
+_RESTART_EVERY_S = 30.0  # where loading failed
+
 
 class EngineProcess:
     """The engine that `load` makes, on the other side of a pipe. A process that died or hung is started anew.
 
-    Requests are prepared over there, too. The process ends with this object's thread, however that ends.
+    Requests are prepared over there, too. A thread watches the process, so that `is_down` is true and a
+    new one is loaded also while nobody asks. Whoever uses the pipe holds its lock. The process ends with
+    the thread that started it, however that ends.
     """
 
-    def __init__(self, load: Callable[[], Engine], hung_after_s: float = threading.TIMEOUT_MAX):
+    def __init__(
+        self,
+        load: Callable[[], Engine],
+        hung_after_s: float = threading.TIMEOUT_MAX,
+        stopped_after_s: float = threading.TIMEOUT_MAX,
+    ):
         """load: called in the new process, so it must be picklable. Raises what it raises.
 
-        hung_after_s: a forward that takes longer is ended with its process.
+        hung_after_s: a forward that takes longer is ended with its process. stopped_after_s: so is a
+        process that is stopped (SIGSTOP) for longer, whether or not it is asked anything.
         """
         self._load = load
         self._hung_after_s = hung_after_s
+        self._stopped_after_s = stopped_after_s
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self._busy_since: float | None = None
         self._start()
+        threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         return self._metadata
 
+    @property
+    def is_down(self) -> bool:
+        """Whether the process cannot answer now: stopped, ended, or loading again. Any thread may ask."""
+        return self._is_loading or self._process.poll() is not None or self._is_stopped()
+
     def prepare(self, request: GenerationRequest) -> GenerationRequest:
         return request
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
-        if self._process.poll() is not None:
-            logger.warning("the engine's process is started again")
-            self._start()
-        watch = threading.Timer(self._hung_after_s, self._end_hung)
-        watch.daemon = True  # or a server that is told to stop would wait for it
-        watch.start()
-        try:
+        with self._talk():
             self._send(list(requests))
             outcomes, self._metadata = self._receive()
-        finally:
-            watch.cancel()
         return outcomes
 
     def forget(self, episode: str) -> None:
-        if self._process.poll() is None:  # a new process knows no episode
-            self._send(episode)
+        if self._process.poll() is None and not self._is_loading:  # a new process knows no episode
+            with self._talk():
+                self._send(episode)
 
     def close(self) -> None:
-        self._pipe.close()
+        self._closed.set()
         self._process.kill()
-        self._process.wait()
+        with self._lock:  # the watch may be starting a new one, which ends it at once
+            self._pipe.close()
+            self._process.kill()
+            self._process.wait()
+
+    @contextmanager
+    def _talk(self) -> Iterator[None]:
+        """The pipe for one exchange, with a process behind it."""
+        with self._lock:
+            if self._process.poll() is not None:
+                self._restart()
+            self._busy_since = monotonic()
+            try:
+                yield
+            finally:
+                self._busy_since = None
 
     def _start(self) -> None:
+        self._is_loading = True
+        try:
+            self._open_pipe()
+            try:
+                if self._closed.is_set():
+                    raise EngineError("the engine is closed")
+                self._send(self._load)
+                self.max_batch, self._metadata = self._receive()
+            except BaseException:
+                self._end()
+                raise
+        finally:
+            self._is_loading = False
+
+    def _open_pipe(self) -> None:
+        """A new process at the other end."""
         self._pipe, theirs = Pipe()
         with theirs:
             command = [sys.executable, "-m", __name__, str(theirs.fileno())]
             # Its stdout is our stderr: ours has a reader who waits for one line.
             self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()])
+
+    def _restart(self) -> None:
+        logger.warning("the engine's process is started again")
+        self._end()
+        self._start()
+
+    def _end(self) -> None:
+        self._pipe.close()
+        self._process.kill()
+        self._process.wait()
+
+    def _is_stopped(self) -> bool:
         try:
-            self._send(self._load)
-            self.max_batch, self._metadata = self._receive()
-        except BaseException:
-            self.close()
-            raise
+            return psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
+        except psutil.Error:
+            return False
+
+    def _watch(self) -> None:
+        """End a process that has hung or is stopped, and start another where one has ended."""
+        stopped_since: float | None = None
+        restart_from = 0.0
+        while not self._closed.wait(_LOOK_EVERY_S):
+            now, busy_since = monotonic(), self._busy_since
+            stopped_since = (stopped_since or now) if self._is_stopped() else None
+            if busy_since is not None and now - busy_since > self._hung_after_s:
+                logger.error("the model has hung for %g s: its process is ended", self._hung_after_s)
+                self._process.kill()
+            elif stopped_since is not None and now - stopped_since > self._stopped_after_s:
+                logger.error("the engine's process is stopped for %g s: it is ended", self._stopped_after_s)
+                self._process.kill()
+            elif now >= restart_from and not self._revive():
+                restart_from = monotonic() + _RESTART_EVERY_S
+
+    def _revive(self) -> bool:
+        """Start another process where one has ended and nobody else sees to it; False where it could not be loaded."""
+        if self._process.poll() is None or not self._lock.acquire(blocking=False):
+            return True
+        try:
+            if self._process.poll() is not None and not self._closed.is_set():
+                self._restart()
+        except Exception as error:
+            logger.error("%s; the next try comes with the next request, or in %g s", error, _RESTART_EVERY_S)
+            return False
+        finally:
+            self._lock.release()
+        return True
 
     def _send(self, message: Any) -> None:
         try:
@@ -95,10 +183,6 @@ class EngineProcess:
         if isinstance(answer, Exception):
             raise answer
         return answer
-
-    def _end_hung(self) -> None:
-        logger.error("the model has hung for %g s: its process is ended", self._hung_after_s)
-        self._process.kill()
 
     def _explain_end(self) -> EngineError:
         self._process.kill()  # whatever is left of it cannot be talked to

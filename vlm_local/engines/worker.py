@@ -71,14 +71,17 @@ class EngineWorker:
 
     @property
     def state(self) -> str:
-        """ "loading", "healthy", "stuck", "failed" or "closed"."""
+        """ "loading", "healthy", "stuck", "failed" or "closed".
+
+        stuck: past the deadline, or the engine itself says that it is down (see EngineProcess).
+        """
         if self._closed:
             return "closed"
         if self._failure is not None:
             return "failed"
         if not self._loaded.is_set():
             return "loading"
-        return "stuck" if self._is_stuck() else "healthy"
+        return "stuck" if self._is_stuck() or getattr(self._engine, "is_down", False) else "healthy"
 
     @property
     def num_waiting(self) -> int:
@@ -201,8 +204,7 @@ class EngineWorker:
                 job = self._waiting.popleft()
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)
-            if batch:
-                self._running, self._running_since = batch, monotonic()
+            self._running, self._running_since = batch, monotonic()  # forgetting takes its time, too
             return forgotten, batch
 
     def _forget(self, episode: str) -> None:

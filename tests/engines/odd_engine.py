@@ -1,0 +1,57 @@
+"""An engine that does as the question says. Its process imports this module, so nothing heavy is imported here."""
+
+import os
+import signal
+import time
+
+import numpy as np
+
+from vlm_local.engines.scripted import ScriptedEngine
+from vlm_local.errors import ConfigError, RequestError
+from vlm_local.types import GenerationRequest, Prompt
+
+CHOICES = ("yes", "no", "perhaps")
+
+
+class OddEngine(ScriptedEngine):
+    """Says its last choice; the question says what it does instead."""
+
+    def __init__(self):
+        super().__init__(lambda request: np.arange(len(request.sentences)), "odd")
+        self.forgotten = []
+
+    @property
+    def metadata(self):
+        return {**super().metadata, "pid": os.getpid(), "forgotten": list(self.forgotten)}
+
+    def prepare(self, request):
+        if request.prompt.after == "narrow":
+            raise RequestError("the picture is too narrow", 422)
+        if request.prompt.after == "odd":
+            raise ValueError("an odd picture")
+        return request
+
+    def generate(self, requests):
+        for request in requests:
+            if request.prompt.after == "raise":
+                raise ZeroDivisionError("nothing to divide by")
+            if request.prompt.after == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if request.prompt.after == "hang":
+                time.sleep(600)
+        return super().generate(requests)
+
+    def forget(self, episode):
+        self.forgotten.append(episode)
+
+
+def refuse():
+    raise ConfigError("no such model")
+
+
+def fail():
+    raise MemoryError("no room")
+
+
+def ask(what="", episode="robot/0"):
+    return GenerationRequest(np.zeros((8, 8, 3), np.uint8), Prompt("", what, "chat"), CHOICES, episode=episode)
