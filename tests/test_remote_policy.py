@@ -129,6 +129,33 @@ def test_an_unusable_answer_is_a_held_fault(behind, said):
         assert status == 503 and "server" in details["error"]
 
 
+def test_a_server_that_is_away_at_a_reset_is_reset_before_the_next_step(behind):
+    with serve_in_front(behind.url) as port:
+        act(port)
+        behind.status = 500
+        assert ask(port, "POST", "/reset", b'{"seed": 3}')[0] == 200  # AutoEval ends a job on anything else
+        status, _, details = act(port)
+        assert status == 200 and "/reset answered 500" in details["fault"]
+        behind.status = 200
+        assert act(port)[2]["fault"] is None
+        assert behind.asked[-2:] == ["/reset", "/act?details=1"]
+        act(port)
+        assert behind.asked[-1] == "/act?details=1" and behind.asked[-2] != "/reset"
+        behind.status = 500
+    with serve_in_front_of_none(behind) as port:  # the first step starts an episode by itself
+        status, _, details = act(port)
+        assert status == 200 and details["fault"]
+
+
+@contextmanager
+def serve_in_front_of_none(behind):
+    """As serve_in_front, for a server that goes away once it has said what it is."""
+    behind.status = 200
+    with serve_in_front(behind.url) as port:
+        behind.status = 500
+        yield port
+
+
 @pytest.mark.parametrize("phrase", ["fly to the moon", 5, ["stop"], {}])
 def test_an_action_beside_an_unknown_phrase_counts_alone(behind, phrase):
     with serve_in_front(behind.url) as port:

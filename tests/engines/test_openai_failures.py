@@ -38,7 +38,7 @@ def test_each_failure_has_its_own_error_and_counter(open_engine, server, habit, 
     before = len(server.bodies)
     outcome = ask(engine, side=100)
     assert isinstance(outcome, RemoteError) and outcome.kind == kind and words in str(outcome)
-    # What is refused is asked once more, without log-probabilities.
+    # What is refused is asked once more, without optional fields.
     tries = 2 if kind in ("connection", "server_error", "refused") else 1
     assert engine.counters[kind] == len(server.bodies) - before == tries
     server.habit = ""
@@ -101,8 +101,11 @@ def test_a_question_that_is_never_answered_holds_no_robot(open_engine, server):
     assert isinstance(outcome[0], EngineError)  # it was failed by the end, not by an answer
 
 
-@pytest.mark.parametrize("habit", ["refuses_logprobs", "refuses_logprobs_by_500", *(f"garbled{i}" for i in range(7))])
-def test_optional_numbers_that_turn_unreadable_cost_no_step(open_engine, server, habit):
+@pytest.mark.parametrize(
+    "habit",
+    ["refuses_logprobs", "refuses_logprobs_by_500", "refuses_new_limit", *(f"garbled{i}" for i in range(7))],
+)
+def test_optional_fields_that_turn_out_unwanted_cost_no_step(open_engine, server, habit):
     engine = open_engine(server)
     assert ask(engine).probabilities is not None
     server.habit = habit

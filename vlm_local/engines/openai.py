@@ -182,7 +182,7 @@ class OpenAIEngine:
     async def _generate_one(self, request: GenerationRequest) -> Outcome:
         robot = None if request.episode is None else request.episode.rpartition("/")[0]
         job = partial(self._answer, request=request)
-        plainer = partial(job, logprobs=False) if request.decide == "greedy" else None
+        plainer = partial(job, plain=True) if request.decide == "greedy" else None
         try:
             with explained("asking the server failed"):
                 if robot is not None:
@@ -191,11 +191,11 @@ class OpenAIEngine:
         except EngineError as error:
             return error
 
-    async def _answer(self, server: Server, request: GenerationRequest, logprobs: bool = True) -> Generation:
+    async def _answer(self, server: Server, request: GenerationRequest, plain: bool = False) -> Generation:
         start = perf_counter()
         messages = build_messages(request.prompt, encode_image(request.image))
         encoded = perf_counter()
-        reply = await server.ask(messages, request.sentences, self._deadline_s, logprobs)
+        reply = await server.ask(messages, request.sentences, self._deadline_s, plain)
         sentence, num_questions = reply.sentence, 1
         if request.decide != "greedy":
             sentence, num_questions = await self._settle(server, messages, request, reply)

@@ -52,7 +52,7 @@ class ServerPool:
 
         A job that is too late is cancelled, its connection closed and its answer never read.
         robot: who asks, None for a question that is no robot's. plainer: the job without what a server
-        may refuse.
+        may refuse, None where there is none.
         """
         self.counters["requests"] += 1
         loop = asyncio.get_running_loop()
@@ -70,7 +70,7 @@ class ServerPool:
     def _choose_retry(self, server: Server, kind: str, job: Job, plainer: Job | None) -> tuple[Server, Job] | None:
         """Whom to ask what after a failure; None for nobody."""
         if kind == "refused":  # as another server would
-            return None if plainer is None or not server.constrained else (server, plainer)
+            return None if plainer is None else (server, plainer)
         others = [other for other in self._ring(server) if other not in self.down]
         if others:
             return others[0], job

@@ -40,17 +40,18 @@ _PERHAPS_A_FIELD = ("refused", "server_error", "malformed")
 
 
 class Options(NamedTuple):
-    """Fields that servers may refuse. limit: the one that limits an answer's length.
+    """Fields that servers may refuse. limit: the one that limits an answer's length, None for none.
 
     num_top: how many of the likeliest tokens it lists at each place; None for no log-probabilities.
     """
 
-    limit: str
+    limit: str | None
     num_top: int | None
 
 
 # 20 is vLLM's and OpenAI's largest number, 5 that of several hosted APIs. The plainest comes last.
 _OPTIONS = tuple(Options(limit, top) for top in (20, 5, None) for limit in ("max_completion_tokens", "max_tokens"))
+_PLAINEST = Options(None, None)
 
 
 @dataclass(frozen=True)
@@ -172,11 +173,8 @@ class Server:
         except RemoteError as error:
             if error.kind not in _PERHAPS_A_FIELD or self._options.num_top is None:
                 raise
-        return await self._post(_build_probe(), constraint, _PROBE_TOKENS, self._plainer, _START_S)
-
-    @property
-    def _plainer(self) -> Options:
-        return self._options._replace(num_top=None)
+        silent = self._options._replace(num_top=None)
+        return await self._post(_build_probe(), constraint, _PROBE_TOKENS, silent, _START_S)
 
     def spell(self, sentence: str) -> str:
         """The text with which this server says a sentence."""
@@ -186,14 +184,15 @@ class Server:
         """Have the server compile a list of sentences."""
         await self.ask(_build_probe(), sentences, timeout_s)
 
-    async def ask(self, messages: list, sentences: Sequence[str], timeout_s: float, logprobs: bool = True) -> Reply:
+    async def ask(self, messages: list, sentences: Sequence[str], timeout_s: float, plain: bool = False) -> Reply:
         """Have the server say one of `sentences`. Raises RemoteError for everything else it does.
 
-        logprobs: ask for log-probabilities where the server is known to give them.
+        plain: without any optional field, though the server has taken some.
         """
         longest = max(len(self._dialect.spell(sentence).encode()) for sentence in sentences)
         body = self._dialect.build(sentences)
-        options = self._options if logprobs and self.constrained else self._plainer
+        options = self._options if self.constrained else self._options._replace(num_top=None)
+        options = _PLAINEST if plain else options
         answer = await self._post(messages, body, 2 * longest + 16, options, timeout_s)
         sentence = self._dialect.read(answer.text)
         if answer.finish != "stop":
@@ -208,7 +207,9 @@ class Server:
         self, messages: list, constraint: Mapping, max_tokens: int, options: Options, timeout_s: float
     ) -> Completion:
         """One completion, whole within `timeout_s`."""
-        fields = {**constraint, options.limit: max_tokens}
+        fields = dict(constraint)
+        if options.limit is not None:
+            fields[options.limit] = max_tokens
         if options.num_top is not None:
             fields |= {"logprobs": True, "top_logprobs": options.num_top}
         with _translated(self.url, timeout_s):

@@ -20,7 +20,8 @@ class HoldOnFault:
 
     AutoEval ends a whole evaluation on anything but an array. After `max_held` faults in a row the
     fault is raised as EngineError: a dead model must not look like a shy one. A reset does not
-    start the count again, only an answer does.
+    start the count again, only an answer does. An episode that could not be started (its policy is
+    elsewhere) is started before its next step.
     """
 
     def __init__(self, policy: Policy, max_held: int):
@@ -28,6 +29,7 @@ class HoldOnFault:
         self._max_held = max_held
         self._num_held = 0
         self._gripper: float | None = None
+        self._seed_due: int | None = None  # of an episode that is to be started
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -35,10 +37,22 @@ class HoldOnFault:
 
     def reset(self, seed: int) -> None:
         self._gripper = None
-        self._policy.reset(seed)
+        self._seed_due = seed
+        try:
+            self._start_due()
+        except (RequestError, EngineClosed):
+            raise
+        except Exception:
+            logger.exception("the episode could not be started; its next step tries again")
+
+    def _start_due(self) -> None:
+        if self._seed_due is not None:
+            self._policy.reset(self._seed_due)
+            self._seed_due = None
 
     def act(self, observation: Observation) -> Decision:
         try:
+            self._start_due()
             decision = self._policy.act(observation)
         except (RequestError, EngineClosed):
             raise
