@@ -63,6 +63,19 @@ def test_a_server_that_comes_back_compiles_the_robots_list_and_no_questions(open
         assert after == [before[0] + 1, *before[1:]]
 
 
+def test_the_only_server_is_made_ready_again_when_it_comes_back_as_another(open_engine):
+    port = find_free_port()
+    with FakeServer(port=port) as server:
+        engine = open_engine(server)
+        ask(engine)
+        server.close()
+        assert isinstance(ask(engine), RemoteError)
+    with FakeServer("sglang", port=port):
+        until(lambda: engine.counters["revived"] == 1)
+        assert engine.metadata["servers"][0]["dialect"] == "sglang-regex"
+        assert ask(engine).sentence in SENTENCES
+
+
 def test_a_question_that_is_too_much_takes_no_server_from_the_robots(open_engine):
     with FakeServer() as one, FakeServer() as two:
         engine = open_engine(one, two)

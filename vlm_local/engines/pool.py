@@ -19,7 +19,8 @@ class ServerPool:
     """Robots are dealt out evenly and stay with their server, whose prefix cache knows their prompt.
 
     While it is down they ask the next one, and they come back. The last server that is up stays so
-    whatever it does: every answer is checked anyway, and it may be the one that recovers.
+    whatever it does: every answer is checked anyway, and it may be the one that recovers. A server
+    that dropped a connection may have been started anew, so it is made ready again in any case.
     """
 
     def __init__(self, servers: Sequence[Server], connect: Callable[[Server], Awaitable[None]]):
@@ -29,6 +30,7 @@ class ServerPool:
         # All there from the start: other threads read them while this one counts.
         self.counters = Counter(dict.fromkeys(("requests", "retries", "revived", *REMOTE_KINDS), 0))
         self._connect = connect
+        self._returning: set[Server] = set()
         self._homes: dict[str, int] = {}
         self._revivals: set[asyncio.Task] = set()
 
@@ -89,7 +91,7 @@ class ServerPool:
             self.counters[error.kind] += 1
             # A question that is no robot's may be at fault itself; only a dead server is left for it.
             is_servers = error.kind not in ("refused", "rate_limited") if is_robots else error.kind == "connection"
-            if is_servers and len(self.up) > 1:
+            if is_servers and (len(self.up) > 1 or error.kind == "connection"):
                 self._leave(server)
             _empty_frames(error)
             raise
@@ -110,21 +112,24 @@ class ServerPool:
         return [*self.servers[place + 1 :], *self.servers[:place]]
 
     def _leave(self, server: Server) -> None:
-        """Ask it nothing until it can be connected again, which is tried from now on."""
-        if server in self.down:
+        """Connect to it again, which is tried from now on; until then ask it nothing, unless it is the last."""
+        if len(self.up) > 1:
+            self.down.add(server)
+        if server in self._returning:
             return
-        self.down.add(server)
+        self._returning.add(server)
         task = asyncio.create_task(self._revive(server))
         self._revivals.add(task)  # the loop itself keeps no strong reference
         task.add_done_callback(self._revivals.discard)
 
     async def _revive(self, server: Server) -> None:
-        while server in self.down:
+        while server in self._returning:
             await asyncio.sleep(_REVIVE_S)
             try:
                 await self._connect(server)
             except VLMLocalError:
                 continue
+            self._returning.discard(server)
             self.down.discard(server)
             self.counters["revived"] += 1
 
