@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 
@@ -43,6 +44,13 @@ class OddEngine(ScriptedEngine):
 
     def forget(self, episode):
         self.forgotten.append(episode)
+
+
+def load_and_tell(path):
+    """Writes its process id to `path`, then takes a while."""
+    Path(path).write_text(str(os.getpid()))
+    time.sleep(0.5)
+    return OddEngine()
 
 
 def refuse():

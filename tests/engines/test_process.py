@@ -13,7 +13,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.engines.odd_engine import CHOICES, OddEngine, ask, fail, refuse
+from tests.engines.odd_engine import CHOICES, OddEngine, ask, fail, load_and_tell, refuse
 from tests.serving import serve, until
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import PolicyOptions, open_engine
@@ -105,9 +105,9 @@ def test_a_process_that_hangs_is_started_again(stopped, caplog):
 
 
 @contextmanager
-def _serve(**limits):
+def _serve(load=OddEngine, **limits):
     """A server with such an engine, and a question for its health."""
-    with serve(lambda: EngineProcess(OddEngine, **limits), deadline_ms=60_000) as server:
+    with serve(lambda: EngineProcess(load, **limits), deadline_ms=60_000) as server:
         worker = server.service.policies.worker
         worker.wait_loaded(60)
 
@@ -143,6 +143,18 @@ def test_a_process_that_dies_is_replaced_while_nobody_asks():
         until(lambda: worker.metadata["pid"] != first)
         until(lambda: look() == (200, "healthy"))
         assert server.act()["fault"] is None
+
+
+def test_a_process_that_is_stopped_while_it_loads_again_is_replaced_too(tmp_path):
+    pids = tmp_path / "pids"
+    with _serve(load=partial(load_and_tell, str(pids)), stopped_after_s=0.5) as (server, _, look):
+        first = int(pids.read_text())
+        os.kill(first, signal.SIGKILL)
+        until(lambda: pids.read_text() not in ("", str(first)))  # the next one begins to load
+        second = int(pids.read_text())
+        os.kill(second, signal.SIGSTOP)
+        until(lambda: look() == (200, "healthy"))
+        assert _has_ended(second) and server.act()["fault"] is None
 
 
 def test_a_full_pipe_holds_nobody_for_ever():

@@ -26,15 +26,15 @@ from vlm_local.types import GenerationRequest
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.25
-_RESTART_EVERY_S = 30.0  # where loading failed
+_RESTART_EVERY_S = 30.0  # at the latest, where loading fails again and again
 
 
 class EngineProcess:
     """The engine that `load` makes, on the other side of a pipe. A process that died or hung is started anew.
 
-    Requests are prepared over there, too. A thread watches the process, so that `is_down` is true and a
-    new one is loaded also while nobody asks. Whoever uses the pipe holds its lock. The process ends with
-    the thread that started it, however that ends.
+    Requests are prepared over there, too. One thread watches the process and ends it where it must be
+    ended, another loads a new one, both also while nobody asks. Whoever uses the pipe holds its lock.
+    The process ends with the thread that started it, however that ends.
     """
 
     def __init__(
@@ -54,8 +54,10 @@ class EngineProcess:
         self._lock = threading.Lock()
         self._closed = threading.Event()
         self._busy_since: float | None = None
+        self._stopped_since: float | None = None
         self._start()
-        threading.Thread(target=self._watch, name="engine-watch", daemon=True).start()
+        for work in (self._watch, self._keep_running):
+            threading.Thread(target=work, name="engine-watch", daemon=True).start()
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -64,7 +66,7 @@ class EngineProcess:
     @property
     def is_down(self) -> bool:
         """Whether the process cannot answer now: stopped, ended, or loading again. Any thread may ask."""
-        return self._is_loading or self._process.poll() is not None or self._is_stopped()
+        return self._is_loading or self._stopped_since is not None or self._process.poll() is not None
 
     def prepare(self, request: GenerationRequest) -> GenerationRequest:
         return request
@@ -83,7 +85,7 @@ class EngineProcess:
     def close(self) -> None:
         self._closed.set()
         self._process.kill()
-        with self._lock:  # the watch may be starting a new one, which ends it at once
+        with self._lock:  # a new one may just be started, which ends at once
             self._pipe.close()
             self._process.kill()
             self._process.wait()
@@ -140,20 +142,22 @@ class EngineProcess:
             return False
 
     def _watch(self) -> None:
-        """End a process that has hung or is stopped, and start another where one has ended."""
-        stopped_since: float | None = None
-        restart_from = 0.0
+        """End a process that has hung or is stopped."""
         while not self._closed.wait(_LOOK_EVERY_S):
             now, busy_since = monotonic(), self._busy_since
-            stopped_since = (stopped_since or now) if self._is_stopped() else None
+            self._stopped_since = (self._stopped_since or now) if self._is_stopped() else None
             if busy_since is not None and now - busy_since > self._hung_after_s:
                 logger.error("the model has hung for %g s: its process is ended", self._hung_after_s)
                 self._process.kill()
-            elif stopped_since is not None and now - stopped_since > self._stopped_after_s:
+            elif self._stopped_since is not None and now - self._stopped_since > self._stopped_after_s:
                 logger.error("the engine's process is stopped for %g s: it is ended", self._stopped_after_s)
                 self._process.kill()
-            elif now >= restart_from and not self._revive():
-                restart_from = monotonic() + _RESTART_EVERY_S
+
+    def _keep_running(self) -> None:
+        """Load another process where one has ended. The thread stays as long as the process that it started."""
+        pause_s = _LOOK_EVERY_S
+        while not self._closed.wait(pause_s):
+            pause_s = _LOOK_EVERY_S if self._revive() else min(2 * pause_s, _RESTART_EVERY_S)
 
     def _revive(self) -> bool:
         """Start another process where one has ended and nobody else sees to it; False where it could not be loaded."""
@@ -163,7 +167,7 @@ class EngineProcess:
             if self._process.poll() is not None and not self._closed.is_set():
                 self._restart()
         except Exception as error:
-            logger.error("%s; the next try comes with the next request, or in %g s", error, _RESTART_EVERY_S)
+            logger.error("%s; it is tried again, later each time, and at the next request", error)
             return False
         finally:
             self._lock.release()
