@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif habit in _REFUSED_FIELDS and _REFUSED_FIELDS[habit][0] in body:
             field, status, reason = _REFUSED_FIELDS[habit]
             self._send(status, {"detail": [{"loc": ["body", field], "msg": reason}]})
-        elif habit == "refuses_all":
+        elif habit == "refuses_all" or (habit == "refuses_free" and "structured_outputs" not in body):
             self._send(422, {"detail": [{"loc": ["body", "model"], "msg": "pictures are not allowed"}]})
         elif habit == "five" and body.get("top_logprobs", 0) > 5:
             self._send(400, {"error": {"message": "top_logprobs of 20 is greater than max allowed: 5"}})

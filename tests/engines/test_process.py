@@ -105,9 +105,9 @@ def test_a_process_that_hangs_is_started_again(stopped, caplog):
 
 
 @contextmanager
-def _serve(load=OddEngine, **limits):
+def _serve(load=OddEngine, deadline_ms=60_000, **limits):
     """A server with such an engine, and a question for its health."""
-    with serve(lambda: EngineProcess(load, **limits), deadline_ms=60_000) as server:
+    with serve(lambda: EngineProcess(load, **limits), deadline_ms=deadline_ms) as server:
         worker = server.service.policies.worker
         worker.wait_loaded(60)
 
@@ -172,6 +172,19 @@ def test_a_full_pipe_holds_nobody_for_ever():
 def test_a_stopped_process_is_no_reason_to_wait_at_the_end():
     with _serve() as (_, worker, _):
         os.kill(worker.metadata["pid"], signal.SIGSTOP)
+        assert worker.close(30)
+
+
+def test_the_end_waits_for_no_forward_and_no_load(tmp_path):
+    with _serve(deadline_ms=300) as (_, worker, _):
+        with pytest.raises(EngineError, match="within the deadline"):
+            worker.generate(ask("hang"))
+        assert worker.close(30)
+    pids = tmp_path / "pids"
+    with _serve(load=partial(load_and_tell, str(pids), 600)) as (_, worker, _):
+        first = int(pids.read_text())
+        os.kill(first, signal.SIGKILL)
+        until(lambda: pids.read_text() not in ("", str(first)))
         assert worker.close(30)
 
 

@@ -55,6 +55,9 @@ class FaultyEngine:
     def forget(self, episode: str) -> None:
         self._engine.forget(episode)
 
+    def end(self) -> None:
+        getattr(self._engine, "end", lambda: None)()
+
     def close(self) -> None:
         self._engine.close()
 

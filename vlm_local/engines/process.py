@@ -82,9 +82,13 @@ class EngineProcess:
             with self._talk():
                 self._send(episode)
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Give up whatever runs; any thread may call it. What waits for an answer, or for a load, fails at once."""
         self._closed.set()
         self._process.kill()
+
+    def close(self) -> None:
+        self.end()
         with self._lock:  # a new one may just be started, which ends at once
             self._pipe.close()
             self._process.kill()

@@ -133,8 +133,10 @@ class Server:
                 if error.kind not in _PERHAPS_A_FIELD:
                     raise
                 failure = error
-        else:  # the reason for refusing the plainest question tells most
-            raise failure if failure.kind == "server_error" else ConfigError(f"{failure}; it answers no question")
+        else:
+            if failure.kind == "server_error":
+                raise failure
+            return _OPTIONS[0]  # it may take questions with a constraint only
         older = options._replace(limit="max_tokens")
         if not _is_limited(answer) and older != options:
             # Older servers ignore the newer field, and cut answers where they like.
@@ -153,7 +155,7 @@ class Server:
         """Try a dialect with a word that only an obeying server can say: set it, or say why not."""
         word = "zq" + secrets.token_hex(4)
         try:
-            answer = await self._post_probe(dialect.build([word]))
+            answer, options = await self._post_probe(dialect.build([word]))
         except RemoteError as error:
             if error.kind not in _PERHAPS_A_FIELD:
                 raise
@@ -161,20 +163,21 @@ class Server:
         if dialect.read(answer.text) != word or answer.finish != "stop":
             return f"said {shorten(answer.text)}, with finish_reason {answer.finish!r}"
         spelt = dialect.spell(word)
-        self._dialect = dialect
+        self._dialect, self._options = dialect, options
         self.constrained = answer.text == spelt and is_constrained(build_spelling((spelt,)), answer.positions)
         self._tells_end = tells_end(spelt.encode(), answer.positions)
         return None
 
-    async def _post_probe(self, constraint: Mapping) -> Completion:
-        """With log-probabilities, or without them where they are what the server refuses."""
-        try:
-            return await self._post(_build_probe(), constraint, _PROBE_TOKENS, self._options, _START_S)
-        except RemoteError as error:
-            if error.kind not in _PERHAPS_A_FIELD or self._options.num_top is None:
-                raise
-        silent = self._options._replace(num_top=None)
-        return await self._post(_build_probe(), constraint, _PROBE_TOKENS, silent, _START_S)
+    async def _post_probe(self, constraint: Mapping) -> tuple[Completion, Options]:
+        """With all that the server takes; where it is refused without log-probabilities, then without any option."""
+        for options in (self._options, self._options._replace(num_top=None), _PLAINEST):
+            try:
+                return await self._post(_build_probe(), constraint, _PROBE_TOKENS, options, _START_S), options
+            except RemoteError as error:
+                if error.kind not in _PERHAPS_A_FIELD:
+                    raise
+                failure = error
+        raise failure
 
     def spell(self, sentence: str) -> str:
         """The text with which this server says a sentence."""

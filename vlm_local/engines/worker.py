@@ -139,7 +139,7 @@ class EngineWorker:
             self._changed.notify()
 
     def close(self, timeout_s: float = 1.0) -> bool:
-        """Fail whatever waits. True when the thread ended in time; a running forward cannot be ended."""
+        """Fail whatever waits. True when the thread ended in time; a forward in this process cannot be ended."""
         with self._changed:
             self._closed = True
             abandoned = [*self._waiting, *self._running, *self._submitted]
@@ -148,6 +148,7 @@ class EngineWorker:
         self._loaded.set()
         for job in abandoned:
             _settle(job.future, EngineClosed("the server is stopping"))
+        getattr(self._engine, "end", lambda: None)()  # nobody waits for what an EngineProcess does
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
