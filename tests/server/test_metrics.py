@@ -2,7 +2,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.engines.fake_server import FakeServer
 from tests.server.observing import observe
-from tests.serving import GRAMMAR, PHRASE, build_body, until
+from tests.serving import GRAMMAR, PHRASE, build_body, find_free_port, until
 from vlm_local.engines.openai import OpenAIEngine
 from vlm_local.errors import EngineError
 from vlm_local.safety import Workspace
@@ -86,3 +86,17 @@ def test_failures_of_the_servers_behind_an_engine_are_counted_by_kind():
     assert held["phrase"] is None and "rate limit" in held["fault"]
     assert _value(samples, "engine_events_total", kind="rate_limited") == 1
     assert _value(samples, "engine_events_total", kind="requests") == 2
+
+
+def test_health_tells_when_no_server_behind_an_engine_can_be_reached():
+    port = find_free_port()
+    with FakeServer(port=port) as behind:
+        engine = OpenAIEngine([behind.url], "tiny")
+        with observe(engine=engine) as server:
+            assert server.get("/health")[0] == 200
+            behind.close()
+            assert server.act()["fault"]
+            until(lambda: server.get("/health")[0] == 503)
+            with FakeServer(port=port):
+                until(lambda: server.get("/health")[0] == 200)
+                assert server.act()["fault"] is None

@@ -106,6 +106,11 @@ class OpenAIEngine:
         """Whether the servers report log-probabilities that were taken after the constraint."""
         return all(server.constrained for server in self._pool.up)
 
+    @property
+    def is_down(self) -> bool:
+        """Whether none of the servers can be connected. Any thread may ask."""
+        return self._pool.is_down
+
     def _find_lack(self) -> str | None:
         return next((server.lacks_for_draws for server in self._pool.up if server.lacks_for_draws), None)
 

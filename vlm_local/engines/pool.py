@@ -31,12 +31,18 @@ class ServerPool:
         self.counters = Counter(dict.fromkeys(("requests", "retries", "revived", *REMOTE_KINDS), 0))
         self._connect = connect
         self._returning: set[Server] = set()
+        self._unreachable: set[Server] = set()  # those of them that could not be connected again so far
         self._homes: dict[str, int] = {}
         self._revivals: set[asyncio.Task] = set()
 
     @property
     def up(self) -> list[Server]:
         return [server for server in self.servers if server not in self.down]
+
+    @property
+    def is_down(self) -> bool:
+        """Whether no server can be connected."""
+        return len(self._unreachable) == len(self.servers)
 
     async def open(self) -> None:
         """Connect to all. Raises what a server that cannot be used raised, or when none can be reached."""
@@ -128,7 +134,9 @@ class ServerPool:
             try:
                 await self._connect(server)
             except VLMLocalError:
+                self._unreachable.add(server)
                 continue
+            self._unreachable.discard(server)
             self._returning.discard(server)
             self.down.discard(server)
             self.counters["revived"] += 1

@@ -73,7 +73,7 @@ class EngineWorker:
     def state(self) -> str:
         """ "loading", "healthy", "stuck", "failed" or "closed".
 
-        stuck: past the deadline, or the engine itself says that it is down (see EngineProcess).
+        stuck: past the deadline, or the engine itself says that it is down (its process, its servers).
         """
         if self._closed:
             return "closed"
