@@ -95,6 +95,12 @@ def test_a_foreign_server_gets_autoevals_layout_and_needs_no_reset():
         assert len(server.connections) == 1, "the connection was not kept"
 
 
+@pytest.mark.parametrize("status", [404, 405, 501])
+def test_a_server_that_knows_no_reset_is_left_in_peace(status):
+    with ForeignServer(reset_status=status) as server:
+        RemotePolicy(server.url).reset(0)
+
+
 def test_a_reset_that_fails_is_told_unless_there_is_none():
     with ForeignServer(reset_status=500) as server, pytest.raises(EngineError, match="500"):
         RemotePolicy(server.url).reset(0)

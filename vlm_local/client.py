@@ -23,8 +23,8 @@ import numpy as np
 _AUTOEVAL_GRIPPER_RANGE = 0.39
 
 _MAX_ANSWER = 2**22  # bytes; our own largest has a few thousand
-# What a server says that does not know a path. A proxy before one of ours says 502 while it starts.
-_NO_SUCH_PATH = (400, 404, 405, 406, 410, 415, 422, 501)
+# What a server says that does not know a route. A proxy before one of ours says 502 while it starts.
+_NO_SUCH_ROUTE = (404, 405, 501)
 
 
 class PolicyError(Exception):
@@ -63,7 +63,7 @@ class PolicyClient:
             try:
                 found = _read_json(self.request("GET", "/metadata"))
             except PolicyError as error:
-                if error.status not in _NO_SUCH_PATH:
+                if error.status not in (*_NO_SUCH_ROUTE, 400, 410, 422):
                     raise
                 found = None
             self._metadata = found if isinstance(found, dict) else {}
@@ -80,7 +80,7 @@ class PolicyClient:
         try:
             self.request("POST", "/reset", body)
         except PolicyError as error:
-            if error.status != 404:
+            if error.status not in _NO_SUCH_ROUTE:
                 raise
 
     def act(self, image, instruction, proprio=None):

@@ -222,6 +222,8 @@ class EngineWorker:
             try:
                 self._engine.submit(job.prepared).add_done_callback(partial(self._finish, job, start))
             except Exception as error:
+                with self._changed:
+                    self._submitted.discard(job)
                 self._fail(job, error)
 
     def _finish(self, job: _Job, start: float, outcome: "Future[Outcome]") -> None:
