@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import serving
 from vlm_local.cli import main
@@ -23,6 +24,12 @@ def run_sim(capsys, out, *arguments) -> dict:
 
 def read_lines(out, episode: str) -> list[dict]:
     return [json.loads(line) for line in (out / "episodes" / episode / "steps.jsonl").read_text().splitlines()]
+
+
+def read_gripper_word(film, frame: int) -> np.ndarray:
+    """The pixels of "open" or "closed" in the panel below the picture, 320 wide."""
+    film.seek(frame)
+    return np.asarray(film.convert("L"), float)[371:385, 266:318]
 
 
 def test_a_run_of_the_oracle(tmp_path, capsys):
@@ -42,6 +49,9 @@ def test_a_run_of_the_oracle(tmp_path, capsys):
     assert report["tasks"]["open_drawer"]["reached"] == {"reached": 1, "opened": 1}
     assert (out / "report.html").stat().st_size > 10_000
     assert (out / "episodes/reach-0/film.mp4").exists() and (out / "episodes/reach-0/film.gif").exists()
+    with Image.open(out / "episodes/reach-0/film.gif") as film:
+        last_step = read_gripper_word(film, film.n_frames - 6)  # before the five of what came of it
+        assert np.abs(read_gripper_word(film, film.n_frames - 1) - last_step).mean() < 4  # of "closed" it is 9
     board = tmp_path / "leaderboard.md"
     assert main(["leaderboard", str(out), "--out", str(board)]) == 0
     assert "| oracle | - | 40 to 40 | 100.0 %" in board.read_text()
