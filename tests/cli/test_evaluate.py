@@ -1,12 +1,15 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests import recordings
 from vlm_local.actions import load_step_table
+from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.cli import main
 from vlm_local.data.runs import RunWriter
+from vlm_local.types import Observation
 
 
 @pytest.fixture
@@ -99,6 +102,22 @@ def test_replay_shows_the_first_divergence(tmp_path, capsys):
     _record(tmp_path / "same", ["stop", "stop"])
     assert main(["replay", str(tmp_path / "same"), "--policy", "stop"]) == 0
     assert "they agree throughout" in capsys.readouterr().out
+
+
+def test_replay_draws_as_the_recorded_server_did_also_where_a_step_was_not_recorded(tmp_path, capsys):
+    policy = open_policies(PolicyOptions(model="random")).build("robot")
+    policy.reset(0)
+    image = recordings.make_images(1, 0)[0]
+    observation = Observation(image, "lift the cup")
+    said = [policy.act(replace(observation, step=step)).phrase for step in range(6)]
+    writer = RunWriter(tmp_path)
+    writer.start_episode("arm", {"seed": 0})
+    for step in (0, 1, 4, 5):
+        line = {"robot": "arm", "phrase": said[step], "instruction": "lift the cup", "proprio": None, "step": step}
+        writer.add_step(line | {"action": [0.0] * 7}, image)
+    writer.close()
+    assert main(["replay", str(tmp_path), "--policy", "random", "--seed", "5"]) == 0
+    assert "4 of 4 answers are the same" in capsys.readouterr().out
 
 
 def test_replay_of_what_is_no_run_is_refused(tmp_path, capsys):

@@ -80,6 +80,34 @@ def test_it_says_where_it_is_records_and_ends_with_0(start, tmp_path):
     assert len(lines) == 1 and json.loads(lines[0])["phrase"] == "move up"
 
 
+def test_a_hold_and_a_closed_gripper_outlast_a_killed_server(start, tmp_path):
+    def act():
+        return json.loads(ask(port, "POST", "/act?details=1", build_body(proprio=None))[2])
+
+    process = start(model="move up, close gripper")
+    port = _wait_ready(process)
+    assert act()["action"] == [0, 0, 0.0125, 0, 0, 0, 0]
+    assert json.loads(ask(port, "POST", "/hold", b'{"reason": "tea"}')[2])["survives_restart"] is True
+    process.kill()
+    process.wait(60)
+    second = start(model="move up")
+    port = _wait_ready(second)
+    told = act()
+    assert told["action"] == [0] * 7 and "tea" in told["fault"]
+    assert ask(port, "POST", "/release")[0] == 200
+    assert act()["action"] == [0, 0, 0.0125, 0, 0, 0, 0]
+    port = _wait_ready(start(model="move up"))  # beside the second, not after it: another server, other robots
+    told = act()
+    assert told["fault"] is None and told["action"][6] == 1
+
+
+def test_servers_that_start_together_record_into_folders_of_their_own(start, tmp_path):
+    ports = [_wait_ready(process) for process in [start(), start()]]
+    for port in ports:
+        assert ask(port, "POST", "/act", build_body())[0] == 200
+    until(lambda: len(list((tmp_path / "runs").glob("*/episodes/robot-0/steps.jsonl"))) == 2)
+
+
 def _post_in_background(port):
     result = []
     thread = threading.Thread(target=lambda: result.extend(ask(port, "POST", "/act", build_body())))

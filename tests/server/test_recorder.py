@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from vlm_local.data.runs import read_run
+from vlm_local.data.runs import RunWriter, read_run
 from vlm_local.errors import ConfigError
 from vlm_local.server.recorder import Recorder
 from vlm_local.server.records import Outlet, Refusal, StepRecord
@@ -145,6 +145,20 @@ def test_a_disk_that_hangs_never_holds_up_who_hands_over_a_record(tmp_path, monk
     assert outlet.num_dropped >= 44
     hanging.set()
     assert outlet.close(60)
+
+
+def test_a_folder_that_is_recorded_into_is_refused_and_no_episode_is_taken_over(tmp_path):
+    recorder = Recorder(tmp_path, dict)
+    with pytest.raises(ConfigError, match="in use by another process"):
+        Recorder(tmp_path, dict)
+    recorder(_record(0))
+    other = RunWriter(tmp_path)  # of a program that does not ask for the lock
+    assert other.start_episode("robot").name == "robot-1"
+    with pytest.raises(FileExistsError):
+        other.start_episode("robot", number=0)
+    assert len(_read(tmp_path)[0].lines) == 1
+    recorder.close()
+    Recorder(tmp_path, dict).close()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):

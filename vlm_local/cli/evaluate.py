@@ -109,10 +109,14 @@ def _replay(args: argparse.Namespace) -> int:
     from vlm_local.errors import DataError
     from vlm_local.evaluation.replay import replay_episode
 
-    def replay(episode) -> list[bool]:
-        """Print an episode; whether the answers of each step are the same."""
+    def replay(episode) -> list:
+        """Print an episode's steps; returns them."""
         print(f"\n{Path(episode.source).name}\n{'step':>5}   {'recorded':44} {args.model or 'tiny'}")
-        return [_print_step(step) for step in replay_episode(episode, policy, args.seed)]
+        steps = []
+        for step in replay_episode(episode, policy, args.seed):
+            _print_step(step)
+            steps.append(step)
+        return steps
 
     if not (args.recording / "episodes").is_dir():
         raise DataError(f"{args.recording} is no recorded run: it has no folder episodes/")
@@ -121,9 +125,10 @@ def _replay(args: argparse.Namespace) -> int:
     try:
         policy = policies.build("replay")
         for episode in read_run(args.recording, ProblemPrinter()):
-            same = replay(episode)
-            print("they agree throughout" if all(same) else f"first divergence: step {same.index(False)}")
-            num_steps, num_same = num_steps + len(same), num_same + sum(same)
+            steps = replay(episode)
+            different = [step.step for step in steps if step.differs]
+            print(f"first divergence: step {different[0]}" if different else "they agree throughout")
+            num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
     finally:
         policies.close()
     if not num_steps:
@@ -132,9 +137,8 @@ def _replay(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_step(step) -> bool:
-    """A line of `replay`; whether both answers are the same."""
+def _print_step(step) -> None:
+    """A line of `replay`."""
     mark = "≠" if step.differs else " "
     note = f"  ({step.problem})" if step.problem else ""
     print(f"{step.step:5} {mark} {step.recorded or 'no answer':44} {step.answered or 'no answer'}{note}")
-    return not step.differs

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from vlm_local.errors import ConfigError, RequestError
 
 DEFAULT_ROBOT = "robot"
+ADDRESS = "vlm_local.address"  # where the WSGI environment holds the request's Address
 
 _ROBOT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOKEN = re.compile(r"[A-Za-z0-9_.~-]{8,}")
@@ -20,10 +21,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class Address:
-    """A request's path, taken apart. route: what is left, such as "/act"."""
+    """A request's path, taken apart. route: what is left, such as "/act". robot: None where none is named."""
 
     route: str
-    robot: str = DEFAULT_ROBOT
+    robot: str | None = None
     token: str | None = None
 
 

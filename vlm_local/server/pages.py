@@ -16,7 +16,8 @@ from vlm_local.data.summary import summarise_run
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json, read_json_lines
 from vlm_local.policy import Policy, derive_seed
-from vlm_local.server.app import ADDRESS, FULL_PATH
+from vlm_local.server.access import ADDRESS
+from vlm_local.server.app import FULL_PATH
 from vlm_local.server.live import Hub
 from vlm_local.types import Observation
 from vlm_local.wire import build_details, decode_act
