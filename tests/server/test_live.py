@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -122,8 +123,10 @@ def test_a_frame_is_what_the_robot_saw_last():
         assert Image.open(io.BytesIO(jpeg)).size == (256, 256) and headers["Cache-Control"] == "no-store"
 
 
-def test_past_episodes_can_be_browsed(tmp_path):
-    with observe(tmp_path) as server:
+@pytest.mark.parametrize("folder", ["absolute", "relative"])
+def test_past_episodes_can_be_browsed(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    with observe(tmp_path / "runs" if folder == "absolute" else Path("runs")) as server:
         server.act()
         server.act()
         server.post("/reset")

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
-from flask import Flask, Response, redirect, request, send_file
+from flask import Flask, Response, redirect, request
 
 from vlm_local.data.runs import list_folders
 from vlm_local.data.summary import summarise_run
@@ -130,7 +130,7 @@ def _add_episode_routes(app: Flask, run: Path | None) -> None:
         frame = find(episode) / "frames" / f"{step:06d}.png"
         if not frame.is_file():
             raise RequestError(f"episode {episode!r} has no frame {step}", 404)
-        return send_file(frame, mimetype="image/png")
+        return Response(frame.read_bytes(), mimetype="image/png")
 
 
 def _add_try_route(app: Flask) -> None:
