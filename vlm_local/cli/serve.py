@@ -27,6 +27,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     access = parser.add_argument_group("who gets in").add_argument
     access("--token", help="bearer header, or the path /t/TOKEN/act")
     access("--allow-from", default="", metavar="CIDR,...", help="addresses that need no token")
+    access("--host-name", default="", metavar="NAME,...", help="names that this machine has elsewhere, as at a tunnel")
     access("--insecure", action="store_true", help="listen to other machines without token or --allow-from")
     access("--rate-limit", type=float, metavar="N", help="requests to /act a second and address [any]")
     tunnel = parser.add_argument_group("tunnel").add_argument
@@ -98,6 +99,7 @@ def read_settings(args: argparse.Namespace):
         episodes=EpisodeSettings(seed=args.seed),
         gate=gate,
         prefix=args.prefix,
+        names=frozenset(name.strip().lower() for name in args.host_name.split(",") if name.strip()),
         on_fault=args.on_fault,
         max_held=args.max_held,
         rate_limit=args.rate_limit,

@@ -62,6 +62,12 @@ def parse_networks(text: str) -> tuple[Network, ...]:
         ) from None
 
 
+def read_token(token: str | None, authorization: str) -> str | None:
+    """The token of a request. token: of its path. authorization: the header, which counts first; "" for none."""
+    scheme, _, bearer = authorization.partition(" ")
+    return bearer.strip() if scheme.lower() == "bearer" else token
+
+
 class Gate:
     """Admits by token or by address. With neither set everyone who can connect is in."""
 
@@ -81,8 +87,7 @@ class Gate:
             return
         if self._token is None:
             raise RequestError(f"requests from {address} are not allowed here; see --allow-from", 403)
-        scheme, _, bearer = authorization.partition(" ")
-        given = bearer.strip() if scheme.lower() == "bearer" else token
+        given = read_token(token, authorization)
         if given is None:
             raise RequestError("a token is needed: send it as a bearer header or as the path /t/TOKEN/act", 401)
         if not self.knows(given):

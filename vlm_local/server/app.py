@@ -14,11 +14,12 @@ from werkzeug.exceptions import HTTPException
 
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.files import encode_json
-from vlm_local.server.access import ADDRESS, DEFAULT_ROBOT, RateLimit, parse_address
+from vlm_local.server.access import ADDRESS, DEFAULT_ROBOT, RateLimit, parse_address, read_token
 from vlm_local.server.answers import add_answer_route
 from vlm_local.server.episodes import Step
 from vlm_local.server.holds import add_hold_routes
 from vlm_local.server.kept import Kept
+from vlm_local.server.origins import check_origin
 from vlm_local.server.records import Refusal, StepRecord, Subscriber
 from vlm_local.server.service import Policies, ServerSettings, Service
 from vlm_local.wire import MAX_BODY, build_details, decode_act, decode_reset, encode_action
@@ -86,9 +87,11 @@ def _guard(app: Flask, service: Service) -> None:
         if isinstance(address, RequestError):
             raise address
         g.robot = address.robot or DEFAULT_ROBOT
-        remote = request.remote_addr or ""
+        remote, authorization = request.remote_addr or "", request.headers.get("Authorization", "")
+        has_token = gate.knows(read_token(address.token, authorization))
+        check_origin(request.method, address.route, request.headers, has_token, service.settings.names)
         try:
-            gate.check(remote, address.token, request.headers.get("Authorization", ""))
+            gate.check(remote, address.token, authorization)
             g.is_known = True
         except RequestError:
             if address.route != "/health":  # open to all, but says little to strangers

@@ -1,7 +1,6 @@
 """The application with all that watches it: the recording, the live page, the metrics."""
 
 import time
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,15 +24,13 @@ class ObservedApp:
         settings: ServerSettings = ServerSettings(),
         run: Path | None = None,
         max_bytes: int | None = None,
-        names: Collection[str] = (),
         previous: Path | None = None,
         port: int | None = None,
     ):
         """run, max_bytes: the recording's folder (None for no recording) and the most it may take.
 
         previous: folder of the run whose holds and grippers go on in this one. port: where it is served.
-        names: host names by which the live page may be opened, see pages.add_live_routes. Raises
-        ConfigError for a folder that cannot be written.
+        Raises ConfigError for a folder that cannot be written.
         """
         self._policies = policies
         self._settings = settings
@@ -48,7 +45,7 @@ class ObservedApp:
         self.app = create_app(policies, settings, subscribers, self._kept)
         self.service: Service = self.app.extensions["vlm_local"]
         self.service.report["recording"] = self.report_recording
-        add_live_routes(self.app, self._hub, run, names)
+        add_live_routes(self.app, self._hub, run)
         add_metrics_route(self.app, metrics)
 
     def end_streams(self) -> None:

@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ class RunningServer:
         previous = None if around.record is None else find_previous(around.record, port)
         run = None if around.record is None else _make_run(around.record, policies.metadata)
         names = {socket.gethostname().lower()} | ({around.tunnel.host.lower()} if around.tunnel else set())
-        self._observed = ObservedApp(policies, settings, run, around.max_record_bytes, names, previous, port)
+        settings = replace(settings, names=settings.names | names)
+        self._observed = ObservedApp(policies, settings, run, around.max_record_bytes, previous, port)
         self._service = self._observed.service
         if (held := self._service.kept.describe()) != {"all": None, "robots": {}}:
             logger.warning("still held from %s, until POST /release: %s", previous, held)

@@ -49,12 +49,14 @@ class Policies(Protocol):
 class ServerSettings:
     """on_fault: "hold" or "error". rate_limit: requests to /act a second and address, None for any.
 
+    names: of this machine, by which it may be asked without a token (see origins.check_origin).
     workspace, max_step: what no robot is told to leave or exceed (see safety.Guard).
     """
 
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
     gate: Gate = field(default_factory=Gate)
     prefix: str = ""
+    names: frozenset[str] = frozenset()
     on_fault: str = "hold"
     max_held: int = 5
     max_robots: int = 16
