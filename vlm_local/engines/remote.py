@@ -31,8 +31,6 @@ except ImportError:
 _CONNECT_S = 2.0
 _START_S = 60.0  # of the first question: kernels and tokenizers warm up behind it
 _PROBE_TOKENS = 80
-# A user's words shall not become control tokens; which ones a server's tokenizer has is not known here.
-_CONTROL = re.compile(r"<\|?(\w+)\|?>")
 _NUM_TOP = 20  # vLLM's and OpenAI's largest
 
 
@@ -178,13 +176,12 @@ def encode_image(image: np.ndarray) -> str:
 
 def build_messages(prompt: Prompt, image_url: str) -> list:
     """The prompt around the image; what stays the same comes first, for the server's prefix cache."""
-    before, after = (_CONTROL.sub(r"\1", text) for text in (prompt.before, prompt.after))
     content = [
-        {"type": "text", "text": before + "\n"},
+        {"type": "text", "text": prompt.before + "\n"},
         {"type": "image_url", "image_url": {"url": image_url}},
-        {"type": "text", "text": "\n" + after},
+        {"type": "text", "text": "\n" + prompt.after},
     ]
-    return [{"role": "user", "content": content if before else content[1:]}]
+    return [{"role": "user", "content": content if prompt.before else content[1:]}]
 
 
 def _build_probe() -> list:
