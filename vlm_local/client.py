@@ -9,6 +9,7 @@ import base64
 import http.client
 import json
 import os
+import re
 import struct
 import time
 import zlib
@@ -43,7 +44,9 @@ class PolicyClient:
         make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = make(parts.hostname, parts.port, timeout=timeout_s)
         self._path = parts.path.rstrip("/")
-        self.url = f"{parts.scheme}://{parts.netloc}{self._path}"
+        # As it may be shown and kept: without password and token.
+        shown = re.sub(r"/t/[^/]+", "/t/***", self._path)
+        self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{shown}"
         self._metadata = None
 
     @property

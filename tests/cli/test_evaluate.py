@@ -4,11 +4,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests import recordings
+from tests import recordings, serving
 from vlm_local.actions import load_step_table
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.cli import main
 from vlm_local.data.runs import RunWriter
+from vlm_local.errors import EngineError
+from vlm_local.server.access import Gate
+from vlm_local.server.service import ServerSettings
 from vlm_local.types import Observation
 
 
@@ -134,3 +137,32 @@ def test_a_place_that_cannot_be_written_is_refused(data_set, tmp_path, capsys):
     ):
         assert main([*command, str(tmp_path / "file" / "out")]) == 2
         assert "cannot write" in capsys.readouterr().err
+
+
+def test_no_result_of_a_server_with_a_token_holds_the_token(data_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with serving.serve(settings=ServerSettings(gate=Gate("verysecret1"))) as server:
+        url = f"{server.url}/t/verysecret1"
+        assert _eval(data_set, tmp_path / "eval", "--policy", url, "--limit", "1") == 0
+        plan = ["--task", "reach", "--episodes", "1", "--max-steps", "2", "--films", "0"]
+        for out in ([], ["--out", str(tmp_path / "sim")]):
+            assert main(["sim", "--policy", url, *plan, *out]) == 0
+        server.engine.fault = EngineError("out of memory")
+        server.service.stopping.set()
+        assert _eval(data_set, tmp_path / "fails", "--policy", url) != 0
+    printed = capsys.readouterr()
+    assert "verysecret1" not in printed.out + printed.err
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(written) > 10
+    assert not [file for file in written if b"verysecret1" in file.read_bytes() or "verysecret1" in str(file)]
+
+
+def test_words_of_others_do_not_steer_the_terminal(tmp_path, capsys):
+    writer = RunWriter(tmp_path / "run")
+    writer.start_episode("arm")
+    line = {"robot": "arm", "instruction": "lift\x1b[2J\nforged", "proprio": None, "action": [0.0] * 7}
+    writer.add_step(line, recordings.make_images(1, 0)[0])
+    writer.close()
+    assert main(["runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and r"lift\x1b[2J" in out

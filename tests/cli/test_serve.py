@@ -156,9 +156,36 @@ def test_a_load_that_fails_is_a_paragraph_and_a_2(start):
     assert error.rstrip().splitlines()[-1] == "vlm-local serve: loading the model failed: MemoryError: no room"
 
 
+def test_a_token_from_a_file_or_the_environment_is_on_no_command_line(start, tmp_path, monkeypatch):
+    (tmp_path / "token").write_text("of-the-file\n")
+    by_file = start("--record", "off", "--token-file", str(tmp_path / "token"))
+    monkeypatch.setenv("VLM_LOCAL_TOKEN", "of-the-environment")
+    by_environment, by_both = start("--record", "off"), start("--record", "off", "--token", "of-the-flag")
+    given = {by_file: "of-the-file", by_environment: "of-the-environment", by_both: "of-the-flag"}
+    for process, token in given.items():
+        port = _wait_ready(process)
+        assert ask(port, "GET", "/metadata")[0] == 401
+        assert ask(port, "GET", f"/t/{token}/metadata")[0] == 200
+
+
+def test_no_request_forges_a_line_of_the_log_or_puts_a_token_there(start):
+    process = start("--record", "off", "--token", "verysecret1")
+    port = _wait_ready(process)
+    for path in ("/%0a2026-11-26%20INFO%20forged%1b[2J", "/s/robot/t/verysecret1/act", "/t/verysecret1/nothing"):
+        ask(port, "GET", path)
+        ask(port, "POST", path, b'{"reason": "a\\nb"}')
+    ask(port, "POST", "/t/verysecret1/hold", json.dumps({"reason": "\nforged \x1b[2J"}).encode())
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=60)
+    assert not [line for line in log.splitlines() if not re.match(r"\d{4}-\d\d-\d\d \d\d:", line)]
+    assert "\x1b" not in log and "verysecret1" not in log and r"\nforged" in log
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
+        (["--token-file", "nowhere"], "--token-file nowhere cannot be read"),
+        (["--token", "long-enough", "--token-file", "x"], "give one of them"),
         (["--host", "0.0.0.0"], "--insecure"),
         (["--token", "x"], "at least 8"),
         (["--allow-from", "here"], "allow-from 'here'"),

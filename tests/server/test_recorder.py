@@ -66,6 +66,17 @@ def test_refusals_are_written_beside_the_episodes(tmp_path):
     assert not _read(tmp_path)
 
 
+def test_refusals_on_disk_are_the_newest_and_not_more_than_some_megabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_local.data.runs.MAX_REFUSAL_BYTES", 2000)
+    recorder = Recorder(tmp_path, dict)
+    for number in range(50):
+        recorder(Refusal(float(number), "r2", "robot", "/act", 400, f"{number} " + 10_000 * "x"))
+    files = [tmp_path / name for name in ("refusals.old.jsonl", "refusals.jsonl")]
+    times = [json.loads(line)["time"] for file in files if file.exists() for line in file.read_text().splitlines()]
+    assert times == list(range(50 - len(times), 50)) and 2 <= len(times) <= 8
+    assert sum(file.stat().st_size for file in tmp_path.glob("refusals*")) < 7000
+
+
 def test_a_full_disk_loses_steps_that_are_counted_and_recording_goes_on_after_it(tmp_path, caplog):
     recorder = Recorder(tmp_path, dict)
     recorder(_record(0))

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.plain import escape_controls, hide_secrets
 
 _BAR = "{percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go{postfix}"
 
@@ -57,7 +58,7 @@ def _eval(args: argparse.Namespace) -> int:
     from vlm_local.evaluation.tables import format_report
 
     options = read_policy_options(args)
-    plan = Plan(args.model or "tiny", args.data, args.camera, args.every, args.limit, args.seed)
+    plan = Plan(hide_secrets(args.model or "tiny"), args.data, args.camera, args.every, args.limit, args.seed)
     num_episodes = min(count_episodes(args.data), args.limit or sys.maxsize)
     bar = tqdm(total=num_episodes, bar_format=_BAR, disable=None)
 
@@ -74,7 +75,7 @@ def _eval(args: argparse.Namespace) -> int:
             args.workers,
             args.resume,
             progress=bar.update,
-            warn=lambda text: bar.write(f"left out: {text}", file=sys.stderr),
+            warn=lambda text: bar.write(escape_controls(f"left out: {text}"), file=sys.stderr),
         )
     print(f"\n{format_report(report)}\nreport: {args.out / 'report.html'}")
     return 0
@@ -111,7 +112,7 @@ def _replay(args: argparse.Namespace) -> int:
 
     def replay(episode) -> list:
         """Print an episode's steps; returns them."""
-        print(f"\n{Path(episode.source).name}\n{'step':>5}   {'recorded':44} {args.model or 'tiny'}")
+        print(f"\n{Path(episode.source).name}\n{'step':>5}   {'recorded':44} {hide_secrets(args.model or 'tiny')}")
         steps = []
         for step in replay_episode(episode, policy, args.seed):
             _print_step(step)

@@ -28,6 +28,8 @@ from vlm_local.errors import DataError
 from vlm_local.files import encode_json, read_json_lines, write_json
 from vlm_local.types import Episode
 
+MAX_REFUSAL_BYTES = 4 << 20  # in each of two files: some 20,000 refusals
+
 # Run lengths alone, after the filters: a photo takes a third of the time of the default and no more room.
 _PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
@@ -98,9 +100,17 @@ class RunWriter:
         return size
 
     def add_refusal(self, line: Mapping[str, Any]) -> None:
-        """Append to RUN/refusals.jsonl: a request that was told why instead of what to do."""
-        with (self.folder / "refusals.jsonl").open("ab", buffering=0) as file:
+        """Append to RUN/refusals.jsonl: a request that was told why instead of what to do.
+
+        Anyone can be refused as often as he likes, so the newest are kept: a full file becomes
+        refusals.old.jsonl, in place of the one before.
+        """
+        path = self.folder / "refusals.jsonl"
+        with path.open("ab", buffering=0) as file:
             _append(file, (encode_json(line) + "\n").encode())
+            is_full = file.tell() > MAX_REFUSAL_BYTES
+        if is_full:
+            path.replace(self.folder / "refusals.old.jsonl")
 
     def end_episode(self, robot: str, meta: Mapping[str, Any] | None = None) -> None:
         """End the robot's episode, adding `meta` (its outcome) to meta.json; nothing where none is open."""

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import json
 import os
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from PIL import Image
 from vlm_local.engines.dialects import DIALECTS, Dialect
 from vlm_local.engines.masses import Position, Token, build_spelling, is_constrained
 from vlm_local.errors import ConfigError, RemoteError
+from vlm_local.plain import hide_secrets
 from vlm_local.types import Prompt
 
 try:
@@ -46,7 +46,7 @@ class Server:
     """A connection to one base URL. Its coroutines belong to one event loop."""
 
     def __init__(self, url: str, model: str):
-        self.url = re.sub("//[^/@]*@", "//", url)  # as it may be shown: without a password
+        self.url = hide_secrets(url if "//" in url else f"http://{url}")
         self._model = model
         self._dialect: Dialect | None = None
         self.constrained = False  # whether it gives log-probabilities, taken after the constraint
@@ -163,7 +163,7 @@ def build_base_url(url: str) -> str:
     """A server's URL with the API's path, /v1 where none is given."""
     parts = urlsplit(url if "//" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--engine-url: expected URLs such as http://127.0.0.1:8001, got {url!r}")
+        raise ConfigError(f"--engine-url: expected URLs such as http://127.0.0.1:8001, got {hide_secrets(url)!r}")
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
 
 

@@ -14,6 +14,7 @@ from werkzeug.exceptions import HTTPException
 
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.files import encode_json
+from vlm_local.plain import hide_token
 from vlm_local.server.access import ADDRESS, DEFAULT_ROBOT, RateLimit, parse_address, read_token
 from vlm_local.server.answers import add_answer_route
 from vlm_local.server.episodes import Step
@@ -117,7 +118,8 @@ def _guard(app: Flask, service: Service) -> None:
     def finish(response: Response):
         response.headers["X-Request-Id"] = g.id
         address = request.environ[ADDRESS]
-        robot, route = getattr(address, "robot", None) or DEFAULT_ROBOT, getattr(address, "route", "/")
+        robot = getattr(address, "robot", None) or DEFAULT_ROBOT
+        route = hide_token(getattr(address, "route", "/"))
         if response.status_code >= 400 and route in ("/act", "/reset"):
             service.publish(Refusal(time.time(), g.id, robot, route, response.status_code, g.reason))
         total_ms = 1e3 * (perf_counter() - g.start)
@@ -137,10 +139,10 @@ def _judge(error: Exception) -> tuple[int, str]:
         return 503, str(error)
     if isinstance(error, HTTPException) and error.code is not None:
         if error.code == 404:
-            return 404, f"there is no {request.method} {request.path}; there is {_ROUTES}"
+            return 404, f"there is no {request.method} {hide_token(request.path)}; there is {_ROUTES}"
         if error.code == 405:
             methods = " or ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
-            return 405, f"{request.path} takes {methods}, not {request.method}"
+            return 405, f"{hide_token(request.path)} takes {methods}, not {request.method}"
         if error.code == 413:
             return 413, f"the body is larger than the {MAX_BODY} bytes allowed"
         return error.code, error.description or error.name

@@ -17,6 +17,7 @@ from vlm_local.server.records import Record, Refusal, StepRecord
 logger = logging.getLogger(__name__)
 
 _COMPLAIN_EVERY_S = 60.0
+_MAX_REASON = 500  # characters of a refusal, which may quote what a stranger sent
 
 
 class Recorder:
@@ -54,7 +55,7 @@ class Recorder:
     def __call__(self, record: Record) -> None:
         try:
             if isinstance(record, Refusal):
-                self._writer.add_refusal(asdict(record))
+                self._writer.add_refusal({**asdict(record), "reason": record.reason[:_MAX_REASON]})
             else:
                 self._write(record)
         except Exception as error:  # whatever it is, the next step gets its chance

@@ -5,12 +5,14 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
 from vlm_local.assembly import PolicyOptions
 from vlm_local.files import encode_json
 from vlm_local.models import DEFAULT
+from vlm_local.plain import hide_secrets
 from vlm_local.provenance import describe_machine
 from vlm_local.sim.policies import open_cast
 from vlm_local.sim.report import write_report
@@ -23,7 +25,7 @@ _MOST_WORKERS = 8
 
 def run_sim(args: argparse.Namespace, options: PolicyOptions) -> int:
     """Play, write report.json, report.html and films; print where, and one JSON object as the last line."""
-    plan = _build_plan(args, options.model or DEFAULT)
+    plan = _build_plan(args, hide_secrets(options.model or DEFAULT))
     folder = Path(args.out or f"runs/sim-{_shorten(plan.policy)}-{args.task}-{plan.level}-{plan.seed}")
     cast = open_cast(options, plan.noise)
     try:
@@ -51,7 +53,9 @@ def _build_plan(args: argparse.Namespace, policy: str) -> Plan:
 
 def _shorten(policy: str) -> str:
     """A file name for a policy: the last part of a path, a URL's host and port."""
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", policy.rstrip("/").split("//")[-1].split("/")[-1]).strip("-.")
+    parts = urlsplit(policy)
+    name = parts.netloc if "//" in policy and parts.netloc else policy.rstrip("/").split("/")[-1]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")
 
 
 def _show(bar: tqdm, ended: dict[str, Any]) -> None:
