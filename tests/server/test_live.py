@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.server.observing import observe
 from tests.serving import IMAGE, PHRASE, ask, build_body, until
+from vlm_local.client import PolicyClient
 from vlm_local.errors import EngineError
 from vlm_local.server.access import Gate
 from vlm_local.server.live import MAX_VIEWERS
@@ -205,6 +206,17 @@ def test_under_a_foreign_host_name_nothing_is_read_but_robots_may_use_any():
         for path in POSTS:  # a rebound page: to the browser it is of the same origin
             assert server.post(path, build_body(), {**EVIL, "Origin": "http://evil.example"})[0] == 403, path
         assert server.post("/act", build_body(), EVIL)[0] == 200  # as a robot behind ngrok asks
+
+
+def test_our_client_reads_under_any_name():
+    with observe() as server:
+        own = {"Sec-Vlm-Local": "client"}  # which no page can send
+        assert server.get("/metadata", {**EVIL, **own})[0] == 200
+        assert server.get("/metadata", {**EVIL, **own, "Origin": "http://evil.example"})[0] == 403
+        assert server.get("/metadata", {**EVIL, **own, "Sec-Fetch-Site": "same-origin"})[0] == 403
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("socket.getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("127.0.0.1", server.port))])
+            assert PolicyClient("http://0.tcp.ngrok.example:1").act(IMAGE, "go")["phrase"] == PHRASE
 
 
 FOREIGN = [

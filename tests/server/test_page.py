@@ -72,6 +72,13 @@ def test_a_fault_and_its_end_are_seen(browser, server):
     browser.wait(f"document.querySelector('.phrase').innerText === '{PHRASE}'")
 
 
+def _open_anew(browser, url):
+    """Without what the page of the test before still writes about its server, which is gone."""
+    browser.open("about:blank")
+    browser.read_log()
+    browser.open(url)
+
+
 def _find_tops(browser):
     return browser.run("return [...document.querySelectorAll('.stop')].map((row) => row.getBoundingClientRect().top)")
 
@@ -79,8 +86,7 @@ def _find_tops(browser):
 def test_a_robot_is_stopped_and_let_go_by_its_buttons(browser, server):
     for name in ("left", "right"):
         server.act(f"/s/{name}/act?details=1")
-    browser.open("about:blank")
-    browser.open(server.url)
+    _open_anew(browser, server.url)
     browser.wait("document.querySelectorAll('.card').length === 2")
     tops = _find_tops(browser)
     browser.click(".stop .hold")
@@ -98,8 +104,7 @@ def test_a_robot_is_stopped_and_let_go_by_its_buttons(browser, server):
 
 def test_the_space_bar_stops_all_and_never_starts_them_again(browser, server):
     server.act()
-    browser.open("about:blank")
-    browser.open(f"{server.url}/s/robot/")  # also here, all means all
+    _open_anew(browser, f"{server.url}/s/robot/")  # also here, all means all
     browser.wait("document.querySelector('.card')")
     browser.press(" ")
     browser.wait("document.querySelector('.card.held')")
@@ -118,8 +123,7 @@ def test_the_space_bar_stops_all_and_never_starts_them_again(browser, server):
 
 def test_a_stop_that_does_not_reach_the_server_is_said_loudly(browser):
     with observe() as server:
-        browser.open("about:blank")
-        browser.open(server.url)
+        _open_anew(browser, server.url)
         browser.wait("document.getElementById('state').innerText === 'healthy'")
     browser.click("#hold-all")
     browser.wait("document.getElementById('hold-failed').innerText.includes('The robot may be moving')")

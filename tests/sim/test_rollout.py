@@ -13,6 +13,7 @@ from tests import serving
 from vlm_local.cli import main
 from vlm_local.data import open_episodes
 from vlm_local.engines.scripted import build_uniform_engine
+from vlm_local.files import lock_folder
 from vlm_local.sim.stage import Stage, StageError
 
 
@@ -55,6 +56,17 @@ def test_a_run_of_the_oracle(tmp_path, capsys):
     board = tmp_path / "leaderboard.md"
     assert main(["leaderboard", str(out), "--out", str(board)]) == 0
     assert "| oracle | - | 40 to 40 | 100.0 %" in board.read_text()
+
+
+def test_a_run_that_another_process_plays_is_left_alone(tmp_path, capsys):
+    arguments = ("--policy", "move left", "--task", "lift", "--max-steps", 2, "--workers", 1)
+    run_sim(capsys, tmp_path, *arguments, "--episodes", 1)
+    (tmp_path / "episodes/lift-0/meta.json").write_text("{}")  # being played
+    with lock_folder(tmp_path):
+        command = ["sim", "--out", str(tmp_path), *map(str, arguments), "--episodes", "1"]
+        assert main(command) == 2
+    assert "in use by another process" in capsys.readouterr().err
+    assert (tmp_path / "episodes/lift-0/meta.json").read_text() == "{}"
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, capsys):

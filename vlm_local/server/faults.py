@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_local.actions import find_first_command
 from vlm_local.engines.worker import EngineClosed
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import Policy
@@ -51,4 +52,7 @@ class HoldOnFault:
         if self._num_held >= self._max_held:
             raise EngineError(f"{reason} (after {self._num_held} faults in a row that were held)") from error
         self._num_held += 1
-        return Decision(np.array([0.0] * 6 + [observation.gripper]), fault=reason)
+        command = observation.gripper
+        if command is None:
+            command = find_first_command(None if observation.proprio is None else float(observation.proprio[6]))
+        return Decision(np.array([0.0] * 6 + [command]), fault=reason)

@@ -153,7 +153,8 @@ class Kept:
             if len(self._grippers) > _MAX_NAMES:
                 del self._grippers[next(iter(self._grippers))]
         if before.kind != gripper.kind and self._file is not None:
-            self._file.write(_WAIT_S)
+            turns = (before.is_open, before.is_reset) != (gripper.is_open, gripper.is_reset)
+            self._file.write(_WAIT_S if turns else 0.0)
 
     def describe(self) -> dict[str, Any]:
         """all: the hold of every robot or None; robots: name -> hold, or None for one that is released alone."""

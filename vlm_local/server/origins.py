@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 
 from vlm_local.errors import RequestError
 
+CLIENT_HEADER = "Sec-Vlm-Local"  # of client.py; a page cannot send a header whose name begins with "Sec-"
+
 
 def check_origin(
     method: str, route: str, headers: Mapping[str, str], has_token: bool, names: Collection[str] = ()
@@ -27,7 +29,8 @@ def check_origin(
         raise RequestError(f"a page of another site ({site}) may ask nothing of this server", 403)
     if origin is not None and site != "same-origin" and not _is_same(origin, host or ""):
         raise RequestError(f"a page of {origin[:100]!r} may ask nothing of this server, which is {host!r}", 403)
-    may_be_page = method not in ("POST", "PUT", "DELETE", "PATCH") or origin is not None or site is not None
+    says_origin = origin is not None or site is not None
+    may_be_page = says_origin or (method in ("GET", "HEAD", "OPTIONS") and CLIENT_HEADER not in headers)
     if may_be_page and host and not has_token and not is_known_host(host, {"localhost", *names}):
         raise RequestError(
             f"this server does not know itself as {host!r}, and a foreign site could call it so by DNS rebinding; "
