@@ -102,6 +102,15 @@ def test_a_gripper_that_someone_closed_in_a_pause_stays_closed():
         assert answer["action"][6] == 0 and "closed by someone else" in answer["extra"]["gripper"]
 
 
+def test_made_up_names_do_not_make_it_forgotten(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.kept._MAX_NAMES", 3)
+    with serve() as server:
+        _close(server)
+        for number in range(6):
+            server.post(f"/s/made-up-{number}/reset")
+        assert _command(server) == 0
+
+
 def test_an_unknown_gripper_is_opened_with_a_word():
     with serve() as server:
         server.engine.phrase = "stop"

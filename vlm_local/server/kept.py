@@ -150,8 +150,9 @@ class Kept:
         with self._lock:
             before = self._grippers.pop(robot, Gripper())
             self._grippers[robot] = gripper
-            if len(self._grippers) > _MAX_NAMES:
-                del self._grippers[next(iter(self._grippers))]
+            if len(self._grippers) > _MAX_NAMES:  # names that were only reset go first: they may be made up
+                unused = (name for name, known in self._grippers.items() if known.command is None)
+                del self._grippers[next(unused, next(iter(self._grippers)))]
         if before.kind != gripper.kind and self._file is not None:
             turns = (before.is_open, before.is_reset) != (gripper.is_open, gripper.is_reset)
             self._file.write(_WAIT_S if turns else 0.0)
