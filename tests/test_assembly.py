@@ -1,7 +1,7 @@
 import argparse
 import json
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_a_family_has_its_own_prompt():
 def test_baselines_come_through_the_same_door(model):
     policies = open_policies(PolicyOptions(model=model))
     policy = policies.build("robot")
-    said = {policy.act(OBSERVATION).phrase for _ in range(5)}
+    said = {policy.act(replace(OBSERVATION, step=step)).phrase for step in range(5)}
     assert len(said) > 1 if model == "random" else said == {model}
     assert policy.metadata["model"] == model
     policies.close()
@@ -71,7 +71,7 @@ def test_baselines_come_through_the_same_door(model):
 def test_a_phrase_is_held_for_the_steps_that_are_asked_for():
     policies = open_policies(PolicyOptions(model="random", steps_per_phrase=3))
     policy = policies.build("robot")
-    said = [policy.act(OBSERVATION).phrase for _ in range(9)]
+    said = [policy.act(replace(OBSERVATION, step=step)).phrase for step in range(9)]
     assert said[0] == said[1] == said[2] and len(set(said)) == 3
     policies.close()
 

@@ -19,9 +19,9 @@ def _policy(engine, **settings) -> VLMPolicy:
     return VLMPolicy(generate, GRAMMAR, load_template("chat"), Settings(**settings))
 
 
-def _observation(opening: float | None = None) -> Observation:
+def _observation(opening: float | None = None, step: int = 0, gripper: float | None = None) -> Observation:
     proprio = None if opening is None else np.array([0.3, 0, 0.1, 0, 0, 0, opening])
-    return Observation(np.zeros((64, 64, 3), np.uint8), "lift the cup", proprio)
+    return Observation(np.zeros((64, 64, 3), np.uint8), "lift the cup", proprio, step, gripper)
 
 
 def test_a_phrase_becomes_an_action_and_the_gripper_is_latched():
@@ -42,10 +42,25 @@ def test_marginals_sum_to_one_and_follow_the_signs():
 def test_the_same_seed_gives_the_same_phrases_and_another_seed_others():
     def play(seed):
         policy.reset(seed)
-        return [policy.act(_observation()).phrase for _ in range(20)]
+        return [policy.act(_observation(step=step)).phrase for step in range(20)]
 
     policy = _policy(build_uniform_engine(), decide="sample")
     assert play(7) == play(7) != play(8)
+
+
+def test_the_draw_of_a_step_does_not_hang_on_which_steps_were_asked():
+    policy = _policy(build_uniform_engine(), decide="sample")
+    policy.reset(7)
+    every = [policy.act(_observation(step=step)).phrase for step in range(9)]
+    policy.reset(7)
+    assert [policy.act(_observation(step=step)).phrase for step in (2, 5, 8)] == every[2::3]
+
+
+def test_the_gripper_is_under_the_command_that_the_caller_says():
+    policy = _policy(build_constant_engine("move up"))
+    told = [policy.act(_observation(step=step, gripper=command)).action[6] for step, command in enumerate((0, 1, 0))]
+    assert told == [0, 1, 0]
+    assert policy.act(_observation(step=3)).action[6] == 0
 
 
 def test_draws_are_philox_of_seed_and_step():
@@ -79,12 +94,14 @@ def test_a_phrase_is_held_for_its_steps_and_no_longer_than_the_episode():
 
     policy = HoldPhrase(_policy(ScriptedEngine(weigh, "spy"), decide="sample"), steps=3)
     policy.reset(1)
-    phrases = [policy.act(_observation()).phrase for _ in range(7)]
+    phrases = [policy.act(_observation(step=step)).phrase for step in range(7)]
     assert len(asked) == 3
     assert phrases[0] == phrases[1] == phrases[2]
     policy.reset(2)
     policy.act(_observation())
     assert len(asked) == 4
+    policy.act(_observation(step=2))  # something else answered step 1: what was said before it is over
+    assert len(asked) == 5
 
 
 @pytest.mark.parametrize("settings", [{"decide": "best"}, {"posterior": "all"}, {"temperature": 0}, {"history": -1}])

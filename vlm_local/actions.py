@@ -61,6 +61,11 @@ def build_action(primitive: Primitive, gripper: float, table: StepTable = StepTa
     return np.append(signs * sizes, gripper)
 
 
+def find_first_command(opening: float | None) -> float:
+    """The command that leaves a gripper as it is measured (0..1): 1 open, 0 closed; open where nothing is measured."""
+    return 1.0 if opening is None or opening >= OPEN_THRESHOLD else 0.0
+
+
 class GripperLatch:
     """The absolute gripper command of an episode: Bridge commands a state, the words a change."""
 
@@ -70,14 +75,17 @@ class GripperLatch:
     def reset(self) -> None:
         self._command = None
 
-    def update(self, sign: int, opening: float | None) -> float:
+    def update(self, sign: int, opening: float | None, told: float | None = None) -> float:
         """Command for this step: 1 open, 0 closed.
 
         sign: the primitive's gripper sign; 0 keeps the command. opening: measured, 0..1, or None;
-        only the episode's first value matters.
+        only the episode's first value matters. told: the command the gripper is under, where the
+        caller knows it; it counts before what this latch remembers.
         """
+        if told is not None:
+            self._command = told
         if self._command is None:
-            self._command = 1.0 if opening is None or opening >= OPEN_THRESHOLD else 0.0
+            self._command = find_first_command(opening)
         if sign:
             self._command = 1.0 if sign > 0 else 0.0
         return self._command

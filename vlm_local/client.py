@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import selectors
 import socket
 import struct
@@ -25,6 +26,11 @@ _AUTOEVAL_GRIPPER_RANGE = 0.39
 _MAX_ANSWER = 2**22  # bytes; our own largest has a few thousand
 # What a server says that does not know a route. A proxy before one of ours says 502 while it starts.
 _NO_SUCH_ROUTE = (404, 405, 501)
+
+
+# No page in a browser can send a header that begins with "Sec-", so a server of ours knows that it may answer
+# under whatever name it was reached (see server/origins.py).
+_NO_BROWSER = {"Sec-Vlm-Local": "client"}
 
 
 class PolicyError(Exception):
@@ -53,7 +59,9 @@ class PolicyClient:
         self._connection = make(parts.hostname, parts.port, timeout=timeout_s)
         self._timeout_s = timeout_s
         self._path = parts.path.rstrip("/")
-        self.url = f"{parts.scheme}://{parts.netloc}{self._path}"
+        # As it may be shown and kept: without password and token.
+        shown = re.sub(r"/t/[^/]+", "/t/***", self._path)
+        self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{shown}"
         self._metadata = None
 
     @property
@@ -111,7 +119,7 @@ class PolicyClient:
 
         repeatable: whether the server may do it twice; it is asked again where a kept connection ended.
         """
-        headers = {"Content-Type": "application/json"} if body else {}
+        headers = dict(_NO_BROWSER, **({"Content-Type": "application/json"} if body else {}))
         end = time.monotonic() + self._timeout_s
         watch = threading.Timer(self._timeout_s, self._abort)  # the socket's own limit is for each read
         watch.daemon = True

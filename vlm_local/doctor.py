@@ -141,7 +141,7 @@ class _Patient:
 
     def __init__(self, url: str):
         self._client = PolicyClient(url)
-        self.url = self._client.url
+        self.url = (url if "//" in url else f"http://{url}").rstrip("/")
 
     def _send(self, connection, path: str, body: bytes, headers=()) -> tuple[int, bytes, float]:
         """Exactly these headers (and Host and Content-Length) -> status, body, milliseconds."""

@@ -1,5 +1,6 @@
 """Files that a reader may open at any moment, also after the writer was killed."""
 
+import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ from typing import Any, TextIO
 import numpy as np
 
 from vlm_local.errors import ConfigError
+
+_LOCK = ".lock"
 
 
 def encode_json(value: Any, indent: int | None = None) -> str:
@@ -48,6 +51,32 @@ def write_json(path: Path, value: Any) -> None:
     """Replace `path` by indented JSON in one step."""
     with open_replacing(path) as file:
         file.write(encode_json(value, indent=1) + "\n")
+
+
+def lock_folder(folder: Path) -> TextIO:
+    """Take a folder for this process until the file returned is closed, or the process ends however it may.
+
+    Raises ConfigError where another process has it.
+    """
+    file = (folder / _LOCK).open("a")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise ConfigError(f"{folder} is in use by another process; choose another folder, or end that one") from None
+    return file
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a process has taken the folder by lock_folder."""
+    try:
+        with (folder / _LOCK).open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def read_json_lines(path: Path, report_torn: Callable[[int], None] = lambda num_bytes: None) -> Iterator[Any]:

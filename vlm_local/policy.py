@@ -20,7 +20,10 @@ POSTERIOR = ("off", "fast", "exact")
 
 
 class Policy(Protocol):
-    """One robot's policy. Not thread-safe: one observation at a time, in order."""
+    """One robot's policy. Not thread-safe: one observation at a time, in order.
+
+    The caller counts the steps of an episode and says the number in each observation.
+    """
 
     def reset(self, seed: int) -> None:
         """Start an episode; `seed` (0 <= seed < 2**64) fixes every draw in it."""
@@ -100,7 +103,6 @@ class VLMPolicy:
         self._forget(self._key)
         self._episode += 1
         self._seed = seed
-        self._step = 0
         self._phrases: list[str] = []
         self._latch.reset()
 
@@ -110,20 +112,20 @@ class VLMPolicy:
 
     def act(self, observation: Observation) -> Decision:
         start = perf_counter()
-        step, self._step = self._step, self._step + 1  # a fault uses its step up, too
-        request = self._build_request(observation, step)
+        request = self._build_request(observation)
         prompted = perf_counter()
         generation = self._generate(request)
         phrase = generation.sentence
         primitive = parse_phrase(phrase)  # an engine that left the grammar raises here
         self._phrases.append(phrase)
         opening = None if observation.proprio is None else float(observation.proprio[6])
-        action = build_action(primitive, self._latch.update(primitive.gripper, opening), self._table)
+        command = self._latch.update(primitive.gripper, opening, observation.gripper)
+        action = build_action(primitive, command, self._table)
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
         timings["policy"] = 1e3 * (perf_counter() - start)
         return Decision(action, phrase, timings_ms=timings, extra=dict(generation.stats), **self._summarise(generation))
 
-    def _build_request(self, observation: Observation, step: int) -> GenerationRequest:
+    def _build_request(self, observation: Observation) -> GenerationRequest:
         settings = self._settings
         shown = self._phrases[-settings.history :] if settings.history else []
         return GenerationRequest(
@@ -134,7 +136,7 @@ class VLMPolicy:
             drafts=tuple(dict.fromkeys(reversed(self._phrases[-8:]))),
             decide=settings.decide,
             temperature=settings.temperature,
-            uniform=draw_uniform(self._seed, step) if settings.decide == "sample" else None,
+            uniform=draw_uniform(self._seed, observation.step) if settings.decide == "sample" else None,
             posterior=settings.posterior,
         )
 

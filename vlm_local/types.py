@@ -34,11 +34,16 @@ class Observation:
     instruction: the user's words, never empty.
     proprio: float64 (7,) [x, y, z (m), roll, pitch, yaw (rad), gripper opening 0 closed..1 open] in
         the base frame, or None where the robot did not say. Wire and files convert to this layout.
+    step: number of this control step in its episode, from 0. The episode counts; policies do not.
+    gripper: the command that the gripper is under, 0 closed..1 open, where the caller knows what was sent
+        to the robot. None: the policy's own last command counts.
     """
 
     image: np.ndarray
     instruction: str
     proprio: np.ndarray | None = None
+    step: int = 0
+    gripper: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

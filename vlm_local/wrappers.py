@@ -11,7 +11,8 @@ from vlm_local.types import Decision, Observation
 class HoldPhrase:
     """Answers every decision of the inner policy for `steps` control steps, from memory in between.
 
-    ECoT's phrase describes three control steps. `extra["held"]` counts the steps since it was made.
+    ECoT's phrase describes three control steps. `extra["held"]` counts the steps since it was made. After
+    steps that something else answered, the inner policy is asked again.
     """
 
     def __init__(self, policy: Policy, steps: int):
@@ -19,6 +20,7 @@ class HoldPhrase:
         self._steps = steps
         self._decision: Decision | None = None
         self._age = 0
+        self._last_step = -1
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -29,7 +31,9 @@ class HoldPhrase:
         self._policy.reset(seed)
 
     def act(self, observation: Observation) -> Decision:
-        if self._decision is not None and self._age + 1 < self._steps:
+        follows = observation.step == self._last_step + 1
+        self._last_step = observation.step
+        if self._decision is not None and follows and self._age + 1 < self._steps:
             self._age += 1
             return replace(self._decision, timings_ms={}, extra={**self._decision.extra, "held": self._age})
         self._decision, self._age = None, 0  # a fault leaves nothing to answer from

@@ -1,12 +1,18 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from tests import recordings
+from tests import recordings, serving
 from vlm_local.actions import load_step_table
+from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.cli import main
 from vlm_local.data.runs import RunWriter
+from vlm_local.errors import EngineError
+from vlm_local.server.access import Gate
+from vlm_local.server.service import ServerSettings
+from vlm_local.types import Observation
 
 
 @pytest.fixture
@@ -111,6 +117,22 @@ def test_replay_shows_the_first_divergence(tmp_path, capsys):
     assert "they agree throughout" in capsys.readouterr().out
 
 
+def test_replay_draws_as_the_recorded_server_did_also_where_a_step_was_not_recorded(tmp_path, capsys):
+    policy = open_policies(PolicyOptions(model="random")).build("robot")
+    policy.reset(0)
+    image = recordings.make_images(1, 0)[0]
+    observation = Observation(image, "lift the cup")
+    said = [policy.act(replace(observation, step=step)).phrase for step in range(6)]
+    writer = RunWriter(tmp_path)
+    writer.start_episode("arm", {"seed": 0})
+    for step in (0, 1, 4, 5):
+        line = {"robot": "arm", "phrase": said[step], "instruction": "lift the cup", "proprio": None, "step": step}
+        writer.add_step(line | {"action": [0.0] * 7}, image)
+    writer.close()
+    assert main(["replay", str(tmp_path), "--policy", "random", "--seed", "5"]) == 0
+    assert "4 of 4 answers are the same" in capsys.readouterr().out
+
+
 def test_replay_of_what_is_no_run_is_refused(tmp_path, capsys):
     assert main(["replay", str(tmp_path), "--policy", "stop"]) == 2
     assert "no recorded run" in capsys.readouterr().err
@@ -125,3 +147,32 @@ def test_a_place_that_cannot_be_written_is_refused(data_set, tmp_path, capsys):
     ):
         assert main([*command, str(tmp_path / "file" / "out")]) == 2
         assert "cannot write" in capsys.readouterr().err
+
+
+def test_no_result_of_a_server_with_a_token_holds_the_token(data_set, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with serving.serve(settings=ServerSettings(gate=Gate("verysecret1"))) as server:
+        url = f"{server.url}/t/verysecret1"
+        assert _eval(data_set, tmp_path / "eval", "--policy", url, "--limit", "1") == 0
+        plan = ["--task", "reach", "--episodes", "1", "--max-steps", "2", "--films", "0"]
+        for out in ([], ["--out", str(tmp_path / "sim")]):
+            assert main(["sim", "--policy", url, *plan, *out]) == 0
+        server.engine.fault = EngineError("out of memory")
+        server.service.stopping.set()
+        assert _eval(data_set, tmp_path / "fails", "--policy", url) != 0
+    printed = capsys.readouterr()
+    assert "verysecret1" not in printed.out + printed.err
+    written = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert len(written) > 10
+    assert not [file for file in written if b"verysecret1" in file.read_bytes() or "verysecret1" in str(file)]
+
+
+def test_words_of_others_do_not_steer_the_terminal(tmp_path, capsys):
+    writer = RunWriter(tmp_path / "run")
+    writer.start_episode("arm")
+    line = {"robot": "arm", "instruction": "lift\x1b[2J\nforged", "proprio": None, "action": [0.0] * 7}
+    writer.add_step(line, recordings.make_images(1, 0)[0])
+    writer.close()
+    assert main(["runs", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and r"lift\x1b[2J" in out

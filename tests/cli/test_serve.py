@@ -80,6 +80,34 @@ def test_it_says_where_it_is_records_and_ends_with_0(start, tmp_path):
     assert len(lines) == 1 and json.loads(lines[0])["phrase"] == "move up"
 
 
+def test_a_hold_and_a_closed_gripper_outlast_a_killed_server(start, tmp_path):
+    def act():
+        return json.loads(ask(port, "POST", "/act?details=1", build_body(proprio=None))[2])
+
+    process = start(model="move up, close gripper")
+    port = _wait_ready(process)
+    assert act()["action"] == [0, 0, 0.0125, 0, 0, 0, 0]
+    assert json.loads(ask(port, "POST", "/hold", b'{"reason": "tea"}')[2])["survives_restart"] is True
+    process.kill()
+    process.wait(60)
+    second = start(model="move up")
+    port = _wait_ready(second)
+    told = act()
+    assert told["action"] == [0] * 7 and "tea" in told["fault"]
+    assert ask(port, "POST", "/release")[0] == 200
+    assert act()["action"] == [0, 0, 0.0125, 0, 0, 0, 0]
+    port = _wait_ready(start(model="move up"))  # beside the second, not after it: another server, other robots
+    told = act()
+    assert told["fault"] is None and told["action"][6] == 1
+
+
+def test_servers_that_start_together_record_into_folders_of_their_own(start, tmp_path):
+    ports = [_wait_ready(process) for process in [start(), start()]]
+    for port in ports:
+        assert ask(port, "POST", "/act", build_body())[0] == 200
+    until(lambda: len(list((tmp_path / "runs").glob("*/episodes/robot-0/steps.jsonl"))) == 2)
+
+
 def _post_in_background(port):
     result = []
     thread = threading.Thread(target=lambda: result.extend(ask(port, "POST", "/act", build_body())))
@@ -128,9 +156,36 @@ def test_a_load_that_fails_is_a_paragraph_and_a_2(start):
     assert error.rstrip().splitlines()[-1] == "vlm-local serve: loading the model failed: MemoryError: no room"
 
 
+def test_a_token_from_a_file_or_the_environment_is_on_no_command_line(start, tmp_path, monkeypatch):
+    (tmp_path / "token").write_text("of-the-file\n")
+    by_file = start("--record", "off", "--token-file", str(tmp_path / "token"))
+    monkeypatch.setenv("VLM_LOCAL_TOKEN", "of-the-environment")
+    by_environment, by_both = start("--record", "off"), start("--record", "off", "--token", "of-the-flag")
+    given = {by_file: "of-the-file", by_environment: "of-the-environment", by_both: "of-the-flag"}
+    for process, token in given.items():
+        port = _wait_ready(process)
+        assert ask(port, "GET", "/metadata")[0] == 401
+        assert ask(port, "GET", f"/t/{token}/metadata")[0] == 200
+
+
+def test_no_request_forges_a_line_of_the_log_or_puts_a_token_there(start):
+    process = start("--record", "off", "--token", "verysecret1")
+    port = _wait_ready(process)
+    for path in ("/%0a2026-11-26%20INFO%20forged%1b[2J", "/s/robot/t/verysecret1/act", "/t/verysecret1/nothing"):
+        ask(port, "GET", path)
+        ask(port, "POST", path, b'{"reason": "a\\nb"}')
+    ask(port, "POST", "/t/verysecret1/hold", json.dumps({"reason": "\nforged \x1b[2J"}).encode())
+    process.send_signal(signal.SIGTERM)
+    _, log = process.communicate(timeout=60)
+    assert not [line for line in log.splitlines() if not re.match(r"\d{4}-\d\d-\d\d \d\d:", line)]
+    assert "\x1b" not in log and "verysecret1" not in log and r"\nforged" in log
+
+
 @pytest.mark.parametrize(
     ("flags", "sentence"),
     [
+        (["--token-file", "nowhere"], "--token-file nowhere cannot be read"),
+        (["--token", "long-enough", "--token-file", "x"], "give one of them"),
         (["--host", "0.0.0.0"], "--insecure"),
         (["--token", "x"], "at least 8"),
         (["--allow-from", "here"], "allow-from 'here'"),

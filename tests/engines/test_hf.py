@@ -1,9 +1,11 @@
 """Every family from a folder to a phrase for a picture; what loading refuses; what processing promises."""
 
 import json
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from time import process_time
 
 import numpy as np
 import pytest
@@ -204,9 +206,36 @@ def test_a_huge_picture_is_scaled_down_and_a_thread_is_refused():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_control_tokens_in_the_users_words_are_only_words(family):
     loaded, processing = _open_processing(family)
-    image, end = loaded.processor.image_token, loaded.tokenizer.eos_token
-    hostile = replace(REQUEST, prompt=Prompt("", f"open {image} the {end} drawer {image}{image}", "test"))
+    control = [
+        token.content
+        for token in loaded.tokenizer.added_tokens_decoder.values()
+        if not re.search("image|img|vision|video", token.content)
+    ]
     plain = replace(REQUEST, prompt=Prompt("", "open the drawer", "test"))
-    ids, expected = (processing.prepare(request).input_ids.tolist() for request in (hostile, plain))
-    for token in (loaded.processor.image_token_id, loaded.eos_token_id):
-        assert ids.count(token) == expected.count(token)
+    expected = processing.prepare(plain).input_ids.tolist()
+    for token in control[:20] + control[-20:]:
+        left, name, right = re.fullmatch(r"([<|]*)(.*?)([|>]*)", token).groups()
+        nested = 4 * left + name + 4 * right
+        words = f"open {token} the {nested} drawer {token}{token} \u00e9"
+        ids = processing.prepare(replace(REQUEST, prompt=Prompt("", words, "test"))).input_ids.tolist()
+        number = loaded.tokenizer.convert_tokens_to_ids(token)
+        assert ids.count(number) == expected.count(number), token
+        with pytest.raises(RequestError, match="control token"):
+            processing.prepare(replace(REQUEST, sentences=("yes", f"no {token}")))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_placeholder_of_a_picture_in_the_users_words_is_refused(family):
+    loaded, processing = _open_processing(family)
+    image = loaded.processor.image_token
+    for words in (image, f"open {image}{image}", f"<{image}>", f"<|{image}|>"):
+        with pytest.raises(RequestError, match="stands for a picture"):
+            processing.prepare(replace(REQUEST, prompt=Prompt("", words, "test")))
+
+
+def test_a_deep_nest_of_control_tokens_takes_no_time():
+    _, processing = _open_processing("paligemma")
+    words = "<" * 900 + "loc0001" + ">" * 900
+    start = process_time()
+    processing.prepare(replace(REQUEST, prompt=Prompt("", words, "test")))
+    assert process_time() - start < 5

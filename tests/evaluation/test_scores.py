@@ -1,4 +1,5 @@
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,7 +153,7 @@ def test_random_is_what_a_server_with_policy_random_says():
     )
     policy.reset(derive_episode_seed(seed=3, episode=5))
     observation = Observation(np.zeros((32, 32, 3), np.uint8), "lift the cup")
-    said = [policy.act(observation).phrase for _ in range(50)]
+    said = [policy.act(replace(observation, step=step)).phrase for step in range(50)]
     steps = [(5, step) for step in range(50)]
     assert answer_baseline("random", steps, [], [], "stop", seed=3) == said
 

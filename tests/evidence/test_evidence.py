@@ -173,6 +173,37 @@ def test_what_is_no_result_is_not_packed(evaluation, tmp_path):
         pack(evaluation, evaluation / "report.json" / "x.zip")
 
 
+def test_a_token_is_never_packed(evaluation, tmp_path):
+    folder = shutil.copytree(evaluation, tmp_path / "old")
+    change(folder / "evaluation.json", '"policy": "random"', '"policy": "http://h/t/verysecret1"')
+    with pytest.raises(DataError, match="holds a token or password"):
+        pack(folder, tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["x | y", "<img src=a>", "[here](http://evil)", "a\nb", "\u202eelcaro", "", 121 * "x", "`code`", 5]
+)
+def test_the_leaderboard_shows_no_name_that_is_none(simulation, tmp_path, capsys, name):
+    folder = shutil.copytree(simulation, tmp_path / "run")
+    for file in ("meta.json", "report.json"):
+        change(folder / file, '"policy": "oracle"', f'"policy": {json.dumps(name)}')
+    assert main(["leaderboard", str(folder), "--out", str(tmp_path / "board.md")]) == 2
+    assert "is no name" in capsys.readouterr().err and not (tmp_path / "board.md").exists()
+
+
+def test_the_leaderboard_escapes_what_others_wrote(simulation, tmp_path, capsys):
+    folder = shutil.copytree(simulation, tmp_path / "run")
+    for file in ("meta.json", "report.json"):
+        change(folder / file, '"policy": "oracle"', '"policy": "_my_model, http://host/t/verysecret1"')
+    assert main(["leaderboard", str(folder), "--out", str(tmp_path / "board.md")]) == 0
+    assert "| `_my_model, http://host/t/***` | - |" in (tmp_path / "board.md").read_text()
+    change(folder / "report.json", '"git": ', '"git": "abc | def", "was": ')
+    change(folder / "meta.json", '"git": ', '"git": "abc | def", "was": ')
+    assert main(["leaderboard", str(folder), "--out", str(tmp_path / "board.md")]) == 2
+    assert "neither a sha256 nor a commit" in capsys.readouterr().err
+
+
 def test_the_leaderboard_takes_verified_runs_only(simulation, evaluation, tmp_path, capsys):
     folder = shutil.copytree(simulation, tmp_path / "run")
     board, archive = tmp_path / "board.md", tmp_path / "run.evidence.zip"

@@ -98,6 +98,11 @@ class Browser:
         element = self._call("POST", "/element", {"using": "css selector", "value": selector})
         self._call("POST", f"/element/{element[_ELEMENT]}/click", {})
 
+    def press(self, key: str) -> None:
+        """A key, wherever the focus is."""
+        actions = [{"type": kind, "value": key} for kind in ("keyDown", "keyUp")]
+        self._call("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": actions}]})
+
     def read_log(self) -> list[str]:
         """What the page wrote to the console since the last call: errors, broken rules of its CSP."""
         return [entry["message"] for entry in self._call("POST", "/se/log", {"type": "browser"})]

@@ -15,10 +15,10 @@ class Observed(Served):
 
 
 @contextmanager
-def observe(run=None, settings=None, engine=None, **policy_settings):
+def observe(run=None, settings=None, engine=None, previous=None, **policy_settings):
     engine = SteeredEngine() if engine is None else engine
     policies = Policies(engine, **policy_settings)
-    observed = ObservedApp(policies, settings or ServerSettings(), run)
+    observed = ObservedApp(policies, settings or ServerSettings(), run, previous=previous)
     server = HTTPServer(observed.app, bind("127.0.0.1", 0))
     try:
         policies.worker.wait_loaded(60)

@@ -68,7 +68,11 @@ def test_over_http_a_token_opens_each_route_and_health_needs_none(caplog):
     with serve(settings=ServerSettings(gate=Gate(TOKEN))) as server:
         server.service.report["tunnel"] = lambda: "up"
         assert json.loads(server.get("/health")[2]) == {"status": "healthy"}
-        assert json.loads(server.get(f"/t/{TOKEN}/health")[2]) == {"status": "healthy", "tunnel": "up"}
+        assert json.loads(server.get(f"/t/{TOKEN}/health")[2]) == {
+            "status": "healthy",
+            "held": {"all": None, "robots": {}},
+            "tunnel": "up",
+        }
         assert server.get("/metadata")[0] == 401
         status, _, body = server.post("/act", build_body())
         assert status == 401 and "/t/TOKEN/act" in json.loads(body)["error"]

@@ -2,6 +2,7 @@ import base64
 import io
 import json
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from PIL import Image
 
 from tests.server.observing import observe
 from tests.serving import IMAGE, PHRASE, ask, build_body, until
+from vlm_local.client import PolicyClient
 from vlm_local.errors import EngineError
 from vlm_local.server.access import Gate
 from vlm_local.server.live import MAX_VIEWERS
-from vlm_local.server.pages import is_known_host
+from vlm_local.server.origins import is_known_host
 from vlm_local.server.service import ServerSettings
 
 JSON = {"Content-Type": "application/json"}
@@ -122,8 +124,10 @@ def test_a_frame_is_what_the_robot_saw_last():
         assert Image.open(io.BytesIO(jpeg)).size == (256, 256) and headers["Cache-Control"] == "no-store"
 
 
-def test_past_episodes_can_be_browsed(tmp_path):
-    with observe(tmp_path) as server:
+@pytest.mark.parametrize("folder", ["absolute", "relative"])
+def test_past_episodes_can_be_browsed(tmp_path, monkeypatch, folder):
+    monkeypatch.chdir(tmp_path)
+    with observe(tmp_path / "runs" if folder == "absolute" else Path("runs")) as server:
         server.act()
         server.act()
         server.post("/reset")
@@ -189,13 +193,73 @@ def test_hosts_that_no_rebinding_can_fake(host, known):
     assert is_known_host(host, {"localhost", "lab-gpu"}) is known
 
 
-def test_a_foreign_host_name_sees_no_page_but_robots_may_use_any():
-    foreign = {"Host": "evil.example"}
+EVIL = {"Host": "evil.example"}
+ROUTES = ("/", "/live/events", "/live/episodes", "/static/live.js", "/t/anything/", "/health", "/metadata", "/metrics")
+POSTS = ("/act", "/reset", "/s/left/reset", "/hold", "/release", "/live/try", "/nothing")
+
+
+def test_under_a_foreign_host_name_nothing_is_read_but_robots_may_use_any():
     with observe() as server:
-        for path in ("/", "/live/events", "/live/episodes", "/static/live.js", "/t/anything/"):
-            assert server.get(path, foreign)[0] == 403, path
-        assert server.post("/live/try", b"{}", {**foreign, **JSON})[0] == 403
-        assert server.post("/act", build_body(), foreign)[0] == 200
+        for path in ROUTES:
+            status, _, body = server.get(path, EVIL)
+            assert status == 403 and b"--host-name" in body, path
+        for path in POSTS:  # a rebound page: to the browser it is of the same origin
+            assert server.post(path, build_body(), {**EVIL, "Origin": "http://evil.example"})[0] == 403, path
+        assert server.post("/act", build_body(), EVIL)[0] == 200  # as a robot behind ngrok asks
+
+
+def test_our_client_reads_under_any_name():
+    with observe() as server:
+        own = {"Sec-Vlm-Local": "client"}  # which no page can send
+        assert server.get("/metadata", {**EVIL, **own})[0] == 200
+        assert server.get("/metadata", {**EVIL, **own, "Origin": "http://evil.example"})[0] == 403
+        assert server.get("/metadata", {**EVIL, **own, "Sec-Fetch-Site": "same-origin"})[0] == 403
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("socket.getaddrinfo", lambda *_, **__: [(2, 1, 6, "", ("127.0.0.1", server.port))])
+            assert PolicyClient("http://0.tcp.ngrok.example:1").act(IMAGE, "go")["phrase"] == PHRASE
+
+
+FOREIGN = [
+    {"Origin": "http://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://["},
+    {"Origin": "http://127.0.0.1:1"},  # another server of this machine
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"},
+    {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "iframe"},
+]
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+def test_a_page_of_another_site_can_do_nothing_whatever_it_knows(foreign):
+    for settings, below in ((ServerSettings(), ""), (ServerSettings(gate=Gate("secret-token")), "/t/secret-token")):
+        with observe(settings=settings) as server:
+            before = server.act(f"{below}/act?details=1")
+            for path in ROUTES:
+                assert server.get(below + path, foreign)[0] == 403, path
+            for path in POSTS:
+                assert server.post(below + path, build_body(), {**foreign, "Content-Type": "text/plain"})[0] == 403
+            assert ask(server.port, "OPTIONS", f"{below}/act", None, foreign)[0] == 403
+            after = server.act(f"{below}/act?details=1")
+            assert (after["episode"], after["step"], after["fault"]) == (before["episode"], before["step"] + 1, None)
+
+
+def test_the_own_page_and_a_link_to_it_are_served():
+    with observe() as server:
+        own = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
+        for headers in (own, {"Origin": server.url}, {"Sec-Fetch-Site": "none"}):
+            assert server.post("/act", build_body(), headers)[0] == 200
+        link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+        assert server.get("/", link)[0] == 200
+        assert server.get("/metadata", link)[0] == server.post("/act", build_body(), link)[0] == 403
+
+
+def test_a_machine_may_have_other_names():
+    with observe(settings=ServerSettings(names=frozenset({"gate.example.org"}))) as server:
+        named = {"Host": "Gate.example.org:8000"}
+        assert server.get("/metadata", named)[0] == server.get("/", named)[0] == 200
+        assert server.post("/hold", b"", {**named, "Origin": "https://gate.example.org:8000"})[0] == 200
+        assert server.get("/metadata", {"Host": "org"})[0] == 403
 
 
 def test_with_a_token_the_page_is_below_it_under_any_name():

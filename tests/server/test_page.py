@@ -72,6 +72,64 @@ def test_a_fault_and_its_end_are_seen(browser, server):
     browser.wait(f"document.querySelector('.phrase').innerText === '{PHRASE}'")
 
 
+def _open_anew(browser, url):
+    """Without what the page of the test before still writes about its server, which is gone."""
+    browser.open("about:blank")
+    browser.read_log()
+    browser.open(url)
+
+
+def _find_tops(browser):
+    return browser.run("return [...document.querySelectorAll('.stop')].map((row) => row.getBoundingClientRect().top)")
+
+
+def test_a_robot_is_stopped_and_let_go_by_its_buttons(browser, server):
+    for name in ("left", "right"):
+        server.act(f"/s/{name}/act?details=1")
+    _open_anew(browser, server.url)
+    browser.wait("document.querySelectorAll('.card').length === 2")
+    tops = _find_tops(browser)
+    browser.click(".stop .hold")
+    browser.wait("document.querySelectorAll('.card.held').length === 1")
+    assert browser.text("#held-text").startswith("Held: left")
+    for name, is_held in (("left", True), ("right", False)):
+        assert bool(server.act(f"/s/{name}/act?details=1")["fault"]) is is_held
+    browser.wait("document.querySelector('.badges').innerText.includes('held by a person: Hold on the live page')")
+    assert _find_tops(browser) == tops  # whatever is said, no button moves away from under a hand
+    browser.click(".stop .release")
+    browser.wait("!document.querySelector('.card.held') && document.getElementById('held').hidden")
+    assert server.act("/s/left/act?details=1")["phrase"] == PHRASE
+    assert not browser.read_log()
+
+
+def test_the_space_bar_stops_all_and_never_starts_them_again(browser, server):
+    server.act()
+    _open_anew(browser, f"{server.url}/s/robot/")  # also here, all means all
+    browser.wait("document.querySelector('.card')")
+    browser.press(" ")
+    browser.wait("document.querySelector('.card.held')")
+    browser.run("document.getElementById('release-all').focus()")
+    browser.press(" ")
+    browser.press(" ")
+    assert server.act("/s/other/act?details=1")["fault"] == "held by a person: space bar on the live page"
+    browser.wait("document.querySelectorAll('.card.held').length === 2")
+    browser.click("#release-all")
+    browser.wait("!document.querySelector('.card.held')")
+    browser.open(f"{server.url}/#try")
+    browser.type("#instruction", "lift the cup")  # with spaces
+    assert server.act()["fault"] is None
+    assert not browser.read_log()
+
+
+def test_a_stop_that_does_not_reach_the_server_is_said_loudly(browser):
+    with observe() as server:
+        _open_anew(browser, server.url)
+        browser.wait("document.getElementById('state').innerText === 'healthy'")
+    browser.click("#hold-all")
+    browser.wait("document.getElementById('hold-failed').innerText.includes('The robot may be moving')")
+    browser.read_log()  # the failed connections
+
+
 def test_the_page_says_when_the_server_is_gone(browser):
     with observe() as server:
         browser.open(server.url)

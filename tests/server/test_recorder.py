@@ -9,7 +9,7 @@ import threading
 import numpy as np
 import pytest
 
-from vlm_local.data.runs import read_run
+from vlm_local.data.runs import RunWriter, read_run
 from vlm_local.errors import ConfigError
 from vlm_local.server.recorder import Recorder
 from vlm_local.server.records import Outlet, Refusal, StepRecord
@@ -64,6 +64,17 @@ def test_refusals_are_written_beside_the_episodes(tmp_path):
     (line,) = (tmp_path / "refusals.jsonl").read_text().splitlines()
     assert json.loads(line)["reason"] == "the model is stuck"
     assert not _read(tmp_path)
+
+
+def test_refusals_on_disk_are_the_newest_and_not_more_than_some_megabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_local.data.runs.MAX_REFUSAL_BYTES", 2000)
+    recorder = Recorder(tmp_path, dict)
+    for number in range(50):
+        recorder(Refusal(float(number), "r2", "robot", "/act", 400, f"{number} " + 10_000 * "x"))
+    files = [tmp_path / name for name in ("refusals.old.jsonl", "refusals.jsonl")]
+    times = [json.loads(line)["time"] for file in files if file.exists() for line in file.read_text().splitlines()]
+    assert times == list(range(50 - len(times), 50)) and 2 <= len(times) <= 8
+    assert sum(file.stat().st_size for file in tmp_path.glob("refusals*")) < 7000
 
 
 def test_a_full_disk_loses_steps_that_are_counted_and_recording_goes_on_after_it(tmp_path, caplog):
@@ -145,6 +156,20 @@ def test_a_disk_that_hangs_never_holds_up_who_hands_over_a_record(tmp_path, monk
     assert outlet.num_dropped >= 44
     hanging.set()
     assert outlet.close(60)
+
+
+def test_a_folder_that_is_recorded_into_is_refused_and_no_episode_is_taken_over(tmp_path):
+    recorder = Recorder(tmp_path, dict)
+    with pytest.raises(ConfigError, match="in use by another process"):
+        Recorder(tmp_path, dict)
+    recorder(_record(0))
+    other = RunWriter(tmp_path)  # of a program that does not ask for the lock
+    assert other.start_episode("robot").name == "robot-1"
+    with pytest.raises(FileExistsError):
+        other.start_episode("robot", number=0)
+    assert len(_read(tmp_path)[0].lines) == 1
+    recorder.close()
+    Recorder(tmp_path, dict).close()
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):

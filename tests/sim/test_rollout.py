@@ -7,11 +7,13 @@ from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests import serving
 from vlm_local.cli import main
 from vlm_local.data import open_episodes
 from vlm_local.engines.scripted import build_uniform_engine
+from vlm_local.files import lock_folder
 from vlm_local.sim.stage import Stage, StageError
 
 
@@ -23,6 +25,12 @@ def run_sim(capsys, out, *arguments) -> dict:
 
 def read_lines(out, episode: str) -> list[dict]:
     return [json.loads(line) for line in (out / "episodes" / episode / "steps.jsonl").read_text().splitlines()]
+
+
+def read_gripper_word(film, frame: int) -> np.ndarray:
+    """The pixels of "open" or "closed" in the panel below the picture, 320 wide."""
+    film.seek(frame)
+    return np.asarray(film.convert("L"), float)[371:385, 266:318]
 
 
 def test_a_run_of_the_oracle(tmp_path, capsys):
@@ -42,9 +50,23 @@ def test_a_run_of_the_oracle(tmp_path, capsys):
     assert report["tasks"]["open_drawer"]["reached"] == {"reached": 1, "opened": 1}
     assert (out / "report.html").stat().st_size > 10_000
     assert (out / "episodes/reach-0/film.mp4").exists() and (out / "episodes/reach-0/film.gif").exists()
+    with Image.open(out / "episodes/reach-0/film.gif") as film:
+        last_step = read_gripper_word(film, film.n_frames - 6)  # before the five of what came of it
+        assert np.abs(read_gripper_word(film, film.n_frames - 1) - last_step).mean() < 4  # of "closed" it is 9
     board = tmp_path / "leaderboard.md"
     assert main(["leaderboard", str(out), "--out", str(board)]) == 0
     assert "| oracle | - | 40 to 40 | 100.0 %" in board.read_text()
+
+
+def test_a_run_that_another_process_plays_is_left_alone(tmp_path, capsys):
+    arguments = ("--policy", "move left", "--task", "lift", "--max-steps", 2, "--workers", 1)
+    run_sim(capsys, tmp_path, *arguments, "--episodes", 1)
+    (tmp_path / "episodes/lift-0/meta.json").write_text("{}")  # being played
+    with lock_folder(tmp_path):
+        command = ["sim", "--out", str(tmp_path), *map(str, arguments), "--episodes", "1"]
+        assert main(command) == 2
+    assert "in use by another process" in capsys.readouterr().err
+    assert (tmp_path / "episodes/lift-0/meta.json").read_text() == "{}"
 
 
 def test_a_run_goes_on_where_it_stopped(tmp_path, capsys):

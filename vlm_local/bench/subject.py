@@ -101,4 +101,4 @@ def play_episode(policy: VLMPolicy, episode: PlayedEpisode, num_steps: int, say:
         image = episode.load_image(step) if episode.load_image else noise[0]
         proprio = episode.proprios[step] if episode.proprios is not None else noise[1]
         say(phrase)
-        policy.act(Observation(image, episode.instruction or "do the task", proprio))
+        policy.act(Observation(image, episode.instruction or "do the task", proprio, step))

@@ -8,9 +8,11 @@ import argparse
 import importlib
 import pkgutil
 import sys
+from contextlib import redirect_stdout
 
 from vlm_local import __version__
 from vlm_local.errors import VLMLocalError
+from vlm_local.plain import PlainStream, escape_controls, hide_secrets
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,9 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
-        return args.run(args)
+        with redirect_stdout(PlainStream(sys.stdout)):
+            return args.run(args)
     except VLMLocalError as error:
-        print(f"vlm-local {args.command}: {error}", file=sys.stderr)
+        print(escape_controls(hide_secrets(f"vlm-local {args.command}: {error}"), "\n"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

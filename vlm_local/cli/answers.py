@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.plain import escape_controls, hide_secrets
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
             images, labelled.choices, ask, args.out, args.precision, about, left_out, lambda: bar.update()
         )
     for line in left_out[:10]:
-        print(f"left out: {line}", file=sys.stderr)
+        print(escape_controls(f"left out: {line}"), file=sys.stderr)
     _print_report(report, args.out)
     return 0
 
@@ -65,7 +66,7 @@ def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, 
     name = args.model or "tiny"
     if name.startswith(("http://", "https://")):
         detector = Detector(name, choices)
-        yield lambda image: ask_server(detector, Question(image, question, choices)), {"name": name}
+        yield lambda image: ask_server(detector, Question(image, question, choices)), {"name": hide_secrets(name)}
         return
     policies = open_policies(read_policy_options(args))
     try:

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from vlm_local.plain import escape_controls
+
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("label", help="ground-truth phrases of recorded steps")
@@ -81,4 +83,4 @@ class ProblemPrinter:
 
     def __call__(self, error: Exception) -> None:
         self.count += 1
-        print(f"left out: {error}", file=sys.stderr)
+        print(escape_controls(f"left out: {error}"), file=sys.stderr)

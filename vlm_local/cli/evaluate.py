@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.plain import escape_controls, hide_secrets
 
 _BAR = "{percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go{postfix}"
 
@@ -57,7 +58,7 @@ def _eval(args: argparse.Namespace) -> int:
     from vlm_local.evaluation.tables import format_report
 
     options = read_policy_options(args)
-    plan = Plan(args.model or "tiny", args.data, args.camera, args.every, args.limit, args.seed)
+    plan = Plan(hide_secrets(args.model or "tiny"), args.data, args.camera, args.every, args.limit, args.seed)
     num_episodes = min(count_episodes(args.data), args.limit or sys.maxsize)
     bar = tqdm(total=num_episodes, bar_format=_BAR, disable=None)
 
@@ -74,7 +75,7 @@ def _eval(args: argparse.Namespace) -> int:
             args.workers,
             args.resume,
             progress=bar.update,
-            warn=lambda text: bar.write(f"left out: {text}", file=sys.stderr),
+            warn=lambda text: bar.write(escape_controls(f"left out: {text}"), file=sys.stderr),
         )
     print(f"\n{format_report(report)}\nreport: {args.out / 'report.html'}")
     return 0
@@ -109,10 +110,14 @@ def _replay(args: argparse.Namespace) -> int:
     from vlm_local.errors import DataError
     from vlm_local.evaluation.replay import replay_episode
 
-    def replay(episode) -> list[bool]:
-        """Print an episode; whether the answers of each step are the same."""
-        print(f"\n{Path(episode.source).name}\n{'step':>5}   {'recorded':44} {args.model or 'tiny'}")
-        return [_print_step(step) for step in replay_episode(episode, policy, args.seed)]
+    def replay(episode) -> list:
+        """Print an episode's steps; returns them."""
+        print(f"\n{Path(episode.source).name}\n{'step':>5}   {'recorded':44} {hide_secrets(args.model or 'tiny')}")
+        steps = []
+        for step in replay_episode(episode, policy, args.seed):
+            _print_step(step)
+            steps.append(step)
+        return steps
 
     if not (args.recording / "episodes").is_dir():
         raise DataError(f"{args.recording} is no recorded run: it has no folder episodes/")
@@ -121,9 +126,10 @@ def _replay(args: argparse.Namespace) -> int:
     try:
         policy = policies.build("replay")
         for episode in read_run(args.recording, ProblemPrinter()):
-            same = replay(episode)
-            print("they agree throughout" if all(same) else f"first divergence: step {same.index(False)}")
-            num_steps, num_same = num_steps + len(same), num_same + sum(same)
+            steps = replay(episode)
+            different = [step.step for step in steps if step.differs]
+            print(f"first divergence: step {different[0]}" if different else "they agree throughout")
+            num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
     finally:
         policies.close()
     if not num_steps:
@@ -132,9 +138,8 @@ def _replay(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_step(step) -> bool:
-    """A line of `replay`; whether both answers are the same."""
+def _print_step(step) -> None:
+    """A line of `replay`."""
     mark = "≠" if step.differs else " "
     note = f"  ({step.problem})" if step.problem else ""
     print(f"{step.step:5} {mark} {step.recorded or 'no answer':44} {step.answered or 'no answer'}{note}")
-    return not step.differs

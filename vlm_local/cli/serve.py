@@ -5,6 +5,8 @@ import argparse
 from vlm_local.cli.options import add_policy_options, read_policy_options
 
 _HELP = "answer robots over HTTP"
+_TOKEN_VARIABLE = "VLM_LOCAL_TOKEN"
+_LOG_LINE = "%(asctime)s %(levelname)s %(message)s"
 _DEADLINE_MS = 60_000.0  # a hung forward ends the wait; AutoEval itself would wait for ever
 
 
@@ -25,8 +27,10 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     safety("--on-fault", choices=("hold", "error"), default="hold", help="stand still, or answer 503 [hold]")
     safety("--max-held", type=int, default=5, metavar="N", help="faults in a row that are held [5]")
     access = parser.add_argument_group("who gets in").add_argument
-    access("--token", help="bearer header, or the path /t/TOKEN/act")
+    access("--token", help=f"bearer header, or the path /t/TOKEN/act [{_TOKEN_VARIABLE} of the environment]")
+    access("--token-file", metavar="FILE", help="holds the token, which other users could read on a command line")
     access("--allow-from", default="", metavar="CIDR,...", help="addresses that need no token")
+    access("--host-name", default="", metavar="NAME,...", help="names that this machine has elsewhere, as at a tunnel")
     access("--insecure", action="store_true", help="listen to other machines without token or --allow-from")
     access("--rate-limit", type=float, metavar="N", help="requests to /act a second and address [any]")
     tunnel = parser.add_argument_group("tunnel").add_argument
@@ -38,7 +42,10 @@ def run(args: argparse.Namespace) -> int:
     import logging
     import os
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    from vlm_local.plain import make_log_plain
+
+    logging.basicConfig(level=logging.INFO, format=_LOG_LINE)
+    make_log_plain(_LOG_LINE)
     for client in ("httpx", "httpx2"):  # below the openai package: a line for every request
         logging.getLogger(client).setLevel(logging.WARNING)
     from vlm_local.assembly import open_policies
@@ -78,7 +85,7 @@ def read_settings(args: argparse.Namespace):
     from vlm_local.server.episodes import EpisodeSettings
     from vlm_local.server.service import ServerSettings
 
-    gate = Gate(args.token, parse_networks(args.allow_from))
+    gate = Gate(_find_token(args), parse_networks(args.allow_from))
     try:
         is_local = args.host == "localhost" or ipaddress.ip_address(args.host).is_loopback
     except ValueError:
@@ -98,12 +105,30 @@ def read_settings(args: argparse.Namespace):
         episodes=EpisodeSettings(seed=args.seed),
         gate=gate,
         prefix=args.prefix,
+        names=frozenset(name.strip().lower() for name in args.host_name.split(",") if name.strip()),
         on_fault=args.on_fault,
         max_held=args.max_held,
         rate_limit=args.rate_limit,
         workspace=None if args.workspace is None else parse_workspace(args.workspace),
         max_step=MAX_STEP if args.max_step is None else parse_max_step(args.max_step),
     )
+
+
+def _find_token(args: argparse.Namespace) -> str | None:
+    """From the flag, the file or the environment, in this order. Raises ConfigError."""
+    import os
+    from pathlib import Path
+
+    from vlm_local.errors import ConfigError
+
+    if args.token_file is None:
+        return os.environ.get(_TOKEN_VARIABLE) or None if args.token is None else args.token
+    if args.token is not None:
+        raise ConfigError("--token and --token-file both name the token; give one of them")
+    try:
+        return Path(args.token_file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--token-file {args.token_file} cannot be read ({error})") from None
 
 
 def read_surroundings(args: argparse.Namespace):

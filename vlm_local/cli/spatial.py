@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.plain import hide_secrets
 
 _SCENES = 40
 
@@ -40,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
     try:
         policy = policies.build("spatial", tell_all=True)
         with tqdm(total=scene_set.scenes * (len(CHANGES) + 1), unit="view", disable=None) as bar:
-            report = run_study(args.model or "tiny", policy, scene_set, args.out, bar.update)
+            report = run_study(hide_secrets(args.model or "tiny"), policy, scene_set, args.out, bar.update)
     finally:
         policies.close()
     for name in ("turned", "moved", "left", "right"):

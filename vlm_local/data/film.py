@@ -49,7 +49,8 @@ def draw_step(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
     fault = line.get("fault")
     said = f"standing still: {fault}" if fault else line.get("phrase") or ""
     _write(draw, (_MARGIN, height + 36), said, 30, _WIDTH - 2 * _MARGIN, _BAD if fault else _INK)
-    _draw_action(draw, height + 88, line.get("action") or [0.0] * 7)
+    if line.get("action"):
+        _draw_action(draw, height + 88, line["action"])
     return np.asarray(page)
 
 

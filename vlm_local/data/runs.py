@@ -7,12 +7,14 @@ a kill can be read; a line that was cut off is counted.
 """
 
 import errno
+import itertools
 import json
 import os
 import re
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -25,6 +27,8 @@ from vlm_local.data.images import decode_image, require_one_size
 from vlm_local.errors import DataError
 from vlm_local.files import encode_json, read_json_lines, write_json
 from vlm_local.types import Episode
+
+MAX_REFUSAL_BYTES = 4 << 20  # in each of two files: some 20,000 refusals
 
 # Run lengths alone, after the filters: a photo takes a third of the time of the default and no more room.
 _PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
@@ -52,16 +56,13 @@ class RunWriter:
     def start_episode(self, robot: str, meta: Mapping[str, Any] | None = None, number: int | None = None) -> Path:
         """Begin the robot's next episode, ending its last; returns the episode's folder.
 
-        number: None for the one after the highest there is.
+        number: None for the one after the highest there is. Raises FileExistsError for one that is there.
         """
         self.end_episode(robot)
-        if number is None:
-            taken = [number for name, number, _ in list_folders(self._episodes) if name == robot]
-            number = max(taken, default=-1) + 1
-        folder = self._episodes / f"{robot}-{number}"
+        number, folder = self._make_folder(robot, number)
         fields = {"robot": robot, "episode": number, **(meta or {})}
         try:
-            (folder / "frames").mkdir(parents=True)
+            (folder / "frames").mkdir()
             write_json(folder / "meta.json", fields)
             steps = (folder / "steps.jsonl").open("ab", buffering=0)
         except OSError:
@@ -69,6 +70,17 @@ class RunWriter:
             raise
         self._open[robot] = _EpisodeFiles(folder, steps, fields)
         return folder
+
+    def _make_folder(self, robot: str, number: int | None) -> tuple[int, Path]:
+        """Never one that another writer has made."""
+        if number is not None:
+            folder = self._episodes / f"{robot}-{number}"
+            folder.mkdir(parents=True)
+            return number, folder
+        taken = [number for name, number, _ in list_folders(self._episodes) if name == robot]
+        for number in itertools.count(max(taken, default=-1) + 1):
+            with suppress(FileExistsError):
+                return self._make_folder(robot, number)
 
     def add_step(self, line: Mapping[str, Any], image: np.ndarray | None) -> int:
         """Append to the open episode of the robot that `line["robot"]` names; returns the bytes written.
@@ -88,9 +100,17 @@ class RunWriter:
         return size
 
     def add_refusal(self, line: Mapping[str, Any]) -> None:
-        """Append to RUN/refusals.jsonl: a request that was told why instead of what to do."""
-        with (self.folder / "refusals.jsonl").open("ab", buffering=0) as file:
+        """Append to RUN/refusals.jsonl: a request that was told why instead of what to do.
+
+        Anyone can be refused as often as he likes, so the newest are kept: a full file becomes
+        refusals.old.jsonl, in place of the one before.
+        """
+        path = self.folder / "refusals.jsonl"
+        with path.open("ab", buffering=0) as file:
             _append(file, (encode_json(line) + "\n").encode())
+            is_full = file.tell() > MAX_REFUSAL_BYTES
+        if is_full:
+            path.replace(self.folder / "refusals.old.jsonl")
 
     def end_episode(self, robot: str, meta: Mapping[str, Any] | None = None) -> None:
         """End the robot's episode, adding `meta` (its outcome) to meta.json; nothing where none is open."""

@@ -8,6 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from time import perf_counter
@@ -26,6 +27,7 @@ from vlm_local.engines.masses import (
 )
 from vlm_local.engines.pool import ServerPool
 from vlm_local.engines.remote import Reply, Server, build_messages, encode_image
+from vlm_local.engines.words import Disarmer
 from vlm_local.errors import ConfigError, EngineError
 from vlm_local.types import Generation, GenerationRequest
 
@@ -70,6 +72,7 @@ class OpenAIEngine:
         self._dialect = dialect
         self._deadline_s = _DEADLINE_S if deadline_ms is None else min(deadline_ms / 1e3, _DEADLINE_S)
         self._grammars: dict[tuple[str, ...], asyncio.Task] = {}  # robots' lists, and their introduction
+        self._disarm = Disarmer(None)
         self._pool = ServerPool([Server(url, model) for url in urls], self._connect)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -125,7 +128,11 @@ class OpenAIEngine:
                 )
 
     def prepare(self, request: GenerationRequest) -> GenerationRequest:
-        return request
+        """Raises RequestError for words that would steer the model."""
+        self._disarm.check_sentences(request.sentences)
+        prompt = request.prompt
+        plain = replace(prompt, before=self._disarm(prompt.before), after=self._disarm(prompt.after))
+        return replace(request, prompt=plain)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         """Answers in order; where one failed, its error stands in its place and spoils no other's."""

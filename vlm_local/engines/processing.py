@@ -1,5 +1,6 @@
 """An image and a prompt -> what a family's model reads."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import transformers
 from PIL import Image
 
 from vlm_local.decoding.types import PreparedRequest
+from vlm_local.engines.words import Disarmer
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.types import GenerationRequest, Prompt
 
@@ -16,6 +18,7 @@ MAX_PIXELS = 1280 * 28 * 28  # a larger picture is scaled down: 1,280 image toke
 MAX_ASPECT = 190  # Qwen's image processor refuses 200
 
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels")
+_MARK = re.compile(r"<\S+>")
 _PROCESSORS = {
     "qwen2-vl": "Qwen2VLProcessor",
     "qwen2.5-vl": "Qwen2_5_VLProcessor",
@@ -90,12 +93,18 @@ class Processing:
     def __init__(self, processor: Any, family: str, dtype: torch.dtype):
         self._processor = processor
         added = processor.tokenizer.added_tokens_decoder.values()
-        self._control_tokens = [token.content for token in added if token.special]
+        # Not all that steer a model are called special: Qwen3's <think>, PaliGemma's <loc0001>.
+        control = {token.content for token in added if token.special or _MARK.fullmatch(token.content)}
+        self._disarm = Disarmer(control)
+        self._control_ids = set(processor.tokenizer.convert_tokens_to_ids(sorted(control)))
         self._dtype = dtype
         self._is_chat = _is_chat(family)
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
-        """Raises RequestError for a picture that the family's image processor cannot take."""
+        """Raises RequestError for a picture that the family's image processor cannot take, and for words
+        that would steer the model.
+        """
+        self._disarm.check_sentences(request.sentences)
         inputs = self._processor(
             text=[self.render(request.prompt)], images=[self._fit(request.image)], return_tensors="pt"
         )
@@ -106,7 +115,7 @@ class Processing:
 
     def render(self, prompt: Prompt) -> str:
         """Prompt -> the model's whole text with one image placeholder."""
-        before, after = self._disarm(prompt.before), self._disarm(prompt.after)
+        before, after = self._make_plain(prompt.before), self._make_plain(prompt.after)
         if not self._is_chat:
             # Written into the text, the placeholder is repeated, and <bos> and a newline are added.
             return self._processor.image_token + " ".join(part for part in (before, after) if part)
@@ -114,11 +123,13 @@ class Processing:
         messages = [{"role": "user", "content": content if before else content[1:]}]
         return _apply_template(self._processor, messages, add_generation_prompt=True)
 
-    def _disarm(self, text: str) -> str:
-        """Control tokens in a user's words become plain words."""
-        for token in self._control_tokens:
-            text = text.replace(token, token.strip("<|>"))
-        return text
+    def _make_plain(self, text: str) -> str:
+        plain = self._disarm(text)
+        if not plain.isascii():  # a tokenizer may take other characters for those of a token
+            ids = self._processor.tokenizer(plain, add_special_tokens=False)["input_ids"]
+            if self._control_ids.intersection(ids):
+                raise RequestError("the words hold a control token of the model; leave it out")
+        return plain
 
     def _fit(self, image: np.ndarray) -> np.ndarray:
         height, width = image.shape[:2]

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import os
-import re
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +18,7 @@ from vlm_local.engines.dialects import DIALECTS, Dialect
 from vlm_local.engines.masses import Position, build_spelling, is_constrained, tells_end
 from vlm_local.engines.replies import Completion, read_completion, read_reason, shorten
 from vlm_local.errors import ConfigError, RemoteError
+from vlm_local.plain import hide_secrets
 from vlm_local.types import Prompt
 
 try:
@@ -33,8 +33,6 @@ _LIST_S = 5.0  # for the list of models
 _START_S = 60.0  # of the first question: kernels and tokenizers warm up behind it
 _PROBE_TOKENS = 80
 _FREE_TOKENS = 4  # fewer than a free answer has
-# A user's words shall not become control tokens; which ones a server's tokenizer has is not known here.
-_CONTROL = re.compile(r"<\|?(\w+)\|?>")
 # Kinds of failure behind which a field may be that the server need not know. Some refuse it with 500.
 _PERHAPS_A_FIELD = ("refused", "server_error", "malformed")
 
@@ -66,7 +64,7 @@ class Server:
     """A connection to one base URL. Its coroutines belong to one event loop."""
 
     def __init__(self, url: str, model: str):
-        self.url = re.sub("//[^/@]*@", "//", url)  # as it may be shown: without a password
+        self.url = hide_secrets(url if "//" in url else f"http://{url}")
         self._model = model
         self._dialect: Dialect | None = None
         self._options = _OPTIONS[0]
@@ -238,7 +236,7 @@ def build_base_url(url: str) -> str:
     """A server's URL with the API's path, /v1 where none is given."""
     parts = urlsplit(url if "//" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--engine-url: expected URLs such as http://127.0.0.1:8001, got {url!r}")
+        raise ConfigError(f"--engine-url: expected URLs such as http://127.0.0.1:8001, got {hide_secrets(url)!r}")
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
 
 
@@ -251,13 +249,12 @@ def encode_image(image: np.ndarray) -> str:
 
 def build_messages(prompt: Prompt, image_url: str) -> list:
     """The prompt around the image; what stays the same comes first, for the server's prefix cache."""
-    before, after = (_CONTROL.sub(r"\1", text) for text in (prompt.before, prompt.after))
     content = [
-        {"type": "text", "text": before + "\n"},
+        {"type": "text", "text": prompt.before + "\n"},
         {"type": "image_url", "image_url": {"url": image_url}},
-        {"type": "text", "text": "\n" + after},
+        {"type": "text", "text": "\n" + prompt.after},
     ]
-    return [{"role": "user", "content": content if before else content[1:]}]
+    return [{"role": "user", "content": content if prompt.before else content[1:]}]
 
 
 def _is_limited(answer: Completion) -> bool:

@@ -106,7 +106,7 @@ class PolicyAnswerer:
         proprio = episode.states[step].astype(np.float64)
         start = perf_counter()
         try:
-            decision = self._policy.act(Observation(image, episode.instruction, proprio))
+            decision = self._policy.act(Observation(image, episode.instruction, proprio, step))
         except (EngineError, RequestError) as error:
             decision = Decision(np.full(7, np.nan), fault=str(error))
         self.durations_ms.append(1e3 * (perf_counter() - start))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm_local.actions import OPEN_THRESHOLD
+from vlm_local.actions import find_first_command
 from vlm_local.data.runs import RecordedEpisode
 from vlm_local.errors import DataError, EngineError, RequestError
 from vlm_local.policy import Policy
@@ -33,16 +33,18 @@ def replay_episode(episode: RecordedEpisode, policy: Policy, seed: int) -> Itera
     seed: where the recording has none. A policy that only acts answers with the phrase of its action
     carried out for TRANSITIONS steps.
     """
-    policy.reset(int(episode.meta.get("seed") or seed))
+    recorded_seed = episode.meta.get("seed")
+    policy.reset(int(seed if recorded_seed is None else recorded_seed))
     opened = None
-    for step, line in enumerate(episode.lines):
+    for index, line in enumerate(episode.lines):
+        step = line.get("step", index)  # a step that was not recorded leaves a gap
         proprio = line.get("proprio")
         proprio = None if proprio is None else np.array(proprio, np.float64)
         if opened is None:
-            opened = proprio is None or proprio[6] >= OPEN_THRESHOLD
+            opened = find_first_command(None if proprio is None else proprio[6]) > 0.5
         try:
-            observation = Observation(episode.load_image(step), str(line.get("instruction") or ""), proprio)
-            decision = policy.act(observation)
+            image, instruction = episode.load_image(index), str(line.get("instruction") or "")
+            decision = policy.act(Observation(image, instruction, proprio, step))
         except (DataError, EngineError, RequestError) as error:
             yield ReplayedStep(step, line.get("phrase"), None, str(error))
             continue

@@ -17,6 +17,7 @@ from typing import Any
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.evidence.layouts import LAYOUTS, find_layout
 from vlm_local.files import encode_json
+from vlm_local.plain import holds_secret
 
 MANIFEST = "evidence.json"
 _FORMAT = "vlm-local evidence 1"
@@ -50,6 +51,7 @@ def pack(folder: Path, out: Path, pictures: bool = True) -> Manifest:
     """
     manifest = build_manifest(folder, pictures)
     layout = LAYOUTS[manifest["kind"]]
+    _refuse_secrets(folder, [name for name in manifest["files"] if not layout.is_picture(name)])
     beside = out.with_name(out.name + ".new")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +94,17 @@ def unpack(path: Path, folder: Path) -> Manifest:
         raise DataError(f"{path}: {error.strerror or error}") from None
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise DataError(f"{path} is no archive of `pack`, or was damaged on the way ({error})") from None
+
+
+def _refuse_secrets(folder: Path, names: list[str]) -> None:
+    """Results made by an earlier version hold the token of a URL such as http://host/t/TOKEN."""
+    for name in names:
+        with (folder / name).open(encoding="utf-8", errors="replace") as file:
+            if any("://" in line and holds_secret(line) for line in file):
+                raise DataError(
+                    f"{folder / name} holds a token or password in a URL, and an archive is there to be published: "
+                    "make the result again, or replace the token by *** in all of its files"
+                )
 
 
 def _describe(path: Path) -> dict[str, Any]:

@@ -1,14 +1,18 @@
 """Verified results -> a Markdown page of tables that say enough of each row to check it."""
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import DataError
 from vlm_local.evidence.verify import Verdict
 from vlm_local.files import open_replacing
+from vlm_local.plain import hide_secrets
 from vlm_local.sim.report import format_interval, format_share
 from vlm_local.spatial import report as spatial_report
+
+_NAME = re.compile(r"[\w .,/:+%()=~@-]{1,120}")
 
 _HEAD = """# Leaderboard
 
@@ -44,8 +48,8 @@ def write_leaderboard(verdicts: Sequence[Verdict], out: Path) -> int:
     for verdict in verdicts:
         if verdict.kind not in ("sim", "spatial"):
             raise DataError(f"the leaderboard is of `sim` and `spatial`, not of `{verdict.kind}`")
-    played = [row for verdict in verdicts if verdict.kind == "sim" for row in _list_tasks(verdict)]
-    seen = [_describe_study(verdict) for verdict in verdicts if verdict.kind == "spatial"]
+    played = [row for verdict in verdicts if verdict.kind == "sim" for row in _read(_list_tasks, verdict)]
+    seen = [_read(_describe_study, verdict) for verdict in verdicts if verdict.kind == "spatial"]
     text = _HEAD
     for head, names, rows in ((_SIM_HEAD, _SIM_NAMES, played), (_SPATIAL_HEAD, _SPATIAL_NAMES, seen)):
         if rows:
@@ -58,6 +62,14 @@ def write_leaderboard(verdicts: Sequence[Verdict], out: Path) -> int:
 _Row = tuple[str, float, tuple[str, ...]]  # title of its table, what the table is sorted by, cells
 
 
+def _read(describe: Callable[[Verdict], Any], verdict: Verdict) -> Any:
+    """What `describe` makes of a result. Raises DataError for fields that are not of the kind they should be."""
+    try:
+        return describe(verdict)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"the result {verdict.seal[:12]} does not say what a row of it needs ({error!r})") from None
+
+
 def _build_tables(names: Sequence[str], rows: Iterable[_Row]) -> str:
     """A table a title, in order of first appearance; the best row first."""
     tables: dict[str, list[_Row]] = {}
@@ -66,15 +78,16 @@ def _build_tables(names: Sequence[str], rows: Iterable[_Row]) -> str:
     text = ""
     for title, lines in tables.items():
         text += f"\n### {title}\n\n| {' | '.join(names)} |\n{'|---' * len(names)}|\n"
-        text += "".join(f"| {' | '.join(cells)} |\n" for *_, cells in sorted(lines, key=lambda row: -row[1]))
+        ordered = sorted(lines, key=lambda row: -row[1])
+        text += "".join(f"| {' | '.join(map(_escape, cells))} |\n" for *_, cells in ordered)
     return text
 
 
-def _list_tasks(verdict: Verdict) -> Iterable[_Row]:
-    report = verdict.report
+def _list_tasks(verdict: Verdict) -> list[_Row]:
+    report, rows = verdict.report, []
     plan = report["simulator"]
-    name = plan["policy"] + (f", {plan['noise']:.0%} random" if plan["noise"] else "")
-    name += "" if plan["control"] == "none" else f", {plan['control']}"
+    name = _check_name(plan["policy"]) + (f", {plan['noise']:.0%} random" if plan["noise"] else "")
+    name += "" if plan["control"] == "none" else f", {_check_name(plan['control'])}"
     limit = "" if plan["max_steps"] == 120 else f" at {plan['max_steps']}"
     for task, score in report["tasks"].items():
         cells = (
@@ -89,13 +102,14 @@ def _list_tasks(verdict: Verdict) -> Iterable[_Row]:
             _shorten(verdict.seal),
         )
         rate = score["success"]["rate"]
-        yield f"{task}, level {plan['level']}", -1.0 if rate is None else rate, cells
+        rows.append((f"{task}, level {_check_name(plan['level'])}", -1.0 if rate is None else rate, cells))
+    return rows
 
 
 def _describe_study(verdict: Verdict) -> _Row:
     report, scenes = verdict.report, verdict.report["set"]
     cells = (
-        report["policy"]["name"],
+        _check_name(report["policy"]["name"]),
         _shorten(report["policy"].get("checkpoint_sha256")),
         *(_show_value(report[measure]) for measure in _MEASURES),
         _shorten(report.get("git")),
@@ -105,7 +119,25 @@ def _describe_study(verdict: Verdict) -> _Row:
     return title + ("" if report["frozen"] else ", not a frozen set"), report["turned"]["value"], cells
 
 
+def _check_name(name: Any) -> str:
+    """A name that others gave, which the page shows. An address is shown as code, so that nobody is led to it."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise DataError(
+            f"{name!r:.200} is no name for a row: expected at most 120 letters, digits, spaces and any of "
+            ". , / : + % ( ) = ~ @ - _"
+        )
+    return f"`{hide_secrets(name)}`" if "//" in name or "www." in name or "@" in name else name
+
+
+def _escape(cell: str) -> str:
+    """Words that cannot end a cell of a Markdown table or become markup; what is in backticks is code already."""
+    marks = r"([|\\])" if cell.startswith("`") else r"([|\\*_<>\[\]`!&~])"
+    return re.sub(marks, r"\\\1", cell)
+
+
 def _shorten(digits: str | None) -> str:
+    if digits is not None and not re.fullmatch(r"[0-9a-f]{7,64}\+?", digits):
+        raise DataError(f"{digits!r:.200} is neither a sha256 nor a commit")
     return f"`{digits[:12]}`" if digits else "-"
 
 

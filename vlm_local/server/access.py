@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from vlm_local.errors import ConfigError, RequestError
 
 DEFAULT_ROBOT = "robot"
+ADDRESS = "vlm_local.address"  # where the WSGI environment holds the request's Address
 
 _ROBOT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOKEN = re.compile(r"[A-Za-z0-9_.~-]{8,}")
@@ -20,10 +21,10 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class Address:
-    """A request's path, taken apart. route: what is left, such as "/act"."""
+    """A request's path, taken apart. route: what is left, such as "/act". robot: None where none is named."""
 
     route: str
-    robot: str = DEFAULT_ROBOT
+    robot: str | None = None
     token: str | None = None
 
 
@@ -61,6 +62,12 @@ def parse_networks(text: str) -> tuple[Network, ...]:
         ) from None
 
 
+def read_token(token: str | None, authorization: str) -> str | None:
+    """The token of a request. token: of its path. authorization: the header, which counts first; "" for none."""
+    scheme, _, bearer = authorization.partition(" ")
+    return bearer.strip() if scheme.lower() == "bearer" else token
+
+
 class Gate:
     """Admits by token or by address. With neither set everyone who can connect is in."""
 
@@ -80,8 +87,7 @@ class Gate:
             return
         if self._token is None:
             raise RequestError(f"requests from {address} are not allowed here; see --allow-from", 403)
-        scheme, _, bearer = authorization.partition(" ")
-        given = bearer.strip() if scheme.lower() == "bearer" else token
+        given = read_token(token, authorization)
         if given is None:
             raise RequestError("a token is needed: send it as a bearer header or as the path /t/TOKEN/act", 401)
         if not self.knows(given):

@@ -14,35 +14,44 @@ from werkzeug.exceptions import HTTPException
 
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.files import encode_json
-from vlm_local.server.access import DEFAULT_ROBOT, RateLimit, parse_address
+from vlm_local.plain import hide_token
+from vlm_local.server.access import ADDRESS, DEFAULT_ROBOT, RateLimit, parse_address, read_token
 from vlm_local.server.answers import add_answer_route
 from vlm_local.server.episodes import Step
+from vlm_local.server.holds import add_hold_routes
+from vlm_local.server.kept import Kept
+from vlm_local.server.origins import check_origin
 from vlm_local.server.records import Refusal, StepRecord, Subscriber
 from vlm_local.server.service import Policies, ServerSettings, Service
 from vlm_local.wire import MAX_BODY, build_details, decode_act, decode_reset, encode_action
 
 logger = logging.getLogger(__name__)
 
-ADDRESS = "vlm_local.address"
 FULL_PATH = "vlm_local.path"
 _ROUTES = (
-    "POST /act, POST /reset, POST /answer, GET /health, GET /metadata, each also below /s/ROBOT, and the live page at /"
+    "POST /act, POST /reset, POST /hold, POST /release, POST /answer, GET /health, GET /metadata, each also below "
+    "/s/ROBOT, and the live page at /"
 )
 
 
 def create_app(
-    policies: Policies, settings: ServerSettings = ServerSettings(), subscribers: Sequence[Subscriber] = ()
+    policies: Policies,
+    settings: ServerSettings = ServerSettings(),
+    subscribers: Sequence[Subscriber] = (),
+    kept: Kept | None = None,
 ) -> Flask:
     """The WSGI application; its Service is `app.extensions["vlm_local"]`.
 
-    subscribers: called with each StepRecord and Refusal, every one in a thread of its own.
+    subscribers: called with each StepRecord and Refusal, every one in a thread of its own. kept: holds and
+    grippers; None to forget them with the application.
     """
     app = Flask(__name__, static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-    service = app.extensions["vlm_local"] = Service(policies, settings, subscribers)
+    service = app.extensions["vlm_local"] = Service(policies, settings, subscribers, kept)
     app.wsgi_app = _Addressed(app.wsgi_app, settings.prefix)
     _guard(app, service)
     _add_robot_routes(app, service)
+    add_hold_routes(app)
     _add_status_routes(app, service)
     if policies.answerer is not None:
         add_answer_route(app, policies.answerer)
@@ -78,10 +87,12 @@ def _guard(app: Flask, service: Service) -> None:
         address = request.environ[ADDRESS]
         if isinstance(address, RequestError):
             raise address
-        g.robot = address.robot
-        remote = request.remote_addr or ""
+        g.robot = address.robot or DEFAULT_ROBOT
+        remote, authorization = request.remote_addr or "", request.headers.get("Authorization", "")
+        has_token = gate.knows(read_token(address.token, authorization))
+        check_origin(request.method, address.route, request.headers, has_token, service.settings.names)
         try:
-            gate.check(remote, address.token, request.headers.get("Authorization", ""))
+            gate.check(remote, address.token, authorization)
             g.is_known = True
         except RequestError:
             if address.route != "/health":  # open to all, but says little to strangers
@@ -107,7 +118,8 @@ def _guard(app: Flask, service: Service) -> None:
     def finish(response: Response):
         response.headers["X-Request-Id"] = g.id
         address = request.environ[ADDRESS]
-        robot, route = getattr(address, "robot", DEFAULT_ROBOT), getattr(address, "route", "/")
+        robot = getattr(address, "robot", None) or DEFAULT_ROBOT
+        route = hide_token(getattr(address, "route", "/"))
         if response.status_code >= 400 and route in ("/act", "/reset"):
             service.publish(Refusal(time.time(), g.id, robot, route, response.status_code, g.reason))
         total_ms = 1e3 * (perf_counter() - g.start)
@@ -127,10 +139,10 @@ def _judge(error: Exception) -> tuple[int, str]:
         return 503, str(error)
     if isinstance(error, HTTPException) and error.code is not None:
         if error.code == 404:
-            return 404, f"there is no {request.method} {request.path}; there is {_ROUTES}"
+            return 404, f"there is no {request.method} {hide_token(request.path)}; there is {_ROUTES}"
         if error.code == 405:
             methods = " or ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
-            return 405, f"{request.path} takes {methods}, not {request.method}"
+            return 405, f"{hide_token(request.path)} takes {methods}, not {request.method}"
         if error.code == 413:
             return 413, f"the body is larger than the {MAX_BODY} bytes allowed"
         return error.code, error.description or error.name

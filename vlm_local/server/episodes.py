@@ -4,12 +4,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from vlm_local.errors import RequestError
+from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import Policy, derive_seed
+from vlm_local.server.kept import Gripper, Hold, Kept
 from vlm_local.types import Decision, Observation
 from vlm_local.wire import Message
 
@@ -41,9 +42,16 @@ class Robot:
     """One robot's policy and the episode it is in. Whoever calls `reset` or `act` holds its `turn`."""
 
     def __init__(
-        self, name: str, policy: Policy, settings: EpisodeSettings, clock: Callable[[], float] = time.monotonic
+        self,
+        name: str,
+        policy: Policy,
+        settings: EpisodeSettings,
+        clock: Callable[[], float] = time.monotonic,
+        kept: Kept | None = None,
     ):
+        """kept: holds and grippers of all robots; None for some of its own."""
         self.name = name
+        self._kept = Kept() if kept is None else kept
         self._policy = policy
         self._settings = settings
         self._clock = clock
@@ -66,6 +74,7 @@ class Robot:
         """End the episode at the client's word; returns (number, seed) of the new one."""
         self._instruction = None
         self._start("reset", seed)
+        self._kept.set_gripper(self.name, replace(self._kept.find_gripper(self.name), is_reset=True))
         return self._episode, self._seed
 
     def act(self, message: Message) -> Step:
@@ -78,14 +87,42 @@ class Robot:
         if reason:
             self._start(reason, None)
         self._instruction, self._position, self._last = instruction, position, self._clock()
-        observation = Observation(message.image, instruction, message.proprio)
-        step, self._step = self._step, self._step + 1
+        observation = Observation(message.image, instruction, message.proprio, self._step)
+        self._step += 1
         try:
-            decision = self._policy.act(observation)
+            observation, decision = self._decide(observation)
         except RequestError:
-            self._step = step  # it never reached the model
+            self._step -= 1  # it never reached the model
             raise
-        return Step(self._episode, step, self._seed, self._started_by, observation, decision)
+        return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision)
+
+    def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
+        """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
+        opening = None if observation.proprio is None else float(observation.proprio[6])
+        before = self._kept.find_gripper(self.name)
+        gripper, moved_by = before.follow(opening, observation.step == 0)
+        asked = replace(observation, gripper=gripper.command)
+        hold = self._kept.find_hold(self.name)
+        if hold is None:
+            try:
+                decision = self._policy.act(asked)
+                hold = self._kept.find_hold(self.name)  # pressed meanwhile: the arm takes not one step more
+            except EngineError:
+                hold = self._kept.find_hold(self.name)
+                if hold is None:
+                    raise
+        if hold is not None:
+            return self._stand_still(observation, before.keep(opening), hold)
+        if moved_by is not None:
+            decision = replace(decision, extra={**decision.extra, "gripper": moved_by})
+        self._kept.set_gripper(self.name, gripper.tell(float(decision.action[6])))
+        return asked, decision
+
+    def _stand_still(self, observation: Observation, gripper: Gripper, hold: Hold) -> tuple[Observation, Decision]:
+        self._kept.set_gripper(self.name, gripper)
+        action = np.array([0.0] * 6 + [gripper.command])
+        decision = Decision(action, fault=f"held by a person: {hold.reason}", extra={"hold": asdict(hold)})
+        return replace(observation, gripper=gripper.command), decision
 
     def _find_end(self, instruction: str, position: np.ndarray | None) -> str | None:
         """Why the episode ended before this request, None where it goes on."""

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.actions import GripperLatch
+from vlm_local.actions import find_first_command
 from vlm_local.engines.worker import EngineClosed
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import Policy
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 
 class HoldOnFault:
-    """Answers a fault of the inner policy with a stand-still, the gripper kept.
+    """Answers a fault of the inner policy with a stand-still, the gripper at `observation.gripper`.
 
     AutoEval ends a whole evaluation on anything but an array. After `max_held` faults in a row the
     fault is raised as EngineError: a dead model must not look like a shy one. A reset does not
@@ -28,7 +28,6 @@ class HoldOnFault:
         self._policy = policy
         self._max_held = max_held
         self._num_held = 0
-        self._gripper: float | None = None
         self._seed_due: int | None = None  # of an episode that is to be started
 
     @property
@@ -36,7 +35,6 @@ class HoldOnFault:
         return self._policy.metadata
 
     def reset(self, seed: int) -> None:
-        self._gripper = None
         self._seed_due = seed
         try:
             self._start_due()
@@ -59,7 +57,6 @@ class HoldOnFault:
         except Exception as error:
             return self._hold(error, observation)
         self._num_held = 0
-        self._gripper = float(decision.action[6])
         return decision
 
     def _hold(self, error: Exception, observation: Observation) -> Decision:
@@ -69,7 +66,7 @@ class HoldOnFault:
         if self._num_held >= self._max_held:
             raise EngineError(f"{reason} (after {self._num_held} faults in a row that were held)") from error
         self._num_held += 1
-        if self._gripper is None:
-            opening = None if observation.proprio is None else float(observation.proprio[6])
-            self._gripper = GripperLatch().update(0, opening)
-        return Decision(np.array([0.0] * 6 + [self._gripper]), fault=reason)
+        command = observation.gripper
+        if command is None:
+            command = find_first_command(None if observation.proprio is None else float(observation.proprio[6]))
+        return Decision(np.array([0.0] * 6 + [command]), fault=reason)

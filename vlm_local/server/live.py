@@ -32,7 +32,7 @@ class Hub:
         self._steps: dict[str, deque[dict[str, Any]]] = {}
         self._frames: dict[str, np.ndarray] = {}  # robot -> uint8 (H, W, 3), the newest
         self._viewers: list[queue.Queue[str | None]] = []
-        self._counts = {"episodes": 0, "steps": 0, "faults": 0, "refusals": 0}
+        self._counts = {"episodes": 0, "steps": 0, "held_steps": 0, "faults": 0, "refusals": 0}
         self._last_refusal: str | None = None
         self._closed = False
 
@@ -48,7 +48,9 @@ class Hub:
             steps = self._steps.setdefault(record.robot, deque(maxlen=KEPT_STEPS))
             self._counts["episodes"] += not steps or steps[-1]["episode"] != record.episode
             self._counts["steps"] += 1
-            self._counts["faults"] += record.decision.fault is not None
+            is_held = "hold" in record.decision.extra
+            self._counts["held_steps"] += is_held
+            self._counts["faults"] += record.decision.fault is not None and not is_held
             steps.append(step)
             self._frames[record.robot] = record.observation.image
             for viewer in self._viewers:
@@ -69,6 +71,13 @@ class Hub:
         stream = self._stream(viewer, _encode_event("snapshot", {"now": time.time(), "robots": robots}))
         next(stream)  # into its try, so that a stream that nobody ever reads gives its place back, too
         return stream
+
+    def send_status(self) -> None:
+        """To every viewer now, not at the next second."""
+        message = self._encode_status()
+        with self._lock:
+            for viewer in self._viewers:
+                _put(viewer, message)
 
     def _stream(self, viewer: "queue.Queue[str | None]", first: str) -> Iterator[str]:
         try:

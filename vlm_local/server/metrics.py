@@ -29,6 +29,7 @@ class Metrics:
         self._episodes = Counter("episodes", "Episodes begun, and what began them.", ("robot", "started_by"), **named)
         self._phrases = Counter("phrases", "Phrases answered.", ("phrase",), **named)
         self._faults = Counter("faults", "Stand-stills in place of an answer.", ("robot",), **named)
+        self._held = Counter("held_steps", "Steps stood still because a person held the robot.", ("robot",), **named)
         self._refusals = Counter("refusals", "Requests for an action or a reset refused.", ("robot", "status"), **named)
         self._cuts = Counter("safety_cuts", "Actions cut to the workspace or largest step.", ("axis",), **named)
         self._stages = Histogram("stage_seconds", "Time a step spent.", ("stage",), buckets=_BUCKETS_S, **named)
@@ -48,7 +49,9 @@ class Metrics:
             self._episodes.labels(record.robot, record.started_by).inc()
         if decision.phrase is not None:
             self._phrases.labels(decision.phrase).inc()
-        if decision.fault is not None:
+        if "hold" in decision.extra:
+            self._held.labels(record.robot).inc()
+        elif decision.fault is not None:
             self._faults.labels(record.robot).inc()
         for axis in decision.extra.get("cut", ()):
             self._cuts.labels(axis).inc()

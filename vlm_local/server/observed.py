@@ -1,13 +1,13 @@
 """The application with all that watches it: the recording, the live page, the metrics."""
 
 import time
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from vlm_local.provenance import describe_machine
 from vlm_local.server.app import create_app
+from vlm_local.server.kept import Kept
 from vlm_local.server.live import Hub
 from vlm_local.server.metrics import Metrics, add_metrics_route
 from vlm_local.server.pages import add_live_routes
@@ -24,12 +24,13 @@ class ObservedApp:
         settings: ServerSettings = ServerSettings(),
         run: Path | None = None,
         max_bytes: int | None = None,
-        names: Collection[str] = (),
+        previous: Path | None = None,
+        port: int | None = None,
     ):
         """run, max_bytes: the recording's folder (None for no recording) and the most it may take.
 
-        names: host names by which the live page may be opened, see pages.add_live_routes. Raises
-        ConfigError for a folder that cannot be written.
+        previous: folder of the run whose holds and grippers go on in this one. port: where it is served.
+        Raises ConfigError for a folder that cannot be written.
         """
         self._policies = policies
         self._settings = settings
@@ -39,10 +40,12 @@ class ObservedApp:
         metrics = Metrics(self._measure)
         self._recorder = None if run is None else Recorder(run, self._describe, max_bytes)
         subscribers = [self._hub, metrics] + ([] if self._recorder is None else [self._recorder])
-        self.app = create_app(policies, settings, subscribers)
+        self._kept = Kept(run, previous, port)
+        self._kept.on_hold(self._hub.send_status)
+        self.app = create_app(policies, settings, subscribers, self._kept)
         self.service: Service = self.app.extensions["vlm_local"]
         self.service.report["recording"] = self.report_recording
-        add_live_routes(self.app, self._hub, run, names)
+        add_live_routes(self.app, self._hub, run)
         add_metrics_route(self.app, metrics)
 
     def end_streams(self) -> None:
@@ -56,6 +59,7 @@ class ObservedApp:
         written = all([outlet.close(max(end - time.monotonic(), 0.1)) for outlet in self.service.outlets])
         if self._recorder is not None and written:
             self._recorder.close()
+        self._kept.close()
         return written
 
     def report_recording(self) -> dict[str, Any] | None:

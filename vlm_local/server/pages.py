@@ -2,21 +2,18 @@
 in the page, so that it works below a prefix, a token or a tunnel's path.
 """
 
-import ipaddress
-import re
 import threading
-from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 
-from flask import Flask, Response, redirect, request, send_file
+from flask import Flask, Response, redirect, request
 
 from vlm_local.data.runs import list_folders
 from vlm_local.data.summary import summarise_run
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json, read_json_lines
 from vlm_local.policy import Policy, derive_seed
-from vlm_local.server.app import ADDRESS, FULL_PATH
+from vlm_local.server.app import FULL_PATH
 from vlm_local.server.live import Hub
 from vlm_local.types import Observation
 from vlm_local.wire import build_details, decode_act
@@ -35,22 +32,8 @@ _HEADERS = {
 _MAX_LISTED = 500
 
 
-def add_live_routes(app: Flask, hub: Hub, run: Path | None = None, names: Collection[str] = ()) -> None:
-    """run: the folder that is recorded to, None when recording is off. names: host names, beside
-    localhost, by which the page may be opened without a token.
-    """
-    names = {"localhost", *names}
-    gate = app.extensions["vlm_local"].settings.gate
-
-    @app.before_request
-    def check_host():
-        has_token = gate.knows(request.environ[ADDRESS].token)
-        if _is_page(request.path) and not has_token and not is_known_host(request.host, names):
-            raise RequestError(
-                f"the page cannot be opened as {request.host!r} (a foreign site could read it by DNS rebinding); "
-                "use an IP address or localhost, or serve with --token and open /t/TOKEN/",
-                403,
-            )
+def add_live_routes(app: Flask, hub: Hub, run: Path | None = None) -> None:
+    """run: the folder that is recorded to, None when recording is off."""
 
     @app.after_request
     def harden(response: Response):
@@ -82,17 +65,6 @@ def add_live_routes(app: Flask, hub: Hub, run: Path | None = None, names: Collec
 
     _add_episode_routes(app, run)
     _add_try_route(app)
-
-
-def is_known_host(host: str, names: Collection[str]) -> bool:
-    """Whether a Host header can come from no DNS rebinding: an IP address, or a name we know to be ours."""
-    name = host.rsplit(":", 1)[0] if re.search(r":\d*$", host) else host
-    name = name.strip("[]").rstrip(".").lower()
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return name in names or name.endswith(".localhost")
-    return True
 
 
 def _is_page(path: str) -> bool:
@@ -129,7 +101,7 @@ def _add_episode_routes(app: Flask, run: Path | None) -> None:
         frame = find(episode) / "frames" / f"{step:06d}.png"
         if not frame.is_file():
             raise RequestError(f"episode {episode!r} has no frame {step}", 404)
-        return send_file(frame, mimetype="image/png")
+        return Response(frame.read_bytes(), mimetype="image/png")
 
 
 def _add_try_route(app: Flask) -> None:

@@ -11,11 +11,13 @@ from typing import Any
 
 from vlm_local.data.runs import RunWriter
 from vlm_local.errors import ConfigError
+from vlm_local.files import lock_folder
 from vlm_local.server.records import Record, Refusal, StepRecord
 
 logger = logging.getLogger(__name__)
 
 _COMPLAIN_EVERY_S = 60.0
+_MAX_REASON = 500  # characters of a refusal, which may quote what a stranger sent
 
 
 class Recorder:
@@ -28,12 +30,14 @@ class Recorder:
         """folder: of the run; an existing one is added to. describe: the metadata of run and episode,
         asked at each episode's start, since the model may still be loading now.
 
-        max_bytes: above it the oldest ended episodes of this folder are deleted; None keeps all.
+        max_bytes: above it the oldest ended episodes of this folder are deleted; None keeps all. Raises
+        ConfigError for a folder that cannot be written, or that another process records into.
         """
         self._describe = describe
         self._meta = dict(describe())
         try:
             self._writer = RunWriter(folder, self._meta)
+            self._lock_file = lock_folder(self._writer.folder)
         except OSError as error:
             raise ConfigError(f"cannot record into {folder} ({error}); choose another --record DIR, or off") from None
         self._max_bytes = max_bytes
@@ -51,7 +55,7 @@ class Recorder:
     def __call__(self, record: Record) -> None:
         try:
             if isinstance(record, Refusal):
-                self._writer.add_refusal(asdict(record))
+                self._writer.add_refusal({**asdict(record), "reason": record.reason[:_MAX_REASON]})
             else:
                 self._write(record)
         except Exception as error:  # whatever it is, the next step gets its chance
@@ -59,6 +63,7 @@ class Recorder:
 
     def close(self) -> None:
         self._writer.close()
+        self._lock_file.close()
 
     def _write(self, record: StepRecord) -> None:
         number, folder = self._open.get(record.robot, (None, None))

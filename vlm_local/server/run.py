@@ -1,5 +1,6 @@
 """A whole server, from the first socket to an orderly end."""
 
+import itertools
 import logging
 import re
 import signal
@@ -7,11 +8,13 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlm_local.errors import ConfigError
 from vlm_local.libc import trim_heaps
+from vlm_local.server.kept import find_previous
 from vlm_local.server.observed import ObservedApp
 from vlm_local.server.serve import HTTPServer
 from vlm_local.server.service import Policies, ServerSettings
@@ -43,10 +46,15 @@ class RunningServer:
 
     def __init__(self, policies: Policies, settings: ServerSettings, around: Surroundings, listener: socket.socket):
         self._policies = policies
-        run = None if around.record is None else _name_run(around.record, policies.metadata)
+        port = listener.getsockname()[1]
+        previous = None if around.record is None else find_previous(around.record, port)
+        run = None if around.record is None else _make_run(around.record, policies.metadata)
         names = {socket.gethostname().lower()} | ({around.tunnel.host.lower()} if around.tunnel else set())
-        self._observed = ObservedApp(policies, settings, run, around.max_record_bytes, names)
+        settings = replace(settings, names=settings.names | names)
+        self._observed = ObservedApp(policies, settings, run, around.max_record_bytes, previous, port)
         self._service = self._observed.service
+        if (held := self._service.kept.describe()) != {"all": None, "robots": {}}:
+            logger.warning("still held from %s, until POST /release: %s", previous, held)
         self._http = HTTPServer(self._observed.app, listener)
         self.url = self._http.url
         self._tunnel = None if around.tunnel is None else Tunnel(around.tunnel, self._http.port)
@@ -104,11 +112,17 @@ def serve_until_stopped(
     return ended
 
 
-def _name_run(parent: Path, metadata: Mapping[str, Any]) -> Path:
-    """A folder of its own for this start, by time and model; not made yet."""
+def _make_run(parent: Path, metadata: Mapping[str, Any]) -> Path:
+    """A new folder for this start, by time and model; servers that start in the same second get one each."""
     model = re.sub(r"[^A-Za-z0-9_.-]+", "-", str(metadata.get("model") or "model").rpartition("/")[2])
     name = f"{time.strftime('%Y%m%d-%H%M%S')}-{model}"
-    number = 1
-    while (folder := parent / (name if number == 1 else f"{name}-{number}")).exists():
-        number += 1
-    return folder
+    for number in itertools.count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            reason = f"cannot record into {parent} ({error}); choose another --record DIR, or off"
+            raise ConfigError(reason) from None

@@ -15,6 +15,7 @@ from vlm_local.safety import MAX_STEP, Guard, Workspace
 from vlm_local.server.access import Gate
 from vlm_local.server.episodes import EpisodeSettings, Robot, Robots
 from vlm_local.server.faults import HoldOnFault
+from vlm_local.server.kept import Kept
 from vlm_local.server.records import Outlet, Record, Subscriber
 
 ACTION_CONVENTION = {
@@ -48,12 +49,14 @@ class Policies(Protocol):
 class ServerSettings:
     """on_fault: "hold" or "error". rate_limit: requests to /act a second and address, None for any.
 
+    names: of this machine, by which it may be asked without a token (see origins.check_origin).
     workspace, max_step: what no robot is told to leave or exceed (see safety.Guard).
     """
 
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
     gate: Gate = field(default_factory=Gate)
     prefix: str = ""
+    names: frozenset[str] = frozenset()
     on_fault: str = "hold"
     max_held: int = 5
     max_robots: int = 16
@@ -65,12 +68,19 @@ class ServerSettings:
 class Service:
     """What the routes share."""
 
-    def __init__(self, policies: Policies, settings: ServerSettings, subscribers: Sequence[Subscriber]):
+    def __init__(
+        self,
+        policies: Policies,
+        settings: ServerSettings,
+        subscribers: Sequence[Subscriber],
+        kept: Kept | None = None,
+    ):
         self.settings = settings
+        self.kept = Kept() if kept is None else kept
         self.robots = Robots(self._build_robot, settings.max_robots)
         self.outlets = [Outlet(subscriber) for subscriber in subscribers]
         self.stopping = threading.Event()
-        self.report: dict[str, Callable[[], Any]] = {}  # more lines of /health: name -> its value
+        self.report: dict[str, Callable[[], Any]] = {"held": self.kept.describe}  # lines of /health: name -> value
         self.policies = policies
         self._num_inside = 0
         self._changed = threading.Condition()
@@ -122,4 +132,4 @@ class Service:
         policy = Guard(self.policies.build(name), self.settings.workspace, self.settings.max_step)
         if self.settings.on_fault == "hold":
             policy = HoldOnFault(policy, self.settings.max_held)
-        return Robot(name, policy, self.settings.episodes)
+        return Robot(name, policy, self.settings.episodes, kept=self.kept)

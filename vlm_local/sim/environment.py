@@ -83,7 +83,7 @@ class SimEnv(gymnasium.Env):
     @property
     def observation(self) -> Observation:
         """The present as types.Observation."""
-        return Observation(self._image, self.task.instruction, self.world.proprio.copy())
+        return Observation(self._image, self.task.instruction, self.world.proprio.copy(), self._step)
 
     def render(self) -> np.ndarray:
         """uint8 (S, S, 3) RGB of the present."""

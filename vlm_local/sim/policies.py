@@ -11,6 +11,7 @@ from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_t
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import load_phrase_grammar
+from vlm_local.plain import hide_secrets
 from vlm_local.policy import Policy
 from vlm_local.primitives import parse_phrase
 from vlm_local.remote_policy import RemotePolicy
@@ -122,7 +123,7 @@ def _refuse_all_but(options: PolicyOptions, *taken: str) -> None:
     given = [name for name, value in asdict(options).items() if value != plain[name] and name not in taken]
     if given:
         flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ConfigError(f"--policy {options.model} takes no {flags}: it decides for itself")
+        raise ConfigError(f"--policy {hide_secrets(options.model)} takes no {flags}: it decides for itself")
 
 
 def _open_server(options: PolicyOptions, metadata: Mapping[str, Any], noise: float) -> Cast:

@@ -175,7 +175,9 @@ class _Actor(threading.Thread):
         scene = stage.reset(task, seed, drawn=keeps or self._cast.sees)
         outcome, last = self._run_episode(stage, policy, whisper, scene, seed, record)
         if film:
-            end = {"instruction": outcome["instruction"], "phrase": outcome["outcome"], "step": outcome["steps"]}
+            still = [0.0] * 6 + film[-1][1]["action"][6:]  # the gripper stays as it was told
+            end = {"phrase": outcome["outcome"], "step": outcome["steps"], "action": still}
+            end["instruction"] = outcome["instruction"]
             film += [(last, end)] * _END_FRAMES
             write_film(episode / "film.mp4", film)
             if self._plan.gif:

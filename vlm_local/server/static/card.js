@@ -23,7 +23,8 @@ export const make = (tag, text = "", className = "") => {
 };
 
 export class Card {
-  constructor(name) {
+  // stop: {hold, release} of a robot that can be stopped; a recorded step or an answer cannot.
+  constructor(name, stop = null) {
     this.element = make("div");
     this.element.append(document.getElementById("card").content.cloneNode(true));
     this.card = this.element.firstElementChild;
@@ -43,6 +44,19 @@ export class Card {
       return { track, fills, words, value };
     });
     this.loading = false;
+    const [row, hold, release] = [".stop", ".stop .hold", ".stop .release"].map((part) => this.element.querySelector(part));
+    if (!stop) return row.remove();
+    Object.assign(this, { holdButton: hold, releaseButton: release });
+    hold.addEventListener("click", stop.hold);
+    release.addEventListener("click", stop.release);
+  }
+
+  // held: {reason, since} or null.
+  showHold(held) {
+    this.card.classList.toggle("held", Boolean(held));
+    this.holdButton.textContent = held ? "Held" : "Hold";
+    this.holdButton.title = held ? held.reason : "The arm stands still, its gripper kept";
+    this.releaseButton.hidden = !held;
   }
 
   // steps: oldest first; the one at `index` is shown, the tape ends there (live) or marks it (recorded).
@@ -62,7 +76,8 @@ export class Card {
   showBadges(step) {
     const cut = step.extra?.cut;
     const badges = [];
-    if (step.fault) badges.push(make("span", `Stand-still: ${step.fault}`, "bad"));
+    if (step.fault) badges.push(make("span", step.extra?.hold ? step.fault : `Stand-still: ${step.fault}`, "bad"));
+    if (step.extra?.gripper) badges.push(make("span", `Gripper ${step.extra.gripper}`, "warn"));
     if (cut?.length) badges.push(make("span", `Safety cut ${cut.join(", ")}`, "warn"));
     if (step.extra?.held) badges.push(make("span", `Phrase held, step ${step.extra.held + 1}`));
     this.badges.replaceChildren(...badges);

@@ -2,12 +2,14 @@
 
 import { Card, formatDuration, reading } from "./card.js";
 import { leaveEpisode, showEpisode, showList } from "./episodes.js";
+import { hold, release, showHeld } from "./hold.js";
 import { offerFrames } from "./try.js";
 
 const KEPT = 64;
 const RETRY_MS = 2000;
 const by = (id) => document.getElementById(id);
 const robots = new Map(); // name -> {steps, card, arrived}
+let held = null; // as /health tells it
 
 function route() {
   const [part, id] = location.hash.slice(1).split("/");
@@ -28,11 +30,12 @@ function offer() {
 
 function robotOf(name) {
   if (!robots.has(name)) {
-    const card = new Card(name);
+    const card = new Card(name, { hold: () => hold(name), release: () => release(name) });
     const names = [...robots.keys(), name].sort();
     by("robots").insertBefore(card.element, by("robots").children[names.indexOf(name)] ?? null);
     robots.set(name, { steps: [], card, arrived: 0 });
     by("waiting").hidden = true;
+    showHeld(held, robots);
   }
   return robots.get(name);
 }
@@ -67,11 +70,14 @@ function showStatus(status) {
   pill.className = `pill ${{ healthy: "good", loading: "warn" }[status.state] ?? "bad"}`;
   by("model").textContent = status.model ?? "";
   by("untrained").hidden = status.trained !== false;
+  held = status.held;
+  showHeld(held, robots);
   const recording = status.recording;
   const rows = [
     ["robots", robots.size],
     ["episodes", status.episodes],
     ["steps", status.steps.toLocaleString("en")],
+    ["held", status.held_steps, "steps stood still because a person pressed Hold"],
     ["faults", status.faults, "stand-still answers in place of the model's", status.faults > 0],
     ["refused", status.refusals, status.last_refusal ?? "", status.refusals > 0],
     ["waiting", status.waiting, "requests in the queue"],
