@@ -1,15 +1,19 @@
 """Files that a reader may open at any moment, also after the writer was killed."""
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
 from vlm_local.errors import ConfigError
+
+MAX_JSON_BYTES = 64 << 20  # a description of a data set has a few kB
 
 
 def encode_json(value: Any, indent: int | None = None) -> str:
@@ -50,17 +54,60 @@ def write_json(path: Path, value: Any) -> None:
         file.write(encode_json(value, indent=1) + "\n")
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read. Raises OSError for a FIFO or a device, which could keep the reader waiting for ever."""
+    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON text -> its value. Raises ValueError for any other text, and for JSON nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises OSError or ValueError, also for a file of more than MAX_JSON_BYTES."""
+    with open_regular(path) as file:
+        text = file.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"{path}: a JSON file of at most {MAX_JSON_BYTES >> 20} MB was expected")
+    value = parse_json(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: a JSON object was expected, not {type(value).__name__}")
+    return value
+
+
 def read_json_lines(path: Path, report_torn: Callable[[int], None] = lambda num_bytes: None) -> Iterator[Any]:
-    """The whole lines of a JSON lines file; the bytes of a last line that was cut off are reported.
+    """The lines of a JSON lines file that this package wrote; the bytes of a last line that was cut off are reported.
 
     Raises ValueError for a whole line that is no JSON, OSError for a file that cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 report_torn(len(line))
                 return
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+def read_foreign_json_lines(path: Path, report: Callable[[str], None]) -> Iterator[Any]:
+    """The lines of somebody else's JSON lines file: the last may lack its newline, and empty lines are none.
+
+    report: is given a sentence for every line that is no JSON. Raises OSError.
+    """
+    with open_regular(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield parse_json(line)
+                except ValueError as error:
+                    report(f"{path}, line {number}: {error}")

@@ -124,3 +124,25 @@ def test_a_missing_camera_names_those_that_are_there(tmp_path):
     recordings.write_lerobot(tmp_path, _states(), images="image")
     with pytest.raises(DataError, match="no camera 'wrist'; it has image_0"):
         open_episodes(tmp_path, camera="wrist")
+
+
+@pytest.mark.parametrize("name", ["episodes", "tasks"])
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_last_line_of_an_index_may_lack_its_newline_and_lines_may_be_empty(tmp_path, name, number):
+    recordings.write_lerobot(tmp_path, _states()[:number], images="image")
+    path = tmp_path / f"meta/{name}.jsonl"
+    path.write_text("\n  \n" + path.read_text().rstrip("\n"))
+    problems = []
+    episodes = list(open_episodes(tmp_path, report=problems.append))
+    assert [len(episode) for episode in episodes] == list(LENGTHS[:number]) and not problems
+    assert episodes[-1].instruction == "lift the cup"
+
+
+@pytest.mark.parametrize("torn", ['{"episode_index": 2, "tas', "[" * 100_000])
+def test_a_line_of_an_index_that_is_no_json_is_reported_and_the_others_are_read(tmp_path, torn):
+    recordings.write_lerobot(tmp_path, _states()[:2], images="image")
+    with (tmp_path / "meta/episodes.jsonl").open("a") as file:
+        file.write(torn)
+    problems = []
+    assert [episode.index for episode in open_episodes(tmp_path, report=problems.append)] == [0, 1]
+    assert len(problems) == 1 and "episodes.jsonl, line 3" in str(problems[0])

@@ -4,7 +4,6 @@ v2 has a table and a video per episode; v3 packs several episodes into a file, a
 meta/episodes/ where each begins.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from vlm_local.data.images import choose_camera, decode_image, require_one_size
 from vlm_local.data.states import convert_actions, convert_states
 from vlm_local.data.video import VideoFrames
 from vlm_local.errors import DataError
-from vlm_local.files import read_json_lines
+from vlm_local.files import read_foreign_json_lines, read_json_object
 from vlm_local.types import Episode
 
 _STATE, _ACTION = "observation.state", "action"
@@ -63,10 +62,14 @@ def open_episodes(path: Path, camera: str | None, report: Callable[[DataError], 
     """
     raw = _load_json(path / "meta" / "info.json")
     info = _parse_info(path, raw, camera)
+
+    def report_line(problem: str) -> None:
+        report(DataError(problem))
+
     try:
-        tasks = _load_tasks(info)
-        lines = list(_iterate_meta(info))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        tasks = _load_tasks(info, report_line)
+        lines = list(_iterate_meta(info, report_line))
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
         raise DataError(f"{path}/meta does not describe the episodes of a LeRobot data set: {error!r}") from None
     return _read_episodes(info, lines, tasks, report)
 
@@ -195,10 +198,10 @@ def _locate_v3(info: _Info, line: Mapping[str, Any]) -> _Place:
     )
 
 
-def _iterate_meta(info: _Info) -> Iterator[dict[str, Any]]:
+def _iterate_meta(info: _Info, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """A line per episode; in v3 `row`, counted within its file, is added."""
     if not info.is_v3:
-        yield from read_json_lines(info.folder / "meta" / "episodes.jsonl")
+        yield from read_foreign_json_lines(info.folder / "meta" / "episodes.jsonl", report)
         return
     files = sorted((info.folder / "meta" / "episodes").glob("*/*.parquet"))
     if not files:
@@ -214,11 +217,11 @@ def _iterate_meta(info: _Info) -> Iterator[dict[str, Any]]:
             last_file, row = place, row + line["length"]
 
 
-def _load_tasks(info: _Info) -> dict[int, str]:
+def _load_tasks(info: _Info, report: Callable[[str], None]) -> dict[int, str]:
     """task_index -> instruction."""
     meta = info.folder / "meta"
     if not info.is_v3:
-        return {line["task_index"]: line["task"] for line in read_json_lines(meta / "tasks.jsonl")}
+        return {line["task_index"]: line["task"] for line in read_foreign_json_lines(meta / "tasks.jsonl", report)}
     table = pq.read_table(meta / "tasks.parquet")
     name = "task" if "task" in table.column_names else "__index_level_0__"  # pandas' name for a plain index
     return dict(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
@@ -264,6 +267,6 @@ def _list_names(feature: Mapping[str, Any]) -> tuple[str, ...] | None:
 
 def _load_json(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_bytes())
+        return read_json_object(path)
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: {error}") from None

@@ -4,7 +4,6 @@ Steps are raw: step 0 is kept, so labels and images stay aligned. The metadata's
 descriptions (has_image_*, is_last, "joint velocities") are wrong in Bridge and are not used.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from vlm_local.data.images import choose_camera, decode_image, require_one_size
 from vlm_local.data.states import convert_actions, convert_states
 from vlm_local.data.tfrecord import count_records, decode_bytes, decode_floats, parse_example, read_records
 from vlm_local.errors import DataError
+from vlm_local.files import read_json_object
 from vlm_local.types import Episode
 
 _STATES = ("steps/observation/state", "steps/observation/proprio")
@@ -108,8 +108,8 @@ def _load_features(path: Path) -> dict[str, Mapping[str, Any]]:
             flat[name] = node
 
     try:
-        walk(json.loads(path.read_text(encoding="utf-8")), "")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        walk(read_json_object(path), "")
+    except (OSError, RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} does not describe the features of an RLDS data set: {error!r}") from None
     return flat
 

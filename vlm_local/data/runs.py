@@ -7,7 +7,6 @@ a kill can be read; a line that was cut off is counted.
 """
 
 import errno
-import json
 import os
 import re
 import shutil
@@ -23,7 +22,7 @@ from PIL import Image
 
 from vlm_local.data.images import decode_image, require_one_size
 from vlm_local.errors import DataError
-from vlm_local.files import encode_json, read_json_lines, write_json
+from vlm_local.files import encode_json, read_json_lines, read_json_object, write_json
 from vlm_local.types import Episode
 
 # Run lengths alone, after the filters: a photo takes a third of the time of the default and no more room.
@@ -148,7 +147,7 @@ def read_run(path: str | Path, report: Callable[[DataError], None]) -> Iterator[
         torn: list[int] = []
         try:
             lines = list(read_json_lines(folder / "steps.jsonl", torn.append))
-            meta = json.loads((folder / "meta.json").read_bytes())
+            meta = read_json_object(folder / "meta.json")
         except (OSError, ValueError) as error:
             report(DataError(f"{folder}: {error}; the episode is left out"))
             continue
