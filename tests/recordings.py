@@ -67,8 +67,11 @@ def _tensor(*shape: int) -> dict:
     return {"tensor": {"shape": {"dimensions": [str(size) for size in shape]}, "dtype": "float32", "encoding": "none"}}
 
 
-def write_features(folder: Path, state_width: int = 7, cameras: Sequence[str] = ("image_0",)) -> None:
-    observation = {camera: {"image": {"encodingFormat": "png"}} for camera in cameras} | {"state": _tensor(state_width)}
+def write_features(
+    folder: Path, state_width: int = 7, cameras: Sequence[str] = ("image_0",), description: str = ""
+) -> None:
+    state = _tensor(state_width) | {"description": description}
+    observation = {camera: {"image": {"encodingFormat": "png"}} for camera in cameras} | {"state": state}
     step = {
         "action": _tensor(7),
         "observation": {"featuresDict": {"features": observation}},
@@ -112,9 +115,9 @@ def write_lerobot(
     names: object = None,
     state_width: int = 8,
 ) -> None:
-    """A LeRobot data set of states (T, 7). images: "video" or "image" (PNG in the table).
+    """A LeRobot data set of states (T, 7), or (T, state_width). images: "video" or "image" (PNG in the table).
 
-    state_width 8 is Bridge's padding. v3.0 packs two episodes into a file; fps is 5.
+    state_width 8 is Bridge's padding of 7 numbers. v3.0 packs two episodes into a file; fps is 5.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -125,8 +128,8 @@ def write_lerobot(
         file = number // 2 if is_v3 else number
         name = f"file-{file:03d}" if is_v3 else f"episode_{number:06d}"
         columns = {
-            "observation.state": (np.insert(states, 6, 0, axis=1) if state_width == 8 else states).tolist(),
-            "action": np.diff(states, axis=0, append=states[-1:]).tolist(),
+            "observation.state": _pad(states, state_width).tolist(),
+            "action": np.diff(states, axis=0, append=states[-1:])[:, :7].tolist(),
             "timestamp": np.arange(len(states), dtype=np.float32) / 5,
             "frame_index": range(len(states)),
             "episode_index": [number] * len(states),
@@ -164,6 +167,10 @@ def write_lerobot(
             path = f"videos/{key}/chunk-000/{name}.mp4" if is_v3 else f"videos/chunk-000/{key}/{name}.mp4"
             write_video(folder / path, frames)
     _write_lerobot_meta(folder, meta, version, key, images, names, state_width)
+
+
+def _pad(states: np.ndarray, width: int) -> np.ndarray:
+    return np.insert(states, 6, 0, axis=1) if (states.shape[1], width) == (7, 8) else states
 
 
 TASKS = ("lift the cup", "close the drawer")

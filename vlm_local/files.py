@@ -56,11 +56,11 @@ def write_json(path: Path, value: Any) -> None:
 
 def open_regular(path: Path) -> BinaryIO:
     """A file to read. Raises OSError for a FIFO or a device, which could keep the reader waiting for ever."""
-    file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb")
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return file
+    return os.fdopen(descriptor, "rb")
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests import recordings
-from vlm_local.data import count_episodes, open_episodes
+from vlm_local.data import Selection, count_episodes, open_data_set, open_episodes
 from vlm_local.data.labels import iterate_labels
 from vlm_local.data.video import VideoFrames
 from vlm_local.errors import DataError
@@ -55,7 +55,7 @@ def test_columns_of_unnamed_motors_are_judged_by_their_values(tmp_path):
 def test_joint_angles_are_no_state(tmp_path):
     names = [f"joint_{letter}" for letter in "abcdefg"]
     recordings.write_lerobot(tmp_path, _states(), images="image", names=names, state_width=7)
-    with pytest.raises(DataError, match=r"unknown layout, \(joint_a, .*expected \(x, y, z"):
+    with pytest.raises(DataError, match=r"its columns are joint_a, .*--state-layout NAME; there are pose \(x y z"):
         list(open_episodes(tmp_path))
 
 
@@ -124,6 +124,41 @@ def test_a_missing_camera_names_those_that_are_there(tmp_path):
     recordings.write_lerobot(tmp_path, _states(), images="image")
     with pytest.raises(DataError, match="no camera 'wrist'; it has image_0"):
         open_episodes(tmp_path, camera="wrist")
+
+
+def _change_info(folder, **changes):
+    path = folder / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_split_is_a_range_of_episodes(tmp_path):
+    recordings.write_lerobot(tmp_path, _states(), images="image")
+    _change_info(tmp_path, splits={"train": "0:2", "val": "2:3"})
+    val = open_data_set(tmp_path, Selection(split="val"))
+    assert val.about["splits"] == ["val"] and [len(episode) for episode in val.episodes] == [5]
+    assert count_episodes(tmp_path, "train") == 2
+    assert open_data_set(tmp_path).about["splits"] == ["train", "val"]
+    with pytest.raises(DataError, match="no split 'test'; it has train, val"):
+        open_data_set(tmp_path, Selection(split="test"))
+
+
+@pytest.mark.parametrize(
+    "depth",
+    [
+        {"dtype": "video", "shape": [32, 32, 3], "info": {"video.is_depth_map": True}},
+        {"dtype": "image", "shape": [32, 32, 1]},
+        {"dtype": "image", "shape": [1, 32, 32]},
+    ],
+)
+def test_depth_maps_are_no_cameras_and_the_camera_taken_is_named(tmp_path, depth):
+    recordings.write_lerobot(tmp_path, _states(), images="image")
+    features = json.loads((tmp_path / "meta/info.json").read_text())["features"]
+    ours = features.pop("observation.images.image_0")
+    cameras = {"observation.images.a": depth, "observation.images.wrist": ours, "observation.images.front.rgb": ours}
+    _change_info(tmp_path, features=cameras | features)
+    assert open_data_set(tmp_path).about["camera"] == "front.rgb"
+    with pytest.raises(DataError, match=r"no camera 'a'; it has wrist, front\.rgb"):
+        open_data_set(tmp_path, Selection(camera="a"))
 
 
 @pytest.mark.parametrize("name", ["episodes", "tasks"])

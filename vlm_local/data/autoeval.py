@@ -15,7 +15,8 @@ import lz4.frame
 import numpy as np
 
 from vlm_local.data.images import check_image, choose_camera, decode_image, require_one_size
-from vlm_local.data.states import convert_actions, convert_states
+from vlm_local.data.selection import DataSet, Selection, refuse_selection
+from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
 from vlm_local.errors import DataError
 from vlm_local.types import Episode
 
@@ -56,12 +57,14 @@ class _PlainUnpickler(pickle.Unpickler):
         )
 
 
-def open_episodes(path: Path, camera: str | None, report: Callable[[DataError], None]) -> Iterator[Episode]:
+def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
     """Episodes of a .pkl file, or of all below a folder, one file in memory. A broken file goes to `report`."""
-    return _read_episodes(_list_files(path), camera, report)
+    refuse_selection(selection, str(path), "split", "state_layout")
+    about = {"format": "AutoEval", "camera": selection.camera, "splits": [], "state_layout": "of AutoEval's logger"}
+    return DataSet(about, _read_episodes(_list_files(path), selection.camera, report))
 
 
-def count_episodes(path: Path) -> int:
+def count_episodes(path: Path, split: str | None) -> int:
     """Files; a teleop recording may hold more than one episode."""
     return len(_list_files(path))
 
@@ -147,7 +150,8 @@ def _build_episode(index: int, trajectory: dict[str, Any], camera: str | None, s
     if not isinstance(obs, dict):
         raise DataError(f"{source}: obs must be a dictionary of cameras, not {type(obs).__name__}")
     images = obs[choose_camera(obs, camera, source)]
-    states = convert_states(_read_states(trajectory, source), source)
+    states = _read_states(trajectory, source)
+    states = convert_states(states, PADDED_POSE if states.shape[1] == PADDED_POSE.width else POSE, source)
     if len(images) != len(states):
         raise DataError(f"{source}: {len(images)} images, but {len(states)} states")
     actions = convert_actions(_to_matrix(trajectory.get("action")))

@@ -10,6 +10,7 @@ from vlm_local.errors import DataError
 
 MIN_SIDE, MAX_SIDE = 16, 4096
 _MAIN_CAMERAS = ("image_0", "image_primary", "image")  # looked for in this order
+_MOVING = ("wrist", "hand", "gripper")  # words in the names of cameras that move with the arm
 
 
 def decode_image(data: bytes, source: str) -> np.ndarray:
@@ -24,10 +25,15 @@ def decode_image(data: bytes, source: str) -> np.ndarray:
 
 
 def choose_camera(cameras: Iterable[str], camera: str | None, source: str) -> str:
-    """`camera`, or the data set's main one for None. Raises DataError with the names that there are."""
+    """`camera`, or the data set's main one for None: no depth map, and a wrist camera only where there is no other.
+
+    Raises DataError with the names that there are.
+    """
     cameras = list(cameras)
     if camera is None:
-        camera = next((name for name in (*_MAIN_CAMERAS, *cameras) if name in cameras), None)
+        shown = [name for name in cameras if "depth" not in name.lower()]
+        outside = [name for name in shown if not any(word in name.lower() for word in _MOVING)]
+        camera = next((name for name in (*_MAIN_CAMERAS, *outside, *shown) if name in shown), None)
     if camera not in cameras:
         raise DataError(f"{source} has no camera {camera or ''!r}; it has {', '.join(cameras) or 'none'}")
     return camera

@@ -16,29 +16,37 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_local.data.images import choose_camera, decode_image, require_one_size
-from vlm_local.data.states import convert_actions, convert_states
+from vlm_local.data.selection import DataSet, Selection
+from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
 from vlm_local.data.video import VideoFrames
 from vlm_local.errors import DataError
 from vlm_local.files import read_foreign_json_lines, read_json_object
 from vlm_local.types import Episode
 
 _STATE, _ACTION = "observation.state", "action"
-_GENERIC_NAME = re.compile(r"(motor|state|dim)_?\d+")  # a number, not a name
+_GENERIC_NAME = re.compile(r"(motor|state|dim)_?\d*")  # a number, not a name
 
 
 @dataclass(frozen=True)
 class _Info:
-    """meta/info.json. image: key of the camera; is_video: or its images lie in the table."""
+    """meta/info.json. image: key of the camera; is_video: or its images lie in the table.
+
+    splits: name -> its first episode, and the one after its last.
+    """
 
     folder: Path
+    version: str
     is_v3: bool
     fps: float
     chunk_size: int
     data_path: str
     video_path: str
+    camera: str
     image: str
     is_video: bool
+    state_width: int
     state_names: tuple[str, ...] | None
+    splits: Mapping[str, tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -54,53 +62,91 @@ class _Place:
     tasks: tuple[str, ...]
 
 
-def open_episodes(path: Path, camera: str | None, report: Callable[[DataError], None]) -> Iterator[Episode]:
+def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
     """Episodes in the order of the data set's own index.
 
-    camera: e.g. "image_0" for observation.images.image_0. Raises DataError where meta/ cannot be read
-    or the data set has not what an episode needs; a broken episode goes to `report`.
+    selection.camera: e.g. "image_0" for observation.images.image_0; split: of meta/info.json. Raises DataError where
+    meta/ cannot be read or the data set has not what an episode needs; a broken episode goes to `report`.
     """
-    raw = _load_json(path / "meta" / "info.json")
-    info = _parse_info(path, raw, camera)
+    info = _load_info(path, selection.camera)
 
     def report_line(problem: str) -> None:
         report(DataError(problem))
 
     try:
         tasks = _load_tasks(info, report_line)
-        lines = list(_iterate_meta(info, report_line))
-    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException) as error:
+        lines = [line for line in _iterate_meta(info, report_line) if _is_chosen(line, info, selection.split)]
+    except DataError:
+        raise
+    except Exception as error:  # a damaged table or line raises nearly anything
         raise DataError(f"{path}/meta does not describe the episodes of a LeRobot data set: {error!r}") from None
-    return _read_episodes(info, lines, tasks, report)
+    samples = _sample_states(info, lines)
+    layout = choose_layout(selection.state_layout, info.state_width, samples, str(path), info.state_names)
+    about = {
+        "format": f"LeRobot {info.version}",
+        "camera": info.camera,
+        "splits": sorted(info.splits) if selection.split is None else [selection.split],
+        "state_layout": layout.name,
+    }
+    return DataSet(about, _read_episodes(info, lines, tasks, layout, report))
 
 
-def count_episodes(path: Path) -> int:
-    return int(_load_json(path / "meta" / "info.json").get("total_episodes", 0))
+def count_episodes(path: Path, split: str | None) -> int:
+    raw = _load_json(path / "meta" / "info.json")
+    if split is None:
+        return int(raw.get("total_episodes") or 0)
+    first, end = _find_split(_parse_splits(raw), split, path)
+    return end - first
 
 
-def _read_episodes(info, lines, tasks, report) -> Iterator[Episode]:
-    for index, line in enumerate(lines):
-        place = _locate_v3(info, line) if info.is_v3 else _locate_v2(info, line)
+def _is_chosen(line: Mapping[str, Any], info: _Info, split: str | None) -> bool:
+    if split is None:
+        return True
+    first, end = _find_split(info.splits, split, info.folder)
+    return first <= line["episode_index"] < end
+
+
+def _find_split(splits: Mapping[str, tuple[int, int]], split: str, folder: Path) -> tuple[int, int]:
+    """Its first episode, and the one after its last."""
+    if split not in splits:
+        raise DataError(f"{folder} has no split {split!r}; it has {', '.join(splits) or 'none'}")
+    return splits[split]
+
+
+def _parse_splits(raw: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
+    """{"train": "0:50"} -> {"train": (0, 50)}; what is written otherwise is left out."""
+    splits = raw.get("splits")
+    matches = {name: re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(value)) for name, value in dict(splits or {}).items()}
+    return {name: (int(match[1]), int(match[2])) for name, match in matches.items() if match}
+
+
+def _sample_states(info: _Info, lines: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+    """States (T, n) of the episodes that can be read."""
+    for line in lines:
         try:
-            yield _read_episode(index, info, place, tasks)
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            report(DataError(f"{place.data}, episode {index}: {error!r}"))
+            yield _to_matrix(_read_rows(_locate(info, line))[_STATE])
+        except Exception:  # reported when the episode's turn comes
+            continue
+
+
+def _read_episodes(info, lines, tasks, layout: StateLayout, report) -> Iterator[Episode]:
+    for index, line in enumerate(lines):
+        source = f"{info.folder}, episode {index}"
+        try:
+            place = _locate(info, line)
+            source = f"{place.data}, episode {index}"
+            yield _read_episode(index, info, place, tasks, layout)
         except DataError as error:
             report(error)
+        except Exception as error:  # a damaged table or line raises nearly anything
+            report(DataError(f"{source}: {error!r}"))
 
 
-def _read_episode(index: int, info: _Info, place: _Place, tasks: Mapping[int, str]) -> Episode:
+def _read_episode(index: int, info: _Info, place: _Place, tasks: Mapping[int, str], layout: StateLayout) -> Episode:
     source = f"{place.data}, episode {index}"
-    table = _read_table(place.data)
-    if table.num_rows < place.row + place.length:
-        raise DataError(
-            f"{source}: rows {place.row} to {place.row + place.length} are not there; the file has {table.num_rows}"
-        )
-    rows = table.slice(place.row, place.length)
-    if rows["episode_index"][0].as_py() != place.episode:
-        raise DataError(f"{source}: meta/ says episode {place.episode}, the table {rows['episode_index'][0]}")
-    states = convert_states(_to_matrix(rows[_STATE]), source, info.state_names)
-    actions = convert_actions(_to_matrix(rows[_ACTION])) if _ACTION in rows.column_names else None
+    rows = _read_rows(place)
+    states = convert_states(_to_matrix(rows[_STATE]), layout, source)
+    actions = convert_actions(_to_matrix(rows[_ACTION]), layout) if _ACTION in rows.column_names else None
     if info.is_video:
         load = _video_loader(place, info.fps, rows["timestamp"].to_numpy())
     else:
@@ -109,6 +155,19 @@ def _read_episode(index: int, info: _Info, place: _Place, tasks: Mapping[int, st
     if "task_index" in rows.column_names:
         instruction = tasks.get(rows["task_index"][0].as_py(), instruction)
     return Episode(index, instruction.strip(), states, actions, require_one_size(load, source), source)
+
+
+def _read_rows(place: _Place) -> pa.Table:
+    """The numbers of an episode's steps."""
+    table = _read_table(place.data)
+    if table.num_rows < place.row + place.length:
+        raise DataError(
+            f"{place.data}: rows {place.row} to {place.row + place.length} are not there; the file has {table.num_rows}"
+        )
+    rows = table.slice(place.row, place.length)
+    if rows["episode_index"][0].as_py() != place.episode:
+        raise DataError(f"{place.data}: meta/ says episode {place.episode}, the table {rows['episode_index'][0]}")
+    return rows
 
 
 def _video_loader(place: _Place, fps: float, times_s: np.ndarray) -> Callable[[int], np.ndarray]:
@@ -163,6 +222,13 @@ class _ImageColumn:
                 self._first, self._cells = first, file.read_row_group(group, [self._name])[self._name]
                 return
             first += length
+
+
+def _locate(info: _Info, line: Mapping[str, Any]) -> _Place:
+    place = _locate_v3(info, line) if info.is_v3 else _locate_v2(info, line)
+    if min(place.row, place.episode) < 0 or place.length < 1:
+        raise DataError(f"{place.data}: episode {place.episode} of {place.length} rows from row {place.row}")
+    return place
 
 
 def _locate_v2(info: _Info, line: Mapping[str, Any]) -> _Place:
@@ -227,7 +293,8 @@ def _load_tasks(info: _Info, report: Callable[[str], None]) -> dict[int, str]:
     return dict(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
 
 
-def _parse_info(folder: Path, raw: Mapping[str, Any], camera: str | None) -> _Info:
+def _load_info(folder: Path, camera: str | None) -> _Info:
+    raw = _load_json(folder / "meta" / "info.json")
     version = str(raw.get("codebase_version", ""))
     if not version.startswith(("v2.", "v3.")):
         raise DataError(
@@ -235,23 +302,48 @@ def _parse_info(folder: Path, raw: Mapping[str, Any], camera: str | None) -> _In
         )
     try:
         features = raw["features"]
-        cameras = {key.rpartition(".")[2]: key for key, node in features.items() if node["dtype"] in ("video", "image")}
-        image = cameras[choose_camera(cameras, camera, str(folder))]
+        cameras = _list_cameras(features)
+        camera = choose_camera(cameras, camera, str(folder))
+        image = cameras[camera]
         if _STATE not in features:
             raise DataError(f"{folder} has no {_STATE}; it has {', '.join(features)}")
+        fps = float(raw["fps"])
+        if not 0 < fps < 1e4:
+            raise ValueError(f"fps {fps}")
         return _Info(
             folder=folder,
+            version=version,
             is_v3=version.startswith("v3."),
-            fps=float(raw["fps"]),
+            fps=fps,
             chunk_size=int(raw.get("chunks_size", 1000)),
             data_path=raw["data_path"],
             video_path=raw.get("video_path") or "",
+            camera=camera,
             image=image,
             is_video=features[image]["dtype"] == "video",
+            state_width=int(features[_STATE]["shape"][0]),
             state_names=_list_names(features[_STATE]),
+            splits=_parse_splits(raw),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"{folder}/meta/info.json is not a LeRobot data set's: {error!r}") from None
+
+
+def _list_cameras(features: Mapping[str, Any]) -> dict[str, str]:
+    """Camera name ("image_0") -> key, of the images in colour; depth maps are none."""
+    return {
+        key.removeprefix("observation.").removeprefix("images."): key
+        for key, node in features.items()
+        if node["dtype"] in ("video", "image") and not _is_depth(node)
+    }
+
+
+def _is_depth(node: Mapping[str, Any]) -> bool:
+    """As LeRobot marks it, or one number a pixel. Shapes are (height, width, channels) or channels first."""
+    info = node.get("info") or node.get("video_info") or {}
+    is_marked = any(info.get(name) for name in ("video.is_depth_map", "is_depth_map"))
+    shape = node.get("shape") or ()
+    return is_marked or (len(shape) == 3 and 1 in (shape[0], shape[2]))
 
 
 def _list_names(feature: Mapping[str, Any]) -> tuple[str, ...] | None:

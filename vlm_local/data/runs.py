@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_local.data.images import decode_image, require_one_size
+from vlm_local.data.selection import DataSet, Selection, refuse_selection
 from vlm_local.errors import DataError
 from vlm_local.files import encode_json, read_json_lines, read_json_object, write_json
 from vlm_local.types import Episode
@@ -159,14 +160,14 @@ def read_run(path: str | Path, report: Callable[[DataError], None]) -> Iterator[
         yield RecordedEpisode(index, robot, meta, lines, load_image, str(folder), sum(torn))
 
 
-def open_episodes(path: Path, camera: str | None, report: Callable[[DataError], None]) -> Iterator[Episode]:
+def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
     """`read_run` as what can be labelled; episodes without measured states go to `report`."""
-    if camera is not None:
-        raise DataError(f"{path} is a recorded run; it has one camera without a name, not {camera!r}")
-    return _read_episodes(read_run(path, report), report)
+    refuse_selection(selection, f"{path} is a recorded run, which", "camera", "split", "state_layout")
+    about = {"format": "recorded run", "camera": None, "splits": [], "state_layout": "pose"}
+    return DataSet(about, _read_episodes(read_run(path, report), report))
 
 
-def count_episodes(path: Path) -> int:
+def count_episodes(path: Path, split: str | None) -> int:
     return len(list_folders(path / "episodes"))
 
 
