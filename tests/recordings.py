@@ -114,6 +114,7 @@ def write_lerobot(
     images: str = "video",
     names: object = None,
     state_width: int = 8,
+    side: int = 32,
 ) -> None:
     """A LeRobot data set of states (T, 7), or (T, state_width). images: "video" or "image" (PNG in the table).
 
@@ -136,7 +137,7 @@ def write_lerobot(
             "task_index": [number % 2] * len(states),
         }
         if images == "image":
-            columns[key] = [{"bytes": encode_image(i), "path": None} for i in make_images(len(states), number)]
+            columns[key] = [{"bytes": encode_image(i), "path": None} for i in make_images(len(states), number, side)]
         tables.setdefault(name, []).append(pa.table({k: pa.array(list(v)) for k, v in columns.items()}))
         start_s = video_s.get(file, 0.0)
         video_s[file] = start_s + len(states) / 5
@@ -163,7 +164,7 @@ def write_lerobot(
                 writer.write_table(part)
         if images == "video":
             numbers = sorted({n for part in parts for n in part["episode_index"].to_pylist()})
-            frames = np.concatenate([make_images(len(episodes[n]), n) for n in numbers])
+            frames = np.concatenate([make_images(len(episodes[n]), n, side) for n in numbers])
             path = f"videos/{key}/chunk-000/{name}.mp4" if is_v3 else f"videos/chunk-000/{key}/{name}.mp4"
             write_video(folder / path, frames)
     _write_lerobot_meta(folder, meta, version, key, images, names, state_width)

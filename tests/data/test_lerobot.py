@@ -6,7 +6,7 @@ import pytest
 from tests import recordings
 from vlm_local.data import Selection, count_episodes, open_data_set, open_episodes
 from vlm_local.data.labels import iterate_labels
-from vlm_local.data.video import VideoFrames
+from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError
 
 BRIDGE_NAMES = {"motors": ["x", "y", "z", "roll", "pitch", "yaw", "pad", "gripper"]}
@@ -97,10 +97,20 @@ def test_a_video_that_is_missing_broken_or_too_short_is_refused_by_frame(tmp_pat
 def test_every_fifth_frame_is_the_right_one(tmp_path):
     frames = recordings.make_images(120, 3)
     recordings.write_video(tmp_path / "long.mp4", frames)
-    video = VideoFrames(tmp_path / "long.mp4", start_s=2.0, fps=5)
     for step in (*range(0, 110, 5), 3, 109, 0, 60, 61, 40):
-        image = video.load(step / 5)
+        image = load_frame(tmp_path / "long.mp4", 2.0 + step / 5, fps=5)
         assert np.abs(image.astype(int) - frames[10 + step]).mean() < 6, step
+
+
+def test_the_nearest_frame_is_taken_not_the_first_within_half_a_step(tmp_path):
+    """A video of 30 frames a second, of which the data set has every sixth."""
+    frames = recordings.make_images(120, 3)
+    recordings.write_video(tmp_path / "fast.mp4", frames, fps=30)
+    for step in (*range(20), 3, 19, 0):
+        image = load_frame(tmp_path / "fast.mp4", step / 5 + 0.01, fps=5)
+        assert np.abs(image.astype(int) - frames[6 * step]).mean() < 6, step
+        image = load_frame(tmp_path / "fast.mp4", step / 5 + 0.02, fps=5)
+        assert np.abs(image.astype(int) - frames[min(6 * step + 1, 119)]).mean() < 6, step
 
 
 @pytest.mark.parametrize(

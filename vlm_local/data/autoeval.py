@@ -14,6 +14,7 @@ from typing import Any
 import lz4.frame
 import numpy as np
 
+from vlm_local.data.cache import keep_last
 from vlm_local.data.images import check_image, choose_camera, decode_image, require_one_size
 from vlm_local.data.selection import DataSet, Selection, refuse_selection
 from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
@@ -79,17 +80,29 @@ def _read_episodes(files: list[Path], camera: str | None, report: Callable[[Data
     index = 0
     for path in files:
         try:
-            trajectories = _split(load_pickle(path), str(path))
+            num_trajectories = len(_load_trajectories(path))
         except DataError as error:
             report(error)
             index += 1
             continue
-        for trajectory in trajectories:
+        for number in range(num_trajectories):
             try:
-                yield _build_episode(index, trajectory, camera, f"{path}, episode {index}")
+                yield _build_episode(index, path, number, camera)
             except DataError as error:
                 report(error)
             index += 1
+
+
+def _load_trajectories(path: Path) -> list[dict[str, Any]]:
+    try:
+        return _load_split(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error}") from None
+
+
+@keep_last
+def _load_split(path: Path) -> list[dict[str, Any]]:
+    return _split(load_pickle(path), str(path))
 
 
 def load_pickle(path: Path) -> Any:
@@ -145,19 +158,22 @@ def _join_steps(steps: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _build_episode(index: int, trajectory: dict[str, Any], camera: str | None, source: str) -> Episode:
+def _build_episode(index: int, path: Path, number: int, camera: str | None) -> Episode:
+    """number: of the trajectory in its file."""
+    source = f"{path}, episode {index}"
+    trajectory = _load_trajectories(path)[number]
     obs = trajectory.get("obs")
     if not isinstance(obs, dict):
         raise DataError(f"{source}: obs must be a dictionary of cameras, not {type(obs).__name__}")
-    images = obs[choose_camera(obs, camera, source)]
+    camera = choose_camera(obs, camera, source)
     states = _read_states(trajectory, source)
     states = convert_states(states, PADDED_POSE if states.shape[1] == PADDED_POSE.width else POSE, source)
-    if len(images) != len(states):
-        raise DataError(f"{source}: {len(images)} images, but {len(states)} states")
+    if len(obs[camera]) != len(states):
+        raise DataError(f"{source}: {len(obs[camera])} images, but {len(states)} states")
     actions = convert_actions(_to_matrix(trajectory.get("action")))
 
     def load_image(step: int) -> np.ndarray:
-        image, at = images[step], f"{source}, step {step}"
+        image, at = _load_trajectories(path)[number]["obs"][camera][step], f"{source}, step {step}"
         if isinstance(image, bytes):
             return decode_image(image, at)
         if not isinstance(image, np.ndarray):

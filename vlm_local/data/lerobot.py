@@ -7,7 +7,6 @@ meta/episodes/ where each begins.
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlm_local.data.cache import keep_last
 from vlm_local.data.images import choose_camera, decode_image, require_one_size
 from vlm_local.data.selection import DataSet, Selection
 from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
-from vlm_local.data.video import VideoFrames
+from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError
 from vlm_local.files import read_foreign_json_lines, read_json_object
 from vlm_local.types import Episode
@@ -147,14 +147,17 @@ def _read_episode(index: int, info: _Info, place: _Place, tasks: Mapping[int, st
     rows = _read_rows(place)
     states = convert_states(_to_matrix(rows[_STATE]), layout, source)
     actions = convert_actions(_to_matrix(rows[_ACTION]), layout) if _ACTION in rows.column_names else None
-    if info.is_video:
-        load = _video_loader(place, info.fps, rows["timestamp"].to_numpy())
-    else:
-        load = _ImageColumn(place, info.image).load
+    times_s = place.start_s + rows["timestamp"].to_numpy().astype(np.float64) if info.is_video else None
+
+    def load_image(step: int) -> np.ndarray:
+        if times_s is None:
+            return _load_image(place, info.image, step)
+        return load_frame(place.video, float(times_s[step]), info.fps)
+
     instruction = place.tasks[0] if place.tasks else ""
     if "task_index" in rows.column_names:
         instruction = tasks.get(rows["task_index"][0].as_py(), instruction)
-    return Episode(index, instruction.strip(), states, actions, require_one_size(load, source), source)
+    return Episode(index, instruction.strip(), states, actions, require_one_size(load_image, source), source)
 
 
 def _read_rows(place: _Place) -> pa.Table:
@@ -170,12 +173,7 @@ def _read_rows(place: _Place) -> pa.Table:
     return rows
 
 
-def _video_loader(place: _Place, fps: float, times_s: np.ndarray) -> Callable[[int], np.ndarray]:
-    video = VideoFrames(place.video, place.start_s, fps)
-    return lambda step: video.load(float(times_s[step]))
-
-
-@lru_cache(maxsize=1)  # v3 keeps neighbouring episodes in one file
+@keep_last  # v3 keeps neighbouring episodes in one file
 def _read_table(path: Path) -> pa.Table:
     """The columns of numbers; images are read one by one."""
     file = pq.ParquetFile(path)
@@ -190,38 +188,41 @@ def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
     return numbers.reshape(len(values), -1)
 
 
-class _ImageColumn:
+def _load_image(place: _Place, name: str, step: int) -> np.ndarray:
+    row = place.row + step
+    source = f"{place.data}, row {row}"
+    try:
+        cell = _open_images(place.data, name).read(row)
+        data = cell["bytes"]
+    except (OSError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{source}: {error!r}") from None
+    if data is None:
+        raise DataError(f"{source}: the image is not in the table but in {cell.get('path')}, which is not supported")
+    return decode_image(data, source)
+
+
+class _Images:
     """Encoded images in a table; holds one row group."""
 
-    def __init__(self, place: _Place, name: str):
-        self._place, self._name = place, name
-        self._first, self._cells = 0, None
+    def __init__(self, path: Path, name: str):
+        self._file, self._name = pq.ParquetFile(path), name
+        counts = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self._ends = np.cumsum(counts)
+        self._group, self._cells = -1, None
 
-    def load(self, step: int) -> np.ndarray:
-        row = self._place.row + step
-        source = f"{self._place.data}, row {row}"
-        try:
-            if self._cells is None or not self._first <= row < self._first + len(self._cells):
-                self._read_group(row)
-            cell = self._cells[row - self._first].as_py()
-            data = cell["bytes"]
-        except (OSError, KeyError, TypeError, pa.ArrowException) as error:
-            raise DataError(f"{source}: {error!r}") from None
-        if data is None:
-            raise DataError(
-                f"{source}: the image is not in the table but in {cell.get('path')}, which is not supported"
-            )
-        return decode_image(data, source)
+    def close(self) -> None:
+        self._file.close()
 
-    def _read_group(self, row: int) -> None:
-        file = pq.ParquetFile(self._place.data)
-        first = 0
-        for group in range(file.num_row_groups):
-            length = file.metadata.row_group(group).num_rows
-            if row < first + length:
-                self._first, self._cells = first, file.read_row_group(group, [self._name])[self._name]
-                return
-            first += length
+    def read(self, row: int) -> dict[str, Any]:
+        """An image's cell, {"bytes", "path"}. Raises IndexError for a row that is not there."""
+        group = int(np.searchsorted(self._ends, row, "right"))
+        if group != self._group:
+            self._cells = None
+            self._cells, self._group = self._file.read_row_group(group, [self._name])[self._name], group
+        return self._cells[row - int(self._ends[group]) + len(self._cells)].as_py()
+
+
+_open_images = keep_last(_Images)
 
 
 def _locate(info: _Info, line: Mapping[str, Any]) -> _Place:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vlm_local.data.cache import keep_last
 from vlm_local.data.images import choose_camera, decode_image, require_one_size
 from vlm_local.data.selection import DataSet, Selection
 from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
@@ -37,6 +38,16 @@ class _Shard(NamedTuple):
 
     path: Path
     split: str
+
+
+class _Place(NamedTuple):
+    """offset: of a record in its file, in bytes."""
+
+    path: Path
+    offset: int
+
+    def __str__(self) -> str:
+        return f"{self.path}, byte {self.offset}"
 
 
 @dataclass(frozen=True)
@@ -97,18 +108,19 @@ def _read_episodes(shards, columns: _Columns, layout: StateLayout, report) -> It
     for shard in shards:
         for offset, data in read_records(shard.path, report):
             index += 1
-            source = f"{shard.path}, byte {offset}"
             if data is None:
                 continue
+            place = _Place(shard.path, offset)
             try:
-                yield _parse_episode(index, data, columns, layout, source)
+                yield _parse_episode(index, data, columns, layout, place)
             except ValueError as error:
-                report(DataError(f"{source}: not a record of this data set ({error})"))
+                report(DataError(f"{place}: not a record of this data set ({error})"))
             except DataError as error:
                 report(error)
 
 
-def _parse_episode(index: int, data: bytes, columns: _Columns, layout: StateLayout, source: str) -> Episode:
+def _parse_episode(index: int, data: bytes, columns: _Columns, layout: StateLayout, place: _Place) -> Episode:
+    source = str(place)
     features = parse_example(data)
     missing = [name for name in (columns.state, columns.image, columns.instruction) if name not in features]
     if missing:
@@ -117,16 +129,28 @@ def _parse_episode(index: int, data: bytes, columns: _Columns, layout: StateLayo
     actions = None
     if columns.action in features:
         actions = convert_actions(decode_floats(features[columns.action]).reshape(-1, columns.action_width), layout)
-    images = decode_bytes(features[columns.image])
+    num_images = len(decode_bytes(features[columns.image]))
     instructions = decode_bytes(features[columns.instruction])
-    if len(images) != len(states) or not (actions is None or len(actions) == len(states)):
-        raise DataError(f"{source}: {len(states)} states, but {len(images)} images or another number of actions")
+    if num_images != len(states) or not (actions is None or len(actions) == len(states)):
+        raise DataError(f"{source}: {len(states)} states, but {num_images} images or another number of actions")
 
     def load_image(step: int) -> np.ndarray:
+        images = _read_images(place.path, place.offset, columns.image)
         return decode_image(bytes(images[step]), f"{source}, step {step}")
 
     instruction = str(instructions[0], "utf-8").strip() if instructions else ""
     return Episode(index, instruction, states, actions, require_one_size(load_image, source), source)
+
+
+@keep_last
+def _read_images(path: Path, offset: int, name: str) -> list[memoryview]:
+    """The encoded images of a record."""
+
+    def refuse(error: DataError) -> None:
+        raise error
+
+    _, data = next(read_records(path, refuse, offset))
+    return decode_bytes(parse_example(data)[name])
 
 
 def _load_features(path: Path) -> dict[str, Mapping[str, Any]]:

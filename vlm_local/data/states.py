@@ -251,7 +251,8 @@ def convert_actions(actions: np.ndarray | None, layout: StateLayout = POSE) -> n
     """
     if layout.rotation[1] is not None or actions is None or actions.ndim != 2 or actions.shape[1] != 7:
         return None
-    return np.asarray(actions, dtype=np.float32) if np.isfinite(actions).all() else None
+    # A copy: a view would keep a whole table in memory.
+    return np.array(actions, dtype=np.float32) if np.isfinite(actions).all() else None
 
 
 def _first_bad(states: np.ndarray) -> int:
