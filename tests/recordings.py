@@ -82,16 +82,22 @@ def write_features(
     (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": steps}}}))
 
 
-def make_rlds_record(states: np.ndarray, instruction: str = "lift the cup", images: Sequence[bytes] = ()) -> bytes:
-    """The Example of one episode; images default to `make_images`, actions to the states' differences."""
+def make_rlds_record(
+    states: np.ndarray, instruction: str | Sequence[str] = "lift the cup", images: Sequence[bytes] = ()
+) -> bytes:
+    """The Example of one episode; images default to `make_images`, actions to the states' differences.
+
+    instruction: of all steps, or one for each.
+    """
     num_steps = len(states)
+    instructions = [instruction] * num_steps if isinstance(instruction, str) else instruction
     actions = np.diff(states, axis=0, append=states[-1:])[:, :7]
     return encode_example(
         {
             "steps/action": actions,
             "steps/observation/state": states,
             "steps/observation/image_0": images or [encode_image(image) for image in make_images(num_steps)],
-            "steps/language_instruction": [instruction.encode()] * num_steps,
+            "steps/language_instruction": [instruction.encode() for instruction in instructions],
             "steps/observation/unused": [b"x"] * num_steps,
         }
     )

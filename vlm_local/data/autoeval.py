@@ -16,7 +16,7 @@ import numpy as np
 
 from vlm_local.data.cache import keep_last
 from vlm_local.data.images import check_image, choose_camera, decode_image, require_one_size
-from vlm_local.data.selection import DataSet, Selection, refuse_selection
+from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
 from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
 from vlm_local.errors import DataError
 from vlm_local.types import Episode
@@ -149,9 +149,8 @@ def _split(content: Any, source: str) -> list[dict[str, Any]]:
 def _join_steps(steps: list[dict[str, Any]]) -> dict[str, Any]:
     observations = [step["observation"] for step in steps]
     names = observations[0].keys()
-    metadata = steps[0].get("metadata") or {}
     return {
-        "language_command": metadata.get("language_instruction"),
+        "language_command": [(step.get("metadata") or {}).get("language_instruction") for step in steps],
         "obs": {name: [observation.get(name) for observation in observations] for name in names if "image" in name},
         "action": [step.get("action") for step in steps],
         "proprio": [observation.get("state", observation.get("proprio")) for observation in observations],
@@ -180,14 +179,17 @@ def _build_episode(index: int, path: Path, number: int, camera: str | None) -> E
             raise DataError(f"{at}: an image was expected, not {type(image).__name__}")
         return check_image(image, at)
 
-    return Episode(
-        index,
-        str(trajectory.get("language_command") or "").strip(),
-        states,
-        actions if actions is not None and len(actions) == len(states) else None,
-        require_one_size(load_image, source),
-        source,
-    )
+    said = summarise_instructions(_read_instructions(trajectory.get("language_command"), len(states), source))
+    actions = actions if actions is not None and len(actions) == len(states) else None
+    return Episode(index, said[0], states, actions, require_one_size(load_image, source), source, said[1])
+
+
+def _read_instructions(value: Any, num_steps: int, source: str) -> list[str]:
+    """A trajectory's one instruction or none, or a teleop recording's for each step."""
+    instructions = value if isinstance(value, list) and len(value) == num_steps else [value]
+    if not all(isinstance(instruction, str | None) for instruction in instructions):
+        raise DataError(f"{source}: the instruction must be text, not {type(value).__name__}")
+    return [(instruction or "").strip() for instruction in instructions]
 
 
 def _read_states(trajectory: dict[str, Any], source: str) -> np.ndarray:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from vlm_local.data.cache import keep_last
 from vlm_local.data.images import choose_camera, decode_image, require_one_size
-from vlm_local.data.selection import DataSet, Selection
+from vlm_local.data.selection import DataSet, Selection, summarise_instructions
 from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
 from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError
@@ -51,7 +51,10 @@ class _Info:
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an episode lies. row: its first in the table; start_s: its first second in the video."""
+    """Where an episode lies. row: its first in the table; start_s: its first second in the video.
+
+    tasks: its instructions, in no said order.
+    """
 
     episode: int
     data: Path
@@ -154,10 +157,10 @@ def _read_episode(index: int, info: _Info, place: _Place, tasks: Mapping[int, st
             return _load_image(place, info.image, step)
         return load_frame(place.video, float(times_s[step]), info.fps)
 
-    instruction = place.tasks[0] if place.tasks else ""
-    if "task_index" in rows.column_names:
-        instruction = tasks.get(rows["task_index"][0].as_py(), instruction)
-    return Episode(index, instruction.strip(), states, actions, require_one_size(load_image, source), source)
+    default = place.tasks[0] if place.tasks else ""
+    numbers = rows["task_index"].to_pylist() if "task_index" in rows.column_names else [None]
+    said = summarise_instructions([tasks.get(number, default).strip() for number in numbers])
+    return Episode(index, said[0], states, actions, require_one_size(load_image, source), source, said[1])
 
 
 def _read_rows(place: _Place) -> pa.Table:

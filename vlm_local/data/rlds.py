@@ -15,7 +15,7 @@ import numpy as np
 
 from vlm_local.data.cache import keep_last
 from vlm_local.data.images import choose_camera, decode_image, require_one_size
-from vlm_local.data.selection import DataSet, Selection
+from vlm_local.data.selection import DataSet, Selection, summarise_instructions
 from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
 from vlm_local.data.tfrecord import count_records, decode_bytes, decode_floats, parse_example, read_records
 from vlm_local.errors import DataError
@@ -130,7 +130,7 @@ def _parse_episode(index: int, data: bytes, columns: _Columns, layout: StateLayo
     if columns.action in features:
         actions = convert_actions(decode_floats(features[columns.action]).reshape(-1, columns.action_width), layout)
     num_images = len(decode_bytes(features[columns.image]))
-    instructions = decode_bytes(features[columns.instruction])
+    instructions = [str(text, "utf-8").strip() for text in decode_bytes(features[columns.instruction])]
     if num_images != len(states) or not (actions is None or len(actions) == len(states)):
         raise DataError(f"{source}: {len(states)} states, but {num_images} images or another number of actions")
 
@@ -138,8 +138,10 @@ def _parse_episode(index: int, data: bytes, columns: _Columns, layout: StateLayo
         images = _read_images(place.path, place.offset, columns.image)
         return decode_image(bytes(images[step]), f"{source}, step {step}")
 
-    instruction = str(instructions[0], "utf-8").strip() if instructions else ""
-    return Episode(index, instruction, states, actions, require_one_size(load_image, source), source)
+    if len(instructions) not in (0, 1, len(states)):  # once, or for each step
+        raise DataError(f"{source}: {len(states)} states, but {len(instructions)} instructions")
+    said = summarise_instructions(instructions)
+    return Episode(index, said[0], states, actions, require_one_size(load_image, source), source, said[1])
 
 
 @keep_last

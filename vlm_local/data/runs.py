@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from vlm_local.data.images import decode_image, require_one_size
-from vlm_local.data.selection import DataSet, Selection, refuse_selection
+from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
 from vlm_local.errors import DataError
 from vlm_local.files import encode_json, read_json_lines, read_json_object, write_json
 from vlm_local.types import Episode
@@ -199,8 +199,8 @@ def _to_episode(recorded: RecordedEpisode, report: Callable[[DataError], None]) 
         actions = np.array([line["action"] for line in lines], np.float32).reshape(len(lines), 7)
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{recorded.source}: proprio and action must be 7 numbers in every line ({error})") from None
-    instruction = str(lines[0].get("instruction") or "")
-    return Episode(recorded.index, instruction, states, actions, recorded.load_image, recorded.source)
+    said = summarise_instructions([str(line.get("instruction") or "") for line in lines])
+    return Episode(recorded.index, said[0], states, actions, recorded.load_image, recorded.source, said[1])
 
 
 def _cut_at_gap(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -1,6 +1,6 @@
 """What to read of a data set, and what came of it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,12 @@ class DataSet:
 
     about: Mapping[str, Any]
     episodes: Iterator[Episode]
+
+
+def summarise_instructions(instructions: Sequence[str]) -> tuple[str, tuple[str, ...] | None]:
+    """(instruction, step_instructions) of an Episode with these instructions, one for each step."""
+    first = next(filter(None, instructions), "")
+    return first, None if all(instruction == first for instruction in instructions) else tuple(instructions)
 
 
 def refuse_selection(selection: Selection, source: str, *names: str) -> None:

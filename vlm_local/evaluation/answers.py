@@ -57,10 +57,11 @@ class PolicyAnswerer:
     def __init__(self, policy: Policy, seed: int):
         self._policy, self._seed = policy, seed
         self._faults = 0
+        self._instruction = ""
         self.durations_ms: list[float] = []
 
     def answer(self, episode, labels, steps, unscored):
-        self._policy.reset(derive_episode_seed(self._seed, episode.index))
+        self._begin(episode, episode.instruction)
         for step in steps:
             decision = self._ask(episode, step, unscored)
             if decision is None:
@@ -70,8 +71,18 @@ class PolicyAnswerer:
                 return
             yield step, _describe(decision, None if decision.fault else decision.phrase, "phrase")
 
+    def _begin(self, episode: Episode, instruction: str) -> None:
+        self._policy.reset(derive_episode_seed(self._seed, episode.index))
+        self._instruction = instruction
+
     def _ask(self, episode: Episode, step: int, unscored: dict[int, str]) -> Decision | None:
-        """None where the frame cannot be read."""
+        """None where there is no instruction, or the frame cannot be read."""
+        instruction = episode.instruction_at(step)
+        if not instruction:
+            unscored[step] = f"{episode.source}, step {step}: the step has no instruction"
+            return None
+        if instruction != self._instruction:  # a server begins a new episode then, too
+            self._begin(episode, instruction)
         try:
             image = episode.load_image(step)
         except DataError as error:
@@ -80,7 +91,7 @@ class PolicyAnswerer:
         proprio = episode.states[step].astype(np.float64)
         start = perf_counter()
         try:
-            decision = self._policy.act(Observation(image, episode.instruction, proprio))
+            decision = self._policy.act(Observation(image, instruction, proprio))
         except (EngineError, RequestError) as error:
             decision = Decision(np.full(7, np.nan), fault=str(error))
         self.durations_ms.append(1e3 * (perf_counter() - start))

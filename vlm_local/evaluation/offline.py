@@ -132,7 +132,8 @@ def _build_baseline(plan: Plan, open_data) -> Answerer:
     if plan.policy == "majority":  # fitted on the scored steps, so they are read once before
         for episode in open_data(lambda problem: None):
             if len(episode) > 1 and episode.instruction:
-                labels += label_episode(episode.states)[0][:: plan.every]
+                phrases = label_episode(episode.states)[0]
+                labels += [phrases[step] for step in range(0, len(episode), plan.every) if episode.instruction_at(step)]
     return BaselineAnswerer(plan.policy, baselines.find_majority(map(format_phrase, labels)), plan.seed)
 
 

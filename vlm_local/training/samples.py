@@ -51,7 +51,7 @@ class RecordedSamples:
                 self.num_skipped += 1
                 continue
             labels, full = label_episode(episode.states)
-            steps = np.flatnonzero(full)
+            steps = np.array([step for step in np.flatnonzero(full) if episode.instruction_at(step)], np.int32)
             places.append(np.column_stack([np.full_like(steps, len(self._episodes)), steps]).astype(np.int32))
             self._episodes.append(_Labelled(episode, [sys.intern(format_phrase(label)) for label in labels]))
         self._places = np.concatenate(places)  # (N, 2): episode, step
@@ -81,6 +81,7 @@ class RecordedSamples:
     def _load(self, index: int) -> Sample:
         number, step = self._places[index].tolist()
         episode, phrases = self._episodes[number].episode, self._episodes[number].phrases
-        observation = Observation(episode.load_image(step), episode.instruction, episode.states[step].astype(float))
+        state = episode.states[step].astype(float)
+        observation = Observation(episode.load_image(step), episode.instruction_at(step), state)
         shown = phrases[max(0, step - self._history) : step]
         return Sample(observation.image, build_prompt(self._template, observation, shown), phrases[step])
