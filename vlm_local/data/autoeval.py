@@ -1,13 +1,12 @@
 """Pickled trajectories: traj_*.pkl of robot_eval_logger (AutoEval's logger), and its teleop recordings.
 
-A pickle is a program. This one may only build numpy arrays and plain containers; the logger's own
-classes become empty shells that keep their attributes, and anything else is refused by name.
+Nothing of them is run, see data/pickles.py. Their containers may hold anything, nested and shared without end, so
+what is used of them is looked at piece by piece.
 """
 
-import io
-import pickle
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,46 +15,17 @@ import numpy as np
 
 from vlm_local.data.cache import keep_last
 from vlm_local.data.images import check_image, choose_camera, decode_image, require_one_size
+from vlm_local.data.pickles import MAX_BYTES, LimitedFile, Shell, load_plain
 from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
 from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
 from vlm_local.errors import DataError
+from vlm_local.files import open_regular
 from vlm_local.types import Episode
 
+_WRONG_KINDS = (TypeError, ValueError, LookupError, AttributeError)  # raised by values that are not as expected
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
+_MAX_NUMBERS = 10_000_000  # of an episode's states or actions
 _GRIPPER_RANGE = 0.39  # AutoEval's 8 numbers measure the gripper's opening as 0..0.39
-
-_ALLOWED = {
-    *(
-        (module, name)
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for name in ("_reconstruct", "scalar")
-    ),
-    *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("builtins", "set"),
-    ("builtins", "frozenset"),
-    ("builtins", "bytearray"),
-    ("_codecs", "encode"),
-}
-_SHELLS = re.compile(r"robot_eval_logger\..*:TrajData|wandb\..*:Histogram")
-
-
-class _Shell:
-    """Stands for an object of the logger: attributes, no code."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if _SHELLS.fullmatch(f"{module}:{name}"):
-            return _Shell
-        if (module, name) in _ALLOWED:
-            return super().find_class(module, name)
-        raise DataError(
-            f"the pickle asks for {module}.{name}; only numpy arrays and plain containers are read, because "
-            "unpickling anything else could run code"
-        )
 
 
 def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
@@ -90,6 +60,8 @@ def _read_episodes(files: list[Path], camera: str | None, report: Callable[[Data
                 yield _build_episode(index, path, number, camera)
             except DataError as error:
                 report(error)
+            except _WRONG_KINDS as error:
+                report(DataError(f"{path}, episode {index}: not a trajectory ({type(error).__name__})"))
             index += 1
 
 
@@ -97,7 +69,9 @@ def _load_trajectories(path: Path) -> list[dict[str, Any]]:
     try:
         return _load_split(path)
     except OSError as error:
-        raise DataError(f"{path}: {error}") from None
+        raise DataError(f"{path}: {error.strerror}") from None
+    except _WRONG_KINDS as error:
+        raise DataError(f"{path}: not a trajectory or a list of steps ({type(error).__name__})") from None
 
 
 @keep_last
@@ -108,18 +82,24 @@ def _load_split(path: Path) -> list[dict[str, Any]]:
 def load_pickle(path: Path) -> Any:
     """What a .pkl file holds, lz4-compressed or not, in plain containers and arrays. Raises DataError."""
     try:
-        data = path.read_bytes()
-        if data.startswith(_LZ4_MAGIC):
-            data = lz4.frame.decompress(data)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: {error}") from None
-    file = io.BytesIO(data)
-    try:
-        return _PlainUnpickler(file).load()
-    except DataError as error:
-        raise DataError(f"{path}, byte {file.tell()}: {error}") from None
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise DataError(f"{path}, byte {file.tell()}: the pickle cannot be read ({error!r})") from None
+        file = open_regular(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    with file:
+        limit = min(os.fstat(file.fileno()).st_size, MAX_BYTES)
+        if file.read(len(_LZ4_MAGIC)) == _LZ4_MAGIC:
+            file.seek(0)
+            limited = LimitedFile(lz4.frame.open(file), MAX_BYTES)
+        else:
+            file.seek(0)
+            limited = LimitedFile(file, limit)
+        try:
+            return load_plain(limited)
+        except DataError as error:
+            raise DataError(f"{path}, byte {limited.tell()}: {error}") from None
+        except Exception as error:  # a damaged pickle raises nearly anything, with values that may be endless
+            what = type(error).__name__
+            raise DataError(f"{path}, byte {limited.tell()}: the pickle cannot be read ({what})") from None
 
 
 def _split(content: Any, source: str) -> list[dict[str, Any]]:
@@ -128,7 +108,7 @@ def _split(content: Any, source: str) -> list[dict[str, Any]]:
     A trajectory is such an object or dictionary; a teleop recording is a list of steps, in which
     `done` ends an episode.
     """
-    if isinstance(content, _Shell):
+    if isinstance(content, Shell):
         content = vars(content)
     if isinstance(content, dict) and "obs" in content:
         return [content]
@@ -164,7 +144,7 @@ def _build_episode(index: int, path: Path, number: int, camera: str | None) -> E
     obs = trajectory.get("obs")
     if not isinstance(obs, dict):
         raise DataError(f"{source}: obs must be a dictionary of cameras, not {type(obs).__name__}")
-    camera = choose_camera(obs, camera, source)
+    camera = choose_camera([name for name in obs if isinstance(name, str)], camera, source)
     states = _read_states(trajectory, source)
     states = convert_states(states, PADDED_POSE if states.shape[1] == PADDED_POSE.width else POSE, source)
     if len(obs[camera]) != len(states):
@@ -202,15 +182,24 @@ def _read_states(trajectory: dict[str, Any], source: str) -> np.ndarray:
     pose, gripper = (_to_matrix(trajectory.get(name)) for name in ("end_effector_pose", "gripper"))
     if pose is None or gripper is None or len(pose) != len(gripper):
         raise DataError(
-            f"{source}: neither proprio nor end_effector_pose and gripper of every step; it has {', '.join(trajectory)}"
+            f"{source}: neither proprio nor end_effector_pose and gripper of every step; it has "
+            f"{', '.join(map(str, trajectory))[:200]}"
         )
     return np.concatenate([pose, gripper], axis=1)
 
 
-def _to_matrix(values: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
-    """Lists of vectors of equal length -> float (T, n); None for anything else."""
-    try:
-        matrix = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
+def _to_matrix(values: Any) -> np.ndarray | None:
+    """Vectors of equal length, one a step -> float (T, n); None for anything else."""
+    if not isinstance(values, list | tuple | np.ndarray) or not len(values):
         return None
-    return matrix if matrix.ndim == 2 and len(matrix) else None
+    width = len(values[0]) if _is_vector(values[0]) else 0
+    if not 0 < width * len(values) <= _MAX_NUMBERS or not all(_is_vector(row) and len(row) == width for row in values):
+        return None
+    return np.array([list(row) for row in values], np.float64)
+
+
+def _is_vector(row: Any) -> bool:
+    """Numbers: nested lists, even small ones in a file, can stand for more than memory holds."""
+    if isinstance(row, np.ndarray):
+        return row.ndim == 1 and row.dtype.kind in "biuf"
+    return isinstance(row, list | tuple) and all(isinstance(number, int | float) for number in row)

@@ -127,11 +127,10 @@ def _read_pickle(path: Path, answer: str, report: Callable[[DataError], None]) -
 
 def _read_step(step: Any, source: str) -> np.ndarray:
     try:
-        image = np.asarray(step["observation"]["image_primary"])
-    except (TypeError, KeyError, IndexError):
+        image = step["observation"]["image_primary"]
+        image = image[-1] if image.ndim == 4 else image  # a history of frames; the last is now
+    except (TypeError, LookupError, AttributeError):
         raise DataError(f"{source}: expected observation, image_primary in it, as AutoEval records them") from None
-    if image.ndim == 4:
-        image = image[-1]  # a history of frames; the last is now
     if image.dtype.kind == "f" and image.size and image.min() >= 0 and image.max() <= 1:
         image = np.rint(255 * image).astype(np.uint8)  # as filter_images.py writes them
     return check_image(image, source)
