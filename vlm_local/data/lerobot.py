@@ -4,7 +4,6 @@ v2 has a table and a video per episode; v3 packs several episodes into a file, a
 meta/episodes/ where each begins.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,38 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm_local.data.cache import keep_last
-from vlm_local.data.images import choose_camera, decode_image, require_one_size
+from vlm_local.data.images import decode_image, require_one_size
+from vlm_local.data.lerobot_info import STATE, Info, load_info
 from vlm_local.data.selection import DataSet, Selection, summarise_instructions
 from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
 from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError
-from vlm_local.files import read_foreign_json_lines, read_json_object
+from vlm_local.files import open_regular, read_foreign_json_lines
 from vlm_local.types import Episode
 
-_STATE, _ACTION = "observation.state", "action"
-_GENERIC_NAME = re.compile(r"(motor|state|dim)_?\d*")  # a number, not a name
-
-
-@dataclass(frozen=True)
-class _Info:
-    """meta/info.json. image: key of the camera; is_video: or its images lie in the table.
-
-    splits: name -> its first episode, and the one after its last.
-    """
-
-    folder: Path
-    version: str
-    is_v3: bool
-    fps: float
-    chunk_size: int
-    data_path: str
-    video_path: str
-    camera: str
-    image: str
-    is_video: bool
-    state_width: int
-    state_names: tuple[str, ...] | None
-    splits: Mapping[str, tuple[int, int]]
+_ACTION = "action"
+_MAX_NUMBERS = 100_000_000  # of a table that are read at once
 
 
 @dataclass(frozen=True)
@@ -71,14 +49,17 @@ def open_data_set(path: Path, selection: Selection, report: Callable[[DataError]
     selection.camera: e.g. "image_0" for observation.images.image_0; split: of meta/info.json. Raises DataError where
     meta/ cannot be read or the data set has not what an episode needs; a broken episode goes to `report`.
     """
-    info = _load_info(path, selection.camera)
+    info = load_info(path, selection.camera)
+    first, end = info.find_split(selection.split)
 
     def report_line(problem: str) -> None:
         report(DataError(problem))
 
     try:
         tasks = _load_tasks(info, report_line)
-        lines = [line for line in _iterate_meta(info, report_line) if _is_chosen(line, info, selection.split)]
+        lines = list(_iterate_meta(info, report_line))
+        if selection.split is not None:
+            lines = [line for line in lines if first <= line["episode_index"] < end]
     except DataError:
         raise
     except Exception as error:  # a damaged table or line raises nearly anything
@@ -95,39 +76,15 @@ def open_data_set(path: Path, selection: Selection, report: Callable[[DataError]
 
 
 def count_episodes(path: Path, split: str | None) -> int:
-    raw = _load_json(path / "meta" / "info.json")
-    if split is None:
-        return int(raw.get("total_episodes") or 0)
-    first, end = _find_split(_parse_splits(raw), split, path)
+    first, end = load_info(path, None).find_split(split)
     return end - first
 
 
-def _is_chosen(line: Mapping[str, Any], info: _Info, split: str | None) -> bool:
-    if split is None:
-        return True
-    first, end = _find_split(info.splits, split, info.folder)
-    return first <= line["episode_index"] < end
-
-
-def _find_split(splits: Mapping[str, tuple[int, int]], split: str, folder: Path) -> tuple[int, int]:
-    """Its first episode, and the one after its last."""
-    if split not in splits:
-        raise DataError(f"{folder} has no split {split!r}; it has {', '.join(splits) or 'none'}")
-    return splits[split]
-
-
-def _parse_splits(raw: Mapping[str, Any]) -> dict[str, tuple[int, int]]:
-    """{"train": "0:50"} -> {"train": (0, 50)}; what is written otherwise is left out."""
-    splits = raw.get("splits")
-    matches = {name: re.fullmatch(r"(\d{1,9}):(\d{1,9})", str(value)) for name, value in dict(splits or {}).items()}
-    return {name: (int(match[1]), int(match[2])) for name, match in matches.items() if match}
-
-
-def _sample_states(info: _Info, lines: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+def _sample_states(info: Info, lines: list[dict[str, Any]]) -> Iterator[np.ndarray]:
     """States (T, n) of the episodes that can be read."""
     for line in lines:
         try:
-            yield _to_matrix(_read_rows(_locate(info, line))[_STATE])
+            yield _to_matrix(_read_rows(_locate(info, line))[STATE])
         except Exception:  # reported when the episode's turn comes
             continue
 
@@ -145,10 +102,10 @@ def _read_episodes(info, lines, tasks, layout: StateLayout, report) -> Iterator[
             report(DataError(f"{source}: {error!r}"))
 
 
-def _read_episode(index: int, info: _Info, place: _Place, tasks: Mapping[int, str], layout: StateLayout) -> Episode:
+def _read_episode(index: int, info: Info, place: _Place, tasks: Mapping[int, str], layout: StateLayout) -> Episode:
     source = f"{place.data}, episode {index}"
     rows = _read_rows(place)
-    states = convert_states(_to_matrix(rows[_STATE]), layout, source)
+    states = convert_states(_to_matrix(rows[STATE]), layout, source)
     actions = convert_actions(_to_matrix(rows[_ACTION]), layout) if _ACTION in rows.column_names else None
     times_s = place.start_s + rows["timestamp"].to_numpy().astype(np.float64) if info.is_video else None
 
@@ -180,8 +137,18 @@ def _read_rows(place: _Place) -> pa.Table:
 def _read_table(path: Path) -> pa.Table:
     """The columns of numbers; images are read one by one."""
     file = pq.ParquetFile(path)
-    wanted = (_STATE, _ACTION, "timestamp", "task_index", "episode_index")
-    return file.read([name for name in wanted if name in file.schema_arrow.names])
+    wanted = (STATE, _ACTION, "timestamp", "task_index", "episode_index")
+    return _read_columns(file, [name for name in wanted if name in file.schema_arrow.names])
+
+
+def _read_columns(file: pq.ParquetFile, names: list[str]) -> pa.Table:
+    """Raises DataError where a few bytes stand for more numbers than memory may hold."""
+    groups = (file.metadata.row_group(group) for group in range(file.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    num_values = sum(column.num_values for column in columns if column.path_in_schema.partition(".list")[0] in names)
+    if max(num_values, file.metadata.num_rows) > _MAX_NUMBERS:
+        raise DataError(f"the table claims {num_values} numbers; at most {_MAX_NUMBERS} are read")
+    return file.read(names)
 
 
 def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
@@ -228,38 +195,37 @@ class _Images:
 _open_images = keep_last(_Images)
 
 
-def _locate(info: _Info, line: Mapping[str, Any]) -> _Place:
+def _locate(info: Info, line: Mapping[str, Any]) -> _Place:
     place = _locate_v3(info, line) if info.is_v3 else _locate_v2(info, line)
     if min(place.row, place.episode) < 0 or place.length < 1:
         raise DataError(f"{place.data}: episode {place.episode} of {place.length} rows from row {place.row}")
     return place
 
 
-def _locate_v2(info: _Info, line: Mapping[str, Any]) -> _Place:
+def _locate_v2(info: Info, line: Mapping[str, Any]) -> _Place:
     number = line["episode_index"]
     names = {"episode_index": number, "episode_chunk": number // info.chunk_size, "video_key": info.image}
     return _Place(
         episode=number,
-        data=info.folder / info.data_path.format(**names),
+        data=info.find_file(info.data_path, **names),
         row=0,
         length=line["length"],
-        video=info.folder / info.video_path.format(**names),
+        video=info.find_file(info.video_path, **names),
         start_s=0.0,
         tasks=tuple(line.get("tasks") or ()),
     )
 
 
-def _locate_v3(info: _Info, line: Mapping[str, Any]) -> _Place:
+def _locate_v3(info: Info, line: Mapping[str, Any]) -> _Place:
     video, start_s = Path(), 0.0
     if info.is_video:
         prefix = f"videos/{info.image}/"
         names = {"chunk_index": line[f"{prefix}chunk_index"], "file_index": line[f"{prefix}file_index"]}
-        video = info.folder / info.video_path.format(video_key=info.image, **names)
+        video = info.find_file(info.video_path, video_key=info.image, **names)
         start_s = float(line[f"{prefix}from_timestamp"])
-    data = info.data_path.format(chunk_index=line["data/chunk_index"], file_index=line["data/file_index"])
     return _Place(
         episode=line["episode_index"],
-        data=info.folder / data,
+        data=info.find_file(info.data_path, chunk_index=line["data/chunk_index"], file_index=line["data/file_index"]),
         row=line["row"],
         length=line["length"],
         video=video,
@@ -268,7 +234,7 @@ def _locate_v3(info: _Info, line: Mapping[str, Any]) -> _Place:
     )
 
 
-def _iterate_meta(info: _Info, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
+def _iterate_meta(info: Info, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """A line per episode; in v3 `row`, counted within its file, is added."""
     if not info.is_v3:
         yield from read_foreign_json_lines(info.folder / "meta" / "episodes.jsonl", report)
@@ -278,91 +244,23 @@ def _iterate_meta(info: _Info, report: Callable[[str], None]) -> Iterator[dict[s
         raise ValueError("meta/episodes holds no Parquet file")
     last_file, row = None, 0
     for path in files:
-        file = pq.ParquetFile(path)
-        names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
-        for line in file.read(names).to_pylist():
+        with open_regular(path) as file:
+            table = pq.ParquetFile(file)
+            names = [name for name in table.schema_arrow.names if not name.startswith("stats/")]
+            lines = _read_columns(table, names).to_pylist()
+        for line in lines:
             place = (line["data/chunk_index"], line["data/file_index"])
             row = row if place == last_file else 0
             yield {**line, "row": row}
             last_file, row = place, row + line["length"]
 
 
-def _load_tasks(info: _Info, report: Callable[[str], None]) -> dict[int, str]:
+def _load_tasks(info: Info, report: Callable[[str], None]) -> dict[int, str]:
     """task_index -> instruction."""
     meta = info.folder / "meta"
     if not info.is_v3:
         return {line["task_index"]: line["task"] for line in read_foreign_json_lines(meta / "tasks.jsonl", report)}
-    table = pq.read_table(meta / "tasks.parquet")
+    with open_regular(meta / "tasks.parquet") as file:
+        table = pq.read_table(file)
     name = "task" if "task" in table.column_names else "__index_level_0__"  # pandas' name for a plain index
     return dict(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
-
-
-def _load_info(folder: Path, camera: str | None) -> _Info:
-    raw = _load_json(folder / "meta" / "info.json")
-    version = str(raw.get("codebase_version", ""))
-    if not version.startswith(("v2.", "v3.")):
-        raise DataError(
-            f"{folder}: LeRobot format {version or 'without a version'} is not known; expected v2.0, v2.1 or v3.0"
-        )
-    try:
-        features = raw["features"]
-        cameras = _list_cameras(features)
-        camera = choose_camera(cameras, camera, str(folder))
-        image = cameras[camera]
-        if _STATE not in features:
-            raise DataError(f"{folder} has no {_STATE}; it has {', '.join(features)}")
-        fps = float(raw["fps"])
-        if not 0 < fps < 1e4:
-            raise ValueError(f"fps {fps}")
-        return _Info(
-            folder=folder,
-            version=version,
-            is_v3=version.startswith("v3."),
-            fps=fps,
-            chunk_size=int(raw.get("chunks_size", 1000)),
-            data_path=raw["data_path"],
-            video_path=raw.get("video_path") or "",
-            camera=camera,
-            image=image,
-            is_video=features[image]["dtype"] == "video",
-            state_width=int(features[_STATE]["shape"][0]),
-            state_names=_list_names(features[_STATE]),
-            splits=_parse_splits(raw),
-        )
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{folder}/meta/info.json is not a LeRobot data set's: {error!r}") from None
-
-
-def _list_cameras(features: Mapping[str, Any]) -> dict[str, str]:
-    """Camera name ("image_0") -> key, of the images in colour; depth maps are none."""
-    return {
-        key.removeprefix("observation.").removeprefix("images."): key
-        for key, node in features.items()
-        if node["dtype"] in ("video", "image") and not _is_depth(node)
-    }
-
-
-def _is_depth(node: Mapping[str, Any]) -> bool:
-    """As LeRobot marks it, or one number a pixel. Shapes are (height, width, channels) or channels first."""
-    info = node.get("info") or node.get("video_info") or {}
-    is_marked = any(info.get(name) for name in ("video.is_depth_map", "is_depth_map"))
-    shape = node.get("shape") or ()
-    return is_marked or (len(shape) == 3 and 1 in (shape[0], shape[2]))
-
-
-def _list_names(feature: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Names of a vector's columns, where it has them: a list, or a list within a dictionary."""
-    names = feature.get("names")
-    if isinstance(names, dict):
-        names = next(iter(names.values()), None)
-    if not isinstance(names, list) or len(names) != int(feature["shape"][0]):
-        return None
-    names = tuple(map(str, names))
-    return None if all(map(_GENERIC_NAME.fullmatch, names)) else names
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(path)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from None

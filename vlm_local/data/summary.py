@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from vlm_local.data.runs import list_folders
-from vlm_local.files import read_json_lines, read_json_object
+from vlm_local.data.runs import list_folders, read_steps
+from vlm_local.files import read_json_object
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def summarise_run(run: str | Path) -> Iterator[EpisodeSummary]:
 def _summarise(robot: str, number: int, folder: Path, size: int, changed_ns: int) -> EpisodeSummary:
     """size, changed_ns: of steps.jsonl; an episode that has ended is read once."""
     torn: list[int] = []
-    lines = list(read_json_lines(folder / "steps.jsonl", torn.append))
-    times = [line["time"] for line in lines if isinstance(line.get("time"), int | float)]
+    lines = read_steps(folder, torn.append)
+    times = [line["time"] for line in lines if isinstance(line.get("time"), int | float) and 0 <= line["time"] < 1e11]
     return EpisodeSummary(
         id=folder.name,
         robot=robot,
