@@ -72,14 +72,17 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises OSError or ValueError, also for a file of more than MAX_JSON_BYTES."""
+    """The object in a JSON file. Raises OSError, or ValueError, also for a file of more than MAX_JSON_BYTES."""
     with open_regular(path) as file:
         text = file.read(MAX_JSON_BYTES + 1)
     if len(text) > MAX_JSON_BYTES:
-        raise ValueError(f"{path}: a JSON file of at most {MAX_JSON_BYTES >> 20} MB was expected")
-    value = parse_json(text)
+        raise ValueError(f"{path.name} has more than {MAX_JSON_BYTES >> 20} MB")
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from None
     if not isinstance(value, dict):
-        raise ValueError(f"{path}: a JSON object was expected, not {type(value).__name__}")
+        raise ValueError(f"{path.name} holds a {type(value).__name__}, not a JSON object")
     return value
 
 
