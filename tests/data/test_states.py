@@ -131,6 +131,14 @@ def test_a_later_episode_with_another_padding_is_left_out(tmp_path):
     assert len(problems) == 1 and "seventh of 8 numbers was expected to be 0" in str(problems[0])
 
 
+def test_two_grippers_of_0_to_1_are_no_fingers(tmp_path):
+    names = [*"xyz", "roll", "pitch", "yaw", "gripper", "gripper"]
+    states = np.hstack([recordings.make_states(T), np.ones((T, 1), np.float32)])
+    problems = []
+    assert not list(open_data_set(_write(tmp_path / "data", states, names), report=problems.append).episodes)
+    assert "two fingers in metres were expected" in str(problems[0])
+
+
 def test_the_user_may_know_the_layout(tmp_path, capsys):
     folder = _write(tmp_path / "data", QUATERNION)
     out = tmp_path / "rows.jsonl"

@@ -221,6 +221,8 @@ def convert_states(states: np.ndarray, layout: StateLayout, source: str) -> np.n
         raise DataError(
             f"{source}: a state of unknown layout: the seventh of 8 numbers was expected to be 0 throughout"
         )
+    if layout.fingers and np.abs(states[:, -2:]).max(initial=0) > _FINGERS_OPEN_M:
+        raise DataError(f"{source}: a state of unknown layout: two fingers in metres were expected in the last columns")
     states = _convert_columns(states, layout).astype(np.float32)
     low, high = _GRIPPER_RANGE
     gripper = states[:, 6]
