@@ -14,6 +14,7 @@ from PIL import Image
 from tests import recordings
 from vlm_local.cli import main
 from vlm_local.data import open_episodes
+from vlm_local.data.questions import open_labelled
 from vlm_local.data.runs import RunWriter
 from vlm_local.data.tfrecord import mask_crc
 from vlm_local.errors import DataError
@@ -106,6 +107,16 @@ def test_nothing_is_waited_for(tmp_path, capsys):
             os.mkfifo(folder / name)
             ended, said = _label(folder, tmp_path, capsys)
             assert ended == status and "not a regular file" in said.lower(), (name, said)
+
+
+def test_a_picture_that_is_none_is_not_waited_for(tmp_path):
+    for answer in ("yes", "no"):
+        (tmp_path / answer).mkdir()
+        (tmp_path / answer / "0.png").write_bytes(recordings.encode_image(recordings.make_images(1)[0]))
+    os.mkfifo(tmp_path / "no/1.png")
+    problems = []
+    assert len(list(open_labelled(tmp_path).open_images(problems.append))) == 2
+    assert len(problems) == 1 and "not a regular file" in str(problems[0])
 
 
 @pytest.mark.parametrize("name", ["features.json", "meta/info.json"])

@@ -1,4 +1,5 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -92,6 +93,19 @@ def test_a_video_that_is_missing_broken_or_too_short_is_refused_by_frame(tmp_pat
         second.load_image(20)
     with pytest.raises(DataError, match=r"episode_000002.mp4: cannot be decoded"):
         third.load_image(0)
+
+
+def test_threads_do_not_disturb_each_other(tmp_path):
+    """As `eval --workers` reads: each thread has the video that it reads open for itself."""
+    recordings.write_lerobot(tmp_path, [recordings.make_states(12, seed) for seed in range(6)])
+    episodes = list(open_episodes(tmp_path))
+
+    def read(number):
+        frames = recordings.make_images(12, number)
+        return [np.abs(episodes[number].load_image(step).astype(int) - frames[step]).mean() for step in range(12)]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert np.max(list(pool.map(read, [0, 1, 2, 3, 4, 5] * 2))) < 6
 
 
 def test_every_fifth_frame_is_the_right_one(tmp_path):

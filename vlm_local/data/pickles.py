@@ -50,8 +50,11 @@ class LimitedFile:
         self._file, self._limit, self._position = file, limit, 0
 
     def read(self, size: int) -> bytes:
-        if size > self._limit - self._position:
-            raise DataError(f"the pickle wants {size} bytes more than the {self._limit} that are read at most")
+        left = self._limit - self._position
+        if size > left:
+            raise DataError(
+                f"the pickle is cut off, or over {MAX_BYTES >> 30} GiB: {size} bytes are to follow, but {left} do"
+            )
         return self._count(self._file.read(size))
 
     def readline(self) -> bytes:

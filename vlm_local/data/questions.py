@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from vlm_local.data.autoeval import load_pickle
-from vlm_local.data.images import check_image, decode_image
+from vlm_local.data.images import MAX_IMAGE_BYTES, check_image, decode_image
 from vlm_local.errors import DataError
+from vlm_local.files import open_regular
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -107,7 +108,8 @@ def _find_classes(folder: Path) -> LabelledFolder:
 
 def _read_picture(path: Path, answer: str) -> LabelledImage:
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path}: {error}") from None
     return LabelledImage(decode_image(data, str(path)), answer, f"{path.parent.name}/{path.name}")
