@@ -67,8 +67,11 @@ def _tensor(*shape: int) -> dict:
     return {"tensor": {"shape": {"dimensions": [str(size) for size in shape]}, "dtype": "float32", "encoding": "none"}}
 
 
-def write_features(folder: Path, state_width: int = 7, cameras: Sequence[str] = ("image_0",)) -> None:
-    observation = {camera: {"image": {"encodingFormat": "png"}} for camera in cameras} | {"state": _tensor(state_width)}
+def write_features(
+    folder: Path, state_width: int = 7, cameras: Sequence[str] = ("image_0",), description: str = ""
+) -> None:
+    state = _tensor(state_width) | {"description": description}
+    observation = {camera: {"image": {"encodingFormat": "png"}} for camera in cameras} | {"state": state}
     step = {
         "action": _tensor(7),
         "observation": {"featuresDict": {"features": observation}},
@@ -79,16 +82,22 @@ def write_features(folder: Path, state_width: int = 7, cameras: Sequence[str] = 
     (folder / "features.json").write_text(json.dumps({"featuresDict": {"features": {"steps": steps}}}))
 
 
-def make_rlds_record(states: np.ndarray, instruction: str = "lift the cup", images: Sequence[bytes] = ()) -> bytes:
-    """The Example of one episode; images default to `make_images`, actions to the states' differences."""
+def make_rlds_record(
+    states: np.ndarray, instruction: str | Sequence[str] = "lift the cup", images: Sequence[bytes] = ()
+) -> bytes:
+    """The Example of one episode; images default to `make_images`, actions to the states' differences.
+
+    instruction: of all steps, or one for each.
+    """
     num_steps = len(states)
+    instructions = [instruction] * num_steps if isinstance(instruction, str) else instruction
     actions = np.diff(states, axis=0, append=states[-1:])[:, :7]
     return encode_example(
         {
             "steps/action": actions,
             "steps/observation/state": states,
             "steps/observation/image_0": images or [encode_image(image) for image in make_images(num_steps)],
-            "steps/language_instruction": [instruction.encode()] * num_steps,
+            "steps/language_instruction": [instruction.encode() for instruction in instructions],
             "steps/observation/unused": [b"x"] * num_steps,
         }
     )
@@ -111,10 +120,11 @@ def write_lerobot(
     images: str = "video",
     names: object = None,
     state_width: int = 8,
+    side: int = 32,
 ) -> None:
-    """A LeRobot data set of states (T, 7). images: "video" or "image" (PNG in the table).
+    """A LeRobot data set of states (T, 7), or (T, state_width). images: "video" or "image" (PNG in the table).
 
-    state_width 8 is Bridge's padding. v3.0 packs two episodes into a file; fps is 5.
+    state_width 8 is Bridge's padding of 7 numbers. v3.0 packs two episodes into a file; fps is 5.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -125,15 +135,15 @@ def write_lerobot(
         file = number // 2 if is_v3 else number
         name = f"file-{file:03d}" if is_v3 else f"episode_{number:06d}"
         columns = {
-            "observation.state": (np.insert(states, 6, 0, axis=1) if state_width == 8 else states).tolist(),
-            "action": np.diff(states, axis=0, append=states[-1:]).tolist(),
+            "observation.state": _pad(states, state_width).tolist(),
+            "action": np.diff(states, axis=0, append=states[-1:])[:, :7].tolist(),
             "timestamp": np.arange(len(states), dtype=np.float32) / 5,
             "frame_index": range(len(states)),
             "episode_index": [number] * len(states),
             "task_index": [number % 2] * len(states),
         }
         if images == "image":
-            columns[key] = [{"bytes": encode_image(i), "path": None} for i in make_images(len(states), number)]
+            columns[key] = [{"bytes": encode_image(i), "path": None} for i in make_images(len(states), number, side)]
         tables.setdefault(name, []).append(pa.table({k: pa.array(list(v)) for k, v in columns.items()}))
         start_s = video_s.get(file, 0.0)
         video_s[file] = start_s + len(states) / 5
@@ -160,10 +170,14 @@ def write_lerobot(
                 writer.write_table(part)
         if images == "video":
             numbers = sorted({n for part in parts for n in part["episode_index"].to_pylist()})
-            frames = np.concatenate([make_images(len(episodes[n]), n) for n in numbers])
+            frames = np.concatenate([make_images(len(episodes[n]), n, side) for n in numbers])
             path = f"videos/{key}/chunk-000/{name}.mp4" if is_v3 else f"videos/chunk-000/{key}/{name}.mp4"
             write_video(folder / path, frames)
     _write_lerobot_meta(folder, meta, version, key, images, names, state_width)
+
+
+def _pad(states: np.ndarray, width: int) -> np.ndarray:
+    return np.insert(states, 6, 0, axis=1) if (states.shape[1], width) == (7, 8) else states
 
 
 TASKS = ("lift the cup", "close the drawer")

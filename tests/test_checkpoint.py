@@ -1,5 +1,7 @@
 import json
+import os
 import shutil
+import struct
 
 import pytest
 
@@ -23,6 +25,14 @@ def _edit(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def _replace_by_fifo(file):
+    file.unlink()
+    os.mkfifo(file)
+
+
+DEEP_HEADER = struct.pack("<Q", 200_000) + b"[" * 200_000
+
+
 def _truncate(file):
     file.write_bytes(file.read_bytes()[:-1000])
 
@@ -37,6 +47,9 @@ def _point_to_lfs(file):
         (lambda folder: (folder / "config.json").unlink(), "is no model folder"),
         (lambda folder: (folder / "config.json").write_text("{"), "cannot be read"),
         (lambda folder: (folder / "config.json").write_text("[]"), "not a JSON object"),
+        (lambda folder: (folder / "config.json").write_text("[" * 200_000), "nested too deeply"),
+        (lambda folder: _replace_by_fifo(folder / "config.json"), "not a regular file"),
+        (lambda folder: (folder / "model.safetensors").write_bytes(DEEP_HEADER), "no whole safetensors file"),
         (lambda folder: _edit(folder / "config.json", model_type="llava"), "llava.*supported are"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no image processor"),

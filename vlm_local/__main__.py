@@ -1,5 +1,3 @@
-import sys
+from vlm_local.cli import start
 
-from vlm_local.cli import main
-
-sys.exit(main())
+start()

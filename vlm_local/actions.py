@@ -1,12 +1,12 @@
 """Movement signs -> the 7 numbers a robot executes. Knows no model."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from vlm_local.errors import ConfigError
+from vlm_local.files import parse_json
 from vlm_local.primitives import ROTATION_DIVISOR, THRESHOLD, TRANSITIONS
 from vlm_local.types import Primitive
 
@@ -46,7 +46,7 @@ class StepTable:
 def load_step_table(path: str | Path) -> StepTable:
     """Read a JSON object with StepTable's fields; other keys at its top level are refused."""
     try:
-        fields = json.loads(Path(path).read_text(encoding="utf-8"))
+        fields = parse_json(Path(path).read_text(encoding="utf-8"))
         return StepTable(**fields)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigError(f"{path} is no step table: {error}") from error

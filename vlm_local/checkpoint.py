@@ -4,7 +4,6 @@ Reads config and safetensors headers only; knows no torch.
 """
 
 import hashlib
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import ConfigError
+from vlm_local.files import MAX_JSON_BYTES, parse_json, read_json_object
 
 CONFIG, ADAPTER, SIDECAR = "config.json", "adapter_config.json", "vlm_local.json"
 FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm2")
@@ -133,7 +133,7 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
             raise ConfigError(f"{file} is a git-lfs pointer, not the weights; run `git lfs pull` in {file.parent}")
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         try:
-            header = json.loads(stream.read(length)) if 8 + length <= size else None
+            header = parse_json(stream.read(length)) if 8 + length <= size and length <= MAX_JSON_BYTES else None
         except ValueError:
             header = None
     if not isinstance(header, dict):
@@ -186,14 +186,11 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text("utf-8"))
+        return read_json_object(file)
     except FileNotFoundError:
         raise ConfigError(f"{file.parent} is no model folder: it has no {file.name}") from None
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds a {type(content).__name__}, not a JSON object")
-    return content
 
 
 def _hash_file(digest, file: Path, whole: bool) -> None:

@@ -1,18 +1,21 @@
 """Files that a reader may open at any moment, also after the writer was killed."""
 
+import errno
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 import numpy as np
 
 from vlm_local.errors import ConfigError
 
 _LOCK = ".lock"
+MAX_JSON_BYTES = 64 << 20  # a description of a data set has a few kB
 
 
 def encode_json(value: Any, indent: int | None = None) -> str:
@@ -79,17 +82,63 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def open_regular(path: Path) -> BinaryIO:
+    """A file to read. Raises OSError for a FIFO or a device, which could keep the reader waiting for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """JSON text -> its value. Raises ValueError for any other text, and for JSON nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises OSError, or ValueError, also for a file of more than MAX_JSON_BYTES."""
+    with open_regular(path) as file:
+        text = file.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} has more than {MAX_JSON_BYTES >> 20} MB")
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path.name} holds a {type(value).__name__}, not a JSON object")
+    return value
+
+
 def read_json_lines(path: Path, report_torn: Callable[[int], None] = lambda num_bytes: None) -> Iterator[Any]:
-    """The whole lines of a JSON lines file; the bytes of a last line that was cut off are reported.
+    """The lines of a JSON lines file that this package wrote; the bytes of a last line that was cut off are reported.
 
     Raises ValueError for a whole line that is no JSON, OSError for a file that cannot be read.
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 report_torn(len(line))
                 return
             try:
-                yield json.loads(line)
+                yield parse_json(line)
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from None
+
+
+def read_foreign_json_lines(path: Path, report: Callable[[str], None]) -> Iterator[Any]:
+    """The lines of somebody else's JSON lines file: the last may lack its newline, and empty lines are none.
+
+    report: is given a sentence for every line that is no JSON. Raises OSError.
+    """
+    with open_regular(path) as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    yield parse_json(line)
+                except ValueError as error:
+                    report(f"{path}, line {number}: {error}")

@@ -1,6 +1,5 @@
 """The registry of models by name, and where a checkpoint is found: folders, cache, hub. No torch."""
 
-import json
 import os
 import shutil
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from vlm_local.checkpoint import ADAPTER, CONFIG, Checkpoint, estimate_memory, open_checkpoint
 from vlm_local.errors import ConfigError
+from vlm_local.files import read_json_object
 from vlm_local.paths import find_shipped
 
 DEFAULT = "tiny"
@@ -146,7 +146,7 @@ def _find_cached(name: str) -> Path | None:
 def _read_base(folder: Path) -> str:
     """Name or folder of an adapter's base model."""
     try:
-        base = json.loads((folder / ADAPTER).read_text("utf-8"))["base_model_name_or_path"]
+        base = read_json_object(folder / ADAPTER)["base_model_name_or_path"]
     except (OSError, ValueError, KeyError) as error:
         raise ConfigError(f"{folder / ADAPTER} does not name its base model: {error!r}") from None
     return str(folder / base) if (folder / base).is_dir() else str(base)

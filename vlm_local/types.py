@@ -135,11 +135,12 @@ class Episode:
     """A recorded episode: states and actions eager, frames lazy.
 
     index: 0-based reading order (ids in data sets are not unique).
-    instruction: "" where the recording has none.
+    instruction: the first, "" where the recording has none.
     states: float32 (T, 7) [x, y, z (m), roll, pitch, yaw (rad), gripper 0 closed..1 open].
     actions: float32 (T, 7) as Decision.action, or None where the recording has none.
     load_image: step -> uint8 (H, W, 3) RGB; raises DataError for a frame that cannot be read.
     source: file and record, for messages.
+    step_instructions: one for each step, "" where it has none; None where `instruction` is that of all steps.
     """
 
     index: int
@@ -148,6 +149,10 @@ class Episode:
     actions: np.ndarray | None
     load_image: Callable[[int], np.ndarray]
     source: str
+    step_instructions: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.states)
+
+    def instruction_at(self, step: int) -> str:
+        return self.instruction if self.step_instructions is None else self.step_instructions[step]

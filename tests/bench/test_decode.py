@@ -59,7 +59,7 @@ def test_a_run_with_pictures_is_played_unsteered(tmp_path, capsys):
 def test_sequences_from_labels_and_made_up_ones(labels, tmp_path):
     assert [list(each.phrases) for each in load_sequences(labels)[1]] == SAID
     rows = tmp_path / "rows.jsonl"
-    rows.write_text("".join(json.dumps({"episode": n // 2, "phrase": "stop"}) + "\n" for n in range(4)))
+    rows.write_text("\n".join(json.dumps({"episode": n // 2, "phrase": "stop"}) for n in range(4)))
     assert [each.phrases for each in load_sequences(rows)[1]] == [("stop", "stop")] * 2
     source, made_up = load_sequences(None)
     assert source == GENERATED and set().union(*(each.phrases for each in made_up)) <= set(list_phrases())

@@ -1,12 +1,13 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from tests import recordings
-from vlm_local.data import count_episodes, open_episodes
+from vlm_local.data import Selection, count_episodes, open_data_set, open_episodes
 from vlm_local.data.labels import iterate_labels
-from vlm_local.data.video import VideoFrames
+from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError
 
 BRIDGE_NAMES = {"motors": ["x", "y", "z", "roll", "pitch", "yaw", "pad", "gripper"]}
@@ -55,7 +56,7 @@ def test_columns_of_unnamed_motors_are_judged_by_their_values(tmp_path):
 def test_joint_angles_are_no_state(tmp_path):
     names = [f"joint_{letter}" for letter in "abcdefg"]
     recordings.write_lerobot(tmp_path, _states(), images="image", names=names, state_width=7)
-    with pytest.raises(DataError, match=r"unknown layout, \(joint_a, .*expected \(x, y, z"):
+    with pytest.raises(DataError, match=r"its columns are joint_a, .*--state-layout NAME; there are pose \(x y z"):
         list(open_episodes(tmp_path))
 
 
@@ -94,13 +95,36 @@ def test_a_video_that_is_missing_broken_or_too_short_is_refused_by_frame(tmp_pat
         third.load_image(0)
 
 
+def test_threads_do_not_disturb_each_other(tmp_path):
+    """As `eval --workers` reads: each thread has the video that it reads open for itself."""
+    recordings.write_lerobot(tmp_path, [recordings.make_states(12, seed) for seed in range(6)])
+    episodes = list(open_episodes(tmp_path))
+
+    def read(number):
+        frames = recordings.make_images(12, number)
+        return [np.abs(episodes[number].load_image(step).astype(int) - frames[step]).mean() for step in range(12)]
+
+    with ThreadPoolExecutor(3) as pool:
+        assert np.max(list(pool.map(read, [0, 1, 2, 3, 4, 5] * 2))) < 6
+
+
 def test_every_fifth_frame_is_the_right_one(tmp_path):
     frames = recordings.make_images(120, 3)
     recordings.write_video(tmp_path / "long.mp4", frames)
-    video = VideoFrames(tmp_path / "long.mp4", start_s=2.0, fps=5)
     for step in (*range(0, 110, 5), 3, 109, 0, 60, 61, 40):
-        image = video.load(step / 5)
+        image = load_frame(tmp_path / "long.mp4", 2.0 + step / 5, fps=5)
         assert np.abs(image.astype(int) - frames[10 + step]).mean() < 6, step
+
+
+def test_the_nearest_frame_is_taken_not_the_first_within_half_a_step(tmp_path):
+    """A video of 30 frames a second, of which the data set has every sixth."""
+    frames = recordings.make_images(120, 3)
+    recordings.write_video(tmp_path / "fast.mp4", frames, fps=30)
+    for step in (*range(20), 3, 19, 0):
+        image = load_frame(tmp_path / "fast.mp4", step / 5 + 0.01, fps=5)
+        assert np.abs(image.astype(int) - frames[6 * step]).mean() < 6, step
+        image = load_frame(tmp_path / "fast.mp4", step / 5 + 0.02, fps=5)
+        assert np.abs(image.astype(int) - frames[min(6 * step + 1, 119)]).mean() < 6, step
 
 
 @pytest.mark.parametrize(
@@ -124,3 +148,60 @@ def test_a_missing_camera_names_those_that_are_there(tmp_path):
     recordings.write_lerobot(tmp_path, _states(), images="image")
     with pytest.raises(DataError, match="no camera 'wrist'; it has image_0"):
         open_episodes(tmp_path, camera="wrist")
+
+
+def _change_info(folder, **changes):
+    path = folder / "meta/info.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_a_split_is_a_range_of_episodes(tmp_path):
+    recordings.write_lerobot(tmp_path, _states(), images="image")
+    _change_info(tmp_path, splits={"train": "0:2", "val": "2:3"})
+    val = open_data_set(tmp_path, Selection(split="val"))
+    assert val.about["splits"] == ["val"] and [len(episode) for episode in val.episodes] == [5]
+    assert count_episodes(tmp_path, "train") == 2
+    assert open_data_set(tmp_path).about["splits"] == ["train", "val"]
+    with pytest.raises(DataError, match="no split 'test'; it has train, val"):
+        open_data_set(tmp_path, Selection(split="test"))
+
+
+@pytest.mark.parametrize(
+    "depth",
+    [
+        {"dtype": "video", "shape": [32, 32, 3], "info": {"video.is_depth_map": True}},
+        {"dtype": "image", "shape": [32, 32, 1]},
+        {"dtype": "image", "shape": [1, 32, 32]},
+    ],
+)
+def test_depth_maps_are_no_cameras_and_the_camera_taken_is_named(tmp_path, depth):
+    recordings.write_lerobot(tmp_path, _states(), images="image")
+    features = json.loads((tmp_path / "meta/info.json").read_text())["features"]
+    ours = features.pop("observation.images.image_0")
+    cameras = {"observation.images.a": depth, "observation.images.wrist": ours, "observation.images.front.rgb": ours}
+    _change_info(tmp_path, features=cameras | features)
+    assert open_data_set(tmp_path).about["camera"] == "front.rgb"
+    with pytest.raises(DataError, match=r"no camera 'a'; it has wrist, front\.rgb"):
+        open_data_set(tmp_path, Selection(camera="a"))
+
+
+@pytest.mark.parametrize("name", ["episodes", "tasks"])
+@pytest.mark.parametrize("number", [1, 3])
+def test_the_last_line_of_an_index_may_lack_its_newline_and_lines_may_be_empty(tmp_path, name, number):
+    recordings.write_lerobot(tmp_path, _states()[:number], images="image")
+    path = tmp_path / f"meta/{name}.jsonl"
+    path.write_text("\n  \n" + path.read_text().rstrip("\n"))
+    problems = []
+    episodes = list(open_episodes(tmp_path, report=problems.append))
+    assert [len(episode) for episode in episodes] == list(LENGTHS[:number]) and not problems
+    assert episodes[-1].instruction == "lift the cup"
+
+
+@pytest.mark.parametrize("torn", ['{"episode_index": 2, "tas', "[" * 100_000])
+def test_a_line_of_an_index_that_is_no_json_is_reported_and_the_others_are_read(tmp_path, torn):
+    recordings.write_lerobot(tmp_path, _states()[:2], images="image")
+    with (tmp_path / "meta/episodes.jsonl").open("a") as file:
+        file.write(torn)
+    problems = []
+    assert [episode.index for episode in open_episodes(tmp_path, report=problems.append)] == [0, 1]
+    assert len(problems) == 1 and "episodes.jsonl, line 3" in str(problems[0])

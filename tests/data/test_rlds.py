@@ -6,7 +6,7 @@ import pytest
 
 from tests import recordings
 from vlm_local.cli import main
-from vlm_local.data import open_episodes
+from vlm_local.data import count_episodes, open_data_set, open_episodes
 from vlm_local.data.labels import iterate_labels
 from vlm_local.data.tfrecord import mask_crc
 from vlm_local.errors import DataError
@@ -99,7 +99,6 @@ def _damage(folder: Path, **changes):
     ("changes", "says"),
     [
         ({"observation__state": np.full((4, 7), np.nan, np.float32)}, "not finite"),
-        ({"observation__state": np.full((4, 7), 2.5, np.float32)}, "unknown layout"),
         ({"observation__state": np.zeros(9, np.float32)}, "not a record"),
         ({"observation__image_0": [b""] * 3}, "3 images"),
         ({"observation__image_0": None}, "lacks steps/observation/image_0"),
@@ -144,13 +143,48 @@ def test_a_missing_shard_is_reported(data_set):
     assert "shards [0] of 2 are missing" in str(problems[0])
 
 
-def test_a_state_of_eight_numbers_is_bridge_with_padding(tmp_path):
-    states = recordings.make_states(4)
-    padded = np.insert(states, 6, 0, axis=1)
-    recordings.write_rlds(tmp_path, [recordings.make_rlds_record(padded)])
-    recordings.write_features(tmp_path, state_width=8)
-    (episode,) = open_episodes(tmp_path)
-    np.testing.assert_array_equal(episode.states, states)
+def _write_splits(folder):
+    """Two train shards of two episodes each, a val shard of one, and files beside them that are no shards."""
+    recordings.write_features(folder)
+    counts = {"train.tfrecord-00000-of-00002": 2, "train.tfrecord-00001-of-00002": 2, "val.tfrecord-00000-of-00001": 1}
+    for name, count in counts.items():
+        records = [recordings.make_rlds_record(recordings.make_states(4 + count))] * count
+        (folder / f"demo-{name}").write_bytes(b"".join(map(recordings.encode_record, records)))
+    for name in ("demo-train.tfrecord-00000-of-00002.bak", "demo-val.tfrecord-00000-of-00001_index.json"):
+        (folder / name).write_bytes(b"no record")
+
+
+def test_a_split_is_read_alone_and_all_of_them_are_named(tmp_path, capsys):
+    _write_splits(tmp_path)
+    whole = open_data_set(tmp_path)
+    assert whole.about["splits"] == ["train", "val"] and len(list(whole.episodes)) == 5
+    assert count_episodes(tmp_path, "train") == 4 and count_episodes(tmp_path) == 5
+    assert main(["label", str(tmp_path), "--split", "val", "--out", str(tmp_path / "rows.jsonl")]) == 0
+    said = capsys.readouterr().out
+    assert "5 steps of 1 episodes" in said and "RLDS, camera image_0, split val, state layout pose" in said
+    assert main(["label", str(tmp_path), "--split", "test", "--out", str(tmp_path / "rows.jsonl")]) == 2
+    assert "no split 'test'; it has train, val" in capsys.readouterr().err
+
+
+def test_an_evaluation_reports_what_was_read(tmp_path):
+    _write_splits(tmp_path)
+    arguments = ["--data", str(tmp_path), "--policy", "stop", "--split", "val", "--out", str(tmp_path / "out")]
+    assert main(["eval", *arguments]) == 0
+    data = json.loads((tmp_path / "out/report.json").read_text())["data"]
+    assert (data["splits"], data["camera"], data["state_layout"]) == (["val"], "image_0", "pose")
+    assert main(["eval", *arguments[:4], "--out", str(tmp_path / "out"), "--resume"]) == 2  # other rows
+
+
+def test_depth_maps_and_masks_are_no_cameras(data_set):
+    recordings.write_features(data_set, cameras=("image_depth", "mask", "rgb"))
+    path = data_set / "features.json"
+    features = json.loads(path.read_text())
+    step = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    cameras = step["observation"]["featuresDict"]["features"]
+    cameras["image_depth"]["image"] |= {"dtype": "uint16", "shape": {"dimensions": ["64", "64", "1"]}}
+    cameras["mask"]["image"] |= {"dtype": "uint8", "shape": {"dimensions": ["64", "64", "1"]}}
+    path.write_text(json.dumps(features))
+    assert open_data_set(data_set).about["camera"] == "rgb"
 
 
 def test_a_folder_of_no_known_format_says_what_was_expected(tmp_path):

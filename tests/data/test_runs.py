@@ -8,7 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from vlm_local.data.runs import RunWriter, open_episodes, read_run
+from vlm_local.data import open_episodes
+from vlm_local.data.runs import RunWriter, read_run
 from vlm_local.errors import DataError
 
 

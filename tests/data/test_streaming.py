@@ -1,6 +1,9 @@
+import os
+import pickle
 import tracemalloc
 
 import numpy as np
+import pytest
 
 from tests import recordings
 from vlm_local.data import count_episodes, open_episodes
@@ -38,3 +41,41 @@ def test_episodes_are_counted_without_reading_them(tmp_path):
     ):
         write(tmp_path / name)
         assert count_episodes(tmp_path / name) == 5
+
+
+SIDE = 128
+NUM_STEPS = 4  # 200 kB of noise an episode
+
+
+def _write_many(folder, kind, num_episodes):
+    noise = np.random.default_rng(0).integers(0, 256, (NUM_STEPS, SIDE, SIDE, 3), np.uint8)
+    states = recordings.make_states(NUM_STEPS)
+    if kind == "rlds":
+        record = recordings.make_rlds_record(states, images=[recordings.encode_image(image) for image in noise])
+        recordings.write_rlds(folder, [record] * num_episodes, shards=2)
+    elif kind == "autoeval":
+        folder.mkdir()
+        trajectory = {"obs": {"image_primary": list(noise)}, "proprio": list(states), "language_command": "go"}
+        for number in range(num_episodes):
+            (folder / f"traj_{number}.pkl").write_bytes(pickle.dumps(trajectory, 4))
+    else:
+        recordings.write_lerobot(folder, [states] * num_episodes, *kind.split(), side=SIDE)
+
+
+@pytest.mark.parametrize("kind", ["rlds", "autoeval", "v2.1 image", "v3.0 image", "v2.1 video"])
+def test_episodes_that_are_kept_hold_neither_frames_nor_files(tmp_path, kind):
+    """As a fine-tune keeps them: it draws from all of them in any order."""
+    _write_many(tmp_path / "data", kind, 24)
+    first_use = next(open_episodes(tmp_path / "data"))
+    first_use.load_image(0)
+    num_files = len(os.listdir("/proc/self/fd"))
+    tracemalloc.start()
+    episodes = list(open_episodes(tmp_path / "data"))
+    for step in (0, NUM_STEPS - 1):
+        for episode in episodes:
+            assert episode.load_image(step).shape == (SIDE, SIDE, 3)
+    held = tracemalloc.get_traced_memory()[0]
+    tracemalloc.stop()
+    assert len(episodes) == 24
+    assert held < 3 * NUM_STEPS * SIDE * SIDE * 3
+    assert len(os.listdir("/proc/self/fd")) <= num_files + 3

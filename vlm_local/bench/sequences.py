@@ -1,7 +1,6 @@
 """What robots really say, step after step: the input of the decoding benchmark."""
 
 import itertools
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from vlm_local.data import open_episodes
 from vlm_local.data.labels import iterate_labels
 from vlm_local.data.runs import read_run
 from vlm_local.errors import ConfigError
-from vlm_local.files import read_json_lines
+from vlm_local.files import parse_json, read_foreign_json_lines
 from vlm_local.primitives import format_phrase
 from vlm_local.types import Primitive
 
@@ -65,13 +64,17 @@ def _raise(error: Exception) -> None:
     raise error
 
 
+def _refuse(problem: str) -> None:
+    raise ValueError(problem)
+
+
 def _read_labels(path: Path) -> Iterator[PlayedEpisode]:
     try:
         if path.suffix == ".json":
-            for episode in json.loads(path.read_text())["episodes"]:
+            for episode in parse_json(path.read_text())["episodes"]:
                 yield PlayedEpisode(episode.get("instruction") or "", tuple(episode["phrases"]))
             return
-        rows = list(read_json_lines(path))
+        rows = list(read_foreign_json_lines(path, _refuse))
         for _, steps in itertools.groupby(rows, key=lambda row: row["episode"]):
             yield PlayedEpisode("", tuple(row["phrase"] for row in steps))
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -6,13 +6,21 @@ need only when they run, so that --help stays fast. A command is `run(args) -> e
 
 import argparse
 import importlib
+import os
 import pkgutil
+import select
 import sys
+import threading
+import traceback
 from contextlib import redirect_stdout
+from typing import NoReturn
 
 from vlm_local import __version__
 from vlm_local.errors import VLMLocalError
 from vlm_local.plain import PlainStream, escape_controls, hide_secrets
+
+ENGINE_THREAD = "engine"  # as engines.worker names it, which is not imported here: --help stays fast
+_CLOSED_PIPE = 128 + 13  # as a program ends that SIGPIPE ends
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -27,6 +35,19 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns its exit status. SystemExit is argparse's, for --help and wrong flags."""
+    try:
+        try:
+            return _run(argv)
+        finally:
+            sys.stdout.flush()  # a closed pipe shows here, not when the interpreter ends
+    except BrokenPipeError:
+        if not _is_output_closed():
+            raise
+        return _CLOSED_PIPE
+
+
+def _run(argv: list[str] | None) -> int:
     args = build_parser().parse_args(argv)
     try:
         with redirect_stdout(PlainStream(sys.stdout)):
@@ -36,3 +57,34 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _is_output_closed() -> bool:
+    """Whether nobody reads what is printed any more (`| head`); the rest of it then goes nowhere."""
+    closed = [stream for stream in (sys.stdout, sys.stderr) if _is_pipe_closed(stream.fileno())]
+    for stream in closed:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    return bool(closed)
+
+
+def _is_pipe_closed(descriptor: int) -> bool:
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+
+
+def start() -> NoReturn:
+    """The process of `python -m vlm_local` and `vlm-local`."""
+    try:
+        status = main()
+    except SystemExit as error:  # argparse's
+        status = error.code
+    except Exception:
+        traceback.print_exc()
+        status = 1
+    if any(thread.name == ENGINE_THREAD for thread in threading.enumerate()):
+        # A forward or a load still runs. The interpreter cannot end its thread in order: it would abort the process.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status or 0)
+    sys.exit(status)

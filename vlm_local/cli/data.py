@@ -4,6 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from vlm_local.cli.options import add_data_options, describe_data, read_data_options
 from vlm_local.plain import escape_controls
 
 
@@ -13,44 +14,50 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out", required=True, metavar="F.jsonl", help="a row a step: episode, step, phrase, full_window"
     )
+    add_data_options(parser)
     parser.set_defaults(run=_label)
 
     parser = subparsers.add_parser("calibrate", help="step sizes from recorded data")
     parser.add_argument("--data", required=True, help="RLDS or LeRobot folder, recorded run, or AutoEval pickles")
     parser.add_argument("--out", required=True, type=Path, metavar="F.json", help="gets the step table for --steps")
+    add_data_options(parser)
     parser.set_defaults(run=_calibrate)
 
 
 def _label(args: argparse.Namespace) -> int:
-    from vlm_local.data import open_episodes
+    from vlm_local.data import open_data_set
     from vlm_local.data.labels import iterate_labels
     from vlm_local.errors import DataError
     from vlm_local.files import encode_json, open_replacing
 
     problems = ProblemPrinter()
+    data = open_data_set(args.data, read_data_options(args), problems)
     episodes, num_steps = set(), 0
     with open_replacing(Path(args.out)) as file:
-        for row in iterate_labels(open_episodes(args.data, report=problems), problems):
+        for row in iterate_labels(data.episodes, problems):
             file.write(encode_json(row) + "\n")
             episodes.add(row["episode"])
             num_steps += 1
         if not num_steps:
             raise DataError(f"{args.data}: no step could be labelled")
     print(f"{num_steps} steps of {len(episodes)} episodes labelled, {problems.count} problem(s): {args.out}")
+    print(f"read: {describe_data(data.about)}")
     return 0
 
 
 def _calibrate(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from vlm_local.data import open_episodes
+    from vlm_local.data import open_data_set
     from vlm_local.errors import DataError
     from vlm_local.evaluation import calibrate
     from vlm_local.evaluation.tables import format_calibration
     from vlm_local.files import write_json
 
-    calibration = calibrate.collect(open_episodes(args.data, report=ProblemPrinter()))
+    data = open_data_set(args.data, read_data_options(args), ProblemPrinter())
+    calibration = calibrate.collect(data.episodes)
     cells, phrases = list(calibrate.list_cells(calibration)), calibrate.list_phrase_actions(calibration)
+    print(f"read: {describe_data(data.about)}")
     print(f"{calibration.num_steps} steps with a full window; metres and radians a control step\n")
     print(format_calibration(cells, phrases))
     tilts = calibration.tilts

@@ -4,7 +4,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.cli.options import (
+    add_data_options,
+    add_policy_options,
+    describe_data,
+    read_data_options,
+    read_policy_options,
+)
 from vlm_local.plain import escape_controls, hide_secrets
 
 _BAR = "{percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go{postfix}"
@@ -21,6 +27,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html"
     )
     parser.add_argument("--camera", metavar="NAME", help="the images to show [the data set's main camera]")
+    add_data_options(parser)
     parser.add_argument("--every", type=_positive, default=1, metavar="N", help="ask every Nth step [1]")
     parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N episodes [all]")
     parser.add_argument("--seed", type=int, default=0, help="of draws, intervals and tests [0]")
@@ -53,17 +60,28 @@ def _eval(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from vlm_local.data import count_episodes, open_episodes
+    from vlm_local.data import count_episodes, open_data_set
     from vlm_local.evaluation.offline import Plan, evaluate
     from vlm_local.evaluation.tables import format_report
 
     options = read_policy_options(args)
-    plan = Plan(hide_secrets(args.model or "tiny"), args.data, args.camera, args.every, args.limit, args.seed)
-    num_episodes = min(count_episodes(args.data), args.limit or sys.maxsize)
+    selection = read_data_options(args)
+    about = open_data_set(args.data, selection, lambda problem: None).about
+    plan = Plan(
+        hide_secrets(args.model or "tiny"),
+        args.data,
+        args.camera,
+        args.every,
+        args.limit,
+        args.seed,
+        args.split,
+        args.state_layout,
+    )
+    num_episodes = min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
     bar = tqdm(total=num_episodes, bar_format=_BAR, disable=None)
 
     def open_data(report):
-        episodes = open_episodes(args.data, args.camera, report)
+        episodes = open_data_set(args.data, selection, report).episodes
         return takewhile(lambda episode: args.limit is None or episode.index < args.limit, episodes)
 
     with bar:
@@ -74,10 +92,11 @@ def _eval(args: argparse.Namespace) -> int:
             lambda: _open_policies(options, args.workers),
             args.workers,
             args.resume,
+            about_data=about,
             progress=bar.update,
             warn=lambda text: bar.write(escape_controls(f"left out: {text}"), file=sys.stderr),
         )
-    print(f"\n{format_report(report)}\nreport: {args.out / 'report.html'}")
+    print(f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}")
     return 0
 
 

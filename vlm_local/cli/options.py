@@ -1,6 +1,34 @@
-"""The flags that say which policy answers: shared by serve, eval, replay, sim and bench."""
+"""Flags that several commands share: which policy answers, and what is read of a data set."""
 
 import argparse
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--split", metavar="NAME", help='of an RLDS or LeRobot data set, e.g. "train" [all of them]')
+    parser.add_argument(
+        "--state-layout",
+        metavar="NAME",
+        help="of an RLDS or LeRobot data set that names no layout of its states; see docs/evaluation.md",
+    )
+
+
+def read_data_options(args: argparse.Namespace):
+    """Parsed flags -> Selection."""
+    from vlm_local.data import Selection
+
+    return Selection(getattr(args, "camera", None), args.split, args.state_layout)
+
+
+def describe_data(about) -> str:
+    """What is read of a data set, e.g. "RLDS, camera image_0, splits train, val, state layout pose"."""
+    splits = f"split{'s' * (len(about['splits']) > 1)} {', '.join(about['splits'])}"
+    words = [
+        about["format"],
+        f"camera {about['camera']}" if about["camera"] else "",
+        splits if any(about["splits"]) else "",
+        f"state layout {about['state_layout']}",
+    ]
+    return ", ".join(filter(None, words))
 
 
 def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--model") -> None:

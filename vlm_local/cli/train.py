@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from vlm_local.cli.options import add_data_options, describe_data, read_data_options
+
 
 def add_commands(subparsers) -> None:
     train = subparsers.add_parser("train", help="fine-tune a model on recorded episodes, or make the embedded one")
@@ -20,6 +22,7 @@ def _add_finetune(parser) -> None:
     add("--data", required=True, nargs="+", metavar="PATH", help="RLDS, LeRobot, AutoEval pickles or recorded runs")
     add("--out", type=Path, required=True, metavar="FOLDER", help="the result; a killed run goes on from there")
     add("--camera", metavar="NAME", help="[the data set's main one]")
+    add_data_options(parser)
     add("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank [0: all weights]")
     add("--steps", type=int, default=1000, metavar="N", help="[1000]")
     add("--samples", type=int, default=16, metavar="N", help="of a step [16]")
@@ -54,7 +57,8 @@ def _run_init_tiny(args) -> int:
 
 
 def _run_finetune(args) -> int:
-    from vlm_local.data import open_episodes
+    from vlm_local.cli.data import ProblemPrinter
+    from vlm_local.data import open_data_set
     from vlm_local.models import find_checkpoint
     from vlm_local.prompts import load_template
     from vlm_local.training.finetune import Tuning, finetune
@@ -65,8 +69,12 @@ def _run_finetune(args) -> int:
     default = "paligemma" if checkpoint.family.startswith("paligemma") else "chat"
     prompt = args.prompt or checkpoint.sidecar.get("prompt") or default
     history = checkpoint.sidecar.get("history") or 0 if args.history is None else args.history
-    episodes = (episode for path in args.data for episode in open_episodes(path, args.camera))
+    problems = ProblemPrinter()
+    data_sets = [open_data_set(path, read_data_options(args), problems) for path in args.data]
+    episodes = (episode for data in data_sets for episode in data.episodes)
     samples = RecordedSamples(episodes, load_template(prompt), history, args.seed)
+    for path, data in zip(args.data, data_sets, strict=True):
+        print(f"{path}: {describe_data(data.about)}")
     print(f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped")
     rate = args.learning_rate or (2e-4 if args.lora else 1e-5)
     recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)

@@ -4,13 +4,17 @@ Readers stream: memory holds one record, not the data set.
 """
 
 import importlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+from vlm_local.data.selection import DataSet, Selection
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.types import Episode
 
+EVERYTHING = Selection()
+_SHARD_NAME = r"\.tfrecord(-\d{5}-of-\d{5})?$"
 _DEPTH = 3  # a data set's folder may lie this far below the path given, e.g. name/1.0.0
 
 
@@ -18,23 +22,29 @@ def _refuse(error: DataError) -> None:
     raise error
 
 
+def open_data_set(
+    path: str | Path, selection: Selection = EVERYTHING, report: Callable[[DataError], None] = _refuse
+) -> DataSet:
+    """An RLDS or LeRobot data set, a run folder, or pickled trajectories.
+
+    report: is given every record that cannot be read, and raises unless told otherwise. Raises DataError at once for
+    a path of no known format, a camera or split that is not there, states of an unknown layout, or no instructions.
+    """
+    folder, reader = _find_reader(Path(path))
+    return reader.open_data_set(folder, selection, report)
+
+
 def open_episodes(
     path: str | Path, camera: str | None = None, report: Callable[[DataError], None] = _refuse
 ) -> Iterator[Episode]:
-    """Episodes of an RLDS or LeRobot data set, a run folder, or pickled trajectories, in reading order.
+    """The episodes of `open_data_set`, all splits, in reading order."""
+    return open_data_set(path, Selection(camera), report).episodes
 
-    camera: name of the images to read; None takes the data set's main one. report: is given every
-    record that cannot be read, and raises unless told otherwise. Raises DataError at once for a path
-    of no known format, a missing camera, or a data set without states or instructions.
-    """
+
+def count_episodes(path: str | Path, split: str | None = None) -> int:
+    """How many episodes `open_data_set` will come to, broken ones included. Reads no data."""
     folder, reader = _find_reader(Path(path))
-    return reader.open_episodes(folder, camera, report)
-
-
-def count_episodes(path: str | Path) -> int:
-    """How many episodes `open_episodes` will come to, broken ones included. Reads no data."""
-    folder, reader = _find_reader(Path(path))
-    return reader.count_episodes(folder)
+    return reader.count_episodes(folder, split)
 
 
 def _find_reader(path: Path) -> tuple[Path, ModuleType]:
@@ -67,7 +77,7 @@ def _candidates(path: Path) -> Iterator[Path]:
 
 def _recognise(path: Path) -> str | None:
     """Name of the module that reads `path`."""
-    if (path / "features.json").is_file() or (path.is_file() and ".tfrecord" in path.name):
+    if (path / "features.json").is_file() or (path.is_file() and re.search(_SHARD_NAME, path.name)):
         return "rlds"
     if (path / "meta" / "info.json").is_file():
         return "lerobot"

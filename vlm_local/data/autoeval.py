@@ -1,67 +1,41 @@
 """Pickled trajectories: traj_*.pkl of robot_eval_logger (AutoEval's logger), and its teleop recordings.
 
-A pickle is a program. This one may only build numpy arrays and plain containers; the logger's own
-classes become empty shells that keep their attributes, and anything else is refused by name.
+Nothing of them is run, see data/pickles.py. Their containers may hold anything, nested and shared without end, so
+what is used of them is looked at piece by piece.
 """
 
-import io
-import pickle
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import lz4.frame
 import numpy as np
 
+from vlm_local.data.cache import keep_last
 from vlm_local.data.images import check_image, choose_camera, decode_image, require_one_size
-from vlm_local.data.states import convert_actions, convert_states
+from vlm_local.data.pickles import MAX_BYTES, LimitedFile, Shell, load_plain
+from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
+from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
 from vlm_local.errors import DataError
+from vlm_local.files import open_regular
 from vlm_local.types import Episode
 
+_WRONG_KINDS = (TypeError, ValueError, LookupError, AttributeError)  # raised by values that are not as expected
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
+_MAX_NUMBERS = 10_000_000  # of an episode's states or actions
 _GRIPPER_RANGE = 0.39  # AutoEval's 8 numbers measure the gripper's opening as 0..0.39
 
-_ALLOWED = {
-    *(
-        (module, name)
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for name in ("_reconstruct", "scalar")
-    ),
-    *((module, "_frombuffer") for module in ("numpy.core.numeric", "numpy._core.numeric")),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("builtins", "set"),
-    ("builtins", "frozenset"),
-    ("builtins", "bytearray"),
-    ("_codecs", "encode"),
-}
-_SHELLS = re.compile(r"robot_eval_logger\..*:TrajData|wandb\..*:Histogram")
 
-
-class _Shell:
-    """Stands for an object of the logger: attributes, no code."""
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if _SHELLS.fullmatch(f"{module}:{name}"):
-            return _Shell
-        if (module, name) in _ALLOWED:
-            return super().find_class(module, name)
-        raise DataError(
-            f"the pickle asks for {module}.{name}; only numpy arrays and plain containers are read, because "
-            "unpickling anything else could run code"
-        )
-
-
-def open_episodes(path: Path, camera: str | None, report: Callable[[DataError], None]) -> Iterator[Episode]:
+def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
     """Episodes of a .pkl file, or of all below a folder, one file in memory. A broken file goes to `report`."""
-    return _read_episodes(_list_files(path), camera, report)
+    refuse_selection(selection, str(path), "split", "state_layout")
+    about = {"format": "AutoEval", "camera": selection.camera, "splits": [], "state_layout": "of AutoEval's logger"}
+    return DataSet(about, _read_episodes(_list_files(path), selection.camera, report))
 
 
-def count_episodes(path: Path) -> int:
+def count_episodes(path: Path, split: str | None) -> int:
     """Files; a teleop recording may hold more than one episode."""
     return len(_list_files(path))
 
@@ -76,34 +50,56 @@ def _read_episodes(files: list[Path], camera: str | None, report: Callable[[Data
     index = 0
     for path in files:
         try:
-            trajectories = _split(load_pickle(path), str(path))
+            num_trajectories = len(_load_trajectories(path))
         except DataError as error:
             report(error)
             index += 1
             continue
-        for trajectory in trajectories:
+        for number in range(num_trajectories):
             try:
-                yield _build_episode(index, trajectory, camera, f"{path}, episode {index}")
+                yield _build_episode(index, path, number, camera)
             except DataError as error:
                 report(error)
+            except _WRONG_KINDS as error:
+                report(DataError(f"{path}, episode {index}: not a trajectory ({type(error).__name__})"))
             index += 1
+
+
+def _load_trajectories(path: Path) -> list[dict[str, Any]]:
+    try:
+        return _load_split(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    except _WRONG_KINDS as error:
+        raise DataError(f"{path}: not a trajectory or a list of steps ({type(error).__name__})") from None
+
+
+@keep_last
+def _load_split(path: Path) -> list[dict[str, Any]]:
+    return _split(load_pickle(path), str(path))
 
 
 def load_pickle(path: Path) -> Any:
     """What a .pkl file holds, lz4-compressed or not, in plain containers and arrays. Raises DataError."""
     try:
-        data = path.read_bytes()
-        if data.startswith(_LZ4_MAGIC):
-            data = lz4.frame.decompress(data)
-    except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: {error}") from None
-    file = io.BytesIO(data)
-    try:
-        return _PlainUnpickler(file).load()
-    except DataError as error:
-        raise DataError(f"{path}, byte {file.tell()}: {error}") from None
-    except Exception as error:  # a damaged pickle raises nearly anything
-        raise DataError(f"{path}, byte {file.tell()}: the pickle cannot be read ({error!r})") from None
+        file = open_regular(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    with file:
+        limit = min(os.fstat(file.fileno()).st_size, MAX_BYTES)
+        if file.read(len(_LZ4_MAGIC)) == _LZ4_MAGIC:
+            file.seek(0)
+            limited = LimitedFile(lz4.frame.open(file), MAX_BYTES)
+        else:
+            file.seek(0)
+            limited = LimitedFile(file, limit)
+        try:
+            return load_plain(limited)
+        except DataError as error:
+            raise DataError(f"{path}, byte {limited.tell()}: {error}") from None
+        except Exception as error:  # a damaged pickle raises nearly anything, with values that may be endless
+            what = type(error).__name__
+            raise DataError(f"{path}, byte {limited.tell()}: the pickle cannot be read ({what})") from None
 
 
 def _split(content: Any, source: str) -> list[dict[str, Any]]:
@@ -112,7 +108,7 @@ def _split(content: Any, source: str) -> list[dict[str, Any]]:
     A trajectory is such an object or dictionary; a teleop recording is a list of steps, in which
     `done` ends an episode.
     """
-    if isinstance(content, _Shell):
+    if isinstance(content, Shell):
         content = vars(content)
     if isinstance(content, dict) and "obs" in content:
         return [content]
@@ -133,41 +129,47 @@ def _split(content: Any, source: str) -> list[dict[str, Any]]:
 def _join_steps(steps: list[dict[str, Any]]) -> dict[str, Any]:
     observations = [step["observation"] for step in steps]
     names = observations[0].keys()
-    metadata = steps[0].get("metadata") or {}
     return {
-        "language_command": metadata.get("language_instruction"),
+        "language_command": [(step.get("metadata") or {}).get("language_instruction") for step in steps],
         "obs": {name: [observation.get(name) for observation in observations] for name in names if "image" in name},
         "action": [step.get("action") for step in steps],
         "proprio": [observation.get("state", observation.get("proprio")) for observation in observations],
     }
 
 
-def _build_episode(index: int, trajectory: dict[str, Any], camera: str | None, source: str) -> Episode:
+def _build_episode(index: int, path: Path, number: int, camera: str | None) -> Episode:
+    """number: of the trajectory in its file."""
+    source = f"{path}, episode {index}"
+    trajectory = _load_trajectories(path)[number]
     obs = trajectory.get("obs")
     if not isinstance(obs, dict):
         raise DataError(f"{source}: obs must be a dictionary of cameras, not {type(obs).__name__}")
-    images = obs[choose_camera(obs, camera, source)]
-    states = convert_states(_read_states(trajectory, source), source)
-    if len(images) != len(states):
-        raise DataError(f"{source}: {len(images)} images, but {len(states)} states")
+    camera = choose_camera([name for name in obs if isinstance(name, str)], camera, source)
+    states = _read_states(trajectory, source)
+    states = convert_states(states, PADDED_POSE if states.shape[1] == PADDED_POSE.width else POSE, source)
+    if len(obs[camera]) != len(states):
+        raise DataError(f"{source}: {len(obs[camera])} images, but {len(states)} states")
     actions = convert_actions(_to_matrix(trajectory.get("action")))
 
     def load_image(step: int) -> np.ndarray:
-        image, at = images[step], f"{source}, step {step}"
+        image, at = _load_trajectories(path)[number]["obs"][camera][step], f"{source}, step {step}"
         if isinstance(image, bytes):
             return decode_image(image, at)
         if not isinstance(image, np.ndarray):
             raise DataError(f"{at}: an image was expected, not {type(image).__name__}")
         return check_image(image, at)
 
-    return Episode(
-        index,
-        str(trajectory.get("language_command") or "").strip(),
-        states,
-        actions if actions is not None and len(actions) == len(states) else None,
-        require_one_size(load_image, source),
-        source,
-    )
+    said = summarise_instructions(_read_instructions(trajectory.get("language_command"), len(states), source))
+    actions = actions if actions is not None and len(actions) == len(states) else None
+    return Episode(index, said[0], states, actions, require_one_size(load_image, source), source, said[1])
+
+
+def _read_instructions(value: Any, num_steps: int, source: str) -> list[str]:
+    """A trajectory's one instruction or none, or a teleop recording's for each step."""
+    instructions = value if isinstance(value, list) and len(value) == num_steps else [value]
+    if not all(isinstance(instruction, str | None) for instruction in instructions):
+        raise DataError(f"{source}: the instruction must be text, not {type(value).__name__}")
+    return [(instruction or "").strip() for instruction in instructions]
 
 
 def _read_states(trajectory: dict[str, Any], source: str) -> np.ndarray:
@@ -180,15 +182,24 @@ def _read_states(trajectory: dict[str, Any], source: str) -> np.ndarray:
     pose, gripper = (_to_matrix(trajectory.get(name)) for name in ("end_effector_pose", "gripper"))
     if pose is None or gripper is None or len(pose) != len(gripper):
         raise DataError(
-            f"{source}: neither proprio nor end_effector_pose and gripper of every step; it has {', '.join(trajectory)}"
+            f"{source}: neither proprio nor end_effector_pose and gripper of every step; it has "
+            f"{', '.join(map(str, trajectory))[:200]}"
         )
     return np.concatenate([pose, gripper], axis=1)
 
 
-def _to_matrix(values: Sequence[Any] | np.ndarray | None) -> np.ndarray | None:
-    """Lists of vectors of equal length -> float (T, n); None for anything else."""
-    try:
-        matrix = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError):
+def _to_matrix(values: Any) -> np.ndarray | None:
+    """Vectors of equal length, one a step -> float (T, n); None for anything else."""
+    if not isinstance(values, list | tuple | np.ndarray) or not len(values):
         return None
-    return matrix if matrix.ndim == 2 and len(matrix) else None
+    width = len(values[0]) if _is_vector(values[0]) else 0
+    if not 0 < width * len(values) <= _MAX_NUMBERS or not all(_is_vector(row) and len(row) == width for row in values):
+        return None
+    return np.array([list(row) for row in values], np.float64)
+
+
+def _is_vector(row: Any) -> bool:
+    """Numbers: nested lists, even small ones in a file, can stand for more than memory holds."""
+    if isinstance(row, np.ndarray):
+        return row.ndim == 1 and row.dtype.kind in "biuf"
+    return isinstance(row, list | tuple) and all(isinstance(number, int | float) for number in row)

@@ -9,25 +9,41 @@ from PIL import Image, UnidentifiedImageError
 from vlm_local.errors import DataError
 
 MIN_SIDE, MAX_SIDE = 16, 4096
+MAX_IMAGE_BYTES = 100 << 20  # twice the largest image without compression
+_SCAN, _MAX_SCANS = b"\xff\xda", 100  # a progressive JPEG has some ten; each may take as long as the whole picture
 _MAIN_CAMERAS = ("image_0", "image_primary", "image")  # looked for in this order
+_MOVING = ("wrist", "hand", "gripper")  # words in the names of cameras that move with the arm
 
 
 def decode_image(data: bytes, source: str) -> np.ndarray:
-    """PNG or JPEG bytes -> uint8 (H, W, 3). Raises DataError for anything else, and for non-RGB."""
+    """PNG or JPEG bytes -> uint8 (H, W, 3). Raises DataError for anything else, and for non-RGB.
+
+    What a file claims is looked at before it is decoded.
+    """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise DataError(f"{source}: an image file of at most {MAX_IMAGE_BYTES >> 20} MB was expected")
+    if data.startswith(b"\xff\xd8") and data.count(_SCAN) > _MAX_SCANS:
+        raise DataError(f"{source}: a JPEG of at most {_MAX_SCANS} scans was expected, it has {data.count(_SCAN)}")
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+            _check_sides(image.size[::-1], source)
             if image.mode != "RGB":
                 raise DataError(f"{source}: an RGB image was expected, this one is {image.mode}")
             return check_image(np.asarray(image), source)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:  # Pillow raises all four
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{source}: not a readable PNG or JPEG image ({error})") from None
 
 
 def choose_camera(cameras: Iterable[str], camera: str | None, source: str) -> str:
-    """`camera`, or the data set's main one for None. Raises DataError with the names that there are."""
+    """`camera`, or the data set's main one for None: no depth map, and a wrist camera only where there is no other.
+
+    Raises DataError with the names that there are.
+    """
     cameras = list(cameras)
     if camera is None:
-        camera = next((name for name in (*_MAIN_CAMERAS, *cameras) if name in cameras), None)
+        shown = [name for name in cameras if "depth" not in name.lower()]
+        outside = [name for name in shown if not any(word in name.lower() for word in _MOVING)]
+        camera = next((name for name in (*_MAIN_CAMERAS, *outside, *shown) if name in shown), None)
     if camera not in cameras:
         raise DataError(f"{source} has no camera {camera or ''!r}; it has {', '.join(cameras) or 'none'}")
     return camera
@@ -37,9 +53,13 @@ def check_image(image: np.ndarray, source: str) -> np.ndarray:
     """`image` if it is uint8 (H, W, 3) with sides a policy takes; raises DataError otherwise."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise DataError(f"{source}: a uint8 RGB image (H, W, 3) was expected, this one is {image.dtype} {image.shape}")
-    if not all(MIN_SIDE <= side <= MAX_SIDE for side in image.shape[:2]):
-        raise DataError(f"{source}: image sides of {MIN_SIDE} to {MAX_SIDE} were expected, not {image.shape[:2]}")
+    _check_sides(image.shape[:2], source)
     return image
+
+
+def _check_sides(sides: tuple[int, ...], source: str) -> None:
+    if not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
+        raise DataError(f"{source}: image sides of {MIN_SIDE} to {MAX_SIDE} were expected, not {sides}")
 
 
 def require_one_size(load_image: Callable[[int], np.ndarray], source: str) -> Callable[[int], np.ndarray]:

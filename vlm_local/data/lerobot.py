@@ -4,11 +4,8 @@ v2 has a table and a video per episode; v3 packs several episodes into a file, a
 meta/episodes/ where each begins.
 """
 
-import json
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,35 +13,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vlm_local.data.images import choose_camera, decode_image, require_one_size
-from vlm_local.data.states import convert_actions, convert_states
-from vlm_local.data.video import VideoFrames
+from vlm_local.data.cache import keep_last
+from vlm_local.data.images import decode_image, require_one_size
+from vlm_local.data.lerobot_info import STATE, Info, load_info
+from vlm_local.data.selection import DataSet, Selection, summarise_instructions
+from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
+from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError
-from vlm_local.files import read_json_lines
+from vlm_local.files import open_regular, read_foreign_json_lines
 from vlm_local.types import Episode
 
-_STATE, _ACTION = "observation.state", "action"
-_GENERIC_NAME = re.compile(r"(motor|state|dim)_?\d+")  # a number, not a name
-
-
-@dataclass(frozen=True)
-class _Info:
-    """meta/info.json. image: key of the camera; is_video: or its images lie in the table."""
-
-    folder: Path
-    is_v3: bool
-    fps: float
-    chunk_size: int
-    data_path: str
-    video_path: str
-    image: str
-    is_video: bool
-    state_names: tuple[str, ...] | None
+_ACTION = "action"
+_MAX_NUMBERS = 100_000_000  # of a table that are read at once
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an episode lies. row: its first in the table; start_s: its first second in the video."""
+    """Where an episode lies. row: its first in the table; start_s: its first second in the video.
+
+    tasks: its instructions, in no said order.
+    """
 
     episode: int
     data: Path
@@ -55,70 +43,112 @@ class _Place:
     tasks: tuple[str, ...]
 
 
-def open_episodes(path: Path, camera: str | None, report: Callable[[DataError], None]) -> Iterator[Episode]:
+def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
     """Episodes in the order of the data set's own index.
 
-    camera: e.g. "image_0" for observation.images.image_0. Raises DataError where meta/ cannot be read
-    or the data set has not what an episode needs; a broken episode goes to `report`.
+    selection.camera: e.g. "image_0" for observation.images.image_0; split: of meta/info.json. Raises DataError where
+    meta/ cannot be read or the data set has not what an episode needs; a broken episode goes to `report`.
     """
-    raw = _load_json(path / "meta" / "info.json")
-    info = _parse_info(path, raw, camera)
+    info = load_info(path, selection.camera)
+    first, end = info.find_split(selection.split)
+
+    def report_line(problem: str) -> None:
+        report(DataError(problem))
+
     try:
-        tasks = _load_tasks(info)
-        lines = list(_iterate_meta(info))
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        tasks = _load_tasks(info, report_line)
+        lines = list(_iterate_meta(info, report_line))
+        if selection.split is not None:
+            lines = [line for line in lines if first <= line["episode_index"] < end]
+    except DataError:
+        raise
+    except Exception as error:  # a damaged table or line raises nearly anything
         raise DataError(f"{path}/meta does not describe the episodes of a LeRobot data set: {error!r}") from None
-    return _read_episodes(info, lines, tasks, report)
+    samples = _sample_states(info, lines)
+    layout = choose_layout(selection.state_layout, info.state_width, samples, str(path), info.state_names)
+    about = {
+        "format": f"LeRobot {info.version}",
+        "camera": info.camera,
+        "splits": sorted(info.splits) if selection.split is None else [selection.split],
+        "state_layout": layout.name,
+    }
+    return DataSet(about, _read_episodes(info, lines, tasks, layout, report))
 
 
-def count_episodes(path: Path) -> int:
-    return int(_load_json(path / "meta" / "info.json").get("total_episodes", 0))
+def count_episodes(path: Path, split: str | None) -> int:
+    first, end = load_info(path, None).find_split(split)
+    return end - first
 
 
-def _read_episodes(info, lines, tasks, report) -> Iterator[Episode]:
-    for index, line in enumerate(lines):
-        place = _locate_v3(info, line) if info.is_v3 else _locate_v2(info, line)
+def _sample_states(info: Info, lines: list[dict[str, Any]]) -> Iterator[np.ndarray]:
+    """States (T, n) of the episodes that can be read."""
+    for line in lines:
         try:
-            yield _read_episode(index, info, place, tasks)
-        except (OSError, KeyError, ValueError, pa.ArrowException) as error:
-            report(DataError(f"{place.data}, episode {index}: {error!r}"))
+            yield _to_matrix(_read_rows(_locate(info, line))[STATE])
+        except Exception:  # reported when the episode's turn comes
+            continue
+
+
+def _read_episodes(info, lines, tasks, layout: StateLayout, report) -> Iterator[Episode]:
+    for index, line in enumerate(lines):
+        source = f"{info.folder}, episode {index}"
+        try:
+            place = _locate(info, line)
+            source = f"{place.data}, episode {index}"
+            yield _read_episode(index, info, place, tasks, layout)
         except DataError as error:
             report(error)
+        except Exception as error:  # a damaged table or line raises nearly anything
+            report(DataError(f"{source}: {error!r}"))
 
 
-def _read_episode(index: int, info: _Info, place: _Place, tasks: Mapping[int, str]) -> Episode:
+def _read_episode(index: int, info: Info, place: _Place, tasks: Mapping[int, str], layout: StateLayout) -> Episode:
     source = f"{place.data}, episode {index}"
+    rows = _read_rows(place)
+    states = convert_states(_to_matrix(rows[STATE]), layout, source)
+    actions = convert_actions(_to_matrix(rows[_ACTION]), layout) if _ACTION in rows.column_names else None
+    times_s = place.start_s + rows["timestamp"].to_numpy().astype(np.float64) if info.is_video else None
+
+    def load_image(step: int) -> np.ndarray:
+        if times_s is None:
+            return _load_image(place, info.image, step)
+        return load_frame(place.video, float(times_s[step]), info.fps)
+
+    default = place.tasks[0] if place.tasks else ""
+    numbers = rows["task_index"].to_pylist() if "task_index" in rows.column_names else [None]
+    said = summarise_instructions([tasks.get(number, default).strip() for number in numbers])
+    return Episode(index, said[0], states, actions, require_one_size(load_image, source), source, said[1])
+
+
+def _read_rows(place: _Place) -> pa.Table:
+    """The numbers of an episode's steps."""
     table = _read_table(place.data)
     if table.num_rows < place.row + place.length:
         raise DataError(
-            f"{source}: rows {place.row} to {place.row + place.length} are not there; the file has {table.num_rows}"
+            f"{place.data}: rows {place.row} to {place.row + place.length} are not there; the file has {table.num_rows}"
         )
     rows = table.slice(place.row, place.length)
     if rows["episode_index"][0].as_py() != place.episode:
-        raise DataError(f"{source}: meta/ says episode {place.episode}, the table {rows['episode_index'][0]}")
-    states = convert_states(_to_matrix(rows[_STATE]), source, info.state_names)
-    actions = convert_actions(_to_matrix(rows[_ACTION])) if _ACTION in rows.column_names else None
-    if info.is_video:
-        load = _video_loader(place, info.fps, rows["timestamp"].to_numpy())
-    else:
-        load = _ImageColumn(place, info.image).load
-    instruction = place.tasks[0] if place.tasks else ""
-    if "task_index" in rows.column_names:
-        instruction = tasks.get(rows["task_index"][0].as_py(), instruction)
-    return Episode(index, instruction.strip(), states, actions, require_one_size(load, source), source)
+        raise DataError(f"{place.data}: meta/ says episode {place.episode}, the table {rows['episode_index'][0]}")
+    return rows
 
 
-def _video_loader(place: _Place, fps: float, times_s: np.ndarray) -> Callable[[int], np.ndarray]:
-    video = VideoFrames(place.video, place.start_s, fps)
-    return lambda step: video.load(float(times_s[step]))
-
-
-@lru_cache(maxsize=1)  # v3 keeps neighbouring episodes in one file
+@keep_last  # v3 keeps neighbouring episodes in one file
 def _read_table(path: Path) -> pa.Table:
     """The columns of numbers; images are read one by one."""
     file = pq.ParquetFile(path)
-    wanted = (_STATE, _ACTION, "timestamp", "task_index", "episode_index")
-    return file.read([name for name in wanted if name in file.schema_arrow.names])
+    wanted = (STATE, _ACTION, "timestamp", "task_index", "episode_index")
+    return _read_columns(file, [name for name in wanted if name in file.schema_arrow.names])
+
+
+def _read_columns(file: pq.ParquetFile, names: list[str]) -> pa.Table:
+    """Raises DataError where a few bytes stand for more numbers than memory may hold."""
+    groups = (file.metadata.row_group(group) for group in range(file.num_row_groups))
+    columns = (group.column(number) for group in groups for number in range(group.num_columns))
+    num_values = sum(column.num_values for column in columns if column.path_in_schema.partition(".list")[0] in names)
+    if max(num_values, file.metadata.num_rows) > _MAX_NUMBERS:
+        raise DataError(f"the table claims {num_values} numbers; at most {_MAX_NUMBERS} are read")
+    return file.read(names)
 
 
 def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
@@ -128,65 +158,74 @@ def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
     return numbers.reshape(len(values), -1)
 
 
-class _ImageColumn:
+def _load_image(place: _Place, name: str, step: int) -> np.ndarray:
+    row = place.row + step
+    source = f"{place.data}, row {row}"
+    try:
+        cell = _open_images(place.data, name).read(row)
+        data = cell["bytes"]
+    except (OSError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
+        raise DataError(f"{source}: {error!r}") from None
+    if data is None:
+        raise DataError(f"{source}: the image is not in the table but in {cell.get('path')}, which is not supported")
+    return decode_image(data, source)
+
+
+class _Images:
     """Encoded images in a table; holds one row group."""
 
-    def __init__(self, place: _Place, name: str):
-        self._place, self._name = place, name
-        self._first, self._cells = 0, None
+    def __init__(self, path: Path, name: str):
+        self._file, self._name = pq.ParquetFile(path), name
+        counts = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
+        self._ends = np.cumsum(counts)
+        self._group, self._cells = -1, None
 
-    def load(self, step: int) -> np.ndarray:
-        row = self._place.row + step
-        source = f"{self._place.data}, row {row}"
-        try:
-            if self._cells is None or not self._first <= row < self._first + len(self._cells):
-                self._read_group(row)
-            cell = self._cells[row - self._first].as_py()
-            data = cell["bytes"]
-        except (OSError, KeyError, TypeError, pa.ArrowException) as error:
-            raise DataError(f"{source}: {error!r}") from None
-        if data is None:
-            raise DataError(
-                f"{source}: the image is not in the table but in {cell.get('path')}, which is not supported"
-            )
-        return decode_image(data, source)
+    def close(self) -> None:
+        self._file.close()
 
-    def _read_group(self, row: int) -> None:
-        file = pq.ParquetFile(self._place.data)
-        first = 0
-        for group in range(file.num_row_groups):
-            length = file.metadata.row_group(group).num_rows
-            if row < first + length:
-                self._first, self._cells = first, file.read_row_group(group, [self._name])[self._name]
-                return
-            first += length
+    def read(self, row: int) -> dict[str, Any]:
+        """An image's cell, {"bytes", "path"}. Raises IndexError for a row that is not there."""
+        group = int(np.searchsorted(self._ends, row, "right"))
+        if group != self._group:
+            self._cells = None
+            self._cells, self._group = self._file.read_row_group(group, [self._name])[self._name], group
+        return self._cells[row - int(self._ends[group]) + len(self._cells)].as_py()
 
 
-def _locate_v2(info: _Info, line: Mapping[str, Any]) -> _Place:
+_open_images = keep_last(_Images)
+
+
+def _locate(info: Info, line: Mapping[str, Any]) -> _Place:
+    place = _locate_v3(info, line) if info.is_v3 else _locate_v2(info, line)
+    if min(place.row, place.episode) < 0 or place.length < 1:
+        raise DataError(f"{place.data}: episode {place.episode} of {place.length} rows from row {place.row}")
+    return place
+
+
+def _locate_v2(info: Info, line: Mapping[str, Any]) -> _Place:
     number = line["episode_index"]
     names = {"episode_index": number, "episode_chunk": number // info.chunk_size, "video_key": info.image}
     return _Place(
         episode=number,
-        data=info.folder / info.data_path.format(**names),
+        data=info.find_file(info.data_path, **names),
         row=0,
         length=line["length"],
-        video=info.folder / info.video_path.format(**names),
+        video=info.find_file(info.video_path, **names),
         start_s=0.0,
         tasks=tuple(line.get("tasks") or ()),
     )
 
 
-def _locate_v3(info: _Info, line: Mapping[str, Any]) -> _Place:
+def _locate_v3(info: Info, line: Mapping[str, Any]) -> _Place:
     video, start_s = Path(), 0.0
     if info.is_video:
         prefix = f"videos/{info.image}/"
         names = {"chunk_index": line[f"{prefix}chunk_index"], "file_index": line[f"{prefix}file_index"]}
-        video = info.folder / info.video_path.format(video_key=info.image, **names)
+        video = info.find_file(info.video_path, video_key=info.image, **names)
         start_s = float(line[f"{prefix}from_timestamp"])
-    data = info.data_path.format(chunk_index=line["data/chunk_index"], file_index=line["data/file_index"])
     return _Place(
         episode=line["episode_index"],
-        data=info.folder / data,
+        data=info.find_file(info.data_path, chunk_index=line["data/chunk_index"], file_index=line["data/file_index"]),
         row=line["row"],
         length=line["length"],
         video=video,
@@ -195,75 +234,33 @@ def _locate_v3(info: _Info, line: Mapping[str, Any]) -> _Place:
     )
 
 
-def _iterate_meta(info: _Info) -> Iterator[dict[str, Any]]:
+def _iterate_meta(info: Info, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
     """A line per episode; in v3 `row`, counted within its file, is added."""
     if not info.is_v3:
-        yield from read_json_lines(info.folder / "meta" / "episodes.jsonl")
+        yield from read_foreign_json_lines(info.folder / "meta" / "episodes.jsonl", report)
         return
     files = sorted((info.folder / "meta" / "episodes").glob("*/*.parquet"))
     if not files:
         raise ValueError("meta/episodes holds no Parquet file")
     last_file, row = None, 0
     for path in files:
-        file = pq.ParquetFile(path)
-        names = [name for name in file.schema_arrow.names if not name.startswith("stats/")]
-        for line in file.read(names).to_pylist():
+        with open_regular(path) as file:
+            table = pq.ParquetFile(file)
+            names = [name for name in table.schema_arrow.names if not name.startswith("stats/")]
+            lines = _read_columns(table, names).to_pylist()
+        for line in lines:
             place = (line["data/chunk_index"], line["data/file_index"])
             row = row if place == last_file else 0
             yield {**line, "row": row}
             last_file, row = place, row + line["length"]
 
 
-def _load_tasks(info: _Info) -> dict[int, str]:
+def _load_tasks(info: Info, report: Callable[[str], None]) -> dict[int, str]:
     """task_index -> instruction."""
     meta = info.folder / "meta"
     if not info.is_v3:
-        return {line["task_index"]: line["task"] for line in read_json_lines(meta / "tasks.jsonl")}
-    table = pq.read_table(meta / "tasks.parquet")
+        return {line["task_index"]: line["task"] for line in read_foreign_json_lines(meta / "tasks.jsonl", report)}
+    with open_regular(meta / "tasks.parquet") as file:
+        table = pq.read_table(file)
     name = "task" if "task" in table.column_names else "__index_level_0__"  # pandas' name for a plain index
     return dict(zip(table["task_index"].to_pylist(), table[name].to_pylist(), strict=True))
-
-
-def _parse_info(folder: Path, raw: Mapping[str, Any], camera: str | None) -> _Info:
-    version = str(raw.get("codebase_version", ""))
-    if not version.startswith(("v2.", "v3.")):
-        raise DataError(
-            f"{folder}: LeRobot format {version or 'without a version'} is not known; expected v2.0, v2.1 or v3.0"
-        )
-    try:
-        features = raw["features"]
-        cameras = {key.rpartition(".")[2]: key for key, node in features.items() if node["dtype"] in ("video", "image")}
-        image = cameras[choose_camera(cameras, camera, str(folder))]
-        if _STATE not in features:
-            raise DataError(f"{folder} has no {_STATE}; it has {', '.join(features)}")
-        return _Info(
-            folder=folder,
-            is_v3=version.startswith("v3."),
-            fps=float(raw["fps"]),
-            chunk_size=int(raw.get("chunks_size", 1000)),
-            data_path=raw["data_path"],
-            video_path=raw.get("video_path") or "",
-            image=image,
-            is_video=features[image]["dtype"] == "video",
-            state_names=_list_names(features[_STATE]),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise DataError(f"{folder}/meta/info.json is not a LeRobot data set's: {error!r}") from None
-
-
-def _list_names(feature: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Names of a vector's columns, where it has them: a list, or a list within a dictionary."""
-    names = feature.get("names")
-    if isinstance(names, dict):
-        names = next(iter(names.values()), None)
-    if not isinstance(names, list) or len(names) != int(feature["shape"][0]):
-        return None
-    names = tuple(map(str, names))
-    return None if all(map(_GENERIC_NAME.fullmatch, names)) else names
-
-
-def _load_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: {error}") from None

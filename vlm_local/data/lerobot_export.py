@@ -76,9 +76,13 @@ class _Book:
     def _read_columns(self, episode: RecordedEpisode) -> dict[str, np.ndarray]:
         """Column name -> (T,) or (T, 7)."""
         lines, length = episode.lines, len(episode.lines)
-        if not lines or any(line.get("proprio") is None for line in lines):
-            what = "no steps" if not lines else "steps without proprio, which LeRobot's observation.state needs"
-            raise DataError(f"{episode.source}: the episode has {what}")
+        if not lines:
+            raise DataError(f"{episode.source}: the episode has no steps")
+        for name, feature in (("proprio", STATE), ("action", ACTION)):
+            if any(line.get(name) is None for line in lines):
+                raise DataError(
+                    f"{episode.source}: the episode has steps without {name}, which LeRobot's {feature} needs"
+                )
         task = str(lines[0].get("instruction") or "")
         frames = np.arange(length, dtype=np.int64)
         return {

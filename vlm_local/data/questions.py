@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from vlm_local.data.autoeval import load_pickle
-from vlm_local.data.images import check_image, decode_image
+from vlm_local.data.images import MAX_IMAGE_BYTES, check_image, decode_image
 from vlm_local.errors import DataError
+from vlm_local.files import open_regular
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -107,7 +108,8 @@ def _find_classes(folder: Path) -> LabelledFolder:
 
 def _read_picture(path: Path, answer: str) -> LabelledImage:
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path}: {error}") from None
     return LabelledImage(decode_image(data, str(path)), answer, f"{path.parent.name}/{path.name}")
@@ -127,11 +129,10 @@ def _read_pickle(path: Path, answer: str, report: Callable[[DataError], None]) -
 
 def _read_step(step: Any, source: str) -> np.ndarray:
     try:
-        image = np.asarray(step["observation"]["image_primary"])
-    except (TypeError, KeyError, IndexError):
+        image = step["observation"]["image_primary"]
+        image = image[-1] if image.ndim == 4 else image  # a history of frames; the last is now
+    except (TypeError, LookupError, AttributeError):
         raise DataError(f"{source}: expected observation, image_primary in it, as AutoEval records them") from None
-    if image.ndim == 4:
-        image = image[-1]  # a history of frames; the last is now
     if image.dtype.kind == "f" and image.size and image.min() >= 0 and image.max() <= 1:
         image = np.rint(255 * image).astype(np.uint8)  # as filter_images.py writes them
     return check_image(image, source)

@@ -8,7 +8,6 @@ a kill can be read; a line that was cut off is counted.
 
 import errno
 import itertools
-import json
 import os
 import re
 import shutil
@@ -23,9 +22,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlm_local.data.images import decode_image, require_one_size
+from vlm_local.data.images import MAX_IMAGE_BYTES, decode_image, require_one_size
+from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
 from vlm_local.errors import DataError
-from vlm_local.files import encode_json, read_json_lines, write_json
+from vlm_local.files import encode_json, open_regular, read_json_lines, read_json_object, write_json
 from vlm_local.types import Episode
 
 MAX_REFUSAL_BYTES = 4 << 20  # in each of two files: some 20,000 refusals
@@ -167,8 +167,11 @@ def read_run(path: str | Path, report: Callable[[DataError], None]) -> Iterator[
     for index, (robot, _, folder) in enumerate(list_folders(Path(path) / "episodes")):
         torn: list[int] = []
         try:
-            lines = list(read_json_lines(folder / "steps.jsonl", torn.append))
-            meta = json.loads((folder / "meta.json").read_bytes())
+            lines = read_steps(folder, torn.append)
+            meta = read_json_object(folder / "meta.json")
+            seed = meta.get("seed")
+            if seed is not None and not (_is_whole(seed) and 0 <= seed < 2**64):
+                raise ValueError(f"meta.json: seed must be a whole number from 0 to 2**64 - 1, not {_show(seed)}")
         except (OSError, ValueError) as error:
             report(DataError(f"{folder}: {error}; the episode is left out"))
             continue
@@ -180,14 +183,56 @@ def read_run(path: str | Path, report: Callable[[DataError], None]) -> Iterator[
         yield RecordedEpisode(index, robot, meta, lines, load_image, str(folder), sum(torn))
 
 
-def open_episodes(path: Path, camera: str | None, report: Callable[[DataError], None]) -> Iterator[Episode]:
+def read_steps(folder: Path, report_torn: Callable[[int], None]) -> list[dict[str, Any]]:
+    """The lines of an episode's steps.jsonl. Raises OSError or ValueError, also for fields of another kind."""
+    path = folder / "steps.jsonl"
+    lines = list(read_json_lines(path, report_torn))
+    for number, line in enumerate(lines, 1):
+        if wrong := _find_wrong(line):
+            raise ValueError(f"{path}, line {number}: {wrong}")
+    return lines
+
+
+def _find_wrong(line: Any) -> str | None:
+    """What is wrong with a step's fields, as far as they are read anywhere; fields may be missing or null."""
+    if not isinstance(line, dict):
+        return f"a JSON object was expected, not {_show(line)}"
+    if not _is_whole(line.get("step", 0)):
+        return f"step must be a whole number, not {_show(line['step'])}"
+    for name in ("instruction", "phrase", "fault"):
+        if not isinstance(line.get(name), str | None):
+            return f"{name} must be text, not {_show(line[name])}"
+    for name in ("proprio", "action"):
+        if line.get(name) is not None and not _is_vector(line[name]):
+            return f"{name} must be 7 numbers, not {_show(line[name])}"
+    return None
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_vector(value: Any) -> bool:
+    """7 numbers that are finite; nothing measured or commanded is near a million."""
+    return (
+        isinstance(value, list)
+        and len(value) == 7
+        and all(isinstance(number, int | float) and abs(number) < 1e6 for number in value)
+    )
+
+
+def _show(value: Any) -> str:
+    return f"{value if isinstance(value, int | float | str) else type(value).__name__}"[:60]
+
+
+def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
     """`read_run` as what can be labelled; episodes without measured states go to `report`."""
-    if camera is not None:
-        raise DataError(f"{path} is a recorded run; it has one camera without a name, not {camera!r}")
-    return _read_episodes(read_run(path, report), report)
+    refuse_selection(selection, f"{path} is a recorded run, which", "camera", "split", "state_layout")
+    about = {"format": "recorded run", "camera": None, "splits": [], "state_layout": "pose"}
+    return DataSet(about, _read_episodes(read_run(path, report), report))
 
 
-def count_episodes(path: Path) -> int:
+def count_episodes(path: Path, split: str | None) -> int:
     return len(list_folders(path / "episodes"))
 
 
@@ -214,13 +259,11 @@ def _to_episode(recorded: RecordedEpisode, report: Callable[[DataError], None]) 
     unmeasured = [step for step, line in enumerate(lines) if line.get("proprio") is None]
     if unmeasured:
         raise DataError(f"{recorded.source}: step {unmeasured[0]} has no proprio, and without it there is no label")
-    try:
-        states = np.array([line["proprio"] for line in lines], np.float32).reshape(len(lines), 7)
-        actions = np.array([line["action"] for line in lines], np.float32).reshape(len(lines), 7)
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{recorded.source}: proprio and action must be 7 numbers in every line ({error})") from None
-    instruction = str(lines[0].get("instruction") or "")
-    return Episode(recorded.index, instruction, states, actions, recorded.load_image, recorded.source)
+    if any(line.get("action") is None for line in lines):
+        raise DataError(f"{recorded.source}: action must be 7 numbers in every line")
+    states, actions = (np.array([line[name] for line in lines], np.float32) for name in ("proprio", "action"))
+    said = summarise_instructions([str(line.get("instruction") or "") for line in lines])
+    return Episode(recorded.index, said[0], states, actions, recorded.load_image, recorded.source, said[1])
 
 
 def _cut_at_gap(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -234,7 +277,8 @@ def _frame_loader(folder: Path) -> Callable[[int], np.ndarray]:
     def load_image(step: int) -> np.ndarray:
         path = folder / f"{step:06d}.png"
         try:
-            data = path.read_bytes()
+            with open_regular(path) as file:
+                data = file.read(MAX_IMAGE_BYTES + 1)
         except OSError as error:
             raise DataError(f"{path}: {error.strerror}") from None
         return decode_image(data, str(path))

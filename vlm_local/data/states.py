@@ -1,38 +1,229 @@
-"""Columns of recorded states and actions -> the layouts of types.Episode."""
+"""Columns of recorded states and actions -> the layouts of types.Episode.
 
-from collections.abc import Sequence
+A layout is named by the recording or by the user, or it is the only one that the numbers can have. Everything else
+is refused: labels made of joint angles look like labels.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from vlm_local.data.rotations import axis_angle_to_matrix, measure_from_start, quaternion_to_matrix
 from vlm_local.errors import DataError
 
-LAYOUT = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")
-PADDED_LAYOUT = ("x", "y", "z", "roll", "pitch", "yaw", "pad", "gripper")  # LeRobot's port of Bridge
-_PADDED_COLUMNS = (0, 1, 2, 3, 4, 5, 7)
 
-# Wider than any arm's reach and any recorded gripper, narrower than most joint angles.
+@dataclass(frozen=True)
+class StateLayout:
+    """A state of `width` numbers: x, y, z, a rotation, and what the gripper does.
+
+    rotation: how many numbers it has, and the function that makes them matrices; None where they are roll, pitch,
+    yaw already. fingers: the last two numbers are the fingers' places in metres, not an opening of 0 to 1.
+    """
+
+    name: str
+    width: int
+    columns: str
+    rotation: tuple[int, Callable[[np.ndarray], np.ndarray] | None] = (3, None)
+    fingers: bool = False
+
+
+POSE = StateLayout("pose", 7, "x y z roll pitch yaw gripper")
+PADDED_POSE = StateLayout("pose-pad", 8, "x y z roll pitch yaw 0 gripper")
+AXIS_ANGLE = StateLayout("axis-angle", 7, "x y z, axis times angle, gripper", (3, axis_angle_to_matrix))
+LIBERO = StateLayout("libero", 8, "x y z, axis times angle, two fingers in metres", (3, axis_angle_to_matrix), True)
+LAYOUTS = {
+    layout.name: layout
+    for layout in (
+        POSE,
+        PADDED_POSE,
+        AXIS_ANGLE,
+        LIBERO,
+        StateLayout("quaternion-xyzw", 8, "x y z qx qy qz qw gripper", (4, quaternion_to_matrix)),
+        StateLayout(
+            "quaternion-wxyz",
+            8,
+            "x y z qw qx qy qz gripper",
+            (4, lambda numbers: quaternion_to_matrix(numbers[:, [1, 2, 3, 0]])),
+        ),
+    )
+}
+
+_FINGERS_OPEN_M = 0.08  # LIBERO's hand, from finger to finger
+
+# Column names that say a layout, without prefixes such as eef_; LIBERO's first port calls its axis times angle
+# roll, pitch, yaw. In names of Open X-Embodiment ports, rx ry rz rw is a quaternion.
+_NAMES = {
+    "x y z roll pitch yaw gripper": "pose",
+    "x y z roll pitch yaw pad gripper": "pose-pad",
+    "x y z axis_angle1 axis_angle2 axis_angle3 gripper": "axis-angle",
+    "x y z axis_angle1 axis_angle2 axis_angle3 gripper gripper": "libero",
+    "x y z roll pitch yaw gripper gripper": "libero",
+    "x y z qx qy qz qw gripper": "quaternion-xyzw",
+    "x y z rx ry rz rw gripper": "quaternion-xyzw",
+    "x y z qw qx qy qz gripper": "quaternion-wxyz",
+}
+_PREFIX = re.compile(r"((state|observation|robot|arm|eef|ee|tcp|end_effector|position|pos)[._])+")
+_GRIPPER = re.compile(r"gripper([_.](\d|left|right|state|position|pos|open|openness|opening))?|(left|right)_finger")
+_COUNT = re.compile(r"\b(\d+)\s*(?:x|d)\b", re.IGNORECASE)  # "7x robot joint angles", "6D pose"
+
+_NUM_SAMPLES = 16  # episodes that a layout is judged by
+
+# No gripper of an arm on a table leaves these limits in the frame of the arm's base; joint angles mostly do.
+_REACH_M = (0.05, 1.5)
+_LOWEST_M = -0.5
+_FASTEST_M = 0.1  # a step
+_MAX_ANGLE = 3.2
+_GRIPPER_LIMITS = (-0.1, 1.2)
+_GRIPPER_ENDS = (0.2, 0.9)  # it is closed below or open above at some time
+_FINGER_LIMITS_M = (-0.005, 0.05)
+_FINGERS_OPENED_M = 0.03
+
+# Of single episodes, once the layout is known.
 _MAX_POSITION_M = 3.0
 _GRIPPER_RANGE = (-0.5, 1.5)
 
 
-def convert_states(states: np.ndarray, source: str, names: Sequence[str] | None = None) -> np.ndarray:
-    """Recorded states (T, 7 or 8) -> float32 (T, 7) as types.Episode.
+def choose_layout(
+    name: str | None,
+    width: int,
+    samples: Iterable[np.ndarray],
+    source: str,
+    names: Sequence[str] | None = None,
+    description: str = "",
+) -> StateLayout:
+    """The layout that the user names, else the one that is recognised. Raises DataError for one that does not fit."""
+    if name is None:
+        return recognise_layout(width, samples, source, names, description)
+    if name not in LAYOUTS:
+        raise DataError(f"there is no state layout {name!r}; there are {_list_layouts()}")
+    layout = LAYOUTS[name]
+    if layout.width != width:
+        raise DataError(f"{source}: the state has {width} numbers, but the layout {name} has {layout.width}")
+    return layout
 
-    names: of the columns, where the recording gives them. Raises DataError for any other layout; with
-    no names, for values that no such state can have.
+
+def recognise_layout(
+    width: int, samples: Iterable[np.ndarray], source: str, names: Sequence[str] | None = None, description: str = ""
+) -> StateLayout:
+    """The layout of a data set whose states have `width` numbers.
+
+    samples: states (T, width) of its episodes, read as far as needed. names: of the columns, None where the
+    recording gives none. description: its own words. Raises DataError with what was seen where no layout is proven.
     """
-    layouts = {7: LAYOUT, 8: PADDED_LAYOUT}
-    width = states.shape[1] if states.ndim == 2 else 0
-    named = None if names is None else tuple(name.lower() for name in names)
-    if width not in layouts or named not in (None, layouts[width]):
-        came = f"{width} numbers" if names is None else f"({', '.join(names)})"
+    try:
+        if names is not None:
+            return _read_names(names)
+        _read_description(description, width)
+        usable = (sample for sample in samples if len(sample) and np.isfinite(sample).all())
+        return _read_numbers(width, list(itertools.islice(usable, _NUM_SAMPLES)))
+    except DataError as error:
         raise DataError(
-            f"{source}: a state of unknown layout, {came}; expected ({', '.join(LAYOUT)}) "
-            f"or ({', '.join(PADDED_LAYOUT)})"
+            f"{source}: a state of unknown layout: {error}. If you know it, say --state-layout NAME; "
+            f"there are {_list_layouts()}"
+        ) from None
+
+
+def _list_layouts() -> str:
+    return ", ".join(f"{layout.name} ({layout.columns})" for layout in LAYOUTS.values())
+
+
+def _read_names(names: Sequence[str]) -> StateLayout:
+    plain = [_PREFIX.sub("", name.strip().lower()) for name in names]
+    said = " ".join("gripper" if _GRIPPER.fullmatch(name) else name for name in plain)
+    if said not in _NAMES:
+        raise DataError(f"its columns are {', '.join(names)}")
+    return LAYOUTS[_NAMES[said]]
+
+
+def _read_description(description: str, width: int) -> None:
+    """Refuses joint angles. Counts that do not add up to the width are of a copied description, such as Bridge's."""
+    counts = [int(count) for count in _COUNT.findall(description)]
+    if "joint" in description.lower() and sum(counts) in (0, width):
+        raise DataError(f"its description is {description!r}")
+
+
+def _read_numbers(width: int, samples: list[np.ndarray]) -> StateLayout:
+    if width not in (7, 8):
+        raise DataError(f"it has {width} numbers without names")
+    if not samples:  # every episode is broken, and will be reported as such
+        return POSE if width == 7 else PADDED_POSE
+    states = np.concatenate(samples)
+    if _is_quaternion(states[:, 3:7]):
+        raise DataError(f"numbers 4 to 7 are a quaternion, whose order is not said{', and no gripper' * (width == 7)}")
+    if width == 7:
+        _check_pose(states, samples)
+        return POSE
+    if _are_fingers(states[:, 6:]):
+        _check_position(states, samples)
+        return LIBERO
+    if states[:, 6].any():
+        low, high = states[:, 6].min(), states[:, 6].max()
+        raise DataError(
+            f"8 numbers without names, of which the seventh is {low:.3g} to {high:.3g}, so it is no padding"
         )
-    states = np.asarray(states if width == 7 else states[:, _PADDED_COLUMNS], dtype=np.float32)
+    _check_pose(np.delete(states, 6, axis=1), samples)
+    return PADDED_POSE
+
+
+def _is_quaternion(numbers: np.ndarray) -> bool:
+    """Four numbers of length 1 throughout (T, 4) that move; where they stand still, labels do not depend on it."""
+    return bool((np.abs(np.linalg.norm(numbers, axis=1) - 1) < 0.01).all() and np.ptp(numbers[:, :3]) > 0.01)
+
+
+def _are_fingers(fingers: np.ndarray) -> bool:
+    """Two fingers' places (T, 2) in metres: on either side of the middle, mirrored most of the time, open at some."""
+    low, high = _FINGER_LIMITS_M
+    first, second = fingers[:, 0], -fingers[:, 1]
+    is_inside = bool((np.minimum(first, second) > low).all() and (np.maximum(first, second) < high).all())
+    return is_inside and (first + second).max() > _FINGERS_OPENED_M and bool(np.median(np.abs(first - second)) < 0.01)
+
+
+def _check_position(states: np.ndarray, samples: list[np.ndarray]) -> None:
+    """Refuses what x, y, z in metres cannot be. samples: the same states by episode."""
+    distance = np.linalg.norm(states[:, :3], axis=1)
+    low, high = distance.min(), distance.max()
+    if low < _REACH_M[0] or high > _REACH_M[1] or states[:, 2].min() < _LOWEST_M:
+        raise DataError(
+            f"the first three numbers are {low:.2f} to {high:.2f} from the origin, the third at least "
+            f"{states[:, 2].min():.2f}, which x, y, z of an arm on a table are not in metres"
+        )
+    moves = [np.linalg.norm(np.diff(sample[:, :3], axis=0), axis=1) for sample in samples if len(sample) > 1]
+    fast = float(np.quantile(np.concatenate(moves), 0.95)) if moves else 0.0
+    if fast > _FASTEST_M:
+        raise DataError(f"the first three numbers move by {fast:.2f} a step, which x, y, z in metres do not")
+
+
+def _check_pose(states: np.ndarray, samples: list[np.ndarray]) -> None:
+    """Refuses what x, y, z, roll, pitch, yaw, gripper (T, 7) cannot be."""
+    _check_position(states, samples)
+    angle, gripper = np.abs(states[:, 3:6]).max(), states[:, 6]
+    if angle > _MAX_ANGLE:
+        raise DataError(f"an angle in the fourth to sixth number reaches {angle:.2f}, which roll, pitch, yaw do not")
+    low, high = gripper.min(), gripper.max()
+    closed, opened = _GRIPPER_ENDS
+    if low < _GRIPPER_LIMITS[0] or high > _GRIPPER_LIMITS[1] or not (low <= closed or high >= opened):
+        raise DataError(f"the last number is {low:.3g} to {high:.3g}, which a gripper's 0 (closed) to 1 (open) is not")
+
+
+def convert_states(states: np.ndarray, layout: StateLayout, source: str) -> np.ndarray:
+    """Recorded states (T, layout.width) -> float32 (T, 7) as types.Episode. Raises DataError for any others."""
+    if states.ndim != 2 or states.shape[1] != layout.width:
+        came = states.shape[1] if states.ndim == 2 else "none"
+        raise DataError(
+            f"{source}: a state of unknown layout: {layout.width} numbers ({layout.columns}) were expected, not {came}"
+        )
     if not np.isfinite(states).all():
         raise DataError(f"{source}: the state holds numbers that are not finite, first at step {_first_bad(states)}")
+    if layout is PADDED_POSE and states[:, 6].any():
+        raise DataError(
+            f"{source}: a state of unknown layout: the seventh of 8 numbers was expected to be 0 throughout"
+        )
+    if layout.fingers and np.abs(states[:, -2:]).max(initial=0) > _FINGERS_OPEN_M:
+        raise DataError(f"{source}: a state of unknown layout: two fingers in metres were expected in the last columns")
+    states = _convert_columns(states, layout).astype(np.float32)
     low, high = _GRIPPER_RANGE
     gripper = states[:, 6]
     if np.abs(states[:, :3]).max(initial=0) > _MAX_POSITION_M or ((gripper < low) | (gripper > high)).any():
@@ -43,11 +234,27 @@ def convert_states(states: np.ndarray, source: str, names: Sequence[str] | None 
     return states
 
 
-def convert_actions(actions: np.ndarray | None) -> np.ndarray | None:
-    """Recorded actions -> float32 (T, 7), or None where they are of another layout: scores leave them out."""
-    if actions is None or actions.ndim != 2 or actions.shape[1] != 7 or not np.isfinite(actions).all():
+def _convert_columns(states: np.ndarray, layout: StateLayout) -> np.ndarray:
+    """(T, layout.width) -> (T, 7)."""
+    count, to_matrix = layout.rotation
+    gripper = states[:, -1:]
+    if layout.fingers:
+        gripper = np.clip((states[:, -2:-1] - gripper) / _FINGERS_OPEN_M, 0, 1)
+    angles = states[:, 3 : 3 + count]
+    if to_matrix is not None and len(states):
+        angles = measure_from_start(to_matrix(angles.astype(np.float64)))
+    return np.hstack([states[:, :3], angles, gripper])
+
+
+def convert_actions(actions: np.ndarray | None, layout: StateLayout = POSE) -> np.ndarray | None:
+    """Recorded actions -> float32 (T, 7), or None where they are of another layout: scores leave them out.
+
+    layout: of the states; where those are no roll, pitch, yaw, the actions' units are not Bridge's either.
+    """
+    if layout.rotation[1] is not None or actions is None or actions.ndim != 2 or actions.shape[1] != 7:
         return None
-    return np.asarray(actions, dtype=np.float32)
+    # A copy: a view would keep a whole table in memory.
+    return np.array(actions, dtype=np.float32) if np.isfinite(actions).all() else None
 
 
 def _first_bad(states: np.ndarray) -> int:

@@ -1,13 +1,12 @@
 """Episodes of run folders at a glance: for `vlm-local runs` and the list on the live page."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from vlm_local.data.runs import list_folders
-from vlm_local.files import read_json_lines
+from vlm_local.data.runs import list_folders, read_steps
+from vlm_local.files import read_json_object
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ def summarise_run(run: str | Path) -> Iterator[EpisodeSummary]:
 def _summarise(robot: str, number: int, folder: Path, size: int, changed_ns: int) -> EpisodeSummary:
     """size, changed_ns: of steps.jsonl; an episode that has ended is read once."""
     torn: list[int] = []
-    lines = list(read_json_lines(folder / "steps.jsonl", torn.append))
-    times = [line["time"] for line in lines if isinstance(line.get("time"), int | float)]
+    lines = read_steps(folder, torn.append)
+    times = [line["time"] for line in lines if isinstance(line.get("time"), int | float) and 0 <= line["time"] < 1e11]
     return EpisodeSummary(
         id=folder.name,
         robot=robot,
@@ -69,7 +68,6 @@ def _summarise(robot: str, number: int, folder: Path, size: int, changed_ns: int
 def read_meta(folder: str | Path) -> dict:
     """meta.json of a run or an episode; {} where it cannot be read."""
     try:
-        meta = json.loads((Path(folder) / "meta.json").read_bytes())
+        return read_json_object(Path(folder) / "meta.json")
     except (OSError, ValueError):
         return {}
-    return meta if isinstance(meta, dict) else {}

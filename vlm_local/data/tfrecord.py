@@ -5,15 +5,19 @@ endian (tensorflow/core/lib/io/record_writer.h). An Example is a protobuf map fr
 list of bytes, floats or integers (tensorflow/core/example/feature.proto).
 """
 
+import os
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
 
 from vlm_local.errors import DataError
+from vlm_local.files import open_regular
 
+MAX_RECORD_BYTES = 1 << 31
 _HEADER = struct.Struct("<QI")
 _FOOTER = struct.Struct("<I")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
@@ -25,14 +29,15 @@ def mask_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def read_records(path: Path, report: Callable[[DataError], None]) -> Iterator[tuple[int, bytes | None]]:
-    """(offset, data) of each record; data is None where its checksum is wrong, which goes to `report`.
+def read_records(path: Path, report: Callable[[DataError], None], start: int = 0) -> Iterator[tuple[int, bytes | None]]:
+    """(offset, data) of each record from byte `start` on; data is None for one that goes to `report`.
 
-    After a broken length nothing says where the next record begins: the rest of the file is given up.
+    That is one with a wrong checksum, or of more than MAX_RECORD_BYTES. After a broken length nothing says where the
+    next record begins: the rest of the file is given up.
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        offset = 0
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        offset = file.seek(start)
         while offset < size:
             header = file.read(_HEADER.size)
             if len(header) < _HEADER.size or mask_crc(header[:8]) != _HEADER.unpack(header)[1]:
@@ -44,18 +49,34 @@ def read_records(path: Path, report: Callable[[DataError], None]) -> Iterator[tu
             if offset + _HEADER.size + length + _FOOTER.size > size:
                 report(DataError(f"{path}, byte {offset}: the file ends within this record of {length} bytes"))
                 return
-            data = file.read(length)
-            intact = _FOOTER.unpack(file.read(_FOOTER.size))[0] == mask_crc(data)
-            if not intact:
-                report(DataError(f"{path}, byte {offset}: the checksum of this record of {length} bytes is wrong"))
-            yield offset, data if intact else None
-            offset += _HEADER.size + length + _FOOTER.size
+            yield offset, _read_intact(file, length, f"{path}, byte {offset}", report)
+            offset = file.seek(offset + _HEADER.size + length + _FOOTER.size)
+
+
+def _open(path: Path) -> BinaryIO:
+    try:
+        return open_regular(path)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+
+
+def _read_intact(file: BinaryIO, length: int, source: str, report: Callable[[DataError], None]) -> bytes | None:
+    """A record's data where its checksum is right."""
+    if length > MAX_RECORD_BYTES:
+        report(DataError(f"{source}: a record of {length} bytes; TensorFlow itself writes none over 2 GiB"))
+        return None
+    data = file.read(length)
+    if _FOOTER.unpack(file.read(_FOOTER.size))[0] != mask_crc(data):
+        report(DataError(f"{source}: the checksum of this record of {length} bytes is wrong"))
+        return None
+    return data
 
 
 def count_records(path: Path) -> int:
     """Records by their headers alone: nothing is checked, and the data is not read."""
-    count, size = 0, path.stat().st_size
-    with path.open("rb") as file:
+    count = 0
+    with _open(path) as file:
+        size = os.fstat(file.fileno()).st_size
         while file.tell() + _HEADER.size <= size:
             length, _ = _HEADER.unpack(file.read(_HEADER.size))
             file.seek(min(length + _FOOTER.size, size), 1)

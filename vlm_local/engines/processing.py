@@ -10,6 +10,7 @@ import transformers
 from PIL import Image
 
 from vlm_local.decoding.types import PreparedRequest
+from vlm_local.engines.templates import check_template
 from vlm_local.engines.words import Disarmer
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.types import GenerationRequest, Prompt
@@ -44,6 +45,9 @@ def load_processor(folder: Path, family: str) -> Any:
         raise ConfigError(f"{folder} has no usable tokenizer and image processor: {error}") from error
     if _is_chat(family) and not (processor.chat_template or processor.tokenizer.chat_template):
         raise ConfigError(f"{folder} has no chat template (chat_template.jinja), which {family} cannot do without")
+    if _is_chat(family):
+        template = processor.chat_template or processor.tokenizer.chat_template
+        check_template(template, lambda messages, is_asked: _apply_template(processor, messages, is_asked), folder)
     if family == "smolvlm2":
         # Splitting blows a 256x256 picture up to 2048x2048 and 17 tiles, which show nothing more and
         # take six times as long to prepare. One tile is enough.

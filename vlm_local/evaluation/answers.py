@@ -60,15 +60,16 @@ class PolicyAnswerer:
         self._policy, self._seed = policy, seed
         self._faults = 0
         self._says_phrases: bool | None = None  # None before its first answer
+        self._instruction = ""
         self.durations_ms: list[float] = []
 
     def answer(self, episode, labels, steps, unscored):
-        self._policy.reset(derive_episode_seed(self._seed, episode.index))
+        self._begin(episode, episode.instruction)
         decisions = self._find_kind(episode, steps, unscored) if self._says_phrases is None else {}
         if self._says_phrases is False:
             failed = {step: decision for step, decision in decisions.items() if decision.fault}
             if failed:  # begin again, so that it is asked in the order of the steps
-                self._policy.reset(derive_episode_seed(self._seed, episode.index))
+                self._begin(episode, episode.instruction)
             yield from self._answer_by_actions(episode, steps, unscored, failed or decisions)
             return
         for step in steps:
@@ -96,8 +97,18 @@ class PolicyAnswerer:
             decision = replace(decision, fault="the policy said no phrase, though it said some before")
         return _describe(decision, None if decision.fault else decision.phrase, "phrase")
 
+    def _begin(self, episode: Episode, instruction: str) -> None:
+        self._policy.reset(derive_episode_seed(self._seed, episode.index))
+        self._instruction = instruction
+
     def _ask(self, episode: Episode, step: int, unscored: dict[int, str]) -> Decision | None:
-        """None where the frame cannot be read."""
+        """None where there is no instruction, or the frame cannot be read."""
+        instruction = episode.instruction_at(step)
+        if not instruction:
+            unscored[step] = f"{episode.source}, step {step}: the step has no instruction"
+            return None
+        if instruction != self._instruction:  # a server begins a new episode then, too
+            self._begin(episode, instruction)
         try:
             image = episode.load_image(step)
         except DataError as error:
@@ -106,7 +117,7 @@ class PolicyAnswerer:
         proprio = episode.states[step].astype(np.float64)
         start = perf_counter()
         try:
-            decision = self._policy.act(Observation(image, episode.instruction, proprio, step))
+            decision = self._policy.act(Observation(image, instruction, proprio, step))
         except (EngineError, RequestError) as error:
             decision = Decision(np.full(7, np.nan), fault=str(error))
         self.durations_ms.append(1e3 * (perf_counter() - start))

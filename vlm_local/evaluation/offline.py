@@ -54,7 +54,10 @@ class PolicySource(Protocol):
 
 @dataclass(frozen=True)
 class Plan:
-    """What decides the rows. policy: as named by the user. data: path of the data set."""
+    """What decides the rows. policy: as named by the user. data: path of the data set.
+
+    camera, split, state_layout: as data.Selection.
+    """
 
     policy: str
     data: str
@@ -62,6 +65,8 @@ class Plan:
     every: int = 1
     limit: int | None = None
     seed: int = 0
+    split: str | None = None
+    state_layout: str | None = None
 
 
 def evaluate(
@@ -71,6 +76,7 @@ def evaluate(
     open_policies: Callable[[], PolicySource],
     workers: int = 1,
     resume: bool = False,
+    about_data: Mapping[str, Any] | None = None,
     progress: Callable[[float], None] = lambda episodes: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
@@ -78,7 +84,8 @@ def evaluate(
 
     open_data: from a collector of records that cannot be read to the episodes of the plan; called
     again for the frames in the report. open_policies: called only where a baseline is not enough and
-    something is left to ask. warn: is told what is left out.
+    something is left to ask. about_data: what is read of the data set, for the report. warn: is told what is
+    left out.
     """
     problems: list[str] = []
 
@@ -105,6 +112,7 @@ def evaluate(
             "name": Path(plan.data).name or plan.data,
             "path": plan.data,
             "camera": plan.camera,
+            **(about_data or {}),
             "every": plan.every,
             "limit": plan.limit,
         },
@@ -124,7 +132,8 @@ def _build_baseline(plan: Plan, open_data) -> Answerer:
     if plan.policy == "majority":  # fitted on the scored steps, so they are read once before
         for episode in open_data(lambda problem: None):
             if len(episode) > 1 and episode.instruction:
-                labels += label_episode(episode.states)[0][:: plan.every]
+                phrases = label_episode(episode.states)[0]
+                labels += [phrases[step] for step in range(0, len(episode), plan.every) if episode.instruction_at(step)]
     return BaselineAnswerer(plan.policy, baselines.find_majority(map(format_phrase, labels)), plan.seed)
 
 

@@ -85,8 +85,13 @@ def _answer_episode(episode, answerer, writer, every, progress, stop) -> None:
         return
     phrases = [format_phrase(label) for label in labels]
     steps = range(0, len(episode), every)
-    unscored: dict[int, str] = {}
-    for step, fields in answerer.answer(episode, phrases, steps, unscored):
+    unscored = {
+        step: f"{episode.source}, step {step}: the step has no instruction"
+        for step in steps
+        if not episode.instruction_at(step)
+    }
+    asked = [step for step in steps if step not in unscored]
+    for step, fields in answerer.answer(episode, phrases, asked, unscored):
         if stop.is_set():
             return
         writer.add_row(_build_row(episode, step, phrases, full_windows[step]) | fields)
@@ -99,7 +104,7 @@ def _build_row(episode: Episode, step: int, phrases: Sequence[str], full_window:
     return {
         "episode": episode.index,
         "step": step,
-        "instruction": episode.instruction,
+        "instruction": episode.instruction_at(step),
         "label": phrases[step],
         "previous_label": phrases[step - 1] if step else None,
         "full_window": full_window,

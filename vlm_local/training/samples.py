@@ -1,5 +1,6 @@
 """Recorded episodes -> questions with their answers: a picture, a prompt, ECoT's phrase."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,14 @@ class Sample:
     phrase: str
 
 
+@dataclass(frozen=True, eq=False)
+class _Labelled:
+    """An episode with its phrases, one a step. Frames are not held: `load_image` reads them from the data set."""
+
+    episode: Episode
+    phrases: Sequence[str]
+
+
 class RecordedSamples:
     """The labelled steps of episodes, in an order shuffled anew every epoch; frames are read when asked for."""
 
@@ -32,23 +41,31 @@ class RecordedSamples:
         self._template = template
         self._history = history
         self._seed = seed
-        self._steps: list[tuple[Episode, int, Sequence[str]]] = []
-        self.num_episodes = self.num_skipped = 0
+        self._episodes: list[_Labelled] = []
+        self._epoch = -1
+        self._shuffled = np.zeros(0, np.int64)  # the order of that epoch
+        self.num_skipped = 0
+        places = [np.zeros((0, 2), np.int32)]
         for episode in episodes:
             if len(episode) < 2 or not episode.instruction:
                 self.num_skipped += 1
                 continue
-            self.num_episodes += 1
             labels, full = label_episode(episode.states)
-            phrases = [format_phrase(label) for label in labels]
-            self._steps += [(episode, step, phrases) for step in range(len(episode)) if full[step]]
-        if not self._steps:
+            steps = np.array([step for step in np.flatnonzero(full) if episode.instruction_at(step)], np.int32)
+            places.append(np.column_stack([np.full_like(steps, len(self._episodes)), steps]).astype(np.int32))
+            self._episodes.append(_Labelled(episode, [sys.intern(format_phrase(label)) for label in labels]))
+        self._places = np.concatenate(places)  # (N, 2): episode, step
+        if not len(self._places):
             raise DataError(
                 f"none of {self.num_episodes + self.num_skipped} episodes has an instruction and four steps or more"
             )
 
+    @property
+    def num_episodes(self) -> int:
+        return len(self._episodes)
+
     def __len__(self) -> int:
-        return len(self._steps)
+        return len(self._places)
 
     def draw(self, step: int, num_samples: int) -> list[Sample]:
         """The samples of training step `step`: always the same ones."""
@@ -56,10 +73,15 @@ class RecordedSamples:
         return [self._load(self._order(place // len(self))[place % len(self)]) for place in places]
 
     def _order(self, epoch: int) -> np.ndarray:
-        return np.random.default_rng([self._seed, epoch]).permutation(len(self))
+        if self._epoch != epoch:
+            self._epoch = epoch
+            self._shuffled = np.random.default_rng([self._seed, epoch]).permutation(len(self))
+        return self._shuffled
 
     def _load(self, index: int) -> Sample:
-        episode, step, phrases = self._steps[index]
-        observation = Observation(episode.load_image(step), episode.instruction, episode.states[step].astype(float))
+        number, step = self._places[index].tolist()
+        episode, phrases = self._episodes[number].episode, self._episodes[number].phrases
+        state = episode.states[step].astype(float)
+        observation = Observation(episode.load_image(step), episode.instruction_at(step), state)
         shown = phrases[max(0, step - self._history) : step]
         return Sample(observation.image, build_prompt(self._template, observation, shown), phrases[step])

@@ -1,0 +1,175 @@
+"""Layouts of recorded states: named, proven by the numbers, or refused; seen through `label` and the readers."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests import recordings
+from vlm_local.cli import main
+from vlm_local.data import Selection, open_data_set
+from vlm_local.errors import DataError
+from vlm_local.primitives import format_phrase, label_episode
+
+T = 40
+STEPS = np.arange(T)
+OPEN = (STEPS // 10) % 2 == 0
+DOWN = np.pi  # LIBERO's axis times angle of a gripper that points down: (pi, 0, 0)
+
+
+def _columns(*columns):
+    return np.column_stack([np.broadcast_to(column, T) for column in columns]).astype(np.float32)
+
+
+FINGERS = (np.where(OPEN, 0.04, 0.01), np.where(OPEN, -0.04, -0.01))
+LIBERO = _columns(-0.05 + 0.02 * STEPS, 0.1, 1.0, DOWN, 0, 0, *FINGERS)
+FRANKA = _columns(0.02 * STEPS, -0.78, 0, -2.36, 0, 1.57, 0.78, OPEN)
+FRANKA_WITHOUT_GRIPPER = FRANKA[:, :7]
+UR5 = _columns(0.02 * STEPS, -1.57, 1.57, -1.57, -1.57, 0, OPEN)
+QUATERNION = _columns(
+    0.3 + 0.02 * STEPS, 0, 0.2, *(np.sin(STEPS / 40) * axis for axis in (0, 0, 1)), np.cos(STEPS / 40), OPEN
+)
+NARROW = _columns(0.3, 0.01 * STEPS, 0.2, 0, 0, 0, 0.5)  # the last number is no gripper's
+
+
+def _write(folder, states, names=None, description=""):
+    """RLDS, or LeRobot where columns are to be named."""
+    if names is None:
+        recordings.write_rlds(folder, [recordings.make_rlds_record(states)])
+        recordings.write_features(folder, states.shape[1], description=description)
+    else:
+        recordings.write_lerobot(folder, [states], images="image", names=names, state_width=states.shape[1])
+    return folder
+
+
+def _read(folder, layout=None):
+    data = open_data_set(folder, Selection(state_layout=layout))
+    (episode,) = data.episodes
+    return data.about["state_layout"], episode
+
+
+def _say(states):
+    return [format_phrase(label) for label in label_episode(states)[0]]
+
+
+@pytest.mark.parametrize("names", [None, ["state"] * 8, {"motors": [f"motor_{number}" for number in range(8)]}])
+def test_two_fingers_are_a_gripper(tmp_path, names):
+    layout, episode = _read(_write(tmp_path / "data", LIBERO, names))
+    assert layout == "libero"
+    said = _say(episode.states)
+    assert (
+        sum("close gripper" in phrase for phrase in said) == 6 and sum("open gripper" in phrase for phrase in said) == 3
+    )
+    assert {phrase.partition(",")[0] for phrase in said[:-2]} == {"move forward"}
+    assert episode.actions is None  # in the simulator's units
+
+
+@pytest.mark.parametrize(
+    ("names", "layout"),
+    [
+        ("x y z roll pitch yaw pad gripper", "pose-pad"),
+        ("eef_x eef_y eef_z eef_roll eef_pitch eef_yaw pad gripper_position", "pose-pad"),
+        ("x y z axis_angle1 axis_angle2 axis_angle3 gripper gripper", "libero"),
+        ("x y z axis_angle1 axis_angle2 axis_angle3 left_finger right_finger", "libero"),
+        ("x y z roll pitch yaw gripper gripper", "libero"),
+        ("x y z rx ry rz rw gripper", "quaternion-xyzw"),
+        ("x y z qw qx qy qz gripper", "quaternion-wxyz"),
+    ],
+)
+def test_a_layout_is_taken_by_its_names(tmp_path, names, layout):
+    padded = np.insert(recordings.make_states(T), 6, 0, axis=1)
+    states = LIBERO if layout == "libero" else QUATERNION if layout.startswith("q") else padded
+    assert _read(_write(tmp_path / "data", states, names.split()))[0] == layout
+
+
+@pytest.mark.parametrize(
+    ("states", "names", "description", "says"),
+    [
+        (FRANKA, None, "", "the seventh is 0.78 to 0.78, so it is no padding"),
+        (FRANKA, [f"motor_{number}" for number in range(8)], "", "the seventh is 0.78"),
+        (FRANKA_WITHOUT_GRIPPER, None, "", "the last number is 0.78 to 0.78, which a gripper's"),
+        (UR5, None, "", r"the first three numbers are 2.22 to .* from the origin"),
+        (QUATERNION, None, "", "numbers 4 to 7 are a quaternion, whose order is not said"),
+        (NARROW, None, "", "the last number is 0.5 to 0.5"),
+        (np.hstack([FRANKA, FRANKA]), None, "", "it has 16 numbers without names"),
+        (10 * recordings.make_states(T), None, "", "from the origin"),
+        (recordings.make_states(T), None, "6x robot joint angles, 1x gripper", "its description is '6x robot joint"),
+        (recordings.make_states(T), list("abcdefg"), "", "its columns are a, b, c"),
+        (recordings.make_states(T), ["x", "y", "z", "roll", "pitch", "yaw", "gripper_closed"], "", "gripper_closed"),
+    ],
+)
+def test_what_is_no_pose_is_refused_with_what_was_seen(tmp_path, capsys, states, names, description, says):
+    folder = _write(tmp_path / "data", states.astype(np.float32), names, description)
+    with pytest.raises(DataError, match=says):
+        open_data_set(folder)
+    assert main(["label", str(folder), "--out", str(tmp_path / "rows.jsonl")]) == 2
+    assert "--state-layout NAME; there are pose (x y z roll pitch yaw gripper), " in capsys.readouterr().err
+    assert not list(tmp_path.glob("rows.jsonl*"))
+
+
+def test_a_copied_description_is_not_believed(tmp_path):
+    """Bridge's, whose ten numbers are not the seven that are there."""
+    description = "Robot state, consists of [7x robot joint angles, 2x gripper position, 1x door opening angle]."
+    assert _read(_write(tmp_path / "data", recordings.make_states(T), description=description))[0] == "pose"
+
+
+def test_eight_numbers_are_padded_where_the_seventh_is_0_throughout(tmp_path):
+    states = recordings.make_states(T)
+    layout, episode = _read(_write(tmp_path / "data", np.insert(states, 6, 0, axis=1)))
+    assert layout == "pose-pad"
+    np.testing.assert_array_equal(episode.states, states)
+
+
+def test_a_later_episode_with_another_padding_is_left_out(tmp_path):
+    padded = [np.insert(recordings.make_states(6, seed), 6, 0, axis=1) for seed in range(20)]
+    padded[18][2, 6] = 0.5
+    recordings.write_rlds(tmp_path, [recordings.make_rlds_record(states) for states in padded])
+    recordings.write_features(tmp_path, state_width=8)
+    problems = []
+    episodes = list(open_data_set(tmp_path, report=problems.append).episodes)
+    assert [episode.index for episode in episodes] == [*range(18), 19]
+    assert len(problems) == 1 and "seventh of 8 numbers was expected to be 0" in str(problems[0])
+
+
+def test_two_grippers_of_0_to_1_are_no_fingers(tmp_path):
+    names = [*"xyz", "roll", "pitch", "yaw", "gripper", "gripper"]
+    states = np.hstack([recordings.make_states(T), np.ones((T, 1), np.float32)])
+    problems = []
+    assert not list(open_data_set(_write(tmp_path / "data", states, names), report=problems.append).episodes)
+    assert "two fingers in metres were expected" in str(problems[0])
+
+
+def test_the_user_may_know_the_layout(tmp_path, capsys):
+    folder = _write(tmp_path / "data", QUATERNION)
+    out = tmp_path / "rows.jsonl"
+    assert main(["label", str(folder), "--state-layout", "quaternion-xyzw", "--out", str(out)]) == 0
+    assert "state layout quaternion-xyzw" in capsys.readouterr().out
+    phrases = [json.loads(line)["phrase"] for line in out.read_text().splitlines()]
+    assert {phrase.partition(",")[0] for phrase in phrases[:-2]} == {"move forward"}
+    for layout, says in (("pose", "has 8 numbers, but the layout pose has 7"), ("poes", "no state layout 'poes'")):
+        assert main(["label", str(folder), "--state-layout", layout, "--out", str(out)]) == 2
+        assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["libero", "quaternion-xyzw", "quaternion-wxyz"])
+def test_rotations_are_measured_from_the_gripper_pointing_down(tmp_path, layout):
+    """A turn of 0.1 rad a step about the base's z, over the place where axis times angle jumps, is counterclockwise."""
+    turns = 0.11 * (STEPS - T / 2) / 4
+    w, x, y, z = 0 * turns, np.cos(turns / 2), np.sin(turns / 2), 0 * turns  # about z, after half a turn about x
+    rotation = {
+        "libero": (np.pi * x, np.pi * y, 0),
+        "quaternion-xyzw": (x, y, z, w),
+        "quaternion-wxyz": (w, x, y, z),
+    }[layout]
+    gripper = FINGERS if layout == "libero" else (1,)
+    _, episode = _read(_write(tmp_path / "data", _columns(0.3, 0, 0.2, *rotation, *gripper)), layout)
+    np.testing.assert_allclose(episode.states[:, 3:5], 0, atol=1e-6)
+    np.testing.assert_allclose(np.diff(episode.states[:, 5]), 0.11 / 4, atol=1e-6)
+
+
+def test_a_run_and_autoevals_pickles_have_the_layout_of_their_format(tmp_path, capsys):
+    (tmp_path / "run/episodes").mkdir(parents=True)
+    (tmp_path / "run/meta.json").write_text("{}")
+    for name in ("split", "state-layout"):
+        assert main(["label", str(tmp_path / "run"), f"--{name}", "x", "--out", str(tmp_path / "rows.jsonl")]) == 2
+        assert f"no {name.replace('-', ' ')} to choose" in capsys.readouterr().err
