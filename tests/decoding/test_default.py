@@ -3,8 +3,9 @@
 import logging
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
-from vlm_local.decoding.default import DefaultDecoder
+from vlm_local.decoding.default import MAX_OUTLINES_TOKENS, DefaultDecoder
 from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.errors import RequestError
 
 CUT = ("clos", "close gripper", "stop")  # the tokens of the first do not begin those of the second
 
@@ -45,3 +46,13 @@ def test_nothing_is_refused_without_a_reason():
     decoder = DefaultDecoder(loaded)
     decoder.decode(prepare(processing, draw_request(0)))
     assert decoder.refusals == {}
+
+
+def test_what_outlines_would_need_too_long_for_or_cannot_spell_fails_alone():
+    loaded, processing = share_tiny("qwen2-vl")
+    grammars = [("clos", "close gripper" + " up" * MAX_OUTLINES_TOKENS), ("<|im_end|>", "stop"), CUT]
+    requests = [draw_request(number, sentences=sentences) for number, sentences in enumerate(grammars)]
+    long, unspellable, good = DefaultDecoder(loaded).decode(prepare(processing, *requests))
+    assert isinstance(long, RequestError) and "use shorter ones" in str(long)
+    assert isinstance(unspellable, RequestError) and "cannot be spelled" in str(unspellable)
+    assert good.sentence in CUT

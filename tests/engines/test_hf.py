@@ -17,7 +17,7 @@ from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines.hf import open_hf_engine
 from vlm_local.engines.loading import load_model
-from vlm_local.engines.processing import MAX_PIXELS, Processing
+from vlm_local.engines.processing import MAX_PIXELS, MAX_PROMPT_TOKENS, Processing
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.grammar import load_phrase_grammar
 from vlm_local.prompts import build_prompt, load_template
@@ -239,3 +239,13 @@ def test_a_deep_nest_of_control_tokens_takes_no_time():
     start = process_time()
     processing.prepare(replace(REQUEST, prompt=Prompt("", words, "test")))
     assert process_time() - start < 5
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma", "smolvlm2"])
+def test_a_text_of_too_many_tokens_is_refused_whatever_the_picture_takes(family):
+    _, processing = _open_processing(family)
+    prompt = replace(PROMPT, after="\U0001f3cc" * MAX_PROMPT_TOKENS)
+    with pytest.raises(RequestError, match=rf"takes \d+ tokens.*{MAX_PROMPT_TOKENS} are allowed"):
+        processing.prepare(replace(REQUEST, prompt=prompt))
+    wide = np.zeros((896, 1120, 3), np.uint8)
+    processing.prepare(replace(REQUEST, image=wide, prompt=replace(PROMPT, after="up " * 300)))

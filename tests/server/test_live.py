@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import threading
 import urllib.request
 from pathlib import Path
 
@@ -158,6 +159,19 @@ def test_the_try_it_box_answers_and_leaves_robots_alone(tmp_path):
         assert _try(server, headers={"Content-Type": "text/plain"})[0] == 415  # what a foreign page may send
         server.engine.fault = EngineError("out of memory")
         assert _try(server)[1]["error"] == "out of memory"
+
+
+def test_who_tries_while_another_does_is_refused_at_once():
+    with observe() as server:
+        server.engine.gate.clear()
+        first = threading.Thread(target=_try, args=(server,))
+        first.start()
+        until(lambda: len(server.engine.requests) == 1)
+        status, answer = _try(server)
+        assert status == 503 and "another picture is being tried" in answer["error"]
+        server.engine.gate.set()
+        first.join(60)
+        assert _try(server)[0] == 200
 
 
 def test_the_page_lets_nothing_foreign_in():

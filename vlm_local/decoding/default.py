@@ -8,7 +8,11 @@ from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.decoding.trie import MAX_GRAMMARS
 from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.errors import GrammarError, RequestError
 from vlm_local.types import Generation
+
+# Of one sentence, where outlines decodes: a forward each, and every robot of this engine waits for all of them.
+MAX_OUTLINES_TOKENS = 32
 
 _log = logging.getLogger(__name__)
 
@@ -29,7 +33,8 @@ class DefaultDecoder:
         refusals = {"decoder_refusals": dict(self.refusals)} if self.refusals else {}
         return {**self._tree.metadata, **refusals}
 
-    def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
+    def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation | RequestError]:
+        """A request whose sentences cannot be decoded, or take too long, has its error in its place."""
         reasons = [self._tree.refuse(each) for each in prepared]
         fits = [each for each, reason in zip(prepared, reasons, strict=True) if reason is None]
         answers = iter(self._tree.decode(fits) if fits else ())
@@ -38,8 +43,15 @@ class DefaultDecoder:
             for each, reason in zip(prepared, reasons, strict=True)
         ]
 
-    def _decode_slowly(self, prepared: PreparedRequest, reason: str) -> Generation:
-        first = prepared.request.sentences[0]
+    def _decode_slowly(self, prepared: PreparedRequest, reason: str) -> Generation | RequestError:
+        sentences = prepared.request.sentences
+        longest = max(map(len, self._loaded.tokenizer(list(sentences), add_special_tokens=False)["input_ids"]))
+        if longest > MAX_OUTLINES_TOKENS:
+            return RequestError(
+                f"{reason}; such choices may have {MAX_OUTLINES_TOKENS} tokens each, but one has {longest}: "
+                "use shorter ones, or none that begins with another"
+            )
+        first = sentences[0]
         if first not in self.refusals:
             self.refusals[first] = reason
             if len(self.refusals) > MAX_GRAMMARS:
@@ -47,7 +59,10 @@ class DefaultDecoder:
             _log.warning("outlines decodes %r and the other sentences of its grammar: %s", first, reason)
         if self._outlines is None:
             self._outlines = OutlinesDecoder(self._loaded)
-        return self._outlines.decode([prepared])[0]
+        try:
+            return self._outlines.decode([prepared])[0]
+        except GrammarError as error:
+            return RequestError(str(error))
 
     def forget(self, episode: str) -> None:
         self._tree.forget(episode)

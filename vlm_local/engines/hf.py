@@ -12,6 +12,7 @@ import torch
 from vlm_local import __version__
 from vlm_local.checkpoint import Checkpoint
 from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.engines import Outcome
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import EngineError
@@ -56,14 +57,14 @@ class HFEngine:
         with self._preparing:  # transformers' processors promise nothing about threads
             return self._processing.prepare(request)
 
-    def generate(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
+    def generate(self, prepared: Sequence[PreparedRequest]) -> list[Outcome]:
         try:
             generations = self._decoder.decode(prepared)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise EngineError(f"out of memory on the GPU with {len(prepared)} requests at once: {error}") from error
         for each, generation in zip(prepared, generations, strict=True):
-            if generation.sentence not in each.request.sentences:
+            if isinstance(generation, Generation) and generation.sentence not in each.request.sentences:
                 raise EngineError(f"the decoder left the grammar and said {generation.sentence!r}")
         return generations
 

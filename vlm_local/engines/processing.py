@@ -17,6 +17,7 @@ from vlm_local.types import GenerationRequest, Prompt
 
 MAX_PIXELS = 1280 * 28 * 28  # a larger picture is scaled down: 1,280 image tokens on Qwen
 MAX_ASPECT = 190  # Qwen's image processor refuses 200
+MAX_PROMPT_TOKENS = 1536  # of text; more, from one client, would keep every robot of this engine waiting
 
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels")
 _MARK = re.compile(r"<\S+>")
@@ -105,8 +106,8 @@ class Processing:
         self._is_chat = _is_chat(family)
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
-        """Raises RequestError for a picture that the family's image processor cannot take, and for words
-        that would steer the model.
+        """Raises RequestError for a picture that the family's image processor cannot take, for words
+        that would steer the model, and for too long a text.
         """
         self._disarm.check_sentences(request.sentences)
         inputs = self._processor(
@@ -115,6 +116,12 @@ class Processing:
         input_ids = inputs["input_ids"][0]
         vision = {name: self._convert(value) for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
         is_image = input_ids == self._processor.image_token_id
+        num_text = int((~is_image).sum())
+        if num_text > MAX_PROMPT_TOKENS:
+            raise RequestError(
+                f"the text takes {num_text} tokens, the choices of a question included; "
+                f"{MAX_PROMPT_TOKENS} are allowed: use fewer or shorter words"
+            )
         return PreparedRequest(request, input_ids, int(is_image.int().argmax()), vision)
 
     def render(self, prompt: Prompt) -> str:

@@ -5,9 +5,8 @@ import threading
 from flask import Flask, Response, request
 
 from vlm_local.answers import Answerer, build_answer_details, decode_question
-from vlm_local.errors import RequestError
 from vlm_local.files import encode_json
-from vlm_local.server.service import Service
+from vlm_local.server.service import Service, take_place
 
 MAX_QUESTIONS = 2  # at once: success detection shall not keep a robot waiting
 
@@ -18,12 +17,8 @@ def add_answer_route(app: Flask, answerer: Answerer) -> None:
 
     @app.post("/answer")
     def answer():
-        with service.enter():
-            if not places.acquire(blocking=False):
-                raise RequestError(f"{MAX_QUESTIONS} questions are being answered already; ask again", 503)
-            try:
-                question = decode_question(request.get_data(cache=False))
-                details = build_answer_details(answerer.answer(question), service.metadata.get("model"))
-            finally:
-                places.release()
+        refusal = f"{MAX_QUESTIONS} questions are being answered already; ask again"
+        with service.enter(), take_place(places, refusal):
+            question = decode_question(request.get_data(cache=False))
+            details = build_answer_details(answerer.answer(question), service.metadata.get("model"))
         return Response(encode_json(details) + "\n", mimetype="application/json")

@@ -15,6 +15,7 @@ from vlm_local.files import encode_json, read_json_lines
 from vlm_local.policy import Policy, derive_seed
 from vlm_local.server.app import FULL_PATH
 from vlm_local.server.live import Hub
+from vlm_local.server.service import take_place
 from vlm_local.types import Observation
 from vlm_local.wire import build_details, decode_act
 
@@ -106,17 +107,17 @@ def _add_episode_routes(app: Flask, run: Path | None) -> None:
 
 def _add_try_route(app: Flask) -> None:
     service = app.extensions["vlm_local"]
-    busy = threading.Lock()
+    place = threading.Semaphore(1)
     policies: list[Policy] = []  # one of its own, so that no robot's episode is touched
 
     @app.post("/live/try")
     def try_it():
         if request.mimetype != "application/json":  # a foreign page can send no other kind unasked
             raise RequestError("send JSON, with Content-Type: application/json", 415)
-        message = decode_act(request.get_data(cache=False))
-        if message.instruction is None:
-            raise RequestError("type an instruction: what shall the robot do?")
-        with service.enter(), busy:
+        with service.enter(), take_place(place, "another picture is being tried; try again when it is answered"):
+            message = decode_act(request.get_data(cache=False))
+            if message.instruction is None:
+                raise RequestError("type an instruction: what shall the robot do?")
             if not policies:
                 policies.append(service.policies.build("try-it", tell_all=True))
             policies[0].reset(derive_seed(0, "try-it", 0))

@@ -33,6 +33,17 @@ _WHY_NOT = {
 }
 
 
+@contextmanager
+def take_place(places: threading.Semaphore, refusal: str) -> Iterator[None]:
+    """One of `places`, or RequestError (503) at once: who waits for one would hold a thread that a robot may need."""
+    if not places.acquire(blocking=False):
+        raise RequestError(refusal, 503)
+    try:
+        yield
+    finally:
+        places.release()
+
+
 class Policies(Protocol):
     """What the server needs of a model: a policy for each robot, answers to questions, word of its health."""
 
