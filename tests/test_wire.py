@@ -11,7 +11,7 @@ from PIL import Image
 
 from vlm_local.errors import RequestError
 from vlm_local.types import Decision
-from vlm_local.wire import build_details, decode_act, decode_reset, encode_action, encode_array
+from vlm_local.wire import MAX_LISTED, build_details, decode_act, decode_reset, encode_action, encode_array
 
 SMALL = np.random.default_rng(1).integers(0, 256, (16, 24, 3), np.uint8)
 
@@ -169,6 +169,42 @@ def test_what_cannot_be_read_is_refused_with_the_reason(body):
     assert SENTENCES[body] in str(caught.value)
     assert caught.value.status == 400
     assert len(str(caught.value)) < 400
+
+
+def test_a_camera_picture_fits_as_a_nested_list():
+    image = np.full((480, 640, 3), 255, np.uint8)
+    assert decode_act(_body(image.tolist())).image.shape == (480, 640, 3)
+
+
+def test_a_large_picture_fits_as_one_text():
+    image = np.zeros((2000, 2000, 3), np.uint8)
+    body = _body(encode_array(image))
+    assert len(body) > MAX_LISTED and decode_act(body).image.shape == image.shape
+    assert decode_act(json.dumps({"encoded": body.decode()}).encode()).image.shape == image.shape
+
+
+@pytest.mark.parametrize(
+    ("bulk", "status", "sentence"),
+    [
+        (b"[]," * (MAX_LISTED // 3), 413, "the picture must be one text"),
+        (b"[[1,2,3]]," * (MAX_LISTED // 10), 413, "the picture must be one text"),
+        (b'"' + b"\\u0041" * (MAX_LISTED // 6) + b'",', 413, "the picture must be one text"),
+        (b"[]," * 1_000_000, 400, "more lists than"),
+    ],
+)
+def test_a_body_that_would_take_long_to_parse_is_refused_unread(bulk, status, sentence):
+    for body in (
+        b'{"instruction":"go","image":[' + bulk + b"1]}",
+        b'{"encoded":"[' + bulk.replace(b'"', b'\\"') + b'1]"}',
+    ):
+        with pytest.raises(RequestError, match=sentence) as caught:
+            decode_act(body)
+        assert caught.value.status == status
+
+
+def test_spaces_in_base64_cost_no_object_each():
+    with pytest.raises(RequestError, match="no PNG or JPEG file"):
+        decode_act(_body("AA AA\r\n" * 10_000))
 
 
 def test_a_small_file_that_claims_to_be_huge_is_refused_before_it_is_unpacked():

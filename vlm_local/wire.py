@@ -25,10 +25,15 @@ from vlm_local.types import Decision
 MIN_SIDE, MAX_SIDE = 16, 4096
 # The largest image in json_numpy's base64, and a margin for everything else.
 MAX_BODY = 4 * (MAX_SIDE * MAX_SIDE * 3) // 3 + 2**20
+MAX_LISTED = 8_000_000  # bytes; a 640x480 picture as a nested list takes 5.2 million at most
 MAX_INSTRUCTION = 2000
 
 # AutoEval's 8 numbers measure the gripper's opening as 0..0.39, its 7 as 0..1.
 AUTOEVAL_GRIPPER_RANGE = 0.39
+
+_SMALL_BODY = 2**20  # parsed in a few milliseconds whatever it holds
+_PIXEL_BYTES = len("[0,0,0],")
+_MANY = 1000  # commas and escapes in a body whose bulk is one text
 
 _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g);base64,", re.IGNORECASE)
@@ -108,6 +113,7 @@ def build_details(decision: Decision, **where: Any) -> dict[str, Any]:
 
 
 def _load_json(body: bytes) -> Any:
+    _check_num_values(body)
     try:
         return json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -116,6 +122,18 @@ def _load_json(body: bytes) -> Any:
         raise RequestError("the body is JSON nested too deeply to be a request") from None
     except ValueError as error:
         raise RequestError(f"the body is not complete JSON: {error}") from None
+
+
+def _check_num_values(body: bytes) -> None:
+    """Refuse what would take long to parse: all threads wait for the JSON parser, and each list takes 88 bytes."""
+    if len(body) > MAX_LISTED and body.count(b",") + body.count(b"\\") > _MANY:
+        raise RequestError(
+            f"the body has {len(body)} bytes; above {MAX_LISTED} the picture must be one text: "
+            "json_numpy, or a PNG or JPEG file in base64",
+            413,
+        )
+    if len(body) > _SMALL_BODY and body.count(b"[") * _PIXEL_BYTES > len(body) + _SMALL_BODY:
+        raise RequestError("image: the body has more lists than a nested list of pixels of its length")
 
 
 def _as_object(value: Any) -> dict:
@@ -225,7 +243,7 @@ def _decode_array(value: Mapping[str, Any], name: str) -> np.ndarray:
     return np.frombuffer(data, kind).reshape(shape) if data else np.zeros(shape, kind)
 
 
-def _decode_base64(text: str, name: str) -> bytes:
+def _decode_base64(text: str | bytes, name: str) -> bytes:
     try:
         return pybase64.b64decode(text, validate=True)
     except ValueError as error:
@@ -254,7 +272,8 @@ def _decode_image_file(text: str) -> np.ndarray:
     prefix = _DATA_URL.match(text)
     if prefix is None and text[:5].lower() == "data:":
         raise RequestError(f"image: a data URL must start with data:image/png;base64, or jpeg, not {text[:40]!r}")
-    data = _decode_base64("".join(text[prefix.end() if prefix else 0 :].split()), "image")
+    plain = text[prefix.end() if prefix else 0 :].encode("ascii", "replace")
+    data = _decode_base64(plain.translate(None, b" \t\r\n"), "image")
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
             _check_image_shape((file.height, file.width, 3))
@@ -271,5 +290,5 @@ def _show(value: Any) -> str:
     """A JSON value for a message, never longer than a line."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
-    text = json.dumps(value)
+    text = json.dumps(value[:60] if isinstance(value, str) else value)
     return text if len(text) <= 60 else f"{text[:57]}..."

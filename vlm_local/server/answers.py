@@ -19,6 +19,7 @@ def add_answer_route(app: Flask, answerer: Answerer) -> None:
     def answer():
         refusal = f"{MAX_QUESTIONS} questions are being answered already; ask again"
         with service.enter(), take_place(places, refusal):
-            question = decode_question(request.get_data(cache=False))
+            with service.reading(request.content_length):
+                question = decode_question(request.get_data(cache=False))
             details = build_answer_details(answerer.answer(question), service.metadata.get("model"))
         return Response(encode_json(details) + "\n", mimetype="application/json")

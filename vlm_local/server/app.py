@@ -153,7 +153,8 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
     @app.post("/act")
     def act():
         with service.enter(), service.robots.admit(g.robot) as robot:
-            message = decode_act(request.get_data(cache=False))
+            with service.reading(request.content_length):
+                message = decode_act(request.get_data(cache=False))
             decoded = perf_counter()
             with robot.turn:
                 _check_still_there()

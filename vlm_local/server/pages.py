@@ -115,7 +115,8 @@ def _add_try_route(app: Flask) -> None:
         if request.mimetype != "application/json":  # a foreign page can send no other kind unasked
             raise RequestError("send JSON, with Content-Type: application/json", 415)
         with service.enter(), take_place(place, "another picture is being tried; try again when it is answered"):
-            message = decode_act(request.get_data(cache=False))
+            with service.reading(request.content_length):
+                message = decode_act(request.get_data(cache=False))
             if message.instruction is None:
                 raise RequestError("type an instruction: what shall the robot do?")
             if not policies:

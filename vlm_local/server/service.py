@@ -25,6 +25,10 @@ ACTION_CONVENTION = {
     "control_hz": 5,
 }
 
+LARGE_BODY = 2**20  # bytes; a 256x256 picture takes a quarter of it
+MAX_LARGE_BODIES = 2  # read at a time; the largest takes some 300 MB on its way from text to picture
+_LARGE_BODY_WAIT_S = 5.0
+
 _WHY_NOT = {
     "loading": "the model is still loading; /health turns 200 when it can answer",
     "failed": "the model could not be loaded; the server's log says why",
@@ -93,6 +97,7 @@ class Service:
         self.stopping = threading.Event()
         self.report: dict[str, Callable[[], Any]] = {"held": self.kept.describe}  # lines of /health: name -> value
         self.policies = policies
+        self._large_bodies = threading.BoundedSemaphore(MAX_LARGE_BODIES)
         self._num_inside = 0
         self._changed = threading.Condition()
 
@@ -132,6 +137,22 @@ class Service:
             with self._changed:
                 self._num_inside -= 1
                 self._changed.notify_all()
+
+    @contextmanager
+    def reading(self, num_bytes: int | None) -> Iterator[None]:
+        """While a body of this length is read and parsed: a small one at once, a large one when it is its turn.
+
+        Raises RequestError (503) where that does not come soon.
+        """
+        if (num_bytes or 0) <= LARGE_BODY:
+            yield
+            return
+        if not self._large_bodies.acquire(timeout=_LARGE_BODY_WAIT_S):
+            raise RequestError(f"{MAX_LARGE_BODIES} large bodies are being read already; send a smaller picture", 503)
+        try:
+            yield
+        finally:
+            self._large_bodies.release()
 
     def drain(self, grace_s: float) -> bool:
         """Admit nobody any more and wait for those inside. True when they all left in time."""
