@@ -30,6 +30,7 @@ MAX_INSTRUCTION = 2000
 
 # AutoEval's 8 numbers measure the gripper's opening as 0..0.39, its 7 as 0..1.
 AUTOEVAL_GRIPPER_RANGE = 0.39
+MAX_MEASURED = 1000.0  # metres or radians; far beyond any arm, and squares and millimetres stay finite
 
 _SMALL_BODY = 2**20  # parsed in a few milliseconds whatever it holds
 _PIXEL_BYTES = len("[0,0,0],")
@@ -202,6 +203,8 @@ def _decode_proprio(value: Any) -> np.ndarray | None:
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
         raise RequestError(f"{expected}all finite, got {array.tolist()}")
+    if np.abs(array).max() > MAX_MEASURED:
+        raise RequestError(f"{expected}in metres and radians, none above {MAX_MEASURED:g}, got {array.tolist()}")
     opening = array[6] if len(array) == 7 else array[7] / AUTOEVAL_GRIPPER_RANGE
     return np.append(array[:6], np.clip(opening, 0.0, 1.0))
 
@@ -233,14 +236,14 @@ def _decode_array(value: Mapping[str, Any], name: str) -> np.ndarray:
         raise RequestError(f"{name}: expected a json_numpy object with the keys '__numpy__', 'dtype' and 'shape'")
     if not _DTYPE.fullmatch(dtype):
         raise RequestError(f"{name}: dtype {dtype[:40]!r} is not allowed; send numbers such as '|u1' or '<f8'")
-    if len(shape) > 4 or not all(type(side) is int and 0 <= side <= 2**31 for side in shape):
-        raise RequestError(f"{name}: {_show(shape)} is no shape; expected up to 4 whole numbers")
+    if len(shape) > 4 or not all(type(side) is int and 0 < side <= 2**31 for side in shape):
+        raise RequestError(f"{name}: {_show(shape)} is no shape; expected up to 4 whole numbers above 0")
     data = _decode_base64(text, name)
     kind = np.dtype(dtype)
     expected = math.prod(shape) * kind.itemsize
     if len(data) != expected:
         raise RequestError(f"{name}: {dtype} of shape {shape} takes {expected} bytes, but {len(data)} came")
-    return np.frombuffer(data, kind).reshape(shape) if data else np.zeros(shape, kind)
+    return np.frombuffer(data, kind).reshape(shape)
 
 
 def _decode_base64(text: str | bytes, name: str) -> bytes:
