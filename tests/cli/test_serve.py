@@ -1,5 +1,6 @@
 """`serve` as a process: what it prints, how it ends."""
 
+import fcntl
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 import pytest
 
 from tests.serving import ask, build_body, until
+from vlm_local.logs import LineWriter
 
 STEERED = """
 import sys, time
@@ -140,6 +142,31 @@ def test_what_does_not_finish_in_four_seconds_gets_a_503_and_the_process_still_e
         assert result[0] == 503 and "stopping" in json.loads(result[2])["error"]
         assert 3.5 < time.monotonic() - start_s < 50  # the model takes 60
     assert process.wait(60) == 0
+
+
+def test_a_log_that_nobody_reads_holds_nothing_up(start):
+    process = start("--record", "off")
+    port = _wait_ready(process)
+    fcntl.fcntl(process.stderr, fcntl.F_SETPIPE_SZ, 4096)  # full after some thirty lines
+    assert [ask(port, "POST", "/act", b"{")[0] for _ in range(100)] == [400] * 100
+    assert ask(port, "POST", "/act", build_body())[0] == ask(port, "GET", "/health")[0] == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+
+
+def test_lines_that_were_dropped_are_counted():
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    lines = LineWriter(writer)
+    for number in range(3000):
+        lines.put(f"line {number} " + "-" * 100)
+    told = []
+    thread = threading.Thread(target=lambda: told.extend(os.fdopen(reader)))
+    thread.start()
+    lines.close()
+    os.close(writer)
+    thread.join(60)
+    assert len(told) < 3000 and 0 < sum(int(line.split()[0]) for line in told if "dropped" in line) < 3000
 
 
 def test_sigint_while_it_loads(start):

@@ -42,9 +42,10 @@ def run(args: argparse.Namespace) -> int:
     import logging
     import os
 
+    from vlm_local.logs import STDOUT, LineWriter, start_logging
     from vlm_local.plain import make_log_plain
 
-    logging.basicConfig(level=logging.INFO, format=_LOG_LINE)
+    start_logging(_LOG_LINE)
     make_log_plain(_LOG_LINE)
     for client in ("httpx", "httpx2"):  # below the openai package: a line for every request
         logging.getLogger(client).setLevel(logging.WARNING)
@@ -59,17 +60,22 @@ def run(args: argparse.Namespace) -> int:
     policies = open_policies(read_policy_options(args), apart=True)
     server = RunningServer(policies, settings, around, listener)
     url = server.url + settings.prefix
+    out = LineWriter(STDOUT)
 
     def tell_loading():
-        print(f"loading {policies.metadata.get('model')}; {url}/health tells when it answers", flush=True)
+        out.put(f"loading {policies.metadata.get('model')}; {url}/health tells when it answers")
 
     def tell_ready():
         trained = policies.metadata.get("trained")
-        print(f"ready: {policies.metadata.get('model')} at {url}" + (", trained" if trained else ""), flush=True)
+        out.put(f"ready: {policies.metadata.get('model')} at {url}" + (", trained" if trained else ""))
         if trained is False:
-            print("warning: the weights are untrained, so the answers mean nothing", flush=True)
+            out.put("warning: the weights are untrained, so the answers mean nothing")
 
-    if serve_until_stopped(server, tell_loading, tell_ready):
+    try:
+        ended = serve_until_stopped(server, tell_loading, tell_ready)
+    finally:
+        out.close()
+    if ended:
         return 0
     logging.shutdown()
     os._exit(0)  # a forward still runs; the interpreter cannot end its thread in order

@@ -21,6 +21,7 @@ import psutil
 from vlm_local.engines import Engine, Outcome, explained
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.libc import die_with_parent
+from vlm_local.logs import start_logging, take_over_logging
 from vlm_local.types import GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -202,7 +203,7 @@ def main() -> None:
     for name in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the server says when it is the end
         signal.signal(name, signal.SIG_IGN)
     die_with_parent(signal.SIGKILL)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s engine: %(message)s")
+    start_logging("%(asctime)s %(levelname)s engine: %(message)s")
     with Connection(int(sys.argv[1])) as pipe, suppress(EOFError, OSError):  # where the server has ended
         _serve(pipe)
 
@@ -213,6 +214,7 @@ def _serve(pipe: Connection) -> None:
             engine = pipe.recv()()
     except VLMLocalError as error:
         return pipe.send(error)
+    take_over_logging()
     pipe.send((engine.max_batch, engine.metadata))
     while True:
         message = pipe.recv()
