@@ -19,6 +19,7 @@ import pybase64
 from PIL import Image
 
 from vlm_local.errors import RequestError
+from vlm_local.picture_files import check_work
 from vlm_local.primitives import parse_phrase
 from vlm_local.types import Decision
 
@@ -277,6 +278,7 @@ def _decode_image_file(text: str) -> np.ndarray:
         raise RequestError(f"image: a data URL must start with data:image/png;base64, or jpeg, not {text[:40]!r}")
     plain = text[prefix.end() if prefix else 0 :].encode("ascii", "replace")
     data = _decode_base64(plain.translate(None, b" \t\r\n"), "image")
+    check_work(data)
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
             _check_image_shape((file.height, file.width, 3))

@@ -1,0 +1,52 @@
+"""PNG and JPEG files that take more work than their size says are refused before they are decoded.
+
+A scan of a JPEG goes over all its pixels, but may take 40 bytes of the file; Pillow reads each part of
+a file's head in Python, where a part may be one byte.
+"""
+
+from vlm_local.errors import RequestError
+
+MAX_SCANS = 100  # a progressive JPEG has 10 or so
+MAX_PARTS = 16_384  # a 4096x4096 PNG in chunks of 8 kB has 6,000
+
+_ALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers that no length follows
+_START_OF_SCAN = 0xDA
+
+
+def check_work(data: bytes) -> None:
+    """Raises RequestError; what is neither PNG nor JPEG is left to the decoder."""
+    if data.startswith(b"\xff\xd8"):
+        _check_jpeg(data)
+    elif data.startswith(b"\x89PNG"):
+        _check_png(data)
+
+
+def _check_jpeg(data: bytes) -> None:
+    position, num_parts = 2, 0
+    while position + 4 <= len(data):
+        marker = data[position + 1]
+        if data[position] == 0xFF and marker == _START_OF_SCAN:
+            break
+        _count_part(num_parts := num_parts + 1)
+        if data[position] != 0xFF or marker in (0x00, 0xFF):  # padding
+            position += 1
+        elif marker in _ALONE:
+            position += 2
+        else:
+            position += 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+    # In a scan's own data 0xFF is always followed by 0.
+    num_scans = data.count(bytes([0xFF, _START_OF_SCAN]), position)
+    if num_scans > MAX_SCANS:
+        raise RequestError(f"image: the JPEG file has {num_scans} scans; {MAX_SCANS} are allowed")
+
+
+def _check_png(data: bytes) -> None:
+    position, num_parts = 8, 0
+    while position < len(data):
+        _count_part(num_parts := num_parts + 1)
+        position += 12 + int.from_bytes(data[position : position + 4], "big")
+
+
+def _count_part(num_parts: int) -> None:
+    if num_parts > MAX_PARTS:
+        raise RequestError(f"image: the file has more than {MAX_PARTS} chunks or segments")
