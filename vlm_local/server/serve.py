@@ -1,19 +1,15 @@
 """The app on a socket: waitress, its thread, and an orderly end."""
 
-import json
 import socket
 import threading
 
 from flask import Flask
-from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
 from waitress.server import create_server
-from waitress.task import ErrorTask
-from waitress.utilities import RequestEntityTooLarge
 from waitress.wasyncore import close_all
 
 from vlm_local.errors import ConfigError
 from vlm_local.server.answers import MAX_QUESTIONS
+from vlm_local.server.connections import Channel
 from vlm_local.server.live import MAX_VIEWERS
 from vlm_local.server.service import Service
 from vlm_local.wire import MAX_BODY
@@ -21,7 +17,6 @@ from vlm_local.wire import MAX_BODY
 _SPARE_THREADS = 4  # so that /health always answers
 _READ_AT_ONCE = 2**18  # a 256x256 request in two reads
 _KEEP_IN_MEMORY = 2**23  # larger bodies wait in a temporary file
-_GIVE_UP_READING = 2**30
 _IDLE_CONNECTION_S = 300  # a person resets the scene between two episodes
 
 
@@ -59,7 +54,7 @@ class HTTPServer:
             asyncore_use_poll=True,
             ident=None,
         )
-        self._server.channel_class = _Channel
+        self._server.channel_class = Channel
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
 
@@ -71,56 +66,3 @@ class HTTPServer:
         except OSError:  # the loop has closed its own pipe: nobody else uses the sockets any more
             close_all(self._sockets, ignore_all=True)
         self._thread.join(2)
-
-
-class _Parser(HTTPRequestParser):
-    """Reads a body that is too large to its end, unkept: a client hears why only once it has sent all."""
-
-    def received(self, data):
-        consumed = super().received(data)
-        if isinstance(self.error, RequestEntityTooLarge):
-            if self.expect_continue:
-                self.expect_continue = False  # it has sent nothing yet, and shall not
-                return consumed
-            body = self.body_rcv
-            if not isinstance(body.buf, _Nowhere):
-                body.buf.close()
-                body.buf = _Nowhere()
-            given_up = max(self.content_length, self.body_bytes_received) > _GIVE_UP_READING
-            self.completed = bool(body.completed or body.error or given_up)
-        return consumed
-
-
-class _Nowhere:
-    """A buffer that keeps nothing."""
-
-    def append(self, data):
-        pass
-
-    def close(self):
-        pass
-
-    def __len__(self):
-        return 0
-
-
-class _ErrorTask(ErrorTask):
-    """What waitress refuses by itself (not HTTP, too large), said in JSON like everything else."""
-
-    def execute(self):
-        error = self.request.error
-        status = 400 if error.code == 501 else error.code  # an unknown Transfer-Encoding is the client's doing
-        reason = f"{error.reason}: {error.body}"
-        if status == 413:
-            reason = f"the body is larger than the {MAX_BODY} bytes allowed"
-        body = json.dumps({"error": reason}).encode() + b"\n"
-        self.status = f"{status} {error.reason}"
-        self.response_headers.append(("Content-Type", "application/json"))
-        self.set_close_on_finish()
-        self.content_length = len(body)
-        self.write(body)
-
-
-class _Channel(HTTPChannel):
-    parser_class = _Parser
-    error_task_class = _ErrorTask
