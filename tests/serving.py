@@ -7,7 +7,7 @@ import re
 import socket
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,17 +142,23 @@ def ask(port, method, path, body=None, headers=None):
 
 
 def exchange(port, data: bytes) -> bytes:
-    """Send raw bytes, read one answer: all that comes until its body is whole or the server closes."""
+    """Send raw bytes, read one answer."""
     with socket.create_connection(("127.0.0.1", port), 60) as connection:
         connection.sendall(data)
-        answer = b""
+        return read_answer(connection)
+
+
+def read_answer(connection: socket.socket) -> bytes:
+    """All that comes until its body is whole or the server closes."""
+    answer = b""
+    with suppress(ConnectionResetError):
         while part := connection.recv(65536):
             answer += part
             head, end, body = answer.partition(b"\r\n\r\n")
             length = re.search(rb"content-length: (\d+)", head.lower())
             if end and length and len(body) >= int(length[1]):
                 break
-        return answer
+    return answer
 
 
 def find_free_port() -> int:

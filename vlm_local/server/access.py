@@ -9,9 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from vlm_local.errors import ConfigError, RequestError
+from vlm_local.wire import MAX_BODY
 
 DEFAULT_ROBOT = "robot"
 ADDRESS = "vlm_local.address"  # where the WSGI environment holds the request's Address
+MAX_SMALL_BODY = 2**16  # bytes, of requests without a picture
 
 _ROBOT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOKEN = re.compile(r"[A-Za-z0-9_.~-]{8,}")
@@ -42,6 +44,11 @@ def parse_address(path: str, prefix: str = "") -> Address:
     if not _ROBOT.fullmatch(robot) or robot in (".", ".."):
         raise RequestError("a robot's name is 1 to 64 letters, digits, '_', '.' or '-'", 404)
     return Address(path, robot, token)
+
+
+def longest_body(route: str) -> int:
+    """Bytes that a request's body may have."""
+    return MAX_BODY if route in ("/act", "/answer", "/live/try") else MAX_SMALL_BODY
 
 
 def _take(path: str, mark: str) -> tuple[str | None, str]:

@@ -15,7 +15,7 @@ from werkzeug.exceptions import HTTPException
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.files import encode_json
 from vlm_local.plain import hide_token
-from vlm_local.server.access import ADDRESS, DEFAULT_ROBOT, RateLimit, parse_address, read_token
+from vlm_local.server.access import ADDRESS, DEFAULT_ROBOT, RateLimit, longest_body, parse_address, read_token
 from vlm_local.server.answers import add_answer_route
 from vlm_local.server.episodes import Step
 from vlm_local.server.holds import add_hold_routes
@@ -100,6 +100,9 @@ def _guard(app: Flask, service: Service) -> None:
             g.is_known = False
         if limit is not None and address.route == "/act":
             limit.check(remote)
+        most = longest_body(address.route)
+        if request.routing_exception is None and (request.content_length or 0) > most:
+            raise RequestError(f"the body is larger than the {most} bytes allowed", 413)
 
     @app.errorhandler(Exception)
     def explain(error: Exception):
@@ -110,8 +113,6 @@ def _guard(app: Flask, service: Service) -> None:
         response = _json({"error": reason, "request_id": g.id}, status)
         if isinstance(error, HTTPException) and getattr(error, "valid_methods", None):
             response.headers["Allow"] = ", ".join(error.valid_methods)
-        if status == 413:
-            response.headers["Connection"] = "close"
         return response
 
     @app.after_request

@@ -1,46 +1,111 @@
-"""What of a connection is ours and not waitress's: bodies that are too large, refusals in JSON."""
+"""Connections that are bounded before a request is worked on. Waitress's loop runs all of this in its one thread,
+but for `Channel.service`; nothing here waits.
+
+A request comes within REQUEST_S or not at all. Its headers decide whether its body is kept. The bodies of all
+connections together stay below MAX_HELD, and where no connection is left, a new one takes the place of the one
+that has kept the server waiting longest.
+"""
 
 import json
+import logging
+import resource
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from http import HTTPStatus
+from io import BytesIO
 
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.task import ErrorTask
-from waitress.utilities import RequestEntityTooLarge
+from waitress.utilities import BadRequest, RequestEntityTooLarge
 
+from vlm_local.errors import RequestError
+from vlm_local.server.access import longest_body, parse_address
+from vlm_local.server.service import ServerSettings
 from vlm_local.wire import MAX_BODY
 
+logger = logging.getLogger(__name__)
+
+REQUEST_S = 10.0  # from a request's first byte, or the connection's begin, to its last byte
+UNREAD_S = 30.0  # an answer of which the client takes nothing
+MAX_HELD = 2**28  # bytes; 16 robots with 256x256 pictures hold 4 MB
+MAX_CONNECTIONS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+
+_URGENT = ("/act", "/reset", "/health")
 _GIVE_UP_READING = 2**30
+_CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
+_CHUNKED_UNCHECKED = 2**16
+_CHUNKED_PAYLOAD = 0.9
 
 
 class Parser(HTTPRequestParser):
-    """Reads a body that is too large to its end, unkept: a client hears why only once it has sent all."""
+    """Reads a body that is not wanted to its end, unkept: a client hears why only once it has sent all."""
+
+    def __init__(self, adj, is_wanted: Callable[["Parser"], bool] = lambda parser: True):
+        """is_wanted: asked once, when the headers are read."""
+        super().__init__(adj)
+        self.began = time.monotonic()
+        self._is_wanted = is_wanted
+        self._is_judged = False
+
+    @property
+    def num_held(self) -> int:
+        """Bytes of the body that are kept."""
+        return 0 if self.body_rcv is None or isinstance(self.body_rcv.buf, _Nowhere) else self.body_bytes_received
 
     def received(self, data):
-        consumed = super().received(data)
+        consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv else data)
         if isinstance(self.error, RequestEntityTooLarge):
-            if self.expect_continue:
-                self.expect_continue = False  # it has sent nothing yet, and shall not
-                return consumed
-            body = self.body_rcv
-            if not isinstance(body.buf, _Nowhere):
-                body.buf.close()
-                body.buf = _Nowhere()
-            given_up = max(self.content_length, self.body_bytes_received) > _GIVE_UP_READING
-            self.completed = bool(body.completed or body.error or given_up)
+            self._read_on()
+        elif self.headers_finished and self.error is None and not self.empty:
+            if not self._is_judged:
+                self._is_judged = True
+                if not self._is_wanted(self):
+                    self._drop_body()
+            self._check_chunks()
         return consumed
+
+    def _read_on(self) -> None:
+        if self.expect_continue:
+            self.expect_continue = False  # it has sent nothing yet, and shall not
+            return
+        body = self.body_rcv
+        self._drop_body()
+        given_up = max(self.content_length, self.body_bytes_received) > _GIVE_UP_READING
+        self.completed = bool(body.completed or body.error or given_up)
+
+    def _drop_body(self) -> None:
+        if self.body_rcv is not None and not isinstance(self.body_rcv.buf, _Nowhere):
+            self.body_rcv.buf.close()
+            self.body_rcv.buf = _Nowhere()
+
+    def _check_chunks(self) -> None:
+        """A body in chunks of a few bytes, or with long lines between them, costs much time and memory."""
+        num_read = self.body_bytes_received
+        if self.chunked and num_read > _CHUNKED_UNCHECKED and len(self.body_rcv) < _CHUNKED_PAYLOAD * num_read:
+            self.error = BadRequest("the chunks of the body are too small; send Content-Length, or larger chunks")
+            self.completed = True
 
 
 class _Nowhere:
-    """A buffer that keeps nothing."""
+    """A buffer that counts, but keeps nothing."""
+
+    def __init__(self):
+        self._num_bytes = 0
 
     def append(self, data):
-        pass
+        self._num_bytes += len(data)
+
+    def getfile(self):
+        return BytesIO()
 
     def close(self):
         pass
 
     def __len__(self):
-        return 0
+        return self._num_bytes
 
 
 class _ErrorTask(ErrorTask):
@@ -61,5 +126,101 @@ class _ErrorTask(ErrorTask):
 
 
 class Channel(HTTPChannel):
-    parser_class = Parser
+    """One connection."""
+
     error_task_class = _ErrorTask
+
+    def __init__(self, settings: ServerSettings, server, *args, **kwargs):
+        _make_room(list(server.active_channels.values()))
+        self._settings = settings
+        self._opened = time.monotonic()
+        self._nothing_unsent = time.time()  # when that was seen last
+        self._has_asked = False
+        self.parser_class = partial(Parser, is_wanted=self._is_wanted)
+        super().__init__(server, *args, **kwargs)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it is the client's turn, to begin or to end a request."""
+        return not self.requests and not self.total_outbufs_len
+
+    @property
+    def waited(self) -> tuple[bool, float]:
+        """Whether it has never asked anything, and seconds waited for the client; the largest makes room for others."""
+        if self.request is not None:
+            return not self._has_asked, time.monotonic() - self.request.began
+        if self._has_asked:
+            return False, time.time() - self.last_activity
+        return True, time.monotonic() - self._opened
+
+    @property
+    def is_urgent(self) -> bool:
+        """Whether the request to be answered is a robot's, or asks how the server is."""
+        try:
+            return parse_address(self._read_path(self.requests[0]), self._settings.prefix).route in _URGENT
+        except RequestError:
+            return False
+
+    @property
+    def num_held(self) -> int:
+        return sum(request.num_held for request in (self.request, *self.requests) if request is not None)
+
+    def readable(self):
+        """Asked before every wait for sockets, once a second at least."""
+        never_asked, waited_s = self.waited
+        if self.is_waiting and (self.request is not None or never_asked) and waited_s > REQUEST_S:
+            self.refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request did not come within {REQUEST_S:g} s")
+            return False
+        now = time.time()
+        if not self.total_outbufs_len:
+            self._nothing_unsent = now
+        elif now - max(self._nothing_unsent, self.last_activity) > UNREAD_S:
+            self.handle_close()
+            return False
+        return super().readable()
+
+    def received(self, data):
+        super().received(data)
+        _keep_to_budget(list(self.server.active_channels.values()))
+
+    def service(self):
+        self._has_asked = True
+        super().service()
+
+    def refuse(self, status: HTTPStatus, reason: str) -> None:
+        """Hang up; the reason is for a client that has begun a request."""
+        if self.request is not None:
+            logger.warning("a connection from %s is closed: %s", self.addr[0], reason)
+            body = json.dumps({"error": reason}) + "\n"
+            head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: application/json\r\n"
+            with suppress(OSError):
+                self.socket.send(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
+        self.handle_close()
+
+    @staticmethod
+    def _read_path(request: Parser) -> str:
+        """As the application sees it; what is not HTTP has none."""
+        return "/" + getattr(request, "path", "").lstrip("/")
+
+    def _is_wanted(self, request: Parser) -> bool:
+        """Whether the body will be looked at, by token and length; where not, the application says why not."""
+        try:
+            address = parse_address(self._read_path(request), self._settings.prefix)
+            self._settings.gate.check(self.addr[0], address.token, request.headers.get("AUTHORIZATION", ""))
+        except RequestError:
+            return False
+        return request.content_length <= longest_body(address.route)
+
+
+def _make_room(channels: list[Channel]) -> None:
+    waiting = [channel for channel in channels if channel.is_waiting]
+    if len(channels) >= MAX_CONNECTIONS and waiting:
+        longest = max(waiting, key=lambda channel: channel.waited)
+        longest.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
+
+
+def _keep_to_budget(channels: list[Channel]) -> None:
+    sending = [channel for channel in channels if channel.request is not None]
+    if sum(channel.num_held for channel in channels) > MAX_HELD and sending:
+        largest = max(sending, key=lambda channel: channel.num_held)
+        largest.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many large bodies are on their way; send smaller pictures")

@@ -31,6 +31,7 @@ _HEADERS = {
     "Cache-Control": "no-store",
 }
 _MAX_LISTED = 500
+_MAX_READERS = 2  # of the recording at a time: a long one takes seconds of the interpreter's lock
 
 
 def add_live_routes(app: Flask, hub: Hub, run: Path | None = None) -> None:
@@ -80,6 +81,8 @@ def _send_static(name: str) -> Response:
 
 
 def _add_episode_routes(app: Flask, run: Path | None) -> None:
+    places = threading.Semaphore(_MAX_READERS)
+
     def find(episode: str) -> Path:
         for _, _, folder in [] if run is None else list_folders(run / "episodes"):
             if folder.name == episode:
@@ -88,14 +91,16 @@ def _add_episode_routes(app: Flask, run: Path | None) -> None:
 
     @app.get("/live/episodes")
     def list_episodes():
-        found = [] if run is None else list(summarise_run(run))
+        with take_place(places, "the recording is being read already; ask again"):
+            found = [] if run is None else list(summarise_run(run))
         found.sort(key=lambda episode: episode.started or 0.0, reverse=True)
         episodes = [asdict(episode) for episode in found[:_MAX_LISTED]]
         return _json({"folder": run and str(run), "total": len(found), "episodes": episodes})
 
     @app.get("/live/episodes/<episode>")
     def show_episode(episode: str):
-        return _json({"steps": list(read_json_lines(find(episode) / "steps.jsonl"))})
+        with take_place(places, "the recording is being read already; ask again"):
+            return _json({"steps": list(read_json_lines(find(episode) / "steps.jsonl"))})
 
     @app.get("/live/episodes/<episode>/frames/<int:step>")
     def show_recorded_frame(episode: str, step: int):

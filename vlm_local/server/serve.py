@@ -2,21 +2,24 @@
 
 import socket
 import threading
+from functools import partial
 
 from flask import Flask
 from waitress.server import create_server
+from waitress.task import ThreadedTaskDispatcher
 from waitress.wasyncore import close_all
 
 from vlm_local.errors import ConfigError
 from vlm_local.server.answers import MAX_QUESTIONS
-from vlm_local.server.connections import Channel
+from vlm_local.server.connections import MAX_CONNECTIONS, Channel
 from vlm_local.server.live import MAX_VIEWERS
 from vlm_local.server.service import Service
 from vlm_local.wire import MAX_BODY
 
-_SPARE_THREADS = 4  # so that /health always answers
+_SPARE_THREADS = 4  # for what is refused at once, and /health
 _READ_AT_ONCE = 2**18  # a 256x256 request in two reads
 _KEEP_IN_MEMORY = 2**23  # larger bodies wait in a temporary file
+_SPARE_CONNECTIONS = 64  # where all others have a request that is being answered
 _IDLE_CONNECTION_S = 300  # a person resets the scene between two episodes
 
 
@@ -29,6 +32,23 @@ def bind(host: str, port: int) -> socket.socket:
         raise ConfigError(
             f"cannot listen on {host} port {port}: {error}; choose another --port, 0 takes any that is free"
         ) from None
+
+
+class _Threads:
+    """Waitress's dispatcher, twice: pages and questions, however many and slow, hold no thread that a robot needs."""
+
+    def __init__(self, num_robots: int, num_others: int):
+        """Threads of each kind, to which spare ones are added."""
+        self._robots, self._others = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
+        self._robots.set_thread_count(num_robots + _SPARE_THREADS)
+        self._others.set_thread_count(num_others + _SPARE_THREADS)
+
+    def add_task(self, channel: Channel) -> None:
+        (self._robots if channel.is_urgent else self._others).add_task(channel)
+
+    def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> None:
+        for threads in (self._robots, self._others):
+            threads.shutdown(cancel_pending, timeout)
 
 
 class HTTPServer:
@@ -44,17 +64,18 @@ class HTTPServer:
             app,
             map=self._sockets,
             sockets=[listener],
-            threads=2 * self.service.settings.max_robots + MAX_VIEWERS + MAX_QUESTIONS + _SPARE_THREADS,
+            _dispatcher=_Threads(2 * self.service.settings.max_robots, MAX_VIEWERS + MAX_QUESTIONS),
             max_request_body_size=MAX_BODY,
             inbuf_overflow=_KEEP_IN_MEMORY,
             recv_bytes=_READ_AT_ONCE,
             channel_timeout=_IDLE_CONNECTION_S,
             channel_request_lookahead=1,  # notices that a client went away while it waits
-            connection_limit=512,
+            connection_limit=MAX_CONNECTIONS + _SPARE_CONNECTIONS,
+            max_request_header_size=2**14,
             asyncore_use_poll=True,
             ident=None,
         )
-        self._server.channel_class = Channel
+        self._server.channel_class = partial(Channel, self.service.settings)
         self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
         self._thread.start()
 

@@ -1,0 +1,152 @@
+"""Who is slow, many, large or a stranger takes nothing that a robot needs."""
+
+import json
+import socket
+import threading
+import time
+
+import numpy as np
+import psutil
+import pytest
+
+from tests.server.observing import observe
+from tests.serving import ask, build_body, exchange, read_answer, serve, until
+from vlm_local.server.access import MAX_SMALL_BODY, Gate
+from vlm_local.server.live import Hub
+from vlm_local.server.service import ServerSettings
+
+HALF = b"POST /act HTTP/1.1\r\nHost: x\r\nX: "
+LONG = b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def server():
+    with serve() as served:
+        served.act()
+        yield served
+
+
+@pytest.fixture
+def limit(monkeypatch):
+    return lambda name, value: monkeypatch.setattr(f"vlm_local.server.connections.{name}", value)
+
+
+@pytest.fixture
+def connect(server):
+    connections = []
+
+    def connect(data=b""):
+        connections.append(socket.create_connection(("127.0.0.1", server.port), 60))
+        connections[-1].sendall(data)
+        return connections[-1]
+
+    yield connect
+    for connection in connections:
+        connection.close()
+
+
+def test_half_open_connections_make_room_for_a_robot(server, connect, limit):
+    limit("MAX_CONNECTIONS", 6)
+    half = [connect(HALF) for _ in range(12)]
+    for _ in range(10):
+        server.act()
+    assert b"503" in read_answer(half[0]).splitlines()[0]
+
+
+def test_who_waits_for_its_next_step_stays_where_others_have_asked_nothing(server, connect, limit):
+    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    kept = connect(request)
+    assert read_answer(kept).startswith(b"HTTP/1.1 200")
+    limit("MAX_CONNECTIONS", 4)
+    for _ in range(8):
+        connect()
+    kept.sendall(request)
+    assert read_answer(kept).startswith(b"HTTP/1.1 200")
+
+
+def test_a_request_has_ten_seconds_and_a_connection_that_has_asked_has_more(server, connect, limit):
+    kept = connect(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert read_answer(kept).startswith(b"HTTP/1.1 200")
+    limit("REQUEST_S", 0.2)
+    late, silent = [connect(HALF), connect(LONG + b"xx")], [connect(), connect(b"\r\n\r\n")]
+    for connection in late:
+        head, _, body = read_answer(connection).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 408") and "did not come within" in json.loads(body)["error"]
+    assert [read_answer(connection) for connection in silent] == [b"", b""]
+    kept.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert read_answer(kept).startswith(b"HTTP/1.1 200")
+
+
+def test_bodies_together_have_a_budget_and_the_largest_goes(server, connect, limit):
+    limit("MAX_HELD", 1_000_000)
+    small = build_body()
+    robot = connect(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(small) + small[:100_000])
+    large = connect(LONG + b"x" * 950_000)
+    head, _, body = read_answer(large).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 503") and "large bodies" in json.loads(body)["error"]
+    robot.sendall(small[100_000:])
+    assert read_answer(robot).startswith(b"HTTP/1.1 200")
+
+
+def test_a_body_of_tiny_chunks_is_refused(server):
+    head = b"POST /act HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    for chunks in (b"1\r\nx\r\n" * 100_000, b"1;" + b"a" * 300_000, b"0\r\n" + b"a" * 300_000):
+        answer = exchange(server.port, head + chunks)
+        assert answer.startswith(b"HTTP/1.1 400") and b"chunks" in answer
+    body = build_body()
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:1000], body[1000:9000], body[9000:]))
+    assert exchange(server.port, head + chunks + b"0\r\n\r\n").startswith(b"HTTP/1.1 200")
+
+
+def test_what_needs_no_picture_takes_no_large_body(server):
+    status, _, body = server.post("/reset", b" " * (MAX_SMALL_BODY + 1))
+    assert status == 413 and f"the {MAX_SMALL_BODY} bytes" in json.loads(body)["error"]
+    assert server.post("/nowhere", b" " * 1_000_000)[0] == 404
+    assert server.post("/reset", b" " * 1000)[0] == 200
+
+
+def test_a_stranger_costs_no_memory_and_hears_why():
+    with serve(settings=ServerSettings(gate=Gate("correct-horse"))) as server:
+        before = psutil.Process().memory_info().rss
+        strangers = [socket.create_connection(("127.0.0.1", server.port), 60) for _ in range(20)]
+        part = b"x" * 7_900_000
+        for stranger in strangers:
+            stranger.sendall(LONG + part)
+        assert psutil.Process().memory_info().rss - before < 60e6
+        assert server.post("/t/correct-horse/act", build_body())[0] == 200
+        for stranger in strangers:
+            stranger.sendall(b"x" * 100_000)
+            answer = read_answer(stranger)
+            assert answer.startswith(b"HTTP/1.1 401") and b"a token is needed" in answer
+            stranger.close()
+
+
+def test_who_takes_nothing_of_its_answer_is_hung_up_on(limit):
+    limit("UNREAD_S", 0.2)
+    with observe() as server:
+        server.act(image=np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8))
+        until(lambda: server.get("/live/frame/robot")[0] == 200)
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            deaf.connect(("127.0.0.1", server.port))
+            deaf.sendall(b"GET /live/frame/robot?format=png HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            time.sleep(0.1)
+            num_sockets = len(server.http._sockets)
+            until(lambda: len(server.http._sockets) < num_sockets)
+
+
+def test_pages_that_hang_hold_no_thread_of_a_robot(monkeypatch):
+    gate = threading.Event()
+    monkeypatch.setattr(Hub, "encode_frame", lambda *_: gate.wait(60) and b"")
+    with observe() as server:
+        pages = [
+            threading.Thread(target=ask, args=(server.port, "GET", "/live/frame/robot"), daemon=True) for _ in range(60)
+        ]
+        for page in pages:
+            page.start()
+        for _ in range(5):
+            server.act()
+        assert server.get("/health")[0] == 200
+        gate.set()
+        for page in pages:
+            page.join(60)
