@@ -69,6 +69,17 @@ def test_seventeen_robots_are_one_too_many():
         server.act("/s/a/act?details=1")
 
 
+def test_names_that_were_made_up_make_room():
+    with serve(settings=ServerSettings(max_robots=2)) as server:
+        for index in range(10):
+            assert server.post(f"/s/made-up-{index}/reset")[0] == 200
+        assert server.act("/s/a/act?details=1")["step"] == 0
+        assert server.act("/s/b/act?details=1")["step"] == 0
+        assert server.post("/s/c/reset")[0] == 403
+        assert server.act()["step"] == 0 and server.post("/reset")[0] == 200
+        assert server.act("/s/a/act?details=1")["step"] == 1
+
+
 def test_names_that_only_sent_rubbish_take_no_place():
     with serve(settings=ServerSettings(max_robots=1)) as server:
         for name in ("a", "b", "c"):

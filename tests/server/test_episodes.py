@@ -3,7 +3,7 @@ import pytest
 
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import derive_seed
-from vlm_local.server.episodes import EpisodeSettings, Robot, Robots
+from vlm_local.server.episodes import FORGET_S, EpisodeSettings, Robot, Robots
 from vlm_local.types import Decision
 from vlm_local.wire import Message
 
@@ -129,7 +129,28 @@ def test_robots_are_made_once_by_name_and_forgotten_where_nothing_came_of_it(clo
         assert caught.value.status == 403
     with robots.admit("b") as robot:
         robot.reset()
-    with pytest.raises(RequestError), robots.admit("a"):
-        pass
     with robots.admit("b") as again:
         assert again is robot
+
+
+def test_who_never_acted_or_is_long_gone_makes_room_and_numbers_are_not_given_twice(clock):
+    robots = Robots(lambda name: Robot(name, SpyPolicy(), EpisodeSettings(), clock), max_robots=2, clock=clock)
+    for name in ("made-up", "another", "left", "right"):
+        with robots.admit(name) as robot:
+            robot.reset()
+        clock.now += 1
+    for name in ("left", "right"):
+        with robots.admit(name) as robot:
+            assert robot.act(_message()).started_by == "reset"
+        clock.now += 1
+    with pytest.raises(RequestError, match=f"idle for {FORGET_S:g} s"), robots.admit("third"):
+        pass
+    with robots.admit("robot") as unnamed:  # always has its place
+        unnamed.act(_message())
+    clock.now += FORGET_S
+    with robots.admit("right"), robots.admit("third") as third:
+        assert third.act(_message()).episode == 0
+    clock.now += FORGET_S
+    with robots.admit("left") as left:
+        step = left.act(_message())
+        assert (step.episode, step.step, step.started_by) == (1, 0, "first request")

@@ -98,6 +98,18 @@ def test_viewers_have_their_places_and_give_them_back_while_robots_are_served():
         until(lambda: _is_free(server))
 
 
+def test_the_page_shows_so_many_robots_and_forgets_the_oldest(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.live.MAX_SHOWN", 2)
+    with observe() as server:
+        for name in ("a", "b", "a", "c"):
+            server.act(f"/s/{name}/act?details=1")
+        until(lambda: server.get("/live/frame/c")[0] == 200)
+        assert [server.get(f"/live/frame/{name}")[0] for name in "abc"] == [200, 404, 200]
+        viewer = Viewer(server)
+        assert set(viewer.read("snapshot")["robots"]) == {"a", "c"}
+        viewer.close()
+
+
 def test_streams_that_nobody_reads_take_no_place():
     with observe() as server:
         for _ in range(2 * MAX_VIEWERS):

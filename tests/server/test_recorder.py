@@ -117,6 +117,17 @@ def test_above_the_cap_the_oldest_ended_episodes_go(tmp_path):
     assert kept <= 6 * size
 
 
+def test_robots_that_went_away_do_not_keep_the_oldest_episodes(tmp_path, monkeypatch):
+    monkeypatch.setattr("vlm_local.server.recorder._MAX_OPEN", 3)
+    recorder = Recorder(tmp_path, dict, max_bytes=1)
+    for number in range(8):
+        recorder(_record(number, f"guest{number}"))
+        recorder(_record(number, "stays"))
+    recorder.close()
+    assert sorted(folder.name for folder in (tmp_path / "episodes").iterdir()) == ["guest6-0", "guest7-0", "stays-0"]
+    assert [line["step"] for line in _read(tmp_path)[-1].lines] == list(range(8))
+
+
 RECORD_FOREVER = """
 import sys
 sys.path.insert(0, sys.argv[2])

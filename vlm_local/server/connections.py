@@ -33,7 +33,7 @@ UNREAD_S = 30.0  # an answer of which the client takes nothing
 MAX_HELD = 2**28  # bytes; 16 robots with 256x256 pictures hold 4 MB
 MAX_CONNECTIONS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
-_URGENT = ("/act", "/reset", "/health")
+_URGENT = ("/act", "/reset", "/hold", "/release", "/health")
 _GIVE_UP_READING = 2**30
 _CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
 _CHUNKED_UNCHECKED = 2**16

@@ -10,9 +10,12 @@ import numpy as np
 
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import Policy, derive_seed
+from vlm_local.server.access import DEFAULT_ROBOT
 from vlm_local.server.kept import Gripper, Hold, Kept
 from vlm_local.types import Decision, Observation
 from vlm_local.wire import Message
+
+FORGET_S = 600.0  # a robot that has been idle for so long makes room for another
 
 _PLACES = 2  # one request of a robot runs, one waits
 
@@ -64,11 +67,21 @@ class Robot:
         self._last = 0.0
         self.turn = threading.Lock()  # held by the request that runs
         self.num_inside = 0  # requests that run or wait; kept by Robots
+        self.last_seen = 0.0  # monotonic seconds; kept by Robots
+        self.has_acted = False
 
     @property
     def is_new(self) -> bool:
         """Whether it has neither acted nor been reset."""
-        return self._episode < 0
+        return not self._started_by
+
+    @property
+    def episode(self) -> int:
+        return self._episode
+
+    def continue_after(self, episode: int) -> None:
+        """Number the episodes from the next one on: this robot was forgotten and comes back. Called while it is new."""
+        self._episode = episode
 
     def reset(self, seed: int | None = None) -> tuple[int, int]:
         """End the episode at the client's word; returns (number, seed) of the new one."""
@@ -94,6 +107,7 @@ class Robot:
         except RequestError:
             self._step -= 1  # it never reached the model
             raise
+        self.has_acted = True
         return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision)
 
     def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
@@ -126,7 +140,7 @@ class Robot:
 
     def _find_end(self, instruction: str, position: np.ndarray | None) -> str | None:
         """Why the episode ended before this request, None where it goes on."""
-        if self._episode < 0:
+        if self.is_new:
             return "first request"
         if self._step == 0:
             return None
@@ -140,7 +154,7 @@ class Robot:
         return None
 
     def _start(self, reason: str, seed: int | None) -> None:
-        if self._step > 0 or self._episode < 0:  # an episode without a step keeps its number
+        if self._step > 0 or self.is_new:  # an episode without a step keeps its number
             self._episode += 1
         self._step = 0
         self._position = None
@@ -152,34 +166,56 @@ class Robot:
 class Robots:
     """The robots that have called, by name."""
 
-    def __init__(self, build: Callable[[str], Robot], max_robots: int):
+    def __init__(self, build: Callable[[str], Robot], max_robots: int, clock: Callable[[], float] = time.monotonic):
+        """max_robots: beside the unnamed one, which always has its place."""
         self._build = build
         self._max_robots = max_robots
+        self._clock = clock
         self._robots: dict[str, Robot] = {}
+        self._forgotten: dict[str, int] = {}  # name -> its last episode's number, which is not given twice
         self._lock = threading.Lock()
 
     @contextmanager
     def admit(self, name: str) -> Iterator[Robot]:
         """One of the two places of a robot; take its `turn` to be served.
 
-        A robot is made at its first call, and forgotten where that comes to nothing. Raises
-        RequestError where robot or house is full.
+        A robot is made at its first call, and removed where that fails. Raises RequestError: 503 where two of
+        its requests are inside, 403 above max_robots.
         """
         with self._lock:
             robot = self._robots.get(name) or self._add(name)
             if robot.num_inside >= _PLACES:
                 raise RequestError(f"robot {name!r} has one request running and one waiting; send one at a time", 503)
             robot.num_inside += 1
+            robot.last_seen = self._clock()
         try:
             yield robot
         finally:
             with self._lock:
                 robot.num_inside -= 1
                 if robot.is_new and not robot.num_inside:
-                    del self._robots[name]
+                    self._remove(robot)
 
     def _add(self, name: str) -> Robot:
-        if len(self._robots) >= self._max_robots:
-            raise RequestError(f"this server serves {self._max_robots} robots and has them; use their names", 403)
+        if name != DEFAULT_ROBOT and len(self._robots.keys() - {DEFAULT_ROBOT}) >= self._max_robots:
+            self._remove(self._find_idle())
         robot = self._robots[name] = self._build(name)
+        robot.continue_after(self._forgotten.pop(name, -1))
         return robot
+
+    def _find_idle(self) -> Robot:
+        """The longest idle of those that never acted, or else of those that did long ago."""
+        idle = [robot for name, robot in self._robots.items() if name != DEFAULT_ROBOT and not robot.num_inside]
+        idle.sort(key=lambda robot: (robot.has_acted, robot.last_seen))
+        if not idle or (idle[0].has_acted and self._clock() - idle[0].last_seen < FORGET_S):
+            raise RequestError(
+                f"this server serves {self._max_robots} robots and has them; use their names, "
+                f"or one that has been idle for {FORGET_S:g} s makes room",
+                403,
+            )
+        return idle[0]
+
+    def _remove(self, robot: Robot) -> None:
+        del self._robots[robot.name]
+        if robot.episode >= 0:
+            self._forgotten[robot.name] = robot.episode

@@ -16,6 +16,7 @@ from vlm_local.files import encode_json
 from vlm_local.server.records import Record, Refusal
 
 KEPT_STEPS = 64  # of each robot, as many as the page's plot shows
+MAX_SHOWN = 32  # robots; the server forgets those that are long gone, too
 MAX_VIEWERS = 8  # each holds one HTTP thread as long as it watches
 _BACKLOG = 256
 _STATUS_EVERY_S = 1.0
@@ -46,6 +47,8 @@ class Hub:
         message = _encode_event("step", step)
         with self._lock:
             steps = self._steps.setdefault(record.robot, deque(maxlen=KEPT_STEPS))
+            if len(self._steps) > MAX_SHOWN:
+                self._drop_oldest(beside=record.robot)
             self._counts["episodes"] += not steps or steps[-1]["episode"] != record.episode
             self._counts["steps"] += 1
             is_held = "hold" in record.decision.extra
@@ -55,6 +58,10 @@ class Hub:
             self._frames[record.robot] = record.observation.image
             for viewer in self._viewers:
                 _put(viewer, message)
+
+    def _drop_oldest(self, beside: str) -> None:
+        oldest = min(self._steps.keys() - {beside}, key=lambda robot: self._steps[robot][-1]["time"])
+        del self._steps[oldest], self._frames[oldest]
 
     def watch(self) -> Iterator[str]:
         """Server-sent events: one `snapshot`, then each `step`, and `status` every second.

@@ -18,6 +18,7 @@ logger = logging.getLogger(__name__)
 
 _COMPLAIN_EVERY_S = 60.0
 _MAX_REASON = 500  # characters of a refusal, which may quote what a stranger sent
+_MAX_OPEN = 64  # episodes; more than robots that act, and few enough that old ones can be deleted
 
 
 class Recorder:
@@ -66,10 +67,12 @@ class Recorder:
         self._lock_file.close()
 
     def _write(self, record: StepRecord) -> None:
-        number, folder = self._open.get(record.robot, (None, None))
+        number, folder = self._open.pop(record.robot, (None, None))
         if folder is None or number != record.episode:
-            self._open.pop(record.robot, None)
             folder = self._start_episode(record)
+        self._open[record.robot] = record.episode, folder  # the last one written to stands last
+        if len(self._open) > _MAX_OPEN:
+            del self._open[next(iter(self._open))]
         self._sizes[folder] += self._writer.add_step(record.build_line(), record.observation.image)
         with self._lock:
             self._stats |= {"written": self._stats["written"] + 1, "error": None}
@@ -84,7 +87,6 @@ class Recorder:
             self._writer.write_meta(known)
         meta = {**known, "server_episode": record.episode, "seed": record.seed, "started_by": record.started_by}
         folder = self._writer.start_episode(record.robot, {**meta, "started": record.time})
-        self._open[record.robot] = record.episode, folder
         self._sizes[folder] = 0
         return folder
 
