@@ -5,6 +5,7 @@ from the recording, and the server's memory must not grow.
 """
 
 import json
+import re
 import signal
 import socket
 import subprocess
@@ -80,7 +81,7 @@ def soak(options, settings: SoakSettings) -> dict[str, Any]:
         wanted |= {"record": str(Path(folder) / "runs"), "fault_rate": settings.fault_rate}
         server = _start("faulty_server", [json.dumps(wanted)], Path(folder) / "server.log")
         try:
-            url = _await_ready(server, Path(folder) / "server.log")
+            url = await_ready(server, Path(folder) / "server.log")
             kill = partial(_kill_engine, server.pid) if sidecar is None else sidecar.restart
             diaries, memory, num_kills = _run_robots(settings, url, server.pid, kill)
             metadata = _fetch(f"{url}/metadata")
@@ -208,7 +209,7 @@ def _judge(
         "stand_stills": counts["held"],
         "refused": refusals.total(),
         "refusals": dict(refusals.most_common(8)),
-        "latency_ms": _summarise(latencies),
+        "latency_ms": summarise(latencies),
         "memory_mb": growth,
     }
 
@@ -221,7 +222,7 @@ def measure_growth(memory: Sequence[float]) -> dict[str, float]:
     return {"first": round(first, 1), "last": round(last, 1), "peak": round(max(memory), 1), "growth": last / first - 1}
 
 
-def _summarise(values: Sequence[float]) -> dict[str, float]:
+def summarise(values: Sequence[float]) -> dict[str, float]:
     if not values:
         return {"n": 0}
     p50, p95, p99 = np.percentile(values, [50, 95, 99])
@@ -283,11 +284,12 @@ def _start(module: str, arguments: Sequence[str], log: Path) -> subprocess.Popen
         return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
 
 
-def _await_ready(server: subprocess.Popen, log: Path) -> str:
+def await_ready(server: subprocess.Popen, log: Path) -> str:
+    """The URL of a server, once it has said on stdout that it is ready. Raises ConfigError where it ends before."""
     line = next((line for line in server.stdout if line.startswith("ready: ")), None)
     if line is None:
         raise ConfigError(f"the server did not start: {log.read_text()[-2000:]}")
-    return line.removeprefix("ready: ").strip()
+    return re.search(r"https?://[^,\s]+", line)[0]
 
 
 def _fetch(url: str) -> dict[str, Any]:

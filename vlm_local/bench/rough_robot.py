@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import Any
@@ -20,7 +21,7 @@ from vlm_local.wire import encode_array
 DEEDS = {"malformed": 0.05, "hang up in the body": 0.02, "hang up before the answer": 0.02, "cross": 0.02}
 STEPS_AN_EPISODE = 50
 _PATIENCE_S = 60.0  # AutoEval itself waits for ever
-_MALFORMED = (
+MALFORMED = (
     b"",
     b"{",
     b"\xff\xfe",
@@ -46,13 +47,23 @@ class Diary:
 class RoughRobot(threading.Thread):
     """Runs until `stop` is set. One frame differs from every other in its stamp."""
 
-    def __init__(self, url: str, name: str, hz: float, seed: int, stop: threading.Event):
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        hz: float,
+        seed: int,
+        stop: threading.Event,
+        deeds: Mapping[str, float] = DEEDS,
+    ):
+        """deeds: share of each in the requests, one of DEEDS or "reconnect", a good one on a new connection."""
         super().__init__(name=name, daemon=True)
         parts = urlsplit(url)
         self.diary = Diary()
         self._address = (parts.hostname, parts.port)
         self._path = f"/s/{name}"
         self._period_s = 1 / hz
+        self._deeds = deeds
         self._random = np.random.default_rng(seed)
         self._picture = paint_picture(seed)
         self._stop_event = stop
@@ -72,7 +83,7 @@ class RoughRobot(threading.Thread):
 
     def _choose_deed(self) -> str:
         draw, total = self._random.random(), 0.0
-        for deed, share in DEEDS.items():
+        for deed, share in self._deeds.items():
             total += share
             if draw < total:
                 return deed
@@ -82,6 +93,8 @@ class RoughRobot(threading.Thread):
         self.diary.counts[deed] += 1
         if deed == "act":
             self._act()
+        elif deed == "reconnect":
+            self._act_apart()
         elif deed == "malformed":
             self._send_malformed()
         elif deed == "cross":
@@ -111,7 +124,7 @@ class RoughRobot(threading.Thread):
         self._ask(self._connection, body, stamp)
 
     def _act_apart(self) -> None:
-        """On a connection of its own, at the same time as another."""
+        """On a connection of its own."""
         body, stamp = self._build_body()
         connection = http.client.HTTPConnection(*self._address, timeout=_PATIENCE_S)
         self._ask(connection, body, stamp)
@@ -153,7 +166,7 @@ class RoughRobot(threading.Thread):
             self.diary.latencies_ms.append(ms)
 
     def _send_malformed(self) -> None:
-        body = _MALFORMED[self._random.integers(len(_MALFORMED))]
+        body = MALFORMED[self._random.integers(len(MALFORMED))]
         status, text = self._exchange("act", body)
         value = _read_json(text)
         is_refusal = status is not None and (400 <= status < 500 or status == 503)

@@ -15,6 +15,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     _add_rows(kinds)
     _add_limit(kinds)
     _add_load(kinds)
+    _add_mixed(kinds)
     _add_data(kinds)
     _add_report(kinds)
 
@@ -130,6 +131,23 @@ def _run_load(args: argparse.Namespace) -> int:
         args.robots, args.minutes, args.hz, args.fault_rate, args.kill_every or None, not args.no_sidecar
     )
     return run(read_policy_options(args), settings)
+
+
+def _add_mixed(kinds: argparse._SubParsersAction) -> None:
+    text = "robots alone and beside slow sockets, rubbish, large bodies, questions, pages; exit status 1 where it fails"
+    parser = kinds.add_parser("mixed", help=text, description=text)
+    add_policy_options(parser)
+    parser.add_argument("--robots", type=int, default=6, metavar="N", help="[6]")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of mixed traffic, and of robots alone [60]")
+    parser.add_argument("--rounds", type=int, default=4, help="in which both take turns [4]")
+    parser.add_argument("--hz", type=float, default=2.0, help="requests a second of each robot [2]")
+    parser.set_defaults(run=_run_mixed)
+
+
+def _run_mixed(args: argparse.Namespace) -> int:
+    from vlm_local.bench.mixed import MixedSettings, run
+
+    return run(read_policy_options(args), MixedSettings(args.robots, args.seconds, args.rounds, args.hz))
 
 
 def _add_data(kinds: argparse._SubParsersAction) -> None:
