@@ -3,7 +3,6 @@
 import json
 import socket
 import threading
-import time
 
 import numpy as np
 import psutil
@@ -121,18 +120,23 @@ def test_a_stranger_costs_no_memory_and_hears_why():
             stranger.close()
 
 
-def test_who_takes_nothing_of_its_answer_is_hung_up_on(limit):
-    limit("UNREAD_S", 0.2)
+@pytest.mark.parametrize(("name", "value"), [("UNREAD_S", 0.2), ("MAX_HELD", 1_000_000)])
+def test_who_takes_nothing_of_its_answer_is_hung_up_on(limit, name, value):
     with observe() as server:
         server.act(image=np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8))
         until(lambda: server.get("/live/frame/robot")[0] == 200)
+        limit("UNREAD_S", 1000.0)
+        limit(name, value)
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.connect(("127.0.0.1", server.port))
             deaf.sendall(b"GET /live/frame/robot?format=png HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            time.sleep(0.1)
-            num_sockets = len(server.http._sockets)
-            until(lambda: len(server.http._sockets) < num_sockets)
+            until(lambda: _is_open(server, deaf))
+            until(lambda: server.get("/health")[0] == 200 and not _is_open(server, deaf))
+
+
+def _is_open(server, client) -> bool:
+    return client.getsockname() in [connection.addr for connection in list(server.http._sockets.values())]
 
 
 def test_pages_that_hang_hold_no_thread_of_a_robot(monkeypatch):

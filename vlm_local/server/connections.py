@@ -1,9 +1,9 @@
 """Connections that are bounded before a request is worked on. Waitress's loop runs all of this in its one thread,
 but for `Channel.service`; nothing here waits.
 
-A request comes within REQUEST_S or not at all. Its headers decide whether its body is kept. The bodies of all
-connections together stay below MAX_HELD, and where no connection is left, a new one takes the place of the one
-that has kept the server waiting longest.
+A request comes within REQUEST_S or not at all. Its headers decide whether its body is kept. The bodies and unsent
+answers of all connections together stay below MAX_HELD, and where no connection is left, a new one takes the place of
+the one that has kept the server waiting longest.
 """
 
 import json
@@ -141,14 +141,16 @@ class Channel(HTTPChannel):
 
     @property
     def is_waiting(self) -> bool:
-        """Whether it is the client's turn, to begin or to end a request."""
-        return not self.requests and not self.total_outbufs_len
+        """Whether it is the client's turn: to begin or to end a request, or to take its answer."""
+        return not self.requests
 
     @property
     def waited(self) -> tuple[bool, float]:
         """Whether it has never asked anything, and seconds waited for the client; the largest makes room for others."""
         if self.request is not None:
             return not self._has_asked, time.monotonic() - self.request.began
+        if self.total_outbufs_len:
+            return False, time.time() - self._nothing_unsent
         if self._has_asked:
             return False, time.time() - self.last_activity
         return True, time.monotonic() - self._opened
@@ -163,7 +165,9 @@ class Channel(HTTPChannel):
 
     @property
     def num_held(self) -> int:
-        return sum(request.num_held for request in (self.request, *self.requests) if request is not None)
+        """Bytes of bodies that came and of answers that are still to be sent."""
+        requests = sum(request.num_held for request in (self.request, *self.requests) if request is not None)
+        return requests + self.total_outbufs_len
 
     def readable(self):
         """Asked before every wait for sockets, once a second at least."""
@@ -188,8 +192,8 @@ class Channel(HTTPChannel):
         super().service()
 
     def refuse(self, status: HTTPStatus, reason: str) -> None:
-        """Hang up; the reason is for a client that has begun a request."""
-        if self.request is not None:
+        """Hang up; the reason is for a client that has begun a request and waits for no other answer."""
+        if self.request is not None and self.is_waiting and not self.total_outbufs_len:
             logger.warning("a connection from %s is closed: %s", self.addr[0], reason)
             body = json.dumps({"error": reason}) + "\n"
             head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: application/json\r\n"
@@ -220,7 +224,8 @@ def _make_room(channels: list[Channel]) -> None:
 
 
 def _keep_to_budget(channels: list[Channel]) -> None:
-    sending = [channel for channel in channels if channel.request is not None]
-    if sum(channel.num_held for channel in channels) > MAX_HELD and sending:
-        largest = max(sending, key=lambda channel: channel.num_held)
+    """Hang up on whoever has the most on its way, to us or from us, where all together are too much."""
+    under_way = [channel for channel in channels if channel.request is not None or channel.total_outbufs_len]
+    if under_way and sum(channel.num_held for channel in channels) > MAX_HELD:
+        largest = max(under_way, key=lambda channel: channel.num_held)
         largest.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many large bodies are on their way; send smaller pictures")
