@@ -14,7 +14,7 @@ ROOT = Path(vlm_local.__file__).parent
 # Only downwards: a module imports its own floor or one below.
 FLOORS = (
     {"errors", "types", "files", "figures", "libc", "logs", "plain"},
-    {"paths", "provenance", "grammar", "actions", "primitives", "picture_files", "wire"},
+    {"paths", "provenance", "grammar", "actions", "primitives", "bounds", "wire"},
     {"decoding", "prompts", "models", "checkpoint", "machine"},
     {"engines"},
     {"answers", "policy", "wrappers", "safety", "client", "remote_policy", "assembly"},

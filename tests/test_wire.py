@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
+from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
 from vlm_local.types import Decision
-from vlm_local.wire import MAX_LISTED, build_details, decode_act, decode_reset, encode_action, encode_array
+from vlm_local.wire import build_details, decode_act, decode_reset, encode_action, encode_array
 
 SMALL = np.random.default_rng(1).integers(0, 256, (16, 24, 3), np.uint8)
 

@@ -18,24 +18,19 @@ import numpy as np
 import pybase64
 from PIL import Image
 
+from vlm_local.bounds import check_json, check_picture_file
 from vlm_local.errors import RequestError
-from vlm_local.picture_files import check_work
 from vlm_local.primitives import parse_phrase
 from vlm_local.types import Decision
 
 MIN_SIDE, MAX_SIDE = 16, 4096
 # The largest image in json_numpy's base64, and a margin for everything else.
 MAX_BODY = 4 * (MAX_SIDE * MAX_SIDE * 3) // 3 + 2**20
-MAX_LISTED = 8_000_000  # bytes; a 640x480 picture as a nested list takes 5.2 million at most
 MAX_INSTRUCTION = 2000
 
 # AutoEval's 8 numbers measure the gripper's opening as 0..0.39, its 7 as 0..1.
 AUTOEVAL_GRIPPER_RANGE = 0.39
 MAX_MEASURED = 1000.0  # metres or radians; far beyond any arm, and squares and millimetres stay finite
-
-_SMALL_BODY = 2**20  # parsed in a few milliseconds whatever it holds
-_PIXEL_BYTES = len("[0,0,0],")
-_MANY = 1000  # commas and escapes in a body whose bulk is one text
 
 _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g);base64,", re.IGNORECASE)
@@ -115,7 +110,7 @@ def build_details(decision: Decision, **where: Any) -> dict[str, Any]:
 
 
 def _load_json(body: bytes) -> Any:
-    _check_num_values(body)
+    check_json(body)
     try:
         return json.loads(body.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -124,22 +119,6 @@ def _load_json(body: bytes) -> Any:
         raise RequestError("the body is JSON nested too deeply to be a request") from None
     except ValueError as error:
         raise RequestError(f"the body is not complete JSON: {error}") from None
-
-
-def _check_num_values(body: bytes) -> None:
-    """Refuse what would take long to parse: all threads wait for the JSON parser, and each list takes 88 bytes."""
-    if len(body) > MAX_LISTED:
-        num_marks = 0
-        for start in range(0, len(body), _SMALL_BODY):  # in parts, since others wait for `count`, too
-            num_marks += sum(body.count(mark, start, start + _SMALL_BODY) for mark in (b",", b"\\"))
-            if num_marks > _MANY:
-                raise RequestError(
-                    f"the body has {len(body)} bytes; above {MAX_LISTED} the picture must be one text: "
-                    "json_numpy, or a PNG or JPEG file in base64",
-                    413,
-                )
-    elif len(body) > _SMALL_BODY and body.count(b"[") * _PIXEL_BYTES > len(body) + _SMALL_BODY:
-        raise RequestError("image: the body has more lists than a nested list of pixels of its length")
 
 
 def _as_object(value: Any) -> dict:
@@ -282,7 +261,7 @@ def _decode_image_file(text: str) -> np.ndarray:
         raise RequestError(f"image: a data URL must start with data:image/png;base64, or jpeg, not {text[:40]!r}")
     plain = text[prefix.end() if prefix else 0 :].encode("ascii", "replace")
     data = _decode_base64(plain.translate(None, b" \t\r\n"), "image")
-    check_work(data)
+    check_picture_file(data)
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
             _check_image_shape((file.height, file.width, 3))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlm_local.bounds import MAX_PARTS, MAX_SCANS
 from vlm_local.errors import RequestError
-from vlm_local.picture_files import MAX_PARTS, MAX_SCANS
 from vlm_local.wire import decode_image
 
 SMOOTH = np.full((48, 64, 3), 90, np.uint8)

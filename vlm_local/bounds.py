@@ -1,19 +1,40 @@
-"""PNG and JPEG files that take more work than their size says are refused before they are decoded.
+"""What a request asks for is bounded before it is parsed: a small one can ask for much.
 
-A scan of a JPEG goes over all its pixels, but may take 40 bytes of the file; Pillow reads each part of
-a file's head in Python, where a part may be one byte.
+The JSON parser holds the interpreter's lock, on which all threads wait. A scan of a JPEG goes over all its pixels, but
+may take 40 bytes of the file; Pillow reads each part of a file's head in Python, where a part may be one byte.
 """
 
 from vlm_local.errors import RequestError
 
+MAX_LISTED = 8_000_000  # bytes; a 640x480 picture as a nested list takes 5.2 million at most
 MAX_SCANS = 100  # a progressive JPEG has 10 or so
 MAX_PARTS = 16_384  # a 4096x4096 PNG in chunks of 8 kB has 6,000
 
+_COUNTED_AT_ONCE = 2**20
+_SMALL_BODY = 2**17  # parsed in a few milliseconds whatever it holds
+_PIXEL_BYTES = len("[0,0,0],")
+_MANY = 1000  # commas and escapes in a body whose bulk is one text
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers that no length follows
 _START_OF_SCAN = 0xDA
 
 
-def check_work(data: bytes) -> None:
+def check_json(body: bytes) -> None:
+    """Refuse what would take long to parse: all threads wait for the JSON parser, and each list takes 88 bytes."""
+    if len(body) > MAX_LISTED:
+        num_marks = 0
+        for start in range(0, len(body), _COUNTED_AT_ONCE):  # in parts, since others wait for `count`, too
+            num_marks += sum(body.count(mark, start, start + _COUNTED_AT_ONCE) for mark in (b",", b"\\"))
+            if num_marks > _MANY:
+                raise RequestError(
+                    f"the body has {len(body)} bytes; above {MAX_LISTED} the picture must be one text: "
+                    "json_numpy, or a PNG or JPEG file in base64",
+                    413,
+                )
+    elif len(body) > _SMALL_BODY and body.count(b"[") * _PIXEL_BYTES > len(body) + _SMALL_BODY:
+        raise RequestError("image: the body has more lists than a nested list of pixels of its length")
+
+
+def check_picture_file(data: bytes) -> None:
     """Raises RequestError; what is neither PNG nor JPEG is left to the decoder."""
     if data.startswith(b"\xff\xd8"):
         _check_jpeg(data)
