@@ -31,7 +31,9 @@ logger = logging.getLogger(__name__)
 REQUEST_S = 10.0  # from a request's first byte, or the connection's begin, to its last byte
 UNREAD_S = 30.0  # an answer of which the client takes nothing
 MAX_HELD = 2**28  # bytes; 16 robots with 256x256 pictures hold 4 MB
-MAX_CONNECTIONS = min(512, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+MAX_CONNECTIONS = 512
+if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
+    MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
 _URGENT = ("/act", "/reset", "/hold", "/release", "/health")
 _GIVE_UP_READING = 2**30
