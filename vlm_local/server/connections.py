@@ -58,7 +58,7 @@ class Parser(HTTPRequestParser):
         return 0 if self.body_rcv is None or isinstance(self.body_rcv.buf, _Nowhere) else self.body_bytes_received
 
     def received(self, data):
-        consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv else data)
+        consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv is not None else data)
         if isinstance(self.error, RequestEntityTooLarge):
             self._read_on()
         elif self.headers_finished and self.error is None and not self.empty:
