@@ -54,6 +54,17 @@ def test_a_scrape_tells_what_happened(tmp_path):
     assert any(name == "process_resident_memory_bytes" for name, _ in samples)
 
 
+def test_robots_beyond_so_many_are_counted_together(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.metrics.MAX_NAMES", 2)  # one is the unnamed robot's
+    with observe() as server:
+        for name in ("left", "right", "third", "left"):
+            server.act(f"/s/{name}/act?details=1")
+        until(lambda: _scrape(server).get(("vlm_local_stage_seconds_count", frozenset([("stage", "total")]))) == 4)
+        samples = _scrape(server)
+    assert _value(samples, "steps_total", robot="left") == 2 and _value(samples, "steps_total", robot="other") == 2
+    assert ("vlm_local_steps_total", frozenset([("robot", "third")])) not in samples
+
+
 def test_names_that_are_made_up_take_no_memory():
     with observe(settings=ServerSettings(max_robots=2)) as server:
         for name in ("left", "right"):

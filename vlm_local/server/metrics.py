@@ -1,6 +1,7 @@
 """What Prometheus reads at /metrics: counted as records come, measured when it asks. No global registry."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from flask import Flask, Response, request
@@ -12,6 +13,7 @@ from prometheus_client.registry import Collector
 from vlm_local.server.access import DEFAULT_ROBOT
 from vlm_local.server.records import Record, Refusal
 
+MAX_NAMES = 64  # of robots; those that come later are counted together, as "other"
 STATES = ("loading", "healthy", "stuck", "failed", "stopping", "closed")
 # From a held phrase, answered from memory, to AutoEval's time-out; 0.2 s is the budget at 5 Hz.
 _BUCKETS_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0, 8.0)
@@ -42,6 +44,8 @@ class Metrics:
         if isinstance(record, Refusal):
             self._refusals.labels(record.robot if record.robot in self._robots else "unknown", record.status).inc()
             return
+        if record.robot not in self._robots and len(self._robots) >= MAX_NAMES:
+            record = replace(record, robot="other")
         self._robots.add(record.robot)
         decision = record.decision
         self._steps.labels(record.robot).inc()
