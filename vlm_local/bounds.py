@@ -10,7 +10,6 @@ MAX_LISTED = 8_000_000  # bytes; a 640x480 picture as a nested list takes 5.2 mi
 MAX_SCANS = 100  # a progressive JPEG has 10 or so
 MAX_PARTS = 16_384  # a 4096x4096 PNG in chunks of 8 kB has 6,000
 
-_COUNTED_AT_ONCE = 2**20
 _SMALL_BODY = 2**17  # parsed in a few milliseconds whatever it holds
 _PIXEL_BYTES = len("[0,0,0],")
 _MANY = 1000  # commas and escapes in a body whose bulk is one text
@@ -21,17 +20,24 @@ _START_OF_SCAN = 0xDA
 def check_json(body: bytes) -> None:
     """Refuse what would take long to parse: all threads wait for the JSON parser, and each list takes 88 bytes."""
     if len(body) > MAX_LISTED:
-        num_marks = 0
-        for start in range(0, len(body), _COUNTED_AT_ONCE):  # in parts, since others wait for `count`, too
-            num_marks += sum(body.count(mark, start, start + _COUNTED_AT_ONCE) for mark in (b",", b"\\"))
-            if num_marks > _MANY:
-                raise RequestError(
-                    f"the body has {len(body)} bytes; above {MAX_LISTED} the picture must be one text: "
-                    "json_numpy, or a PNG or JPEG file in base64",
-                    413,
-                )
+        if _holds_many(body, b",") or _holds_many(body, b"\\"):
+            raise RequestError(
+                f"the body has {len(body)} bytes; above {MAX_LISTED} the picture must be one text: "
+                "json_numpy, or a PNG or JPEG file in base64",
+                413,
+            )
     elif len(body) > _SMALL_BODY and body.count(b"[") * _PIXEL_BYTES > len(body) + _SMALL_BODY:
         raise RequestError("image: the body has more lists than a nested list of pixels of its length")
+
+
+def _holds_many(body: bytes, mark: bytes) -> bool:
+    """By `find`, which takes a sixth of the time of `count` where there are few."""
+    position = -1
+    for _ in range(_MANY):
+        position = body.find(mark, position + 1)
+        if position < 0:
+            return False
+    return True
 
 
 def check_picture_file(data: bytes) -> None:

@@ -76,7 +76,7 @@ def _play_rounds(url: str, settings: MixedSettings) -> tuple[list[Diary], list[D
     for _ in range(settings.rounds):
         alone += _play(url, settings, seconds)
         command = [sys.executable, "-m", "vlm_local.bench.strangers", url, str(seconds)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as strangers:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as strangers:
             try:
                 strangers.stdout.readline()  # "ready"
                 mixed += _play(url, settings, seconds)

@@ -17,6 +17,7 @@ from vlm_local.files import encode_json
 from vlm_local.plain import hide_token
 from vlm_local.server.access import ADDRESS, DEFAULT_ROBOT, RateLimit, longest_body, parse_address, read_token
 from vlm_local.server.answers import add_answer_route
+from vlm_local.server.bodies import read_body
 from vlm_local.server.episodes import Step
 from vlm_local.server.holds import add_hold_routes
 from vlm_local.server.kept import Kept
@@ -155,7 +156,7 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
     def act():
         with service.enter(), service.robots.admit(g.robot) as robot:
             with service.reading(request.content_length):
-                message = decode_act(request.get_data(cache=False))
+                message = decode_act(read_body())
             decoded = perf_counter()
             with robot.turn:
                 _check_still_there()
@@ -168,7 +169,7 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
 
     @app.post("/reset")
     def reset():
-        seed = decode_reset(request.get_data(cache=False))
+        seed = decode_reset(read_body())
         with service.enter(), service.robots.admit(g.robot) as robot, robot.turn:
             episode, seed = robot.reset(seed)
         g.about = {"episode": episode, "seed": seed}

@@ -14,6 +14,7 @@ from vlm_local.errors import RequestError
 from vlm_local.files import encode_json, read_json_lines
 from vlm_local.policy import Policy, derive_seed
 from vlm_local.server.app import FULL_PATH
+from vlm_local.server.bodies import read_body
 from vlm_local.server.live import Hub
 from vlm_local.server.service import take_place
 from vlm_local.types import Observation
@@ -121,7 +122,7 @@ def _add_try_route(app: Flask) -> None:
             raise RequestError("send JSON, with Content-Type: application/json", 415)
         with service.enter(), take_place(place, "another picture is being tried; try again when it is answered"):
             with service.reading(request.content_length):
-                message = decode_act(request.get_data(cache=False))
+                message = decode_act(read_body())
             if message.instruction is None:
                 raise RequestError("type an instruction: what shall the robot do?")
             if not policies:
