@@ -1,6 +1,7 @@
 """What the tree decoder refuses is answered by outlines, and said so."""
 
 import logging
+from dataclasses import replace
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
 from vlm_local.decoding.default import MAX_OUTLINES_TOKENS, DefaultDecoder
@@ -50,9 +51,11 @@ def test_nothing_is_refused_without_a_reason():
 
 def test_what_outlines_would_need_too_long_for_or_cannot_spell_fails_alone():
     loaded, processing = share_tiny("qwen2-vl")
-    grammars = [("clos", "close gripper" + " up" * MAX_OUTLINES_TOKENS), ("<|im_end|>", "stop"), CUT]
+    grammars = [("clos", "close gripper" + " up" * MAX_OUTLINES_TOKENS), ("yes", "no"), CUT]
     requests = [draw_request(number, sentences=sentences) for number, sentences in enumerate(grammars)]
-    long, unspellable, good = DefaultDecoder(loaded).decode(prepare(processing, *requests))
+    prepared = prepare(processing, *requests)
+    prepared[1] = replace(prepared[1], request=replace(requests[1], sentences=(loaded.tokenizer.eos_token, "stop")))
+    long, unspellable, good = DefaultDecoder(loaded).decode(prepared)
     assert isinstance(long, RequestError) and "use shorter ones" in str(long)
     assert isinstance(unspellable, RequestError) and "cannot be spelled" in str(unspellable)
     assert good.sentence in CUT

@@ -53,7 +53,7 @@ def test_half_open_connections_make_room_for_a_robot(server, connect, limit):
 
 
 def test_who_waits_for_its_next_step_stays_where_others_have_asked_nothing(server, connect, limit):
-    request = b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
+    request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     kept = connect(request)
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
     limit("MAX_CONNECTIONS", 4)
@@ -64,7 +64,7 @@ def test_who_waits_for_its_next_step_stays_where_others_have_asked_nothing(serve
 
 
 def test_a_request_has_ten_seconds_and_a_connection_that_has_asked_has_more(server, connect, limit):
-    kept = connect(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    kept = connect(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
     limit("REQUEST_S", 0.2)
     late, silent = [connect(HALF), connect(LONG + b"xx")], [connect(), connect(b"\r\n\r\n")]
@@ -72,7 +72,7 @@ def test_a_request_has_ten_seconds_and_a_connection_that_has_asked_has_more(serv
         head, _, body = read_answer(connection).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408") and "did not come within" in json.loads(body)["error"]
     assert [read_answer(connection) for connection in silent] == [b"", b""]
-    kept.sendall(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+    kept.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
 
 
