@@ -84,8 +84,8 @@ COURSE = {"frames": 8, "steps": 2, "pictures": 3, "learner_from": 2, "warm_round
 RECIPE = Recipe(6, warmup_steps=2, log_every=1)
 
 
-def _train(start, folder, num_rounds):
-    course = Course(num_rounds=num_rounds, measure_episodes=1, **COURSE)
+def _train(start, folder, num_rounds, **fields):
+    course = Course(num_rounds=num_rounds, measure_episodes=1, **COURSE | fields)
     return SimulatedTraining(start, folder, course, RECIPE, seed=0).run()
 
 
@@ -99,3 +99,10 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
     log = (tmp_path / "whole" / "log.jsonl").read_text()
     assert log.count('"answer"') == 6 and '"success reach"' in log
     assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("task", ["open_drawer", "eggplant_in_sink"])
+def test_a_task_without_a_red_thing_is_learnt_from_the_first_round(task, tmp_path):
+    write_tiny(tmp_path / "start", seed=0)
+    student = _train(tmp_path / "start", tmp_path / "run", 1, mixes={0: {task: 1.0}})
+    assert (student / "model.safetensors").read_bytes() != (tmp_path / "start" / "model.safetensors").read_bytes()

@@ -22,13 +22,14 @@ from vlm_local.sim.tasks import find_task
 from vlm_local.training.collect import Shard, load_shard
 from vlm_local.training.optimisation import Optimisation, Recipe, draw_curves
 from vlm_local.training.questionnaire import Batch, Pupil, Questionnaire
-from vlm_local.training.questions import add_fillers
+from vlm_local.training.questions import SLOTS, add_fillers
 from vlm_local.training.rounds import Lesson, collect_round, measure_round
 from vlm_local.training.tiny import IMAGE_PX, write_tiny, write_weights
 
 _TINT_FACTOR, _TINT_SUMMAND = 0.15, 0.05
 # Which word is right is hard to tell near the thing: farther away, down to this share is learnt from.
 _NEAR_M, _FAR_SHARE = 0.05, 0.3
+_FIRST_SLOT = SLOTS.index("red")  # what the warm rounds ask for
 _FILL = 0.4  # share of pictures asked about with words that mean nothing
 _HIDE_PROPRIO = 0.1  # share of pictures whose prompt does not tell the measured state
 
@@ -55,8 +56,8 @@ class Course:
     mixes: round -> task name -> share of the scenes, from that round on. frames, steps: of a round.
     pictures, asked: of a step: pictures, and questions about each. keep: rounds whose frames are
     drawn from. learner_from: first round in which the student acts in half of the scenes.
-    warm_rounds: first ones that ask for red only, so that where things are is learnt before which
-    one is meant. measure_every: rounds between rollouts.
+    warm_rounds: first ones that ask for red only where it is among the things, so that where things
+    are is learnt before which one is meant. measure_every: rounds between rollouts.
     """
 
     num_rounds: int = 128
@@ -162,7 +163,8 @@ class SimulatedTraining:
             if rng.random() < _FILL:
                 chosen = [replace(question, instruction=add_fillers(question.instruction, rng)) for question in chosen]
             aside = min(np.hypot(*question.offset_m[:2]) for question in chosen)
-            if rng.random() < max(_FAR_SHARE, _NEAR_M / max(aside, _NEAR_M)) and not (warm and chosen[0].slot):
+            is_later = warm and chosen[0].slot != _FIRST_SLOT and any(q.slot == _FIRST_SLOT for q in questions)
+            if rng.random() < max(_FAR_SHARE, _NEAR_M / max(aside, _NEAR_M)) and not is_later:
                 frames.append(shard.frames[index])
                 proprio.append(shard.proprio[index])
                 asked.append(chosen)
