@@ -1,6 +1,7 @@
 """Rounds in the simulator: whose labels they are, that a seed fixes them, that a kill changes nothing."""
 
 import re
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from vlm_local.sim.tasks import TASKS
 from vlm_local.training.collect import collect, load_shard, save_shard
 from vlm_local.training.optimisation import Recipe
 from vlm_local.training.questions import add_fillers, list_questions
+from vlm_local.training.rounds import Lesson, collect_round, measure_round
 from vlm_local.training.simulated import Course, SimulatedTraining
 from vlm_local.training.tiny import write_tiny
 from vlm_local.types import Primitive
@@ -78,6 +80,16 @@ def test_the_learner_moves_the_robot_and_the_oracle_labels_what_it_sees():
     lifted = shard.proprio[:, 2] > 0.22  # higher than any episode begins
     assert seen and lifted.sum() > 10
     assert all(label.z == -1 for label, high in zip(labels, lifted, strict=True) if high)
+
+
+def test_a_student_that_has_played_leaves_no_thread_behind(tmp_path):
+    write_tiny(tmp_path / "student", seed=0)
+    before = set(threading.enumerate())
+    lesson = Lesson(0, {"reach": 1.0}, "easy", 20, 128, 0, tmp_path / "student")
+    collect_round(lesson, tmp_path / "shard.npz")
+    measured = measure_round(tmp_path / "student", ("reach",), "easy", 1)
+    assert set(measured) == {"success reach"}
+    assert set(threading.enumerate()) == before
 
 
 COURSE = {"frames": 8, "steps": 2, "pictures": 3, "learner_from": 2, "warm_rounds": 1, "measure_every": 3}
