@@ -4,16 +4,23 @@ import http.server
 import json
 import threading
 from contextlib import contextmanager
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests import serving
+from vlm_local.actions import StepTable, build_action
+from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.cli import main
 from vlm_local.data import open_episodes
 from vlm_local.engines.scripted import build_uniform_engine
 from vlm_local.files import lock_folder
+from vlm_local.primitives import parse_phrase
+from vlm_local.server.app import create_app
+from vlm_local.server.serve import HTTPServer, bind
+from vlm_local.server.service import ServerSettings
 from vlm_local.sim.stage import Stage, StageError
 
 
@@ -99,6 +106,35 @@ def test_over_http_and_in_process_are_the_same(tmp_path, capsys):
         assert [line["phrase"] for line in here] == [line["phrase"] for line in there]
         assert [line["proprio"] for line in here] == [line["proprio"] for line in there]
     assert len({line["phrase"] for line in here}) > 3
+
+
+@contextmanager
+def serve_policy(options: PolicyOptions):
+    """Our own server of this policy."""
+    policies = open_policies(options)
+    server = HTTPServer(create_app(policies, ServerSettings(), []), bind("127.0.0.1", 0))
+    try:
+        yield server.url
+    finally:
+        policies.close()
+        server.stop()
+
+
+@pytest.mark.parametrize("policy", ["oracle", "move left", "server"])
+def test_random_phrases_are_carried_out_with_the_step_table_of_the_policy(policy, tmp_path, capsys):
+    table = StepTable(x_m=0.02, y_m=0.021, z_m=0.022, tilt_rad=0.03, yaw_rad=0.031, tilt_axis="roll")
+    steps = tmp_path / "steps.json"
+    steps.write_text(json.dumps(asdict(table)))
+    arguments = ("--task", "reach", "--episodes", 1, "--max-steps", 12, "--workers", 1, "--noise", 0.5)
+    if policy == "server":
+        with serve_policy(PolicyOptions(model="move left", steps=str(steps))) as url:
+            run_sim(capsys, tmp_path / "run", "--policy", url, *arguments)
+    else:
+        run_sim(capsys, tmp_path / "run", "--policy", policy, "--steps", steps, *arguments)
+    lines = read_lines(tmp_path / "run", "reach-0")
+    assert len({line["phrase"] for line in lines}) > 3
+    for line in lines:
+        assert line["action"][:6] == build_action(parse_phrase(line["phrase"]), 0.0, table).tolist()[:6]
 
 
 @contextmanager

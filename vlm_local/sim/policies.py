@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
+from vlm_local.actions import GripperLatch, StepTable, build_action, build_step_table, load_step_table
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import load_phrase_grammar
@@ -47,10 +47,15 @@ class OraclePolicy:
 
 
 class RandomPhrases:
-    """Replaces a share of the inner policy's phrases by random ones; its latch follows what was done."""
+    """Replaces a share of the inner policy's phrases by random ones, carried out with the same step table.
+
+    The gripper command follows what was done, also where the phrase is the policy's own.
+    """
 
     def __init__(self, policy: Policy, share: float):
+        """Raises ConfigError where the policy's metadata tell of a step table that is none."""
         self._policy, self._share = policy, share
+        self._table = build_step_table(policy.metadata.get("steps") or {})
         self._phrases = load_phrase_grammar().sentences
         self._latch = GripperLatch()
 
@@ -65,14 +70,14 @@ class RandomPhrases:
 
     def act(self, observation: Observation) -> Decision:
         decision = self._policy.act(observation)
-        phrase = decision.phrase
+        phrase, action = decision.phrase, np.array(decision.action, np.float64)
         if self._rng.random() < self._share:
             phrase = self._phrases[self._rng.integers(len(self._phrases))]
+            action = build_action(parse_phrase(phrase), 0.0, self._table)
         elif phrase is None:  # a foreign policy's own numbers
             return decision
-        primitive = parse_phrase(phrase)
-        command = self._latch.update(primitive.gripper, float(observation.proprio[6]))
-        return replace(decision, phrase=phrase, action=build_action(primitive, command))
+        action[6] = self._latch.update(parse_phrase(phrase).gripper, float(observation.proprio[6]))
+        return replace(decision, phrase=phrase, action=action)
 
 
 @dataclass(frozen=True)
