@@ -1,9 +1,11 @@
 """What a result was made with, so that it can be made again."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,19 @@ def describe_machine() -> dict[str, Any]:
         "git": _read_git_commit(),
         "machine": {"system": platform.platform(), "processor": _read_processor(), "cores": os.cpu_count()},
     }
+
+
+def list_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """'dtype was "float32" and is "bfloat16"' for every setting that differs, one in another as "steps.x_m".
+
+    Both hold JSON values only. A setting that is missing counts as null.
+    """
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from (f"{name}.{difference}" for difference in list_differences(old, new))
+        elif old != new:
+            yield f"{name} was {json.dumps(old)} and is {json.dumps(new)}"
 
 
 def _list_versions() -> dict[str, str]:

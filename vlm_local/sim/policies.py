@@ -104,7 +104,8 @@ def open_cast(options: PolicyOptions, noise: float) -> Cast:
         _refuse_all_but(options, "steps", "steps_per_phrase")
         table = load_step_table(options.steps) if options.steps else StepTable()
         build = partial(_build_oracle, table, options.steps_per_phrase, noise)
-        return Cast(build, OraclePolicy(table).metadata, _MOST_ROBOTS, close=lambda: None, sees=False)
+        metadata = _hold(OraclePolicy(table), options.steps_per_phrase).metadata
+        return Cast(build, metadata, _MOST_ROBOTS, close=lambda: None, sees=False)
     policies = open_policies(options)
     if policies.worker is None:
         _refuse_all_but(options, "steps_per_phrase")
@@ -145,6 +146,8 @@ def _open_server(options: PolicyOptions, metadata: Mapping[str, Any], noise: flo
         for policy in opened:
             policy.close()
 
+    if (options.steps_per_phrase or 1) > 1:
+        metadata = {**metadata, "steps_per_phrase": options.steps_per_phrase}
     return Cast(build, metadata, _MOST_ROBOTS if is_ours else 1, close)
 
 

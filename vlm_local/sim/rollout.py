@@ -10,7 +10,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from typing import Any
 from vlm_local.data.film import write_film, write_gif
 from vlm_local.data.runs import RunWriter
 from vlm_local.errors import ConfigError, DataError, EngineError, RequestError
+from vlm_local.files import encode_json
 from vlm_local.policy import Policy
+from vlm_local.provenance import list_differences
 from vlm_local.sim.levels import find_level
 from vlm_local.sim.policies import Cast, apply_control
 from vlm_local.sim.stage import Scene, Stage
@@ -58,7 +60,13 @@ class Plan:
 
 # What may differ when a run is continued: it can grow.
 _MAY_GROW = ("tasks", "episodes", "films", "gif")
-_SETTINGS = ("checkpoint_sha256", "grammar", "prompt", "steps", "decide", "temperature", "history", "steps_per_phrase")
+# What the policy says of itself that decides its answers, and so may not.
+_SETTINGS = (
+    *("model", "checkpoint_sha256", "engine", "quantize", "dtype", "decoder", "grammar", "prompt", "steps"),
+    *("decide", "temperature", "history", "posterior", "steps_per_phrase", "workspace_m", "max_step"),
+)
+# What may, where each part of the run says its own.
+_MADE_WITH = ("versions", "git", "machine", "device", "max_batch")
 
 
 def open_run(folder: Path, plan: Plan, meta: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -66,9 +74,9 @@ def open_run(folder: Path, plan: Plan, meta: Mapping[str, Any]) -> list[tuple[st
 
     Raises ConfigError where the folder holds another run.
     """
-    here = {"simulator": asdict(plan) | {"tasks": list(plan.tasks)}, **meta}
+    here = json.loads(encode_json({"simulator": asdict(plan), **meta}))
     if (folder / "meta.json").exists():
-        _require_same(folder, here)
+        here = _continue(folder, here)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there and holds no run; name another --out")
     RunWriter(folder, here).close()
@@ -82,13 +90,33 @@ def open_run(folder: Path, plan: Plan, meta: Mapping[str, Any]) -> list[tuple[st
     return left
 
 
-def _require_same(folder: Path, here: Mapping[str, Any]) -> None:
-    there = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    old, new = there.get("simulator") or {}, here["simulator"]
-    names = [name for name in new if name not in _MAY_GROW and old.get(name) != new[name]]
-    names += [name for name in _SETTINGS if there.get(name) != here.get(name)]
-    if names:
-        raise ConfigError(f"{folder} holds another run (different: {', '.join(names)}); name another --out")
+def _continue(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
+    """meta.json of the whole run: as it began, but for the plan, which may have grown.
+
+    `continued_with` lists what later parts were made with, where that differs (_MADE_WITH).
+    """
+    try:
+        there = json.loads((folder / "meta.json").read_bytes())
+        parts = [_choose(there, _MADE_WITH), *there.get("continued_with", [])]
+        old, new = _list_settings(there), _list_settings(here)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder}/meta.json is of no run of `sim` ({error!r}); name another --out") from None
+    differences = list(list_differences(old, new))
+    if differences:
+        raise ConfigError(f"{folder} holds another run: {'; '.join(differences)}; name another --out")
+    part = _choose(here, _MADE_WITH)
+    later = parts[1:] if part in parts else [*parts[1:], part]
+    return {**there, "simulator": here["simulator"], **({"continued_with": later} if later else {})}
+
+
+def _list_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in all parts of a run."""
+    plan = {name: value for name, value in meta["simulator"].items() if name not in _MAY_GROW}
+    return {**plan, **_choose(meta, _SETTINGS)}
+
+
+def _choose(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: meta[name] for name in names if name in meta}
 
 
 def read_outcome(episode: Path) -> dict[str, Any] | None:
