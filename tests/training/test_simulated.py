@@ -2,11 +2,13 @@
 
 import re
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from vlm_local.actions import build_action
+from vlm_local.errors import ConfigError
 from vlm_local.primitives import parse_phrase
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.oracle import Oracle
@@ -96,21 +98,33 @@ COURSE = {"frames": 8, "steps": 2, "pictures": 3, "learner_from": 2, "warm_round
 RECIPE = Recipe(6, warmup_steps=2, log_every=1)
 
 
-def _train(start, folder, num_rounds, **fields):
+def _train(start, folder, num_rounds, seed=0, recipe=RECIPE, **fields):
     course = Course(num_rounds=num_rounds, measure_episodes=1, **COURSE | fields)
-    return SimulatedTraining(start, folder, course, RECIPE, seed=0).run()
+    return SimulatedTraining(start, folder, course, recipe, seed).run()
 
 
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
     write_tiny(tmp_path / "start", seed=0)
     whole = _train(tmp_path / "start", tmp_path / "whole", 3)
-    _train(tmp_path / "start", tmp_path / "killed", 2)
+    half = _train(tmp_path / "start", tmp_path / "killed", 2)
+    (half / "model.safetensors").unlink()  # killed after the state was saved, before the student was
     resumed = _train(tmp_path / "start", tmp_path / "killed", 3)
     weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, resumed)]
     assert weights[0] == weights[1] != (tmp_path / "start" / "model.safetensors").read_bytes()
     log = (tmp_path / "whole" / "log.jsonl").read_text()
     assert log.count('"answer"') == 6 and '"success reach"' in log
     assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000
+    state = (tmp_path / "whole" / "state.pt").read_bytes()
+    assert _train(tmp_path / "start", tmp_path / "whole", 3) == whole  # all is done: nothing is collected any more
+    for changes, said in (
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"recipe": replace(RECIPE, learning_rate=0.1)}, "learning_rate was 0.001 and is 0.1"),
+        ({"mixes": {0: {"lift": 1.0}}, "frames": 9}, "course.frames was 8 and is 9"),
+        ({"start": None}, 'start_sha256 was "'),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            _train(**{"start": tmp_path / "start", "folder": tmp_path / "whole", "num_rounds": 3, **changes})
+    assert (tmp_path / "whole" / "state.pt").read_bytes() == state and not (tmp_path / "whole" / "untrained").exists()
 
 
 @pytest.mark.parametrize("task", ["open_drawer", "eggplant_in_sink"])

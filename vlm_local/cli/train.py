@@ -57,11 +57,13 @@ def _run_init_tiny(args) -> int:
 
 
 def _run_finetune(args) -> int:
+    import hashlib
+
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data import open_data_set
     from vlm_local.models import find_checkpoint
     from vlm_local.prompts import load_template
-    from vlm_local.training.finetune import Tuning, finetune
+    from vlm_local.training.finetune import Tuning, finetune, hash_episodes
     from vlm_local.training.optimisation import Recipe
     from vlm_local.training.samples import RecordedSamples
 
@@ -69,17 +71,18 @@ def _run_finetune(args) -> int:
     default = "paligemma" if checkpoint.family.startswith("paligemma") else "chat"
     prompt = args.prompt or checkpoint.sidecar.get("prompt") or default
     history = checkpoint.sidecar.get("history") or 0 if args.history is None else args.history
-    problems = ProblemPrinter()
+    problems, digest = ProblemPrinter(), hashlib.sha256()
     data_sets = [open_data_set(path, read_data_options(args), problems) for path in args.data]
     episodes = (episode for data in data_sets for episode in data.episodes)
-    samples = RecordedSamples(episodes, load_template(prompt), history, args.seed)
+    samples = RecordedSamples(hash_episodes(episodes, digest), load_template(prompt), history, args.seed)
     for path, data in zip(args.data, data_sets, strict=True):
         print(f"{path}: {describe_data(data.about)}")
     print(f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped")
     rate = args.learning_rate or (2e-4 if args.lora else 1e-5)
     recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)
     tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)
-    finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed)
+    data = {"sha256": digest.hexdigest(), "camera": args.camera}
+    finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed, data)
     print(f"{args.out}: python -m vlm_local serve --model {args.out}")
     return 0
 

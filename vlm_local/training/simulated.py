@@ -10,8 +10,9 @@ import shutil
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.loading import load_model
 from vlm_local.sim.tasks import find_task
 from vlm_local.training.collect import Shard, load_shard
-from vlm_local.training.optimisation import Optimisation, Recipe, draw_curves
+from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
 from vlm_local.training.questionnaire import Batch, Pupil, Questionnaire
 from vlm_local.training.questions import SLOTS, add_fillers
 from vlm_local.training.rounds import Lesson, collect_round, measure_round
@@ -32,6 +33,8 @@ _NEAR_M, _FAR_SHARE = 0.05, 0.3
 _FIRST_SLOT = SLOTS.index("red")  # what the warm rounds ask for
 _FILL = 0.4  # share of pictures asked about with words that mean nothing
 _HIDE_PROPRIO = 0.1  # share of pictures whose prompt does not tell the measured state
+
+_ONLY_MEASURED = ("num_rounds", "measure_every", "measure_episodes")
 
 _MIXES = {
     0: {"reach": 1.0},
@@ -77,12 +80,26 @@ class Course:
         """Task name -> share of the scenes of a round."""
         return self.mixes[max(start for start in self.mixes if start <= number)]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the weights. How far it goes is the recipe's number of steps."""
+        fields = asdict(self) | {"mixes": {str(start): dict(mix) for start, mix in self.mixes.items()}}
+        return {name: value for name, value in fields.items() if name not in _ONLY_MEASURED}
+
 
 class SimulatedTraining:
     """One run of a course from a seed and the weights of a model folder."""
 
-    def __init__(self, start: Path, folder: Path, course: Course, recipe: Recipe, seed: int):
-        """start: folder whose weights a new run begins with; a run that is there goes on from its own."""
+    def __init__(self, start: Path | None, folder: Path, course: Course, recipe: Recipe, seed: int):
+        """start: folder whose weights a new run begins with, None for untrained ones drawn from the seed.
+
+        A run that is there goes on from its own weights. Raises ConfigError where its settings were others.
+        """
+        settings = {"start_sha256": start and open_checkpoint(start).sha256, "seed": seed, **recipe.settings}
+        claim_folder(folder, folder, {**settings, "course": course.settings})
+        if start is None:
+            start = folder / "untrained"
+            write_tiny(start, seed)
         self._start, self._folder, self._course, self._seed = start, folder, course, seed
         (folder / "shards").mkdir(parents=True, exist_ok=True)
         loaded = load_model(open_checkpoint(start), device="cpu", dtype="float32")
@@ -96,6 +113,10 @@ class SimulatedTraining:
         """Train to the end of the course; the folder of the last student."""
         course, optimisation = self._course, self._optimisation
         first = optimisation.step // course.steps
+        if first:  # a kill may have come after the state was saved and before the student was whole
+            write_weights(self._start, self._pupil.model, self._student(first - 1))
+        if first >= course.num_rounds:
+            return self._student(course.num_rounds - 1)
         self._reload(first)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             upcoming = self._submit(pool, first)
@@ -185,10 +206,7 @@ def train_tiny(
     """
     torch.set_num_threads(1)  # two wait for each other more than they help at this size
     course = Course()
-    if start is None:
-        start = folder / "untrained"
-        write_tiny(start, seed)
-    else:
+    if start is not None:
         first = max(course.mixes)
         mixes = {0: course.mixes[first]}
         course = replace(course, num_rounds=course.num_rounds - first, mixes=mixes, learner_from=2, warm_rounds=0)
