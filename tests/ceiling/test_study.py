@@ -77,8 +77,6 @@ def test_episodes_are_added(tmp_path):
     [
         (("--tasks", "reach,fly"), "task must be one of reach"),
         (("--level", "hardest"), "level must be one of"),
-        (("--episodes", 0), "--episodes must be at least 1"),
-        (("--workers", 0), "--workers must be at least 1"),
         (("--predict", "somewhere"), "they go in pairs"),
         (("--predict", "somewhere", "--observed", "nowhere"), "nowhere is no result folder"),
     ],

@@ -48,7 +48,6 @@ def test_a_frozen_set_is_drawn_again_bit_for_bit_or_refused(result, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--scenes", 1), "2 scenes or more"),
         (("--level", "hardest"), "level must be one of"),
         (("--set", "missing.json"), "is no set of scenes"),
         (("--set", "missing.json", "--seed", 3), "--seed cannot be chosen with --set"),
@@ -57,6 +56,13 @@ def test_a_frozen_set_is_drawn_again_bit_for_bit_or_refused(result, tmp_path, ca
 def test_what_makes_no_sense_is_a_sentence(arguments, message, tmp_path, capsys):
     assert study(tmp_path / "out", *arguments) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scenes", ["1", "2.5", "NaN", '"4"'])
+def test_a_set_with_a_number_of_scenes_that_is_none_is_refused(scenes, tmp_path, capsys):
+    (tmp_path / "set.json").write_text(f'{{"level": "easy", "seed": 0, "scenes": {scenes}}}')
+    assert study(tmp_path / "out", "--set", tmp_path / "set.json") == 2
+    assert "2 scenes or more" in capsys.readouterr().err
 
 
 def test_a_folder_in_use_is_refused(result, capsys):

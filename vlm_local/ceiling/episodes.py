@@ -40,8 +40,6 @@ class Plan:
         find_level(self.level)
         for task in self.tasks:
             find_task(task)
-        if self.episodes < 1 or self.seed < 0:
-            raise ConfigError(f"--episodes must be at least 1 and --seed at least 0, not {self.episodes}, {self.seed}")
 
     @property
     def seeds(self) -> range:

@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.cli.options import add_policy_options, count, read_policy_options, seed
 from vlm_local.plain import hide_secrets
 
 _SCENES = 40
@@ -19,8 +19,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html, set.json")
     add("--set", type=Path, metavar="FILE", help="a frozen set: docs/spatial/easy.json, normal.json, hard.json")
     add("--level", help="of a set of your own: easy, normal, hard [normal]")
-    add("--seed", type=int, metavar="S", help="of a set of your own [0]")
-    add("--scenes", type=int, metavar="N", help=f"of a set of your own [{_SCENES}]")
+    add("--seed", type=seed(), metavar="S", help="of a set of your own [0]")
+    add("--scenes", type=count(2, 100_000), metavar="N", help=f"of a set of your own [{_SCENES}]")
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_run)
 

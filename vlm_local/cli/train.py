@@ -2,7 +2,16 @@
 
 from pathlib import Path
 
-from vlm_local.cli.options import add_data_options, describe_data, read_data_options
+from vlm_local.cli.options import (
+    MAX_COUNT,
+    MAX_HISTORY,
+    add_data_options,
+    count,
+    describe_data,
+    number,
+    read_data_options,
+    seed,
+)
 
 
 def add_commands(subparsers) -> None:
@@ -12,7 +21,7 @@ def add_commands(subparsers) -> None:
     _add_tiny(ways.add_parser("tiny", help="train the embedded checkpoint in the simulator"))
     init = ways.add_parser("init-tiny", help="write the embedded checkpoint's folder with untrained weights")
     init.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    init.add_argument("--seed", type=int, default=0)
+    init.add_argument("--seed", type=seed(), default=0)
     init.set_defaults(run=_run_init_tiny)
 
 
@@ -23,18 +32,19 @@ def _add_finetune(parser) -> None:
     add("--out", type=Path, required=True, metavar="FOLDER", help="the result; a killed run goes on from there")
     add("--camera", metavar="NAME", help="[the data set's main one]")
     add_data_options(parser)
-    add("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank [0: all weights]")
-    add("--steps", type=int, default=1000, metavar="N", help="[1000]")
-    add("--samples", type=int, default=16, metavar="N", help="of a step [16]")
-    add("--at-once", type=int, default=4, metavar="N", help="samples in one forward: what memory allows [4]")
-    add("--learning-rate", type=float, metavar="R", help="[1e-5; 2e-4 with --lora]")
-    add("--warmup", type=int, default=50, metavar="N", help="steps [50]")
+    add("--lora", type=count(0, 4096), default=0, metavar="RANK", help="train adapters of this rank [0: all weights]")
+    add("--steps", type=count(1, 10 * MAX_COUNT), default=1000, metavar="N", help="[1000]")
+    add("--samples", type=count(1, 4096), default=16, metavar="N", help="of a step [16]")
+    add("--at-once", type=count(1, 4096), default=4, metavar="N", help="samples in one forward: as memory allows [4]")
+    add("--learning-rate", type=number(1e-9, 1), metavar="R", help="[1e-5; 2e-4 with --lora]")
+    add("--warmup", type=count(0, 10 * MAX_COUNT), default=50, metavar="N", help="steps [50]")
     add("--prompt", metavar="NAME|FILE", help="[the checkpoint's, else the family's]")
-    add("--history", type=int, metavar="N", help="last phrases that the prompt shows [the checkpoint's, else 0]")
+    text = "last phrases that the prompt shows [the checkpoint's, else 0]"
+    add("--history", type=count(0, MAX_HISTORY), metavar="N", help=text)
     add("--bfloat16", action="store_true", help="compute in bfloat16; trained weights stay float32")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[auto: the first GPU]")
     add("--offline", action="store_true", help="download nothing")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed(), default=0)
     parser.set_defaults(run=_run_finetune)
 
 
@@ -42,9 +52,9 @@ def _add_tiny(parser) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="RUN", help="run folder; a killed run goes on from there")
     add("--start", type=Path, metavar="FOLDER", help="weights to begin with [untrained ones, drawn from --seed]")
-    add("--rounds", type=int, metavar="N", help="[the course of docs/training.md]")
+    add("--rounds", type=count(), metavar="N", help="[the course of docs/training.md]")
     add("--task", metavar="T", help="one task of `sim` alone [all]")
-    add("--seed", type=int, default=0)
+    add("--seed", type=seed(), default=0)
     parser.set_defaults(run=_run_tiny)
 
 

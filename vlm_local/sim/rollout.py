@@ -52,10 +52,6 @@ class Plan:
         find_level(self.level)
         for task in self.tasks:
             find_task(task)
-        if self.episodes < 1 or self.max_steps < 1 or self.seed < 0 or not 0 <= self.noise <= 1:
-            raise ConfigError(
-                f"--episodes and --max-steps must be at least 1, --seed at least 0 and --noise in 0..1, not {self}"
-            )
 
 
 # What may differ when a run is continued: it can grow.
