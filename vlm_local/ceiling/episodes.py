@@ -7,9 +7,6 @@ same command goes on after a kill; with more episodes or tasks it adds those.
 
 import json
 import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -21,6 +18,7 @@ from vlm_local.ceiling.play import play_settings
 from vlm_local.ceiling.settings import Setting
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import encode_json, open_replacing, read_json_lines, write_json
+from vlm_local.interrupts import end_children, end_with_parent, shielded_children
 from vlm_local.sim.levels import find_level
 from vlm_local.sim.tasks import TASKS, find_task
 
@@ -135,19 +133,16 @@ def open_players(workers: int) -> Iterator[Callable]:
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_become_player) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
+
+        def play(*arguments) -> Iterator:
+            with shielded_children():
+                return pool.map(*arguments)
+
         try:
-            yield pool.map
+            yield play
+        except BaseException:  # Ctrl-C, too: nobody wants what is being played
+            end_children()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _become_player() -> None:
-    """Ctrl-C is for the parent; without a parent nobody wants the result."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)

@@ -35,7 +35,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--workers", type=workers(), default=2, metavar="N", help="processes [2]")
     add("--predict", nargs="+", type=Path, default=(), metavar="RESULT", help="answers to predict from: of eval or sim")
     add("--observed", nargs="+", type=Path, default=(), metavar="RESULT", help="what each of them predicts: of sim")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, goes_on="the same command goes on from here")
 
 
 def _run(args: argparse.Namespace) -> int:

@@ -37,7 +37,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--workers", type=workers(), default=1, metavar="N", help="episodes at a time [1]")
     parser.add_argument("--resume", action="store_true", help="go on with what stands in --out, and score it again")
     add_policy_options(parser, "--policy")
-    parser.set_defaults(run=_eval)
+    parser.set_defaults(run=_eval, goes_on="the same command with --resume goes on from here")
 
     parser = subparsers.add_parser("compare", help="two evaluations on the same steps, with p-values")
     parser.add_argument("ours", metavar="A", type=Path, help="--out folder of an evaluation")

@@ -28,7 +28,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--gif", action="store_true", help="a GIF beside every film")
     add("--out", metavar="DIR", help="[runs/sim-POLICY-TASK-LEVEL-SEED]")
     add_policy_options(parser, "--policy")
-    parser.set_defaults(run=_run_sim)
+    parser.set_defaults(run=_run_sim, goes_on="the same command goes on from here")
 
 
 def _run_sim(args: argparse.Namespace) -> int:

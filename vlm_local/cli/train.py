@@ -45,7 +45,7 @@ def _add_finetune(parser) -> None:
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[auto: the first GPU]")
     add("--offline", action="store_true", help="download nothing")
     add("--seed", type=seed(), default=0)
-    parser.set_defaults(run=_run_finetune)
+    parser.set_defaults(run=_run_finetune, goes_on="the same command goes on from the last saved step")
 
 
 def _add_tiny(parser) -> None:
@@ -55,7 +55,7 @@ def _add_tiny(parser) -> None:
     add("--rounds", type=count(), metavar="N", help="[the course of docs/training.md]")
     add("--task", metavar="T", help="one task of `sim` alone [all]")
     add("--seed", type=seed(), default=0)
-    parser.set_defaults(run=_run_tiny)
+    parser.set_defaults(run=_run_tiny, goes_on="the same command goes on from the last finished round")
 
 
 def _run_init_tiny(args) -> int:

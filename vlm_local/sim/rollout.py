@@ -10,7 +10,7 @@ import queue
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from vlm_local.data.runs import RunWriter
 from vlm_local.errors import ConfigError, DataError, EngineError, RequestError
 from vlm_local.files import encode_json
 from vlm_local.policy import Policy
-from vlm_local.provenance import list_differences
+from vlm_local.provenance import choose_deciding, join_parts, list_differences
 from vlm_local.sim.levels import find_level
 from vlm_local.sim.policies import Cast, apply_control
 from vlm_local.sim.stage import Scene, Stage
@@ -56,13 +56,6 @@ class Plan:
 
 # What may differ when a run is continued: it can grow.
 _MAY_GROW = ("tasks", "episodes", "films", "gif")
-# What the policy says of itself that decides its answers, and so may not.
-_SETTINGS = (
-    *("model", "checkpoint_sha256", "engine", "quantize", "dtype", "decoder", "grammar", "prompt", "steps"),
-    *("decide", "temperature", "history", "posterior", "steps_per_phrase", "workspace_m", "max_step"),
-)
-# What may, where each part of the run says its own.
-_MADE_WITH = ("versions", "git", "machine", "device", "max_batch")
 
 
 def open_run(folder: Path, plan: Plan, meta: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -87,32 +80,22 @@ def open_run(folder: Path, plan: Plan, meta: Mapping[str, Any]) -> list[tuple[st
 
 
 def _continue(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
-    """meta.json of the whole run: as it began, but for the plan, which may have grown.
-
-    `continued_with` lists what later parts were made with, where that differs (_MADE_WITH).
-    """
+    """meta.json of the whole run: as it began, but for the plan, which may have grown."""
     try:
         there = json.loads((folder / "meta.json").read_bytes())
-        parts = [_choose(there, _MADE_WITH), *there.get("continued_with", [])]
-        old, new = _list_settings(there), _list_settings(here)
+        joined = join_parts(there, here)
+        differences = list(list_differences(_list_settings(there), _list_settings(here)))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{folder}/meta.json is of no run of `sim` ({error!r}); name another --out") from None
-    differences = list(list_differences(old, new))
     if differences:
         raise ConfigError(f"{folder} holds another run: {'; '.join(differences)}; name another --out")
-    part = _choose(here, _MADE_WITH)
-    later = parts[1:] if part in parts else [*parts[1:], part]
-    return {**there, "simulator": here["simulator"], **({"continued_with": later} if later else {})}
+    return joined | {"simulator": here["simulator"]}
 
 
 def _list_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same in all parts of a run."""
     plan = {name: value for name, value in meta["simulator"].items() if name not in _MAY_GROW}
-    return {**plan, **_choose(meta, _SETTINGS)}
-
-
-def _choose(meta: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    return {name: meta[name] for name in names if name in meta}
+    return {**plan, **choose_deciding(meta)}
 
 
 def read_outcome(episode: Path) -> dict[str, Any] | None:

@@ -8,8 +8,9 @@ last finished round and gives the same weights as one that was not.
 import multiprocessing
 import shutil
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.loading import load_model
+from vlm_local.interrupts import end_children, end_with_parent, shielded_children
 from vlm_local.sim.tasks import find_task
 from vlm_local.training.collect import Shard, load_shard
 from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
@@ -108,6 +110,7 @@ class SimulatedTraining:
         self._pupil = Pupil(loaded.model.requires_grad_(True).train())
         self._optimisation = Optimisation(self._pupil, recipe, folder)
         self._shards: deque[Shard] = deque(maxlen=course.keep)
+        self._measured: deque[tuple[int, Future]] = deque()
 
     def run(self) -> Path:
         """Train to the end of the course; the folder of the last student."""
@@ -118,7 +121,7 @@ class SimulatedTraining:
         if first >= course.num_rounds:
             return self._student(course.num_rounds - 1)
         self._reload(first)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with _open_collector() as pool:
             upcoming = self._submit(pool, first)
             for number in range(first, course.num_rounds):
                 self._shards.append(load_shard(upcoming.result()))
@@ -129,8 +132,10 @@ class SimulatedTraining:
                 self._clean(number)
                 if (number + 1) % course.measure_every == 0:
                     self._measure(pool, number)
+                self._log_measured(wait=False)
                 self._draw_curves()
-        self._draw_curves()  # the last rollouts came in while the pool closed
+            self._log_measured(wait=True)
+        self._draw_curves()
         return self._student(course.num_rounds - 1)
 
     def _draw_curves(self) -> None:
@@ -141,18 +146,25 @@ class SimulatedTraining:
         return self._pupil(self._draw(step))
 
     def _measure(self, pool: ProcessPoolExecutor, number: int) -> None:
-        """Play rollouts when the collector comes to it; the log gets them then."""
+        """Play rollouts when the collector comes to it."""
         course, step = self._course, self._optimisation.step
         played = pool.submit(
             measure_round, self._student(number), tuple(course.mix(number)), course.level, course.measure_episodes
         )
-        played.add_done_callback(lambda future: self._optimisation.log({"step": step, **future.result()}))
+        self._measured.append((step, played))
+
+    def _log_measured(self, wait: bool) -> None:
+        """Log the rollouts that were played, oldest first. Raises what playing them raised."""
+        while self._measured and (wait or self._measured[0][1].done()):
+            step, played = self._measured.popleft()
+            self._optimisation.log({"step": step, **played.result()})
 
     def _submit(self, pool: ProcessPoolExecutor, number: int) -> Future:
         course = self._course
         student = self._student(number - 2) if number >= max(2, course.learner_from) else None
         lesson = Lesson(number, course.mix(number), course.level, course.frames, IMAGE_PX, self._seed, student)
-        return pool.submit(collect_round, lesson, self._shard(number))
+        with shielded_children():
+            return pool.submit(collect_round, lesson, self._shard(number))
 
     def _shard(self, number: int) -> Path:
         return self._folder / "shards" / f"{number:05d}.npz"
@@ -194,6 +206,18 @@ class SimulatedTraining:
         tint[:, 0] += 1
         shown = rng.random(len(frames)) >= _HIDE_PROPRIO
         return self._questionnaire.build(np.stack(frames), np.stack(proprio), asked, things, shown, tint)
+
+
+@contextmanager
+def _open_collector() -> Iterator[ProcessPoolExecutor]:
+    """One process, which ends at once where training ends with an error or Ctrl-C."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=end_with_parent) as pool:
+        try:
+            yield pool
+        except BaseException:
+            end_children()
+            raise
 
 
 def train_tiny(
