@@ -57,16 +57,17 @@ def run(args: argparse.Namespace) -> int:
 def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, ...]):
     """(picture -> answer, what the detector says of itself)."""
     from vlm_local.answers import Question, ask_server
-    from vlm_local.assembly import open_policies
+    from vlm_local.assembly import is_url, open_policies, refuse_all_but
     from vlm_local.client import Detector
     from vlm_local.errors import ConfigError
 
-    name = args.model or "tiny"
-    if name.startswith(("http://", "https://")):
+    name, options = args.model or "tiny", read_policy_options(args)
+    if is_url(name):
+        refuse_all_but(options, "offline")
         detector = Detector(name, choices)
         yield lambda image: ask_server(detector, Question(image, question, choices)), {"name": hide_secrets(name)}
         return
-    policies = open_policies(read_policy_options(args))
+    policies = open_policies(options)
     try:
         answerer = policies.answerer
         if answerer is None:

@@ -56,11 +56,15 @@ def _eval(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
+    from vlm_local.evaluation import baselines
     from vlm_local.evaluation.offline import Plan, evaluate
     from vlm_local.evaluation.tables import format_report
 
     options = read_policy_options(args)
+    if args.model in baselines.NAMES:
+        refuse_all_but(options, "offline")
     selection = read_data_options(args)
     about = open_data_set(args.data, selection, lambda problem: None).about
     plan = Plan(

@@ -30,14 +30,16 @@ def _run(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from vlm_local.assembly import open_policies
+    from vlm_local.assembly import is_url, open_policies
     from vlm_local.spatial.changes import CHANGES
     from vlm_local.spatial.report import format_interval, format_value
     from vlm_local.spatial.study import run_study
 
     scene_set = _choose_set(args)
     options = read_policy_options(args)
-    policies = open_policies(replace(options, steps_per_phrase=1))  # every view is an episode of one step
+    if not is_url(options.model):
+        options = replace(options, steps_per_phrase=1)  # every view is an episode of one step
+    policies = open_policies(options)
     try:
         policy = policies.build("spatial", tell_all=True)
         with tqdm(total=scene_set.scenes * (len(CHANGES) + 1), unit="view", disable=None) as bar:

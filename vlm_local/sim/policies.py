@@ -8,10 +8,8 @@ from typing import Any
 import numpy as np
 
 from vlm_local.actions import GripperLatch, StepTable, build_action, build_step_table, load_step_table
-from vlm_local.assembly import PolicyOptions, open_policies
-from vlm_local.errors import ConfigError
+from vlm_local.assembly import PolicyOptions, is_url, open_policies, refuse_all_but
 from vlm_local.grammar import load_phrase_grammar
-from vlm_local.plain import hide_secrets
 from vlm_local.policy import Policy
 from vlm_local.primitives import parse_phrase
 from vlm_local.remote_policy import RemotePolicy
@@ -101,15 +99,15 @@ def open_cast(options: PolicyOptions, noise: float) -> Cast:
     Raises ConfigError as open_policies does, and EngineError where a server does not answer.
     """
     if options.model == ORACLE:
-        _refuse_all_but(options, "steps", "steps_per_phrase")
+        refuse_all_but(options, "steps", "steps_per_phrase")
         table = load_step_table(options.steps) if options.steps else StepTable()
         build = partial(_build_oracle, table, options.steps_per_phrase, noise)
         metadata = _hold(OraclePolicy(table), options.steps_per_phrase).metadata
         return Cast(build, metadata, _MOST_ROBOTS, close=lambda: None, sees=False)
+    if is_url(options.model):  # a phrase can be held here, too
+        metadata = open_policies(replace(options, steps_per_phrase=None)).metadata
+        return _open_server(options, metadata, noise)
     policies = open_policies(options)
-    if policies.worker is None:
-        _refuse_all_but(options, "steps_per_phrase")
-        return _open_server(options, policies.metadata, noise)
     try:
         policies.build("sim0")  # waits until the model is loaded, and raises what that raised
     except BaseException:
@@ -121,15 +119,6 @@ def open_cast(options: PolicyOptions, noise: float) -> Cast:
 
     sees = policies.metadata.get("engine") != "scripted"
     return Cast(build, policies.metadata, _MOST_ROBOTS, policies.close, sees)
-
-
-def _refuse_all_but(options: PolicyOptions, *taken: str) -> None:
-    """A flag that would be ignored is an error: the settings of a server are the server's."""
-    plain = asdict(PolicyOptions(model=options.model))
-    given = [name for name, value in asdict(options).items() if value != plain[name] and name not in taken]
-    if given:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ConfigError(f"--policy {hide_secrets(options.model)} takes no {flags}: it decides for itself")
 
 
 def _open_server(options: PolicyOptions, metadata: Mapping[str, Any], noise: float) -> Cast:
