@@ -1,15 +1,14 @@
-"""Ctrl-C: which processes hear it, and how soon the command ends then."""
+"""Ctrl-C: how soon a command ends then."""
 
-import multiprocessing
+import atexit
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing import resource_tracker
+from contextlib import suppress
 
-_GRACE_S = 0.8  # below the second for which a model's thread is waited for: see EngineWorker.close
+_GRACE_S = 0.5  # a model's thread is waited for for a second: see EngineWorker.close
 
 
 class InterruptWatch:
@@ -25,11 +24,12 @@ class InterruptWatch:
         self._is_told = False
 
     def start(self) -> None:
-        """From the main thread."""
+        """From the main thread, before anything registers what is to be done at the exit."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written at once, also while the main thread computes
         threading.Thread(target=self._watch, args=(reader,), name="interrupts", daemon=True).start()
+        atexit.register(self._skip_teardown)  # the first that is registered is the last that is called
 
     def tell(self) -> None:
         with self._telling:
@@ -45,29 +45,9 @@ class InterruptWatch:
         self.tell()
         os._exit(130)
 
-
-@contextmanager
-def shielded_children() -> Iterator[None]:
-    """Processes that the block starts do not hear Ctrl-C: a terminal sends it to all, and it is for their parent."""
-    resource_tracker.ensure_running()  # here, since it lets this thread hear SIGINT again after it has started
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def end_with_parent() -> None:
-    """In a process of multiprocessing: end it when its parent ends, also where that is killed."""
-    threading.Thread(target=_await_parent, daemon=True).start()
-
-
-def _await_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def end_children() -> None:
-    """End what multiprocessing has started here, in the middle of whatever it does."""
-    for child in multiprocessing.active_children():
-        child.terminate()
+    def _skip_teardown(self) -> None:
+        """Taking apart an interpreter that has loaded torch costs a second on a busy machine."""
+        if self._is_told:
+            with suppress(OSError):
+                sys.stdout.flush()
+            os._exit(130)

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
+import psutil
 import pytest
 
 from tests import recordings
@@ -59,7 +61,7 @@ def interrupt(process: subprocess.Popen) -> str:
         begun = time.monotonic()
         os.killpg(process.pid, signal.SIGINT)
         _, error = process.communicate(timeout=LATEST_S)
-        print(f"ended after {time.monotonic() - begun:.2f} s")
+        print(f"ended after {time.monotonic() - begun:.2f} s", error[-600:])
         assert process.returncode == 130
         until(lambda: not is_any_left(process.pid), LATEST_S)
     finally:
@@ -107,6 +109,30 @@ def test_while_episodes_of_a_ceiling_are_played(tmp_path):
     error = interrupt(process)
     assert error.splitlines()[-1] == "vlm-local ceiling: stopped; the same command goes on from here"
     assert "Traceback" not in error
+
+
+def kill_helpers(process):
+    with suppress(psutil.NoSuchProcess):
+        for child in psutil.Process(process.pid).children():
+            if any("spawn_main" in word for word in child.cmdline()):
+                child.kill()
+
+
+def test_a_helper_that_is_killed_ends_the_command_with_a_sentence(tmp_path):
+    process = start("ceiling", "--tasks", "reach", "--level", "easy", "--workers", 2, "--out", tmp_path / "out")
+    until(lambda: process.poll() is not None or kill_helpers(process))
+    _, error = process.communicate()
+    assert process.returncode == 2
+    assert error.splitlines()[-1].startswith("vlm-local ceiling: a process of this command was killed")
+    until(lambda: not is_any_left(process.pid))
+
+
+def test_helpers_end_with_a_command_that_is_killed(tmp_path):
+    process = start("ceiling", "--tasks", "reach", "--level", "easy", "--workers", 2, "--out", tmp_path / "out")
+    until(lambda: (tmp_path / "out" / "rows.jsonl").exists() or process.poll() is not None)
+    process.kill()
+    process.communicate()
+    until(lambda: not is_any_left(process.pid))
 
 
 def test_while_the_frames_of_a_round_are_collected(tmp_path):

@@ -6,9 +6,7 @@ same command goes on after a kill; with more episodes or tasks it adds those.
 """
 
 import json
-import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product, repeat
@@ -18,7 +16,7 @@ from vlm_local.ceiling.play import play_settings
 from vlm_local.ceiling.settings import Setting
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import encode_json, open_replacing, read_json_lines, write_json
-from vlm_local.interrupts import end_children, end_with_parent, shielded_children
+from vlm_local.processes import open_pool
 from vlm_local.sim.levels import find_level
 from vlm_local.sim.tasks import TASKS, find_task
 
@@ -132,17 +130,5 @@ def open_players(workers: int) -> Iterator[Callable]:
     if workers == 1:
         yield map
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=end_with_parent) as pool:
-
-        def play(*arguments) -> Iterator:
-            with shielded_children():
-                return pool.map(*arguments)
-
-        try:
-            yield play
-        except BaseException:  # Ctrl-C, too: nobody wants what is being played
-            end_children()
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
+    with open_pool(workers) as pool:
+        yield pool.map

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vlm_local.errors import VLMLocalError
-from vlm_local.interrupts import shielded_children
+from vlm_local.processes import shielded_children
 from vlm_local.types import Observation
 
 

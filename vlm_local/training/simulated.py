@@ -5,12 +5,10 @@ A run folder holds everything: `student-N/` (the model folder after round N; the
 last finished round and gives the same weights as one that was not.
 """
 
-import multiprocessing
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,7 @@ import torch
 
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.loading import load_model
-from vlm_local.interrupts import end_children, end_with_parent, shielded_children
+from vlm_local.processes import open_pool
 from vlm_local.sim.tasks import find_task
 from vlm_local.training.collect import Shard, load_shard
 from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
@@ -121,7 +119,7 @@ class SimulatedTraining:
         if first >= course.num_rounds:
             return self._student(course.num_rounds - 1)
         self._reload(first)
-        with _open_collector() as pool:
+        with open_pool(1) as pool:
             upcoming = self._submit(pool, first)
             for number in range(first, course.num_rounds):
                 self._shards.append(load_shard(upcoming.result()))
@@ -163,8 +161,7 @@ class SimulatedTraining:
         course = self._course
         student = self._student(number - 2) if number >= max(2, course.learner_from) else None
         lesson = Lesson(number, course.mix(number), course.level, course.frames, IMAGE_PX, self._seed, student)
-        with shielded_children():
-            return pool.submit(collect_round, lesson, self._shard(number))
+        return pool.submit(collect_round, lesson, self._shard(number))
 
     def _shard(self, number: int) -> Path:
         return self._folder / "shards" / f"{number:05d}.npz"
@@ -206,18 +203,6 @@ class SimulatedTraining:
         tint[:, 0] += 1
         shown = rng.random(len(frames)) >= _HIDE_PROPRIO
         return self._questionnaire.build(np.stack(frames), np.stack(proprio), asked, things, shown, tint)
-
-
-@contextmanager
-def _open_collector() -> Iterator[ProcessPoolExecutor]:
-    """One process, which ends at once where training ends with an error or Ctrl-C."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=end_with_parent) as pool:
-        try:
-            yield pool
-        except BaseException:
-            end_children()
-            raise
 
 
 def train_tiny(
