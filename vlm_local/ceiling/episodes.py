@@ -1,6 +1,6 @@
 """Episodes under all settings, played in processes and kept as they are finished.
 
-DIR/ceiling.json says what is played under which settings. DIR/rows.jsonl gets a line when an episode was
+DIR/ceiling.json says what is played under which settings, and with what. DIR/rows.jsonl gets a line when an episode was
 played under all of them: `task`, `seed`, `steps` (to success, null for none, one number a setting). The
 same command goes on after a kill; with more episodes or tasks it adds those.
 """
@@ -11,16 +11,19 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product, repeat
 from pathlib import Path
+from typing import Any
 
 from vlm_local.ceiling.play import play_settings
 from vlm_local.ceiling.settings import Setting
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import encode_json, open_replacing, read_json_lines, write_json
 from vlm_local.processes import open_pool
+from vlm_local.provenance import describe_machine, join_parts
 from vlm_local.sim.levels import find_level
 from vlm_local.sim.tasks import TASKS, find_task
 
 _PLAN_FILE, _ROWS_FILE = "ceiling.json", "rows.jsonl"
+_DECIDES = ("level", "seed", "settings")
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ class Episodes:
     """The finished episodes of a folder. Raises ConfigError where it holds anything else."""
 
     def __init__(self, folder: Path, plan: Plan, settings: Sequence[Setting]):
-        self._plan, self._settings, self._path = plan, settings, folder / _ROWS_FILE
+        self._folder, self._plan, self._settings, self._path = folder, plan, settings, folder / _ROWS_FILE
         _open_folder(folder, plan, settings)
         self._steps: dict[tuple[str, int], list[int | None]] = {}
         if self._path.exists():
@@ -73,6 +76,8 @@ class Episodes:
 
     def play(self, missing: Sequence[tuple[str, int]], workers: int, progress: Callable[[int], None]) -> None:
         """progress: is called with 1 after every episode."""
+        if missing:
+            _write_made(self._folder)
         with self._path.open("a", encoding="utf-8") as file, open_players(workers) as play:
             tasks, seeds = [task for task, _ in missing], [seed for _, seed in missing]
             results = play(play_settings, tasks, repeat(self._plan.level), seeds, repeat(self._settings))
@@ -109,7 +114,7 @@ def find_played(folder: Path) -> Plan:
 
 def _open_folder(folder: Path, plan: Plan, settings: Sequence[Setting]) -> None:
     path = folder / _PLAN_FILE
-    here = {"level": plan.level, "seed": plan.seed, "settings": [asdict(setting) for setting in settings]}
+    here = dict(zip(_DECIDES, (plan.level, plan.seed, [asdict(setting) for setting in settings]), strict=True))
     if path.exists():
         there = json.loads(path.read_bytes())
         differing = [name for name in here if there.get(name) != here[name]]
@@ -119,6 +124,20 @@ def _open_folder(folder: Path, plan: Plan, settings: Sequence[Setting]) -> None:
         raise ConfigError(f"{folder} holds something else than a study of `ceiling`; choose another --out")
     else:
         write_json(path, here)
+
+
+def _write_made(folder: Path) -> None:
+    """Into ceiling.json: what the rows are made with from now on, beside what those that are there were made with."""
+    path = folder / _PLAN_FILE
+    there, here = json.loads(path.read_bytes()), describe_machine()
+    is_first = not (folder / _ROWS_FILE).exists()
+    write_json(path, there | here if is_first else join_parts(there, here))
+
+
+def read_made(folder: Path) -> dict[str, Any]:
+    """`versions`, `git`, `machine` of the rows, and `continued_with` where later ones differ."""
+    there = json.loads((folder / _PLAN_FILE).read_bytes())
+    return {name: value for name, value in there.items() if name not in _DECIDES}
 
 
 @contextmanager

@@ -59,8 +59,11 @@ def _add_tiny(parser) -> None:
 
 
 def _run_init_tiny(args) -> int:
+    from vlm_local.errors import ConfigError
     from vlm_local.training.tiny import write_tiny
 
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise ConfigError(f"{args.out} holds something already; choose another --out")
     write_tiny(args.out, args.seed)
     print(f"wrote untrained weights and the tokenizer, processor and prompt around them to {args.out}")
     return 0
