@@ -89,7 +89,8 @@ def _add_rows(kinds: argparse._SubParsersAction) -> None:
     text = "how long a step takes for several robots at once"
     parser = kinds.add_parser("rows", help=text, description=text)
     _add_subject(parser)
-    parser.add_argument("--counts", default="1,4,8,16", metavar="N,...", help="robots at once [1,4,8,16]")
+    text = "robots at once [1,4,8,16]"
+    parser.add_argument("--counts", type=_robots, default=[1, 4, 8, 16], metavar="N,...", help=text)
     parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="[20]")
     parser.set_defaults(run=_run_rows)
 
@@ -97,8 +98,7 @@ def _add_rows(kinds: argparse._SubParsersAction) -> None:
 def _run_rows(args: argparse.Namespace) -> int:
     from vlm_local.bench.rows import run
 
-    counts = [int(count) for count in args.counts.split(",")]
-    return run(read_policy_options(args), args.shape, args.layers, counts, args.rounds)
+    return run(read_policy_options(args), args.shape, args.layers, args.counts, args.rounds)
 
 
 def _add_limit(kinds: argparse._SubParsersAction) -> None:
