@@ -1,7 +1,9 @@
 """Movement signs -> the 7 numbers a robot executes. Knows no model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,10 +48,17 @@ class StepTable:
 def load_step_table(path: str | Path) -> StepTable:
     """Read a JSON object with StepTable's fields; other keys at its top level are refused."""
     try:
-        fields = parse_json(Path(path).read_text(encoding="utf-8"))
-        return StepTable(**fields)
-    except (OSError, ValueError, TypeError) as error:
+        return build_step_table(parse_json(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, ConfigError) as error:
         raise ConfigError(f"{path} is no step table: {error}") from error
+
+
+def build_step_table(fields: Mapping[str, Any]) -> StepTable:
+    """A table from its fields, as they stand in a file or in metadata; raises ConfigError for any others."""
+    try:
+        return StepTable(**fields)
+    except TypeError as error:
+        raise ConfigError(f"a step table has the fields {', '.join(vars(StepTable()))}: {error}") from error
 
 
 def build_action(primitive: Primitive, gripper: float, table: StepTable = StepTable()) -> np.ndarray:

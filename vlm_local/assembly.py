@@ -3,8 +3,8 @@
 An option that is None comes from the checkpoint's vlm_local.json, else from DEFAULTS.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar, load_phrase_grammar
 from vlm_local.models import DEFAULT, find_checkpoint
+from vlm_local.plain import hide_secrets
 from vlm_local.policy import Policy, Settings, VLMPolicy
 from vlm_local.primitives import list_phrases
 from vlm_local.prompts import Template, build_prompt, load_template
@@ -44,6 +45,7 @@ DEFAULTS = {
 }
 RANDOM = "random"
 _REMOTE_S = 30.0  # for a policy server's answer where no deadline is shorter
+_LOADING = ("quantize", "device", "dtype", "decoder")  # flags about a model that is loaded here
 _HUNG_S = 60.0  # past the deadline of a request: only then is a slow forward taken for one that never ends
 
 
@@ -127,11 +129,13 @@ def open_policies(
     out (memory, damaged weights) is raised by `Policies.build` and by the worker.
     """
     model = options.model or DEFAULT
-    if model.startswith(("http://", "https://")):
+    if is_url(model):
+        refuse_all_but(options, "offline", "deadline_ms")
         timeout_s = _REMOTE_S if options.deadline_ms is None else min(_REMOTE_S, options.deadline_ms / 1e3)
         policy = RemotePolicy(model, timeout_s)
         return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata)
     plan = _Plan(options)
+    plan.refuse_unused()
     load = plan.load_apart if apart else plan.load
     worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, plan.build_warm_up())
     answerer = plan.build_answerer(worker)
@@ -142,6 +146,25 @@ def open_policies(
         answerer,
     )
     return policies
+
+
+def is_url(model: str | None) -> bool:
+    """Whether this names a policy server."""
+    return model is not None and model.startswith(("http://", "https://"))
+
+
+def refuse_all_but(options: PolicyOptions, *used: str) -> None:
+    """For a policy that decides for itself: raises ConfigError for flags that it would ignore."""
+    names = [field.name for field in fields(options) if field.name not in ("model", *used)]
+    _refuse(options, names, f"{hide_secrets(options.model)} takes no", ": it decides for itself")
+
+
+def _refuse(options: PolicyOptions, unused: Sequence[str], before: str, after: str) -> None:
+    """Raise ConfigError for flags that were given: they stand between `before` and `after`."""
+    plain = PolicyOptions()
+    given = [f"--{name.replace('_', '-')}" for name in unused if getattr(options, name) != getattr(plain, name)]
+    if given:
+        raise ConfigError(f"{before} {', '.join(given)}{after}".lstrip())
 
 
 def open_engine(options: PolicyOptions) -> Engine:
@@ -200,6 +223,16 @@ class _Plan:
             **asdict(self._settings),
             "steps_per_phrase": self._hold,
         }
+
+    def refuse_unused(self) -> None:
+        """A flag that would be ignored is an error."""
+        if self._model == RANDOM or self._is_constant:
+            unused, why = ("engine", "engine_url", "max_batch", *_LOADING), f"no model is loaded for {self._model!r}"
+        elif self._options.engine == "openai":
+            unused, why = _LOADING, "the server behind --engine openai has loaded the model as it likes"
+        else:
+            unused, why = ("engine_url",), "the model is loaded here; --engine openai asks a server"
+        _refuse(self._options, unused, "", f" would change nothing: {why}")
 
     def load(self) -> Engine:
         if self._model == RANDOM:

@@ -1,15 +1,45 @@
 """What a result was made with, so that it can be made again."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import vlm_local
 
 _PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance", "mujoco")
+
+# What a policy says of itself that decides its answers.
+_DECIDES = (
+    *("model", "checkpoint_sha256", "engine", "quantize", "dtype", "decoder", "grammar", "prompt", "steps"),
+    *("decide", "temperature", "history", "posterior", "steps_per_phrase", "workspace_m", "max_step"),
+)
+# What may differ between the parts of a result that was continued, so that each says its own.
+_MADE_WITH = ("versions", "git", "machine", "device", "max_batch")
+
+
+def choose_deciding(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a policy's metadata what must not change within a result."""
+    return _choose(metadata, _DECIDES)
+
+
+def join_parts(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
+    """`there`, which a result says of itself, where it is now continued with `here`.
+
+    `continued_with` lists what later parts were made with, where that differs.
+    """
+    parts = [_choose(there, _MADE_WITH), *there.get("continued_with", [])]
+    part = _choose(here, _MADE_WITH)
+    later = parts[1:] if part in parts else [*parts[1:], part]
+    return {**there, **({"continued_with": later} if later else {})}
+
+
+def _choose(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: fields[name] for name in names if name in fields}
 
 
 def describe_machine() -> dict[str, Any]:
@@ -19,6 +49,19 @@ def describe_machine() -> dict[str, Any]:
         "git": _read_git_commit(),
         "machine": {"system": platform.platform(), "processor": _read_processor(), "cores": os.cpu_count()},
     }
+
+
+def list_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """'dtype was "float32" and is "bfloat16"' for every setting that differs, one in another as "steps.x_m".
+
+    Both hold JSON values only. A setting that is missing counts as null.
+    """
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from (f"{name}.{difference}" for difference in list_differences(old, new))
+        elif old != new:
+            yield f"{name} was {json.dumps(old)} and is {json.dumps(new)}"
 
 
 def _list_versions() -> dict[str, str]:

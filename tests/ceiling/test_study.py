@@ -1,6 +1,7 @@
 """The command from end to end: rows, pages, going on after a kill, what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -44,6 +45,19 @@ def test_rows_report_and_pages(result):
     assert {path.stem for path in result.glob("*.png")} >= {"scale", "hold", "latency", "opposite"}
 
 
+def test_episodes_added_elsewhere_are_said_beside(result, tmp_path):
+    out = shutil.copytree(result, tmp_path / "out")
+    report, made = (json.loads((out / name).read_text()) for name in ("report.json", "ceiling.json"))
+    assert "continued_with" not in report and report["git"] == made["git"]
+    (out / "ceiling.json").write_text(json.dumps(made | {"git": "an older commit"}))
+    same = ("--tasks", "close_drawer", "--level", "easy", "--seed", 3)
+    for episodes, others in ((1, []), (2, [report["git"]])):  # at first nothing is played
+        assert ceiling(out, *same, "--episodes", episodes) == 0
+        again = json.loads((out / "report.json").read_text())
+        assert again["git"] == "an older commit"
+        assert [part["git"] for part in again.get("continued_with", [])] == others
+
+
 def test_what_is_whole_in_a_folder(result, tmp_path):
     assert find_played(result) == Plan(("close_drawer",), "easy", 1, 3)
     (tmp_path / "ceiling.json").write_bytes((result / "ceiling.json").read_bytes())
@@ -77,8 +91,6 @@ def test_episodes_are_added(tmp_path):
     [
         (("--tasks", "reach,fly"), "task must be one of reach"),
         (("--level", "hardest"), "level must be one of"),
-        (("--episodes", 0), "--episodes must be at least 1"),
-        (("--workers", 0), "--workers must be at least 1"),
         (("--predict", "somewhere"), "they go in pairs"),
         (("--predict", "somewhere", "--observed", "nowhere"), "nowhere is no result folder"),
     ],

@@ -53,6 +53,22 @@ def test_eval_again_needs_resume_and_then_asks_nothing(data_set, tmp_path, capsy
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
+        (["--policy", "http://127.0.0.1:9", "--decide", "map", "--steps", "t.json"], "takes no --decide, --steps:"),
+        (["--policy", "majority", "--temperature", "2"], "majority takes no --temperature:"),
+        (["--quantize", "8bit", "--max-batch", "2"], "--max-batch, --quantize would change nothing: no model"),
+        (["--policy", "tiny", "--engine-url", "http://127.0.0.1:9"], "--engine-url would change nothing"),
+        (["--policy", "m", "--engine", "openai", "--engine-url", "http://127.0.0.1:9", "--dtype", "bfloat16"],
+         "--dtype would change nothing: the server behind"),
+    ],
+)  # fmt: skip
+def test_a_flag_that_would_be_ignored_is_refused(data_set, tmp_path, capsys, flags, says):
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", *flags) == 2
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
         (["--camera", "front"], "no camera 'front'; it has image_0"),
         (["--policy", "no/such-model", "--offline"], "no/such-model"),
         (["--data", "nowhere"], "no file or folder nowhere"),

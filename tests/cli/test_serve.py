@@ -218,10 +218,11 @@ def test_no_request_forges_a_line_of_the_log_or_puts_a_token_there(start):
         (["--allow-from", "here"], "allow-from 'here'"),
         (["--prefix", "robots"], "--prefix must start"),
         (["--tunnel", "a b"], "user@host"),
+        (["--tunnel", "me@there:65536"], "user@host"),
         (["--remote-port", "9"], "belongs to --tunnel"),
         (["--workspace", "moon"], "autoeval-sink"),
-        (["--rate-limit", "0"], "--rate-limit more than 0"),
-        (["--deadline-ms", "0"], "--deadline-ms must be more than 0"),
+        (["--rate-limit", "0"], "--rate-limit: must be a number from 0.001"),
+        (["--deadline-ms", "0"], "--deadline-ms: must be a number from 1 to"),
         (["--model", "fly"], "fly"),
     ],
 )

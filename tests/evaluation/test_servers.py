@@ -71,7 +71,7 @@ def test_our_own_server_says_phrases_and_probabilities(data_set, tmp_path, worke
 
 def test_a_foreign_server_is_scored_by_its_actions(data_set, tmp_path):
     with _foreign_server([0.0, 0.02, 0.0, 0.0, 0.0, -0.2, 1.0]) as url:
-        status, rows = _eval(data_set, tmp_path / "out", "--policy", url, "--every", "3", "--posterior", "off")
+        status, rows = _eval(data_set, tmp_path / "out", "--policy", url, "--every", "3")
     assert status == 0 and [row["step"] for row in rows] == [0, 3, 6] * 3
     assert {row["phrase_source"] for row in rows} == {"actions"}
     # The recordings begin closed, so the constant command opens the gripper once.

@@ -22,7 +22,7 @@ def evaluation(tmp_path_factory):
     records = [recordings.make_rlds_record(recordings.make_states(10, seed)) for seed in range(3)]
     recordings.write_rlds(place / "data", records)
     arguments = ["--data", str(place / "data"), "--out", str(place / "out"), "--policy", "random"]
-    assert main(["eval", *arguments, "--decide", "sample"]) == 0
+    assert main(["eval", *arguments]) == 0
     return place / "out"
 
 

@@ -4,16 +4,24 @@ import http.server
 import json
 import threading
 from contextlib import contextmanager
+from dataclasses import asdict
+from functools import cache
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests import serving
+from vlm_local.actions import StepTable, build_action
+from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.cli import main
 from vlm_local.data import open_episodes
 from vlm_local.engines.scripted import build_uniform_engine
 from vlm_local.files import lock_folder
+from vlm_local.primitives import parse_phrase
+from vlm_local.server.app import create_app
+from vlm_local.server.serve import HTTPServer, bind
+from vlm_local.server.service import ServerSettings
 from vlm_local.sim.stage import Stage, StageError
 
 
@@ -81,12 +89,71 @@ def test_a_run_goes_on_where_it_stopped(tmp_path, capsys):
     assert "outcome" in json.loads(torn.read_text())
 
 
-@pytest.mark.parametrize("change", [("--seed", 9), ("--level", "easy"), ("--policy", "stop"), ("--decide", "map")])
-def test_a_folder_with_another_run_is_refused(tmp_path, capsys, change):
-    arguments = ["--policy", "move left", "--task", "lift", "--max-steps", 1, "--episodes", 1, "--workers", 1]
+ONE_STEP = ("--task", "lift", "--max-steps", 1, "--episodes", 1, "--workers", 1)
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """Policy -> folder of a run of it, the same each time."""
+
+    @cache
+    def begin(policy: str):
+        out = tmp_path_factory.mktemp("begun")
+        assert main(["sim", "--out", str(out), "--policy", policy, *map(str, ONE_STEP)]) == 0
+        return out
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("policy", "change", "said"),
+    [
+        ("move left", ("--seed", 9), "seed was 0 and is 9"),
+        ("move left", ("--level", "easy"), 'level was "normal" and is "easy"'),
+        ("move left", ("--policy", "stop"), 'policy was "move left" and is "stop"'),
+        ("move left", ("--decide", "map"), 'decide was "greedy" and is "map"'),
+        ("move left", ("--posterior", "off"), 'posterior was "fast" and is "off"'),
+        ("oracle", ("--steps-per-phrase", 2), "steps_per_phrase was null and is 2"),
+        ("tiny", ("--dtype", "bfloat16"), 'dtype was "float32" and is "bfloat16"'),
+        ("tiny", ("--quantize", "8bit"), 'quantize was "none" and is "8bit"'),
+    ],
+)
+def test_a_run_with_other_settings_is_refused_by_their_names(policy, change, said, begun, capsys):
+    out = begun(policy)
+    before = (out / "meta.json").read_bytes()
+    arguments = ["--policy", policy, *ONE_STEP, *change, "--episodes", 2]
+    assert main(["sim", "--out", str(out), *map(str, arguments)]) == 2
+    assert f"holds another run: {said}" in capsys.readouterr().err
+    assert (out / "meta.json").read_bytes() == before
+
+
+def test_a_phrase_held_here_is_a_setting_of_the_run_also_with_a_server(tmp_path, capsys):
+    with serve_foreign([b"[0, 0, 0, 0, 0, 0, 1]"]) as (url, _):
+        run_sim(capsys, tmp_path, "--policy", url, *ONE_STEP, "--steps-per-phrase", 3)
+        assert json.loads((tmp_path / "meta.json").read_text())["steps_per_phrase"] == 3
+        assert main(["sim", "--policy", url, "--out", str(tmp_path), *map(str, ONE_STEP)]) == 2
+    assert "steps_per_phrase was 3 and is null" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_elsewhere_says_what_each_part_was_made_with(tmp_path, capsys):
+    arguments = ("--policy", "stop", *ONE_STEP)
     run_sim(capsys, tmp_path, *arguments)
-    assert main(["sim", "--out", str(tmp_path), *map(str, arguments), *map(str, change)]) == 2
-    assert "holds another run" in capsys.readouterr().err
+    meta = json.loads((tmp_path / "meta.json").read_text())
+    assert "continued_with" not in meta
+    (tmp_path / "meta.json").write_text(json.dumps(meta | {"git": "an older commit"}))
+    for _ in range(2):  # the second time nothing is new
+        run_sim(capsys, tmp_path, *arguments, "--episodes", 2)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["git"] == "an older commit" and report["simulator"]["episodes"] == 2
+    assert [part["git"] for part in report["continued_with"]] == [meta["git"]]
+    assert main(["verify", str(tmp_path)]) == 0
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"model": "a server\'s own recording"}'])
+def test_a_folder_with_something_else_in_meta_json_is_refused(text, tmp_path, capsys):
+    (tmp_path / "meta.json").write_text(text)
+    assert main(["sim", "--policy", "stop", "--out", str(tmp_path), *map(str, ONE_STEP)]) == 2
+    assert "is of no run of `sim`" in capsys.readouterr().err
 
 
 def test_over_http_and_in_process_are_the_same(tmp_path, capsys):
@@ -99,6 +166,35 @@ def test_over_http_and_in_process_are_the_same(tmp_path, capsys):
         assert [line["phrase"] for line in here] == [line["phrase"] for line in there]
         assert [line["proprio"] for line in here] == [line["proprio"] for line in there]
     assert len({line["phrase"] for line in here}) > 3
+
+
+@contextmanager
+def serve_policy(options: PolicyOptions):
+    """Our own server of this policy."""
+    policies = open_policies(options)
+    server = HTTPServer(create_app(policies, ServerSettings(), []), bind("127.0.0.1", 0))
+    try:
+        yield server.url
+    finally:
+        policies.close()
+        server.stop()
+
+
+@pytest.mark.parametrize("policy", ["oracle", "move left", "server"])
+def test_random_phrases_are_carried_out_with_the_step_table_of_the_policy(policy, tmp_path, capsys):
+    table = StepTable(x_m=0.02, y_m=0.021, z_m=0.022, tilt_rad=0.03, yaw_rad=0.031, tilt_axis="roll")
+    steps = tmp_path / "steps.json"
+    steps.write_text(json.dumps(asdict(table)))
+    arguments = ("--task", "reach", "--episodes", 1, "--max-steps", 12, "--workers", 1, "--noise", 0.5)
+    if policy == "server":
+        with serve_policy(PolicyOptions(model="move left", steps=str(steps))) as url:
+            run_sim(capsys, tmp_path / "run", "--policy", url, *arguments)
+    else:
+        run_sim(capsys, tmp_path / "run", "--policy", policy, "--steps", steps, *arguments)
+    lines = read_lines(tmp_path / "run", "reach-0")
+    assert len({line["phrase"] for line in lines}) > 3
+    for line in lines:
+        assert line["action"][:6] == build_action(parse_phrase(line["phrase"]), 0.0, table).tolist()[:6]
 
 
 @contextmanager

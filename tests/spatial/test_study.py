@@ -4,11 +4,14 @@ import json
 
 import pytest
 
+from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.cli import main
 from vlm_local.errors import DataError
 from vlm_local.evidence.archive import pack
 from vlm_local.evidence.verify import verify
 from vlm_local.spatial.changes import CHANGES
+from vlm_local.spatial.sets import SceneSet
+from vlm_local.spatial.study import run_study
 
 
 def study(out, *arguments) -> int:
@@ -48,7 +51,6 @@ def test_a_frozen_set_is_drawn_again_bit_for_bit_or_refused(result, tmp_path, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--scenes", 1), "2 scenes or more"),
         (("--level", "hardest"), "level must be one of"),
         (("--set", "missing.json"), "is no set of scenes"),
         (("--set", "missing.json", "--seed", 3), "--seed cannot be chosen with --set"),
@@ -59,9 +61,73 @@ def test_what_makes_no_sense_is_a_sentence(arguments, message, tmp_path, capsys)
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("scenes", ["1", "2.5", "NaN", '"4"'])
+def test_a_set_with_a_number_of_scenes_that_is_none_is_refused(scenes, tmp_path, capsys):
+    (tmp_path / "set.json").write_text(f'{{"level": "easy", "seed": 0, "scenes": {scenes}}}')
+    assert study(tmp_path / "out", "--set", tmp_path / "set.json") == 2
+    assert "2 scenes or more" in capsys.readouterr().err
+
+
 def test_a_folder_in_use_is_refused(result, capsys):
     assert study(result, "--scenes", 2) == 2
     assert "holds something already" in capsys.readouterr().err
+
+
+class StoppedAfter:
+    """A policy that always goes left, until somebody presses Ctrl-C."""
+
+    def __init__(self, num_views):
+        self._left = num_views
+        self._policies = open_policies(PolicyOptions(model="move left"))
+        self._policy = self._policies.build("spatial", tell_all=True)
+        self.metadata, self.reset = self._policy.metadata, self._policy.reset
+
+    def act(self, observation):
+        if not self._left:
+            self._policies.close()
+            raise KeyboardInterrupt
+        self._left -= 1
+        return self._policy.act(observation)
+
+
+def test_a_study_that_was_stopped_goes_on_where_it_was(result, tmp_path, capsys):
+    scene_set, out = SceneSet("easy", 4, 2), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        run_study("move left", StoppedAfter(7), scene_set, out)
+    rows = out / "rows.jsonl"
+    assert rows.read_bytes().count(b"\n") == 7
+    rows.write_bytes(rows.read_bytes()[:-10])  # and killed in the middle of a line
+    with pytest.raises(KeyboardInterrupt):
+        run_study("move left", StoppedAfter(3), scene_set, out)
+    assert rows.read_bytes().count(b"\n") == 9
+    same = ("--scenes", 2, "--level", "easy", "--seed", 4)
+    for changes, said in (
+        (("--seed", 5), "seed was 4 and is 5"),
+        (("--policy", "stop"), 'name was "move left" and is "stop"'),
+        (("--temperature", 2), "temperature was 1.0 and is 2.0"),
+    ):
+        assert study(out, *same, *changes) == 2
+        assert f"holds another study: {said}" in capsys.readouterr().err
+    assert study(out, *same) == 0
+    assert rows.read_bytes() == (result / "rows.jsonl").read_bytes()
+    ours, whole = (json.loads((folder / "report.json").read_text()) for folder in (out, result))
+    assert ours == whole
+
+
+def test_a_study_that_was_changed_does_not_go_on(tmp_path, capsys):
+    same = ("--scenes", 2, "--level", "easy", "--seed", 4)
+    with pytest.raises(KeyboardInterrupt):
+        run_study("move left", StoppedAfter(2), SceneSet("easy", 4, 2), tmp_path / "out")
+    rows = tmp_path / "out" / "rows.jsonl"
+    kept = rows.read_text()
+    for text, said in (
+        (kept.replace('"scene": 0', '"scene": 1'), "other scenes"),
+        ("{}\n", "other scenes"),
+        ("?\n", "line 1"),
+    ):
+        rows.write_text(text)
+        assert study(tmp_path / "out", *same) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_study_is_evidence(result, tmp_path):

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import recordings
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.cli import main
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.prompts import load_template
-from vlm_local.training.finetune import Finetuning, Tuning, finetune
+from vlm_local.training.finetune import Tuning, finetune
 from vlm_local.training.optimisation import Recipe
 from vlm_local.training.samples import RecordedSamples
 from vlm_local.types import Episode, Observation
@@ -37,7 +38,8 @@ def samples():
 def _tune(folder, out, samples, num_steps=40, **fields):
     recipe = Recipe(num_steps, 3e-3, warmup_steps=5, log_every=10, save_every=5)
     checkpoint = open_checkpoint(folder)
-    finetune(checkpoint, samples, Tuning(recipe, samples=6, at_once=3, **fields), PROMPT, 0, out, seed=0)
+    tuning = Tuning(recipe, **{"samples": 6, "at_once": 3, **fields})
+    finetune(checkpoint, samples, tuning, PROMPT, 0, out, seed=0, data={"sha256": "of these samples"})
 
 
 def _ask(folder, colour):
@@ -61,13 +63,28 @@ def test_adapters_are_a_folder_that_brings_its_base(samples, tmp_path):
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
 
 
+class KilledAt:
+    """The samples, up to a step at which somebody presses Ctrl-C."""
+
+    def __init__(self, step, samples):
+        self._step, self._samples = step, samples
+        self.num_episodes = samples.num_episodes
+
+    def __len__(self):
+        return len(self._samples)
+
+    def draw(self, step, num_samples):
+        if step == self._step:
+            raise KeyboardInterrupt
+        return self._samples.draw(step, num_samples)
+
+
 @pytest.mark.parametrize("lora", [0, 4])
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(lora, samples, tmp_path):
     base = tiny_checkpoint("qwen2-vl")
     _tune(base, tmp_path / "whole", samples, num_steps=12, lora=lora)
-    recipe = Recipe(12, 3e-3, warmup_steps=5, log_every=10, save_every=5)
-    killed = Finetuning(open_checkpoint(base), samples, Tuning(recipe, 6, 3, lora), tmp_path / "killed", seed=0)
-    killed._optimisation.run(8, killed._step)  # saved at 5, killed at 8
+    with pytest.raises(KeyboardInterrupt):  # saved at 5, killed at 8
+        _tune(base, tmp_path / "killed", KilledAt(8, samples), num_steps=12, lora=lora)
     _tune(base, tmp_path / "killed", samples, num_steps=12, lora=lora)
     name = "adapter_model.safetensors" if lora else "model.safetensors"
     assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
@@ -76,10 +93,19 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(lora, samples, t
     assert steps[0] == steps[1]
 
 
-def test_the_state_of_another_model_is_refused(samples, tmp_path):
-    _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=2)
-    with pytest.raises(ConfigError, match="another model"):
-        _tune(tiny_checkpoint("paligemma"), tmp_path, samples, num_steps=4)
+def test_a_training_goes_on_with_other_portions_and_with_nothing_else_changed(samples, tmp_path):
+    base, out = tiny_checkpoint("qwen2-vl"), tmp_path / "out"
+    _tune(base, out, samples, num_steps=6)
+    weights = (out / "model.safetensors").read_bytes()
+    _tune(base, out, samples, num_steps=6, at_once=2)
+    for changes, said in (
+        ({"folder": tiny_checkpoint("paligemma")}, 'base_sha256 was "'),
+        ({"num_steps": 12}, "num_steps was 6 and is 12;"),
+        ({"lora": 4}, "lora was 0 and is 4;"),
+    ):
+        with pytest.raises(ConfigError, match=f"other settings: {said}"):
+            _tune(**{"folder": base, "out": out, "samples": samples, "num_steps": 6, **changes})
+    assert (out / "model.safetensors").read_bytes() == weights
 
 
 def test_samples_are_the_labels_of_the_steps(samples):
@@ -105,10 +131,16 @@ def test_data_without_a_labelled_step_is_refused():
         RecordedSamples([short], load_template(PROMPT), 0, seed=0)
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    assert main(["train", "init-tiny", "--out", str(folder)]) == 0
+    return folder
+
+
 @pytest.mark.parametrize("more", [[], ["--lora", "2", "--bfloat16"]])
-def test_the_command_tunes_the_embedded_model_on_rlds(more, tmp_path, bridge, capsys):
-    tiny, out = tmp_path / "tiny", tmp_path / "out"
-    assert main(["train", "init-tiny", "--out", str(tiny)]) == 0
+def test_the_command_tunes_the_embedded_model_on_rlds(more, tmp_path, tiny, bridge, capsys):
+    out = tmp_path / "out"
     arguments = ["--model", str(tiny), "--data", str(bridge), "--out", str(out), "--steps", "2"]
     assert main(["train", "finetune", *arguments, "--samples", "2", "--warmup", "1", *more]) == 0
     assert "98 labelled steps of 14 episodes" in capsys.readouterr().out
@@ -116,6 +148,48 @@ def test_the_command_tunes_the_embedded_model_on_rlds(more, tmp_path, bridge, ca
     assert sidecar["trained"] is True and sidecar["prompt"] == "prompt.txt"
     assert (out / "training" / "curves.png").stat().st_size > 1000
     assert _ask(out, 255)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    """Two data sets that are the same but for one position."""
+    folders = []
+    for name, shift in (("first", 0.0), ("second", 1e-3)):
+        states = recordings.make_states(10, 1)
+        states[4, 0] += shift
+        folders.append(tmp_path_factory.mktemp(name))
+        recordings.write_rlds(folders[-1], [recordings.make_rlds_record(states)])
+    return folders
+
+
+def test_the_command_refuses_to_go_on_with_other_settings_and_names_them(tmp_path, tiny, recorded, capsys):
+    def tune(out, data, *more) -> int:
+        arguments = ["--model", tiny, "--data", data, "--out", out, "--steps", 1, "--samples", 1, "--warmup", 1]
+        return main(["train", "finetune", *map(str, [*arguments, *more])])
+
+    first, second = recorded
+    assert tune(tmp_path / "out", first) == 0
+    for data, more, said in (
+        (first, ("--learning-rate", 0.01), "learning_rate was 1e-05 and is 0.01"),
+        (first, ("--bfloat16", "--seed", 1), "seed was 0 and is 1; bfloat16 was false and is true"),
+        (first, ("--history", 2, "--samples", 2), "history was 0 and is 2; samples_per_step was 1 and is 2"),
+        (first, ("--prompt", "chat"), 'prompt_sha256 was "'),
+        (first, ("--camera", "image_0"), 'data.camera was null and is "image_0"'),
+        (second, (), 'data.sha256 was "'),
+    ):
+        assert tune(tmp_path / "out", data, *more) == 2
+        assert f"other settings: {said}" in capsys.readouterr().err
+    assert tune(tmp_path / "out", first) == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("not to be spoilt")
+    assert tune(tmp_path / "mine", first) == 2
+    assert "holds something else" in capsys.readouterr().err
+
+
+def test_what_failed_before_its_first_step_may_be_begun_otherwise(tmp_path, samples):
+    with pytest.raises(KeyboardInterrupt):
+        _tune(tiny_checkpoint("qwen2-vl"), tmp_path, KilledAt(0, samples), num_steps=2)
+    _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=2, lora=2)
 
 
 @pytest.fixture

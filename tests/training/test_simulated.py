@@ -1,11 +1,14 @@
 """Rounds in the simulator: whose labels they are, that a seed fixes them, that a kill changes nothing."""
 
 import re
+import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from vlm_local.actions import build_action
+from vlm_local.errors import ConfigError
 from vlm_local.primitives import parse_phrase
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.oracle import Oracle
@@ -13,6 +16,7 @@ from vlm_local.sim.tasks import TASKS
 from vlm_local.training.collect import collect, load_shard, save_shard
 from vlm_local.training.optimisation import Recipe
 from vlm_local.training.questions import add_fillers, list_questions
+from vlm_local.training.rounds import Lesson, collect_round, measure_round
 from vlm_local.training.simulated import Course, SimulatedTraining
 from vlm_local.training.tiny import write_tiny
 from vlm_local.types import Primitive
@@ -80,22 +84,51 @@ def test_the_learner_moves_the_robot_and_the_oracle_labels_what_it_sees():
     assert all(label.z == -1 for label, high in zip(labels, lifted, strict=True) if high)
 
 
+def test_a_student_that_has_played_leaves_no_thread_behind(tmp_path):
+    write_tiny(tmp_path / "student", seed=0)
+    before = set(threading.enumerate())
+    lesson = Lesson(0, {"reach": 1.0}, "easy", 20, 128, 0, tmp_path / "student")
+    collect_round(lesson, tmp_path / "shard.npz")
+    measured = measure_round(tmp_path / "student", ("reach",), "easy", 1)
+    assert set(measured) == {"success reach"}
+    assert set(threading.enumerate()) == before
+
+
 COURSE = {"frames": 8, "steps": 2, "pictures": 3, "learner_from": 2, "warm_rounds": 1, "measure_every": 3}
 RECIPE = Recipe(6, warmup_steps=2, log_every=1)
 
 
-def _train(start, folder, num_rounds):
-    course = Course(num_rounds=num_rounds, measure_episodes=1, **COURSE)
-    return SimulatedTraining(start, folder, course, RECIPE, seed=0).run()
+def _train(start, folder, num_rounds, seed=0, recipe=RECIPE, **fields):
+    course = Course(num_rounds=num_rounds, measure_episodes=1, **COURSE | fields)
+    return SimulatedTraining(start, folder, course, recipe, seed).run()
 
 
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
     write_tiny(tmp_path / "start", seed=0)
     whole = _train(tmp_path / "start", tmp_path / "whole", 3)
-    _train(tmp_path / "start", tmp_path / "killed", 2)
+    half = _train(tmp_path / "start", tmp_path / "killed", 2)
+    (half / "model.safetensors").unlink()  # killed after the state was saved, before the student was
     resumed = _train(tmp_path / "start", tmp_path / "killed", 3)
     weights = [(folder / "model.safetensors").read_bytes() for folder in (whole, resumed)]
     assert weights[0] == weights[1] != (tmp_path / "start" / "model.safetensors").read_bytes()
     log = (tmp_path / "whole" / "log.jsonl").read_text()
     assert log.count('"answer"') == 6 and '"success reach"' in log
     assert (tmp_path / "whole" / "curves.png").stat().st_size > 1000
+    state = (tmp_path / "whole" / "state.pt").read_bytes()
+    assert _train(tmp_path / "start", tmp_path / "whole", 3) == whole  # all is done: nothing is collected any more
+    for changes, said in (
+        ({"seed": 1}, "seed was 0 and is 1"),
+        ({"recipe": replace(RECIPE, learning_rate=0.1)}, "learning_rate was 0.001 and is 0.1"),
+        ({"mixes": {0: {"lift": 1.0}}, "frames": 9}, "course.frames was 8 and is 9"),
+        ({"start": None}, 'start_sha256 was "'),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            _train(**{"start": tmp_path / "start", "folder": tmp_path / "whole", "num_rounds": 3, **changes})
+    assert (tmp_path / "whole" / "state.pt").read_bytes() == state and not (tmp_path / "whole" / "untrained").exists()
+
+
+@pytest.mark.parametrize("task", ["open_drawer", "eggplant_in_sink"])
+def test_a_task_without_a_red_thing_is_learnt_from_the_first_round(task, tmp_path):
+    write_tiny(tmp_path / "start", seed=0)
+    student = _train(tmp_path / "start", tmp_path / "run", 1, mixes={0: {task: 1.0}})
+    assert (student / "model.safetensors").read_bytes() != (tmp_path / "start" / "model.safetensors").read_bytes()

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from vlm_local.cli import main
 from vlm_local.decoding.trie import check_prefixes, tokenize_sentences
 from vlm_local.engines.processing import Processing, load_processor
 from vlm_local.paths import find_shipped
@@ -89,3 +90,10 @@ def test_a_square_picture_is_sixteen_tokens(folder, size):
     prepared = processing.prepare(GenerationRequest(observation.image, prompt, ("stop",)))
     assert prepared.vision["pixel_values"].shape == (64, 1536)
     assert len(prepared.input_ids) == 30  # 4 words, 16 of the image, 5 numbers, 5 marks
+
+
+def test_a_folder_in_use_is_not_written_over(tmp_path, capsys):
+    (tmp_path / "model.safetensors").write_text("trained for weeks")
+    assert main(["train", "init-tiny", "--out", str(tmp_path)]) == 2
+    assert "holds something already" in capsys.readouterr().err
+    assert (tmp_path / "model.safetensors").read_text() == "trained for weeks"

@@ -239,7 +239,8 @@ class _Sidecar:
         self._log = log
         self._random = np.random.default_rng(3)
         url = f"http://127.0.0.1:{self._port}"
-        self.options = replace(options, model=NAME, engine="openai", engine_url=url)
+        loading = dict.fromkeys(("quantize", "device", "dtype", "decoder"))  # is the sidecar's own business
+        self.options = replace(options, model=NAME, engine="openai", engine_url=url, **loading)
         self.process = _start("sidecar", self._command, log)
 
     def wait_ready(self, stop: threading.Event | None = None) -> None:
@@ -269,7 +270,7 @@ def _start_sidecar(options, settings: SoakSettings, folder: Path) -> Iterator[_S
     if not settings.sidecar:
         yield None
         return
-    sidecar = _Sidecar(replace(options, engine="local"), folder / "sidecar.log")
+    sidecar = _Sidecar(replace(options, engine="local", engine_url=None), folder / "sidecar.log")
     try:
         sidecar.wait_ready()
         yield sidecar

@@ -1,30 +1,29 @@
 """Episodes under all settings, played in processes and kept as they are finished.
 
-DIR/ceiling.json says what is played under which settings. DIR/rows.jsonl gets a line when an episode was
+DIR/ceiling.json says what is played under which settings, and with what. DIR/rows.jsonl gets a line when an episode was
 played under all of them: `task`, `seed`, `steps` (to success, null for none, one number a setting). The
 same command goes on after a kill; with more episodes or tasks it adds those.
 """
 
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product, repeat
 from pathlib import Path
+from typing import Any
 
 from vlm_local.ceiling.play import play_settings
 from vlm_local.ceiling.settings import Setting
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import encode_json, open_replacing, read_json_lines, write_json
+from vlm_local.processes import open_pool
+from vlm_local.provenance import describe_machine, join_parts
 from vlm_local.sim.levels import find_level
 from vlm_local.sim.tasks import TASKS, find_task
 
 _PLAN_FILE, _ROWS_FILE = "ceiling.json", "rows.jsonl"
+_DECIDES = ("level", "seed", "settings")
 
 
 @dataclass(frozen=True)
@@ -40,8 +39,6 @@ class Plan:
         find_level(self.level)
         for task in self.tasks:
             find_task(task)
-        if self.episodes < 1 or self.seed < 0:
-            raise ConfigError(f"--episodes must be at least 1 and --seed at least 0, not {self.episodes}, {self.seed}")
 
     @property
     def seeds(self) -> range:
@@ -52,7 +49,7 @@ class Episodes:
     """The finished episodes of a folder. Raises ConfigError where it holds anything else."""
 
     def __init__(self, folder: Path, plan: Plan, settings: Sequence[Setting]):
-        self._plan, self._settings, self._path = plan, settings, folder / _ROWS_FILE
+        self._folder, self._plan, self._settings, self._path = folder, plan, settings, folder / _ROWS_FILE
         _open_folder(folder, plan, settings)
         self._steps: dict[tuple[str, int], list[int | None]] = {}
         if self._path.exists():
@@ -79,6 +76,8 @@ class Episodes:
 
     def play(self, missing: Sequence[tuple[str, int]], workers: int, progress: Callable[[int], None]) -> None:
         """progress: is called with 1 after every episode."""
+        if missing:
+            _write_made(self._folder)
         with self._path.open("a", encoding="utf-8") as file, open_players(workers) as play:
             tasks, seeds = [task for task, _ in missing], [seed for _, seed in missing]
             results = play(play_settings, tasks, repeat(self._plan.level), seeds, repeat(self._settings))
@@ -115,7 +114,7 @@ def find_played(folder: Path) -> Plan:
 
 def _open_folder(folder: Path, plan: Plan, settings: Sequence[Setting]) -> None:
     path = folder / _PLAN_FILE
-    here = {"level": plan.level, "seed": plan.seed, "settings": [asdict(setting) for setting in settings]}
+    here = dict(zip(_DECIDES, (plan.level, plan.seed, [asdict(setting) for setting in settings]), strict=True))
     if path.exists():
         there = json.loads(path.read_bytes())
         differing = [name for name in here if there.get(name) != here[name]]
@@ -127,6 +126,20 @@ def _open_folder(folder: Path, plan: Plan, settings: Sequence[Setting]) -> None:
         write_json(path, here)
 
 
+def _write_made(folder: Path) -> None:
+    """Into ceiling.json: what the rows are made with from now on, beside what those that are there were made with."""
+    path = folder / _PLAN_FILE
+    there, here = json.loads(path.read_bytes()), describe_machine()
+    is_first = not (folder / _ROWS_FILE).exists()
+    write_json(path, there | here if is_first else join_parts(there, here))
+
+
+def read_made(folder: Path) -> dict[str, Any]:
+    """`versions`, `git`, `machine` of the rows, and `continued_with` where later ones differ."""
+    there = json.loads((folder / _PLAN_FILE).read_bytes())
+    return {name: value for name, value in there.items() if name not in _DECIDES}
+
+
 @contextmanager
 def open_players(workers: int) -> Iterator[Callable]:
     """`map`, in processes: results in order, each as soon as it and those before are there.
@@ -136,20 +149,5 @@ def open_players(workers: int) -> Iterator[Callable]:
     if workers == 1:
         yield map
         return
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_become_player) as pool:
-        try:
-            yield pool.map
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _become_player() -> None:
-    """Ctrl-C is for the parent; without a parent nobody wants the result."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    os._exit(1)
+    with open_pool(workers) as pool:
+        yield pool.map

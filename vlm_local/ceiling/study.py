@@ -8,14 +8,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vlm_local.ceiling.episodes import Episodes, Plan, find_played
+from vlm_local.ceiling.episodes import Episodes, Plan, find_played, read_made
 from vlm_local.ceiling.mistakes import DRAWS
 from vlm_local.ceiling.predictions import load_observed, predict
 from vlm_local.ceiling.report import write_report
 from vlm_local.ceiling.scores import score_study
 from vlm_local.ceiling.settings import list_curves, list_settings
 from vlm_local.errors import ConfigError
-from vlm_local.provenance import describe_machine
 
 
 def run_study(folder: Path, plan: Plan, workers: int) -> dict[str, Any]:
@@ -49,6 +48,6 @@ def run_predictions(
 def _write_pages(folder: Path, plan: Plan, episodes: Episodes) -> dict[str, Any]:
     predictions = [json.loads(path.read_bytes()) for path in sorted((folder / "predictions").glob("*.json"))]
     scores = score_study(episodes.collect(), plan.tasks, list_curves())
-    report = {"plan": asdict(plan), **scores, "predictions": predictions, **describe_machine()}
+    report = {"plan": asdict(plan), **scores, "predictions": predictions, **read_made(folder)}
     write_report(folder, report)
     return report

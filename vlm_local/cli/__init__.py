@@ -17,6 +17,7 @@ from typing import NoReturn
 
 from vlm_local import __version__
 from vlm_local.errors import VLMLocalError
+from vlm_local.interrupts import InterruptWatch
 from vlm_local.plain import PlainStream, escape_controls, hide_secrets
 
 ENGINE_THREAD = "engine"  # as engines.worker names it, which is not imported here: --help stays fast
@@ -48,7 +49,15 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str] | None) -> int:
+    """argv: None for the command line of this process; then Ctrl-C ends it soon, whatever its threads do.
+
+    A command that goes on where it was stopped says so with `goes_on` among its defaults.
+    """
     args = build_parser().parse_args(argv)
+    stopped = f"vlm-local {args.command}: stopped"
+    watch = InterruptWatch(f"{stopped}; {args.goes_on}" if hasattr(args, "goes_on") else stopped)
+    if argv is None and hasattr(args, "goes_on"):
+        watch.start()
     try:
         with redirect_stdout(PlainStream(sys.stdout)):
             return args.run(args)
@@ -56,6 +65,7 @@ def _run(argv: list[str] | None) -> int:
         print(escape_controls(hide_secrets(f"vlm-local {args.command}: {error}"), "\n"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        watch.tell()
         return 130
 
 

@@ -5,7 +5,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.cli.options import add_policy_options, number, read_policy_options
 from vlm_local.plain import escape_controls, hide_secrets
 
 
@@ -18,7 +18,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="the labelled pictures")
     parser.add_argument("--question", help="what to ask [AutoEval's question for its own files]")
     parser.add_argument(
-        "--precision", type=float, default=0.95, metavar="P", help="wanted of answers that count [0.95]"
+        "--precision", type=number(0.001, 1), default=0.95, metavar="P", help="wanted of answers that count [0.95]"
     )
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html"
@@ -35,8 +35,6 @@ def run(args: argparse.Namespace) -> int:
     from vlm_local.errors import ConfigError
     from vlm_local.evaluation.detection_run import evaluate_detector
 
-    if not 0 < args.precision <= 1:
-        raise ConfigError(f"--precision must be above 0 and at most 1, but is {args.precision}")
     labelled = open_labelled(args.data)
     check_choices(list(labelled.choices))
     question = args.question or labelled.question
@@ -59,16 +57,17 @@ def run(args: argparse.Namespace) -> int:
 def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, ...]):
     """(picture -> answer, what the detector says of itself)."""
     from vlm_local.answers import Question, ask_server
-    from vlm_local.assembly import open_policies
+    from vlm_local.assembly import is_url, open_policies, refuse_all_but
     from vlm_local.client import Detector
     from vlm_local.errors import ConfigError
 
-    name = args.model or "tiny"
-    if name.startswith(("http://", "https://")):
+    name, options = args.model or "tiny", read_policy_options(args)
+    if is_url(name):
+        refuse_all_but(options, "offline")
         detector = Detector(name, choices)
         yield lambda image: ask_server(detector, Question(image, question, choices)), {"name": hide_secrets(name)}
         return
-    policies = open_policies(read_policy_options(args))
+    policies = open_policies(options)
     try:
         answerer = policies.answerer
         if answerer is None:

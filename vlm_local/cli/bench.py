@@ -3,7 +3,9 @@
 import argparse
 from pathlib import Path
 
-from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.cli.options import add_policy_options, count, number, read_policy_options
+
+_MAX_ROBOTS = 512
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -25,10 +27,10 @@ def _add_act(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser("act", help=text, description=text)
     add_policy_options(parser)
     parser.add_argument("--sequences", type=Path, metavar="PATH", help="run or data set whose steps are sent [noise]")
-    parser.add_argument("--requests", type=int, default=200, metavar="N", help="of one robot alone [200]")
-    parser.add_argument("--clients", default="1,4,8", metavar="N,...", help="robots at once [1,4,8]")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of a round of robots at once [4]")
-    parser.add_argument("--rounds", type=int, default=3, help="[3]")
+    parser.add_argument("--requests", type=count(), default=200, metavar="N", help="of one robot alone [200]")
+    parser.add_argument("--clients", type=_robots, default=[1, 4, 8], metavar="N,...", help="robots at once [1,4,8]")
+    parser.add_argument("--seconds", type=number(0.1, 3600), default=4.0, help="of a round of robots at once [4]")
+    parser.add_argument("--rounds", type=count(1, 1000), default=3, help="[3]")
     parser.add_argument("--beside", metavar="NAME", help="time this local model in the same run instead")
     parser.set_defaults(run=_run_act)
 
@@ -40,8 +42,12 @@ def _run_act(args: argparse.Namespace) -> int:
         return run_beside(read_policy_options(args), args.beside, args.requests)
     from vlm_local.bench.act import run
 
-    counts = [int(count) for count in args.clients.split(",")]
-    return run(read_policy_options(args), args.sequences, args.requests, counts, args.seconds, args.rounds)
+    return run(read_policy_options(args), args.sequences, args.requests, args.clients, args.seconds, args.rounds)
+
+
+def _robots(text: str) -> list[int]:
+    """ "1,4,8" -> numbers of robots at once."""
+    return [count(1, _MAX_ROBOTS)(part) for part in text.split(",")]
 
 
 def _add_decode(kinds: argparse._SubParsersAction) -> None:
@@ -49,7 +55,7 @@ def _add_decode(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser("decode", help=text, description=text)
     _add_subject(parser)
     parser.add_argument("--sequences", type=Path, metavar="PATH", help="run, data set or labels to play [made-up]")
-    parser.add_argument("--rounds", type=int, default=40, metavar="N", help="steps that are timed [40]")
+    parser.add_argument("--rounds", type=count(), default=40, metavar="N", help="steps that are timed [40]")
     parser.set_defaults(run=_run_decode)
 
 
@@ -57,7 +63,7 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     add_policy_options(parser)
     text = "random weights of a real shape instead: qwen2-vl-2b, qwen2-vl-7b or small"
     parser.add_argument("--shape", metavar="NAME", help=text)
-    parser.add_argument("--layers", type=int, metavar="N", help="with --shape: only so many [all]")
+    parser.add_argument("--layers", type=count(1, 1000), metavar="N", help="with --shape: only so many [all]")
 
 
 def _run_decode(args: argparse.Namespace) -> int:
@@ -70,7 +76,7 @@ def _add_profile(kinds: argparse._SubParsersAction) -> None:
     text = "where the time of a step goes: its parts, kernels, copies and waits"
     parser = kinds.add_parser("profile", help=text, description=text)
     _add_subject(parser)
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="steps that are timed [20]")
+    parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="steps that are timed [20]")
     parser.set_defaults(run=_run_profile)
 
 
@@ -84,16 +90,16 @@ def _add_rows(kinds: argparse._SubParsersAction) -> None:
     text = "how long a step takes for several robots at once"
     parser = kinds.add_parser("rows", help=text, description=text)
     _add_subject(parser)
-    parser.add_argument("--counts", default="1,4,8,16", metavar="N,...", help="robots at once [1,4,8,16]")
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="[20]")
+    text = "robots at once [1,4,8,16]"
+    parser.add_argument("--counts", type=_robots, default=[1, 4, 8, 16], metavar="N,...", help=text)
+    parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="[20]")
     parser.set_defaults(run=_run_rows)
 
 
 def _run_rows(args: argparse.Namespace) -> int:
     from vlm_local.bench.rows import run
 
-    counts = [int(count) for count in args.counts.split(",")]
-    return run(read_policy_options(args), args.shape, args.layers, counts, args.rounds)
+    return run(read_policy_options(args), args.shape, args.layers, args.counts, args.rounds)
 
 
 def _add_limit(kinds: argparse._SubParsersAction) -> None:
@@ -113,12 +119,13 @@ def _add_load(kinds: argparse._SubParsersAction) -> None:
     text = "a soak: rough robots, a failing engine, a model whose process is killed; exit status 1 where it fails"
     parser = kinds.add_parser("load", help=text, description=text)
     add_policy_options(parser)
-    parser.add_argument("--robots", type=int, default=8, metavar="N", help="[8]")
-    parser.add_argument("--minutes", type=float, default=30.0, metavar="M", help="[30]")
-    parser.add_argument("--hz", type=float, default=5.0, help="requests a second of each robot [5]")
-    parser.add_argument("--fault-rate", type=float, default=0.005, metavar="P", help="share of engine calls [0.005]")
+    parser.add_argument("--robots", type=count(1, _MAX_ROBOTS), default=8, metavar="N", help="[8]")
+    parser.add_argument("--minutes", type=number(0.01, 1e6), default=30.0, metavar="M", help="[30]")
+    parser.add_argument("--hz", type=number(0.01, 1000), default=5.0, help="requests a second of each robot [5]")
+    text = "share of engine calls [0.005]"
+    parser.add_argument("--fault-rate", type=number(0, 1), default=0.005, metavar="P", help=text)
     text = "mean time between two kill -9 of the model's process, 0 for none [60]"
-    parser.add_argument("--kill-every", type=float, default=60.0, metavar="S", help=text)
+    parser.add_argument("--kill-every", type=number(0, 1e6), default=60.0, metavar="S", help=text)
     text = "the model's process is the server's own, as with `serve`, not an OpenAI-compatible one"
     parser.add_argument("--no-sidecar", action="store_true", help=text)
     parser.set_defaults(run=_run_load)
@@ -154,7 +161,7 @@ def _add_data(kinds: argparse._SubParsersAction) -> None:
     text = "how fast recorded steps are read and labelled, and answers scored"
     parser = kinds.add_parser("data", help=text, description=text)
     parser.add_argument("--data", metavar="PATH", help="a data set to read [a run written for the purpose]")
-    parser.add_argument("--rounds", type=int, default=5, help="[5]")
+    parser.add_argument("--rounds", type=count(1, 1000), default=5, help="[5]")
     parser.set_defaults(run=_run_data)
 
 

@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from vlm_local.cli.options import count, seed, workers
+
 _EPISODES, _SEED = 100, 100_000
 
 
@@ -24,27 +26,24 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--level", default="normal", help="easy, normal, hard [normal]")
     add(
         "--episodes",
-        type=int,
+        type=count(1, 100_000),
         default=_EPISODES,
         metavar="N",
         help=f"of each task and setting, or prediction [{_EPISODES}]",
     )
-    add("--seed", type=int, default=_SEED, metavar="S", help=f"of the first episode [{_SEED}]")
-    add("--workers", type=int, default=2, metavar="N", help="processes [2]")
+    add("--seed", type=seed(), default=_SEED, metavar="S", help=f"of the first episode [{_SEED}]")
+    add("--workers", type=workers(), default=2, metavar="N", help="processes [2]")
     add("--predict", nargs="+", type=Path, default=(), metavar="RESULT", help="answers to predict from: of eval or sim")
     add("--observed", nargs="+", type=Path, default=(), metavar="RESULT", help="what each of them predicts: of sim")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, goes_on="the same command goes on from here")
 
 
 def _run(args: argparse.Namespace) -> int:
     from vlm_local.ceiling.episodes import Plan
     from vlm_local.ceiling.mistakes import DRAWS
     from vlm_local.ceiling.study import run_predictions, run_study
-    from vlm_local.errors import ConfigError
     from vlm_local.sim.tasks import TASKS
 
-    if args.workers < 1:
-        raise ConfigError(f"--workers must be at least 1, not {args.workers}")
     tasks = tuple(TASKS) if args.tasks == "all" else tuple(dict.fromkeys(args.tasks.split(",")))
     plan = Plan(tasks, args.level, args.episodes, args.seed)
     if args.predict or args.observed:

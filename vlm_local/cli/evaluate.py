@@ -7,9 +7,12 @@ from pathlib import Path
 from vlm_local.cli.options import (
     add_data_options,
     add_policy_options,
+    count,
     describe_data,
     read_data_options,
     read_policy_options,
+    seed,
+    workers,
 )
 from vlm_local.plain import escape_controls, hide_secrets
 
@@ -28,13 +31,13 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--camera", metavar="NAME", help="the images to show [the data set's main camera]")
     add_data_options(parser)
-    parser.add_argument("--every", type=_positive, default=1, metavar="N", help="ask every Nth step [1]")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="only the first N episodes [all]")
-    parser.add_argument("--seed", type=int, default=0, help="of draws, intervals and tests [0]")
-    parser.add_argument("--workers", type=_positive, default=1, metavar="N", help="episodes at a time [1]")
+    parser.add_argument("--every", type=count(), default=1, metavar="N", help="ask every Nth step [1]")
+    parser.add_argument("--limit", type=count(), metavar="N", help="only the first N episodes [all]")
+    parser.add_argument("--seed", type=seed(), default=0, help="of draws, intervals and tests [0]")
+    parser.add_argument("--workers", type=workers(), default=1, metavar="N", help="episodes at a time [1]")
     parser.add_argument("--resume", action="store_true", help="go on with what stands in --out, and score it again")
     add_policy_options(parser, "--policy")
-    parser.set_defaults(run=_eval)
+    parser.set_defaults(run=_eval, goes_on="the same command with --resume goes on from here")
 
     parser = subparsers.add_parser("compare", help="two evaluations on the same steps, with p-values")
     parser.add_argument("ours", metavar="A", type=Path, help="--out folder of an evaluation")
@@ -43,16 +46,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
     parser = subparsers.add_parser("replay", help="answer a recorded run again, phrases side by side")
     parser.add_argument("recording", metavar="RUN", type=Path, help="folder that a server or the simulator recorded")
-    parser.add_argument("--seed", type=int, default=0, help="for episodes recorded without one [0]")
+    parser.add_argument("--seed", type=seed(), default=0, help="for episodes recorded without one [0]")
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_replay)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number of at least 1, not {value}")
-    return value
 
 
 def _eval(args: argparse.Namespace) -> int:
@@ -60,11 +56,15 @@ def _eval(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
+    from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
+    from vlm_local.evaluation import baselines
     from vlm_local.evaluation.offline import Plan, evaluate
     from vlm_local.evaluation.tables import format_report
 
     options = read_policy_options(args)
+    if args.model in baselines.NAMES:
+        refuse_all_but(options, "offline")
     selection = read_data_options(args)
     about = open_data_set(args.data, selection, lambda problem: None).about
     plan = Plan(

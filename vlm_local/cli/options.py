@@ -1,6 +1,53 @@
-"""Flags that several commands share: which policy answers, and what is read of a data set."""
+"""Flags that several commands share: which policy answers, what is read of a data set; and numbers as flags."""
 
 import argparse
+import math
+from collections.abc import Callable
+
+MAX_COUNT = 1_000_000
+MAX_SEED = 2**32 - 1  # numpy's older generator, which torch and transformers seed too, takes no larger one
+MAX_HISTORY = 1000  # phrases: more than an episode has steps
+MAX_DEADLINE_MS = 86_400_000.0  # a day
+_SHOWN = 20  # characters of a wrong value
+
+
+def count(low: int = 1, high: int = MAX_COUNT) -> Callable[[str], int]:
+    """For `type=` of a flag: a whole number from low to high, both included."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, not {text[:_SHOWN]!r}")
+        return value
+
+    return parse
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """For `type=` of a flag: a number from low to high, both included; NaN is none."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"must be a number from {low:g} to {high:g}, not {text[:_SHOWN]!r}")
+        return value
+
+    return parse
+
+
+def workers() -> Callable[[str], int]:
+    """More processes or threads than this are a slip of the finger, which would take the machine down."""
+    return count(1, 256)
+
+
+def seed() -> Callable[[str], int]:
+    return count(0, MAX_SEED)
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -49,15 +96,16 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     add("--grammar", metavar="NAME|FILE", help="what may be said [primitives]")
     add("--decoder", choices=("trie", "outlines"), help="outlines is the slow reference [trie]")
     add("--decide", choices=("greedy", "map", "sample"), help="the phrase that is taken [greedy]")
-    add("--temperature", type=float, metavar="T", help="of --decide sample [1]")
+    add("--temperature", type=number(1e-3, 1e3), metavar="T", help="of --decide sample [1]")
     add("--posterior", choices=("off", "fast", "exact"), help="probabilities of the other phrases [fast]")
     add("--prompt", metavar="NAME|FILE", help="[chat, or the family's own]")
-    add("--history", type=int, metavar="N", help="last phrases that the prompt shows [0]")
-    add("--steps-per-phrase", type=int, metavar="N", help="control steps that a phrase is held [1]")
-    add("--max-batch", type=int, metavar="N", help="requests that share a forward [8]")
+    add("--history", type=count(0, MAX_HISTORY), metavar="N", help="last phrases that the prompt shows [0]")
+    add("--steps-per-phrase", type=count(), metavar="N", help="control steps that a phrase is held [1]")
+    add("--max-batch", type=count(1, 1024), metavar="N", help="requests that share a forward [8]")
     add("--steps", metavar="FILE", help="a step table's JSON [0.0125 m, 0.125 rad]")
     add("--offline", action="store_true", help="download nothing")
-    add("--deadline-ms", type=float, metavar="MS", help="longest time for an answer [serve: 60000, else none]")
+    text = "longest time for an answer [serve: 60000, else none]"
+    add("--deadline-ms", type=number(1, MAX_DEADLINE_MS), metavar="MS", help=text)
 
 
 def read_policy_options(args: argparse.Namespace):

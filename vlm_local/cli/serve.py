@@ -2,11 +2,12 @@
 
 import argparse
 
-from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.cli.options import add_policy_options, count, number, read_policy_options, seed
 
 _HELP = "answer robots over HTTP"
 _TOKEN_VARIABLE = "VLM_LOCAL_TOKEN"
 _LOG_LINE = "%(asctime)s %(levelname)s %(message)s"
+MAX_PORT = 2**16 - 1
 _DEADLINE_MS = 60_000.0  # a hung forward ends the wait; AutoEval itself would wait for ever
 
 
@@ -16,26 +17,27 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run, deadline_ms=_DEADLINE_MS)
     server = parser.add_argument_group("server").add_argument
     server("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
-    server("--port", type=int, default=8000, help="0 takes any that is free and prints it [8000]")
+    server("--port", type=count(0, MAX_PORT), default=8000, help="0 takes any that is free and prints it [8000]")
     server("--prefix", default="", metavar="/PATH", help="answer below this path, too")
-    server("--seed", type=int, default=0, help="of the seeds of episodes that are reset without one [0]")
+    server("--seed", type=seed(), default=0, help="of the seeds of episodes that are reset without one [0]")
     server("--record", default="runs", metavar="DIR|off", help="where each start records its own run [runs]")
-    server("--record-max-gb", type=float, metavar="GB", help="delete the run's oldest episodes above this [never]")
+    text = "delete the run's oldest episodes above this [never]"
+    server("--record-max-gb", type=number(0.001, 1e6), metavar="GB", help=text)
     safety = parser.add_argument_group("safety").add_argument
     safety("--workspace", metavar="NAME|BOX", help="autoeval-drawer, -sink, -cloth or x0:x1,y0:y1,z0:z1 in metres")
     safety("--max-step", metavar="X,Y,Z,R,P,Y", help="largest step, metres and radians [0.05 m, 0.25 rad]")
     safety("--on-fault", choices=("hold", "error"), default="hold", help="stand still, or answer 503 [hold]")
-    safety("--max-held", type=int, default=5, metavar="N", help="faults in a row that are held [5]")
+    safety("--max-held", type=count(0), default=5, metavar="N", help="faults in a row that are held [5]")
     access = parser.add_argument_group("who gets in").add_argument
     access("--token", help=f"bearer header, or the path /t/TOKEN/act [{_TOKEN_VARIABLE} of the environment]")
     access("--token-file", metavar="FILE", help="holds the token, which other users could read on a command line")
     access("--allow-from", default="", metavar="CIDR,...", help="addresses that need no token")
     access("--host-name", default="", metavar="NAME,...", help="names that this machine has elsewhere, as at a tunnel")
     access("--insecure", action="store_true", help="listen to other machines without token or --allow-from")
-    access("--rate-limit", type=float, metavar="N", help="requests to /act a second and address [any]")
+    access("--rate-limit", type=number(0.001, 1e6), metavar="N", help="requests to /act a second and address [any]")
     tunnel = parser.add_argument_group("tunnel").add_argument
     tunnel("--tunnel", metavar="USER@HOST[:PORT]", help="keep a reverse ssh forward from there to here")
-    tunnel("--remote-port", type=int, metavar="N", help="of the forward [--port]")
+    tunnel("--remote-port", type=count(0, MAX_PORT), metavar="N", help="of the forward [--port]")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -103,8 +105,6 @@ def read_settings(args: argparse.Namespace):
                 "set --token or --allow-from, or say --insecure"
             )
         print(f"warning: whoever reaches {args.host} port {args.port} can drive the robot", flush=True)
-    if args.max_held < 0 or (args.rate_limit is not None and not args.rate_limit > 0):
-        raise ConfigError("--max-held must be 0 or more, --rate-limit more than 0")
     if args.prefix and not (args.prefix.startswith("/") and not args.prefix.endswith("/")):
         raise ConfigError(f"--prefix must start with '/' and not end with it, but is {args.prefix!r}")
     return ServerSettings(

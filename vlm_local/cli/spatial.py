@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from vlm_local.cli.options import add_policy_options, read_policy_options
+from vlm_local.cli.options import add_policy_options, count, read_policy_options, seed
 from vlm_local.plain import hide_secrets
 
 _SCENES = 40
@@ -19,10 +19,10 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html, set.json")
     add("--set", type=Path, metavar="FILE", help="a frozen set: docs/spatial/easy.json, normal.json, hard.json")
     add("--level", help="of a set of your own: easy, normal, hard [normal]")
-    add("--seed", type=int, metavar="S", help="of a set of your own [0]")
-    add("--scenes", type=int, metavar="N", help=f"of a set of your own [{_SCENES}]")
+    add("--seed", type=seed(), metavar="S", help="of a set of your own [0]")
+    add("--scenes", type=count(2, 100_000), metavar="N", help=f"of a set of your own [{_SCENES}]")
     add_policy_options(parser, "--policy")
-    parser.set_defaults(run=_run)
+    parser.set_defaults(run=_run, goes_on="the same command goes on from here")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -30,14 +30,16 @@ def _run(args: argparse.Namespace) -> int:
 
     from tqdm import tqdm
 
-    from vlm_local.assembly import open_policies
+    from vlm_local.assembly import is_url, open_policies
     from vlm_local.spatial.changes import CHANGES
     from vlm_local.spatial.report import format_interval, format_value
     from vlm_local.spatial.study import run_study
 
     scene_set = _choose_set(args)
     options = read_policy_options(args)
-    policies = open_policies(replace(options, steps_per_phrase=1))  # every view is an episode of one step
+    if not is_url(options.model):
+        options = replace(options, steps_per_phrase=1)  # every view is an episode of one step
+    policies = open_policies(options)
     try:
         policy = policies.build("spatial", tell_all=True)
         with tqdm(total=scene_set.scenes * (len(CHANGES) + 1), unit="view", disable=None) as bar:

@@ -2,7 +2,16 @@
 
 from pathlib import Path
 
-from vlm_local.cli.options import add_data_options, describe_data, read_data_options
+from vlm_local.cli.options import (
+    MAX_COUNT,
+    MAX_HISTORY,
+    add_data_options,
+    count,
+    describe_data,
+    number,
+    read_data_options,
+    seed,
+)
 
 
 def add_commands(subparsers) -> None:
@@ -12,7 +21,7 @@ def add_commands(subparsers) -> None:
     _add_tiny(ways.add_parser("tiny", help="train the embedded checkpoint in the simulator"))
     init = ways.add_parser("init-tiny", help="write the embedded checkpoint's folder with untrained weights")
     init.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    init.add_argument("--seed", type=int, default=0)
+    init.add_argument("--seed", type=seed(), default=0)
     init.set_defaults(run=_run_init_tiny)
 
 
@@ -23,45 +32,51 @@ def _add_finetune(parser) -> None:
     add("--out", type=Path, required=True, metavar="FOLDER", help="the result; a killed run goes on from there")
     add("--camera", metavar="NAME", help="[the data set's main one]")
     add_data_options(parser)
-    add("--lora", type=int, default=0, metavar="RANK", help="train adapters of this rank [0: all weights]")
-    add("--steps", type=int, default=1000, metavar="N", help="[1000]")
-    add("--samples", type=int, default=16, metavar="N", help="of a step [16]")
-    add("--at-once", type=int, default=4, metavar="N", help="samples in one forward: what memory allows [4]")
-    add("--learning-rate", type=float, metavar="R", help="[1e-5; 2e-4 with --lora]")
-    add("--warmup", type=int, default=50, metavar="N", help="steps [50]")
+    add("--lora", type=count(0, 4096), default=0, metavar="RANK", help="train adapters of this rank [0: all weights]")
+    add("--steps", type=count(1, 10 * MAX_COUNT), default=1000, metavar="N", help="[1000]")
+    add("--samples", type=count(1, 4096), default=16, metavar="N", help="of a step [16]")
+    add("--at-once", type=count(1, 4096), default=4, metavar="N", help="samples in one forward: as memory allows [4]")
+    add("--learning-rate", type=number(1e-9, 1), metavar="R", help="[1e-5; 2e-4 with --lora]")
+    add("--warmup", type=count(0, 10 * MAX_COUNT), default=50, metavar="N", help="steps [50]")
     add("--prompt", metavar="NAME|FILE", help="[the checkpoint's, else the family's]")
-    add("--history", type=int, metavar="N", help="last phrases that the prompt shows [the checkpoint's, else 0]")
+    text = "last phrases that the prompt shows [the checkpoint's, else 0]"
+    add("--history", type=count(0, MAX_HISTORY), metavar="N", help=text)
     add("--bfloat16", action="store_true", help="compute in bfloat16; trained weights stay float32")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[auto: the first GPU]")
     add("--offline", action="store_true", help="download nothing")
-    add("--seed", type=int, default=0)
-    parser.set_defaults(run=_run_finetune)
+    add("--seed", type=seed(), default=0)
+    parser.set_defaults(run=_run_finetune, goes_on="the same command goes on from the last saved step")
 
 
 def _add_tiny(parser) -> None:
     add = parser.add_argument
     add("--out", type=Path, required=True, metavar="RUN", help="run folder; a killed run goes on from there")
     add("--start", type=Path, metavar="FOLDER", help="weights to begin with [untrained ones, drawn from --seed]")
-    add("--rounds", type=int, metavar="N", help="[the course of docs/training.md]")
+    add("--rounds", type=count(), metavar="N", help="[the course of docs/training.md]")
     add("--task", metavar="T", help="one task of `sim` alone [all]")
-    add("--seed", type=int, default=0)
-    parser.set_defaults(run=_run_tiny)
+    add("--seed", type=seed(), default=0)
+    parser.set_defaults(run=_run_tiny, goes_on="the same command goes on from the last finished round")
 
 
 def _run_init_tiny(args) -> int:
+    from vlm_local.errors import ConfigError
     from vlm_local.training.tiny import write_tiny
 
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise ConfigError(f"{args.out} holds something already; choose another --out")
     write_tiny(args.out, args.seed)
     print(f"wrote untrained weights and the tokenizer, processor and prompt around them to {args.out}")
     return 0
 
 
 def _run_finetune(args) -> int:
+    import hashlib
+
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data import open_data_set
     from vlm_local.models import find_checkpoint
     from vlm_local.prompts import load_template
-    from vlm_local.training.finetune import Tuning, finetune
+    from vlm_local.training.finetune import Tuning, finetune, hash_episodes
     from vlm_local.training.optimisation import Recipe
     from vlm_local.training.samples import RecordedSamples
 
@@ -69,17 +84,18 @@ def _run_finetune(args) -> int:
     default = "paligemma" if checkpoint.family.startswith("paligemma") else "chat"
     prompt = args.prompt or checkpoint.sidecar.get("prompt") or default
     history = checkpoint.sidecar.get("history") or 0 if args.history is None else args.history
-    problems = ProblemPrinter()
+    problems, digest = ProblemPrinter(), hashlib.sha256()
     data_sets = [open_data_set(path, read_data_options(args), problems) for path in args.data]
     episodes = (episode for data in data_sets for episode in data.episodes)
-    samples = RecordedSamples(episodes, load_template(prompt), history, args.seed)
+    samples = RecordedSamples(hash_episodes(episodes, digest), load_template(prompt), history, args.seed)
     for path, data in zip(args.data, data_sets, strict=True):
         print(f"{path}: {describe_data(data.about)}")
     print(f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped")
     rate = args.learning_rate or (2e-4 if args.lora else 1e-5)
     recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)
     tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)
-    finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed)
+    data = {"sha256": digest.hexdigest(), "camera": args.camera}
+    finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed, data)
     print(f"{args.out}: python -m vlm_local serve --model {args.out}")
     return 0
 

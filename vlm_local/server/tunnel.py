@@ -44,7 +44,7 @@ class TunnelTarget:
 def parse_target(text: str, remote_port: int) -> TunnelTarget:
     """ "user@host[:port]" -> target. Raises ConfigError."""
     match = _TARGET.fullmatch(text)
-    if match is None or not 0 <= remote_port < 2**16:
+    if match is None or not 0 <= remote_port < 2**16 or not 0 < int(match["port"] or 22) < 2**16:
         raise ConfigError(
             f"tunnel {text!r}, remote port {remote_port}: expected user@host or user@host:port, and a port"
         )

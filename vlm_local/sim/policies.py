@@ -7,11 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
-from vlm_local.assembly import PolicyOptions, open_policies
-from vlm_local.errors import ConfigError
+from vlm_local.actions import GripperLatch, StepTable, build_action, build_step_table, load_step_table
+from vlm_local.assembly import PolicyOptions, is_url, open_policies, refuse_all_but
 from vlm_local.grammar import load_phrase_grammar
-from vlm_local.plain import hide_secrets
 from vlm_local.policy import Policy
 from vlm_local.primitives import parse_phrase
 from vlm_local.remote_policy import RemotePolicy
@@ -47,10 +45,15 @@ class OraclePolicy:
 
 
 class RandomPhrases:
-    """Replaces a share of the inner policy's phrases by random ones; its latch follows what was done."""
+    """Replaces a share of the inner policy's phrases by random ones, carried out with the same step table.
+
+    The gripper command follows what was done, also where the phrase is the policy's own.
+    """
 
     def __init__(self, policy: Policy, share: float):
+        """Raises ConfigError where the policy's metadata tell of a step table that is none."""
         self._policy, self._share = policy, share
+        self._table = build_step_table(policy.metadata.get("steps") or {})
         self._phrases = load_phrase_grammar().sentences
         self._latch = GripperLatch()
 
@@ -65,14 +68,14 @@ class RandomPhrases:
 
     def act(self, observation: Observation) -> Decision:
         decision = self._policy.act(observation)
-        phrase = decision.phrase
+        phrase, action = decision.phrase, np.array(decision.action, np.float64)
         if self._rng.random() < self._share:
             phrase = self._phrases[self._rng.integers(len(self._phrases))]
+            action = build_action(parse_phrase(phrase), 0.0, self._table)
         elif phrase is None:  # a foreign policy's own numbers
             return decision
-        primitive = parse_phrase(phrase)
-        command = self._latch.update(primitive.gripper, float(observation.proprio[6]))
-        return replace(decision, phrase=phrase, action=build_action(primitive, command))
+        action[6] = self._latch.update(parse_phrase(phrase).gripper, float(observation.proprio[6]))
+        return replace(decision, phrase=phrase, action=action)
 
 
 @dataclass(frozen=True)
@@ -96,14 +99,15 @@ def open_cast(options: PolicyOptions, noise: float) -> Cast:
     Raises ConfigError as open_policies does, and EngineError where a server does not answer.
     """
     if options.model == ORACLE:
-        _refuse_all_but(options, "steps", "steps_per_phrase")
+        refuse_all_but(options, "steps", "steps_per_phrase")
         table = load_step_table(options.steps) if options.steps else StepTable()
         build = partial(_build_oracle, table, options.steps_per_phrase, noise)
-        return Cast(build, OraclePolicy(table).metadata, _MOST_ROBOTS, close=lambda: None, sees=False)
+        metadata = _hold(OraclePolicy(table), options.steps_per_phrase).metadata
+        return Cast(build, metadata, _MOST_ROBOTS, close=lambda: None, sees=False)
+    if is_url(options.model):  # a phrase can be held here, too
+        metadata = open_policies(replace(options, steps_per_phrase=None)).metadata
+        return _open_server(options, metadata, noise)
     policies = open_policies(options)
-    if policies.worker is None:
-        _refuse_all_but(options, "steps_per_phrase")
-        return _open_server(options, policies.metadata, noise)
     try:
         policies.build("sim0")  # waits until the model is loaded, and raises what that raised
     except BaseException:
@@ -115,15 +119,6 @@ def open_cast(options: PolicyOptions, noise: float) -> Cast:
 
     sees = policies.metadata.get("engine") != "scripted"
     return Cast(build, policies.metadata, _MOST_ROBOTS, policies.close, sees)
-
-
-def _refuse_all_but(options: PolicyOptions, *taken: str) -> None:
-    """A flag that would be ignored is an error: the settings of a server are the server's."""
-    plain = asdict(PolicyOptions(model=options.model))
-    given = [name for name, value in asdict(options).items() if value != plain[name] and name not in taken]
-    if given:
-        flags = ", ".join("--" + name.replace("_", "-") for name in given)
-        raise ConfigError(f"--policy {hide_secrets(options.model)} takes no {flags}: it decides for itself")
 
 
 def _open_server(options: PolicyOptions, metadata: Mapping[str, Any], noise: float) -> Cast:
@@ -140,6 +135,8 @@ def _open_server(options: PolicyOptions, metadata: Mapping[str, Any], noise: flo
         for policy in opened:
             policy.close()
 
+    if (options.steps_per_phrase or 1) > 1:
+        metadata = {**metadata, "steps_per_phrase": options.steps_per_phrase}
     return Cast(build, metadata, _MOST_ROBOTS if is_ours else 1, close)
 
 

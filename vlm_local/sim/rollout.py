@@ -18,7 +18,9 @@ from typing import Any
 from vlm_local.data.film import write_film, write_gif
 from vlm_local.data.runs import RunWriter
 from vlm_local.errors import ConfigError, DataError, EngineError, RequestError
+from vlm_local.files import encode_json
 from vlm_local.policy import Policy
+from vlm_local.provenance import choose_deciding, join_parts, list_differences
 from vlm_local.sim.levels import find_level
 from vlm_local.sim.policies import Cast, apply_control
 from vlm_local.sim.stage import Scene, Stage
@@ -50,15 +52,10 @@ class Plan:
         find_level(self.level)
         for task in self.tasks:
             find_task(task)
-        if self.episodes < 1 or self.max_steps < 1 or self.seed < 0 or not 0 <= self.noise <= 1:
-            raise ConfigError(
-                f"--episodes and --max-steps must be at least 1, --seed at least 0 and --noise in 0..1, not {self}"
-            )
 
 
 # What may differ when a run is continued: it can grow.
 _MAY_GROW = ("tasks", "episodes", "films", "gif")
-_SETTINGS = ("checkpoint_sha256", "grammar", "prompt", "steps", "decide", "temperature", "history", "steps_per_phrase")
 
 
 def open_run(folder: Path, plan: Plan, meta: Mapping[str, Any]) -> list[tuple[str, int]]:
@@ -66,9 +63,9 @@ def open_run(folder: Path, plan: Plan, meta: Mapping[str, Any]) -> list[tuple[st
 
     Raises ConfigError where the folder holds another run.
     """
-    here = {"simulator": asdict(plan) | {"tasks": list(plan.tasks)}, **meta}
+    here = json.loads(encode_json({"simulator": asdict(plan), **meta}))
     if (folder / "meta.json").exists():
-        _require_same(folder, here)
+        here = _continue(folder, here)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} is there and holds no run; name another --out")
     RunWriter(folder, here).close()
@@ -82,13 +79,23 @@ def open_run(folder: Path, plan: Plan, meta: Mapping[str, Any]) -> list[tuple[st
     return left
 
 
-def _require_same(folder: Path, here: Mapping[str, Any]) -> None:
-    there = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-    old, new = there.get("simulator") or {}, here["simulator"]
-    names = [name for name in new if name not in _MAY_GROW and old.get(name) != new[name]]
-    names += [name for name in _SETTINGS if there.get(name) != here.get(name)]
-    if names:
-        raise ConfigError(f"{folder} holds another run (different: {', '.join(names)}); name another --out")
+def _continue(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
+    """meta.json of the whole run: as it began, but for the plan, which may have grown."""
+    try:
+        there = json.loads((folder / "meta.json").read_bytes())
+        joined = join_parts(there, here)
+        differences = list(list_differences(_list_settings(there), _list_settings(here)))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{folder}/meta.json is of no run of `sim` ({error!r}); name another --out") from None
+    if differences:
+        raise ConfigError(f"{folder} holds another run: {'; '.join(differences)}; name another --out")
+    return joined | {"simulator": here["simulator"]}
+
+
+def _list_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in all parts of a run."""
+    plan = {name: value for name, value in meta["simulator"].items() if name not in _MAY_GROW}
+    return {**plan, **choose_deciding(meta)}
 
 
 def read_outcome(episode: Path) -> dict[str, Any] | None:

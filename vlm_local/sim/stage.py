@@ -5,11 +5,11 @@
 
 import multiprocessing
 import os
-import signal
 from dataclasses import dataclass
 from typing import Any
 
 from vlm_local.errors import VLMLocalError
+from vlm_local.processes import shielded_children
 from vlm_local.types import Observation
 
 
@@ -40,7 +40,8 @@ class Stage:
         context = multiprocessing.get_context("spawn")
         self._pipe, far_end = context.Pipe()
         self._process = context.Process(target=_play, args=(far_end, level, image_size), daemon=True)
-        self._process.start()
+        with shielded_children():
+            self._process.start()
         far_end.close()
 
     def reset(self, task: str, seed: int, drawn: bool = True) -> Scene:
@@ -77,7 +78,6 @@ class Stage:
 
 def _play(pipe, level: str, image_size: int) -> None:
     """The far end: answers until the near end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the near end, which then closes the pipe
     os.environ["OMP_NUM_THREADS"] = "1"
     from vlm_local.sim.player import Player
 

@@ -29,7 +29,7 @@ class SceneSet:
 
     def __post_init__(self):
         find_level(self.level)
-        if self.scenes < 2 or self.seed < 0:
+        if not (isinstance(self.scenes, int) and isinstance(self.seed, int) and self.scenes >= 2 and self.seed >= 0):
             raise ConfigError(f"a set has 2 scenes or more and a seed of 0 or more, not {self}")
 
 

@@ -6,6 +6,7 @@ random phrases and the learner; labels are always the oracle's (DAgger, Ross et 
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,17 +46,16 @@ def collect(
 ) -> Shard:
     """tasks: name -> share of the scenes. learner: who acts in half of the scenes, where given."""
     rng = np.random.default_rng(seed)
-    envs = {name: SimEnv(name, level, _RENDER_PX) for name in tasks}
     shares = np.array(list(tasks.values())) / sum(tasks.values())
     frames, proprio, questions = [], [], []
-    while len(frames) < num_frames:
-        env = envs[list(tasks)[rng.choice(len(shares), p=shares)]]
-        for observation, asked in _play(env, rng, learner if rng.random() < 0.5 else None):
-            frames.append(shrink(observation.image, image_px))
-            proprio.append(observation.proprio)
-            questions.append(asked)
-    for env in envs.values():
-        env.close()
+    with ExitStack() as stack:
+        envs = [stack.enter_context(closing(SimEnv(name, level, _RENDER_PX))) for name in tasks]
+        while len(frames) < num_frames:
+            env = envs[rng.choice(len(shares), p=shares)]
+            for observation, asked in _play(env, rng, learner if rng.random() < 0.5 else None):
+                frames.append(shrink(observation.image, image_px))
+                proprio.append(observation.proprio)
+                questions.append(asked)
     return Shard(np.stack(frames[:num_frames]), np.array(proprio[:num_frames], np.float32), questions[:num_frames])
 
 

@@ -1,11 +1,14 @@
 """Fine-tunes a model folder of any supported family on recorded episodes, wholly or by LoRA."""
 
+import hashlib
+import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,9 +19,10 @@ from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError
 from vlm_local.files import write_json
-from vlm_local.training.optimisation import Optimisation, Recipe, draw_curves
+from vlm_local.prompts import load_template
+from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
 from vlm_local.training.samples import RecordedSamples, Sample
-from vlm_local.types import GenerationRequest
+from vlm_local.types import Episode, GenerationRequest
 
 _IGNORED = -100
 _FOR_TOKENS = ("mm_token_type_ids", "token_type_ids")  # of vision, one number a token; the rest is one row a picture
@@ -37,6 +41,11 @@ class Tuning:
     at_once: int = 4
     lora: int = 0
     device: str = "auto"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the weights; `at_once` and `device` say only where and in what portions they are computed."""
+        return {**self.recipe.settings, "samples_per_step": self.samples, "lora": self.lora}
 
 
 class Finetuning:
@@ -172,14 +181,27 @@ def finetune(
     history: int,
     folder: Path,
     seed: int,
+    data: Mapping[str, Any],
 ) -> None:
-    """Train and write `folder`. prompt, history: as the samples were asked; a file goes into the folder."""
+    """Train and write `folder`. prompt, history: as the samples were asked; a file goes into the folder.
+
+    data: what the samples were made from, JSON values. Raises ConfigError where `folder` holds a training
+    with other settings.
+    """
+    settings = {
+        "base_sha256": checkpoint.sha256,
+        "data": dict(data),
+        "prompt_sha256": load_template(prompt).sha256,
+        "history": history,
+        "seed": seed,
+        **tuning.settings,
+    }
+    claim_folder(folder, folder / "training", settings)
     training = Finetuning(checkpoint, samples, tuning, folder, seed)
     name = str(prompt)
     if Path(name).is_file():
         shutil.copy(name, folder / "prompt.txt")
         name = "prompt.txt"
-    recipe = tuning.recipe
     training.run(
         {
             "trained": True,
@@ -191,14 +213,18 @@ def finetune(
             "results": {},
             "training": {
                 "base": checkpoint.name,
-                "base_sha256": checkpoint.sha256,
                 "labelled_steps": len(samples),
                 "episodes": samples.num_episodes,
-                "steps": recipe.num_steps,
-                "samples_per_step": tuning.samples,
-                "learning_rate": recipe.learning_rate,
-                "lora": tuning.lora,
-                "seed": seed,
+                **settings,
             },
         }
     )
+
+
+def hash_episodes(episodes: Iterable[Episode], digest: "hashlib._Hash") -> Iterator[Episode]:
+    """The same episodes; `digest` is fed with their words and states on the way."""
+    for episode in episodes:
+        instructions = [episode.instruction_at(step) for step in range(len(episode))]
+        digest.update(json.dumps([episode.instruction, instructions]).encode())
+        digest.update(np.ascontiguousarray(episode.states, np.float32).tobytes())
+        yield episode

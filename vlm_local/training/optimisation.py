@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from vlm_local.errors import ConfigError
-from vlm_local.files import read_json_lines
+from vlm_local.files import encode_json, read_json_lines, write_json
+from vlm_local.provenance import list_differences
 
-_STATE, _LOG, _CURVES = "state.pt", "log.jsonl", "curves.png"
+_STATE, _LOG, _CURVES, _SETTINGS = "state.pt", "log.jsonl", "curves.png", "settings.json"
 _SHARES = ("exact", "success")
+_WORK = (_STATE, "shards/*.npz")  # what is left of a training that was killed
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,37 @@ class Recipe:
         if step < start:
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1.0, self.num_steps - start)))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the weights."""
+        return {name: value for name, value in asdict(self).items() if name not in ("log_every", "save_every")}
+
+
+def claim_folder(folder: Path, place: Path, settings: Mapping[str, Any]) -> None:
+    """Begin a training in `folder`, or make sure that it is the same one that goes on there.
+
+    place: where it keeps its state, `folder` or a folder in it. settings: all that decides the weights,
+    JSON values only. Raises ConfigError that names each setting that differs, and for a folder of something
+    else.
+    """
+    path = place / _SETTINGS
+    here = json.loads(encode_json(settings))
+    is_begun = any(next(place.glob(pattern), None) for pattern in _WORK)
+    if path.exists() and is_begun:
+        try:
+            differences = list(list_differences(json.loads(path.read_bytes()), here))
+        except (AttributeError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}); choose another --out") from None
+        if differences:
+            raise ConfigError(
+                f"{folder} holds a training with other settings: {'; '.join(differences)}; "
+                "go on with the same ones, or choose another --out"
+            )
+    elif not path.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} holds something else than a training that can go on; choose another --out")
+    else:
+        write_json(path, here)
 
 
 class Optimisation:

@@ -1,6 +1,7 @@
 """What happens beside the training process: collecting a round's frames, playing rollouts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,9 +34,9 @@ def collect_round(lesson: Lesson, path: Path) -> Path:
     """Write a round's shard, unless a run before this one did."""
     torch.set_num_threads(1)
     if not path.exists():
-        actor = _open_actor(lesson.student) if lesson.student else None
-        seed = (lesson.seed, lesson.number)
-        shard = collect(lesson.tasks, lesson.level, lesson.frames, lesson.image_px, seed, actor)
+        with _open_actor(lesson.student) as actor:
+            seed = (lesson.seed, lesson.number)
+            shard = collect(lesson.tasks, lesson.level, lesson.frames, lesson.image_px, seed, actor)
         save_shard(shard, path)
     return path
 
@@ -43,30 +44,39 @@ def collect_round(lesson: Lesson, path: Path) -> Path:
 def measure_round(student: Path, tasks: tuple[str, ...], level: str, num_episodes: int) -> dict[str, float]:
     """Share of successful rollouts a task, decided as the student's sidecar says."""
     torch.set_num_threads(1)
-    policy = open_student(student)
-    return {f"success {task}": _play(policy, task, level, num_episodes) / num_episodes for task in tasks}
+    with open_student(student) as policy:
+        return {f"success {task}": _play(policy, task, level, num_episodes) / num_episodes for task in tasks}
 
 
 def _play(policy: Policy, task: str, level: str, num_episodes: int) -> int:
-    env = SimEnv(task, level)
     successes = 0
-    for seed in range(_FIRST_SEED, _FIRST_SEED + num_episodes):
-        env.reset(seed=seed)
-        policy.reset(seed)
-        for _ in range(_MAX_STEPS):
-            *_, ended, _, info = env.step(policy.act(env.observation).action)
-            if ended:
-                break
-        successes += info["success"]
-    env.close()
+    with closing(SimEnv(task, level)) as env:
+        for seed in range(_FIRST_SEED, _FIRST_SEED + num_episodes):
+            env.reset(seed=seed)
+            policy.reset(seed)
+            for _ in range(_MAX_STEPS):
+                *_, ended, _, info = env.step(policy.act(env.observation).action)
+                if ended:
+                    break
+            successes += info["success"]
     return successes
 
 
-def _open_actor(folder: Path) -> Actor:
-    policy = open_student(folder)
-    return lambda observation: parse_phrase(policy.act(observation).phrase)
+@contextmanager
+def _open_actor(folder: Path | None) -> Iterator[Actor | None]:
+    """None for no student."""
+    if folder is None:
+        yield None
+        return
+    with open_student(folder) as policy:
+        yield lambda observation: parse_phrase(policy.act(observation).phrase)
 
 
-def open_student(folder: Path) -> Policy:
-    """A model folder through the door of every other command."""
-    return open_policies(PolicyOptions(model=str(folder), offline=True)).build("student")
+@contextmanager
+def open_student(folder: Path) -> Iterator[Policy]:
+    """A model folder through the door of every other command; its engine ends with the block."""
+    policies = open_policies(PolicyOptions(model=str(folder), offline=True))
+    try:
+        yield policies.build("student")
+    finally:
+        policies.close()

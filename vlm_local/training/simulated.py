@@ -5,32 +5,36 @@ A run folder holds everything: `student-N/` (the model folder after round N; the
 last finished round and gives the same weights as one that was not.
 """
 
-import multiprocessing
 import shutil
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.loading import load_model
+from vlm_local.processes import open_pool
 from vlm_local.sim.tasks import find_task
 from vlm_local.training.collect import Shard, load_shard
-from vlm_local.training.optimisation import Optimisation, Recipe, draw_curves
+from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
 from vlm_local.training.questionnaire import Batch, Pupil, Questionnaire
-from vlm_local.training.questions import add_fillers
+from vlm_local.training.questions import SLOTS, add_fillers
 from vlm_local.training.rounds import Lesson, collect_round, measure_round
 from vlm_local.training.tiny import IMAGE_PX, write_tiny, write_weights
 
 _TINT_FACTOR, _TINT_SUMMAND = 0.15, 0.05
 # Which word is right is hard to tell near the thing: farther away, down to this share is learnt from.
 _NEAR_M, _FAR_SHARE = 0.05, 0.3
+_FIRST_SLOT = SLOTS.index("red")  # what the warm rounds ask for
 _FILL = 0.4  # share of pictures asked about with words that mean nothing
 _HIDE_PROPRIO = 0.1  # share of pictures whose prompt does not tell the measured state
+
+_ONLY_MEASURED = ("num_rounds", "measure_every", "measure_episodes")
 
 _MIXES = {
     0: {"reach": 1.0},
@@ -55,8 +59,8 @@ class Course:
     mixes: round -> task name -> share of the scenes, from that round on. frames, steps: of a round.
     pictures, asked: of a step: pictures, and questions about each. keep: rounds whose frames are
     drawn from. learner_from: first round in which the student acts in half of the scenes.
-    warm_rounds: first ones that ask for red only, so that where things are is learnt before which
-    one is meant. measure_every: rounds between rollouts.
+    warm_rounds: first ones that ask for red only where it is among the things, so that where things
+    are is learnt before which one is meant. measure_every: rounds between rollouts.
     """
 
     num_rounds: int = 128
@@ -76,12 +80,26 @@ class Course:
         """Task name -> share of the scenes of a round."""
         return self.mixes[max(start for start in self.mixes if start <= number)]
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides the weights. How far it goes is the recipe's number of steps."""
+        fields = asdict(self) | {"mixes": {str(start): dict(mix) for start, mix in self.mixes.items()}}
+        return {name: value for name, value in fields.items() if name not in _ONLY_MEASURED}
+
 
 class SimulatedTraining:
     """One run of a course from a seed and the weights of a model folder."""
 
-    def __init__(self, start: Path, folder: Path, course: Course, recipe: Recipe, seed: int):
-        """start: folder whose weights a new run begins with; a run that is there goes on from its own."""
+    def __init__(self, start: Path | None, folder: Path, course: Course, recipe: Recipe, seed: int):
+        """start: folder whose weights a new run begins with, None for untrained ones drawn from the seed.
+
+        A run that is there goes on from its own weights. Raises ConfigError where its settings were others.
+        """
+        settings = {"start_sha256": start and open_checkpoint(start).sha256, "seed": seed, **recipe.settings}
+        claim_folder(folder, folder, {**settings, "course": course.settings})
+        if start is None:
+            start = folder / "untrained"
+            write_tiny(start, seed)
         self._start, self._folder, self._course, self._seed = start, folder, course, seed
         (folder / "shards").mkdir(parents=True, exist_ok=True)
         loaded = load_model(open_checkpoint(start), device="cpu", dtype="float32")
@@ -90,13 +108,18 @@ class SimulatedTraining:
         self._pupil = Pupil(loaded.model.requires_grad_(True).train())
         self._optimisation = Optimisation(self._pupil, recipe, folder)
         self._shards: deque[Shard] = deque(maxlen=course.keep)
+        self._measured: deque[tuple[int, Future]] = deque()
 
     def run(self) -> Path:
         """Train to the end of the course; the folder of the last student."""
         course, optimisation = self._course, self._optimisation
         first = optimisation.step // course.steps
+        if first:  # a kill may have come after the state was saved and before the student was whole
+            write_weights(self._start, self._pupil.model, self._student(first - 1))
+        if first >= course.num_rounds:
+            return self._student(course.num_rounds - 1)
         self._reload(first)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        with open_pool(1) as pool:
             upcoming = self._submit(pool, first)
             for number in range(first, course.num_rounds):
                 self._shards.append(load_shard(upcoming.result()))
@@ -107,8 +130,10 @@ class SimulatedTraining:
                 self._clean(number)
                 if (number + 1) % course.measure_every == 0:
                     self._measure(pool, number)
+                self._log_measured(wait=False)
                 self._draw_curves()
-        self._draw_curves()  # the last rollouts came in while the pool closed
+            self._log_measured(wait=True)
+        self._draw_curves()
         return self._student(course.num_rounds - 1)
 
     def _draw_curves(self) -> None:
@@ -119,12 +144,18 @@ class SimulatedTraining:
         return self._pupil(self._draw(step))
 
     def _measure(self, pool: ProcessPoolExecutor, number: int) -> None:
-        """Play rollouts when the collector comes to it; the log gets them then."""
+        """Play rollouts when the collector comes to it."""
         course, step = self._course, self._optimisation.step
         played = pool.submit(
             measure_round, self._student(number), tuple(course.mix(number)), course.level, course.measure_episodes
         )
-        played.add_done_callback(lambda future: self._optimisation.log({"step": step, **future.result()}))
+        self._measured.append((step, played))
+
+    def _log_measured(self, wait: bool) -> None:
+        """Log the rollouts that were played, oldest first. Raises what playing them raised."""
+        while self._measured and (wait or self._measured[0][1].done()):
+            step, played = self._measured.popleft()
+            self._optimisation.log({"step": step, **played.result()})
 
     def _submit(self, pool: ProcessPoolExecutor, number: int) -> Future:
         course = self._course
@@ -162,7 +193,8 @@ class SimulatedTraining:
             if rng.random() < _FILL:
                 chosen = [replace(question, instruction=add_fillers(question.instruction, rng)) for question in chosen]
             aside = min(np.hypot(*question.offset_m[:2]) for question in chosen)
-            if rng.random() < max(_FAR_SHARE, _NEAR_M / max(aside, _NEAR_M)) and not (warm and chosen[0].slot):
+            is_later = warm and chosen[0].slot != _FIRST_SLOT and any(q.slot == _FIRST_SLOT for q in questions)
+            if rng.random() < max(_FAR_SHARE, _NEAR_M / max(aside, _NEAR_M)) and not is_later:
                 frames.append(shard.frames[index])
                 proprio.append(shard.proprio[index])
                 asked.append(chosen)
@@ -183,10 +215,7 @@ def train_tiny(
     """
     torch.set_num_threads(1)  # two wait for each other more than they help at this size
     course = Course()
-    if start is None:
-        start = folder / "untrained"
-        write_tiny(start, seed)
-    else:
+    if start is not None:
         first = max(course.mixes)
         mixes = {0: course.mixes[first]}
         course = replace(course, num_rounds=course.num_rounds - first, mixes=mixes, learner_from=2, warm_rounds=0)

@@ -1,0 +1,82 @@
+"""Processes that a command starts, and how all of them end: with Ctrl-C, with their parent, with an error."""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import resource_tracker
+
+from vlm_local.errors import VLMLocalError
+
+
+@contextmanager
+def shielded_children() -> Iterator[None]:
+    """Processes that the block starts do not hear Ctrl-C: a terminal sends it to all, and it is for their parent.
+
+    The parent hears it at the end of the block, so that no process is left half started.
+    """
+    resource_tracker.ensure_running()  # here, since it lets this thread hear SIGINT again after it has started
+    with _postponed_interrupt():
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a child inherits
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _postponed_interrupt() -> Iterator[None]:
+    """SIGINT may also come by another thread, which does not block it; only the main thread is interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
+
+
+class _Pool(ProcessPoolExecutor):
+    def submit(self, *arguments, **named) -> Future:
+        with shielded_children():  # it starts its processes as they are needed
+            return super().submit(*arguments, **named)
+
+
+@contextmanager
+def open_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for the block, which end with it: at once, whatever they do, where it ends with an error or Ctrl-C.
+
+    Raises VLMLocalError where one of them was killed.
+    """
+    context = multiprocessing.get_context("spawn")
+    with _Pool(workers, context, initializer=_end_with_parent) as pool:
+        try:
+            yield pool
+        except BrokenProcessPool:
+            raise VLMLocalError(
+                "a process of this command was killed (out of memory?); the same command goes on"
+            ) from None
+        except BaseException:
+            for child in multiprocessing.active_children():
+                child.terminate()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Also where the parent is killed."""
+    threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
