@@ -1,6 +1,7 @@
 """Fine-tuning of every kind of family: what was learnt is what the served model says."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,15 @@ def test_the_state_of_another_model_is_refused(samples, tmp_path):
     _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=2)
     with pytest.raises(ConfigError, match="another model"):
         _tune(tiny_checkpoint("paligemma"), tmp_path, samples, num_steps=4)
+
+
+def test_a_quantised_model_is_not_trained(samples, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "stored")
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    with pytest.raises(ConfigError, match=r"quantised \(bitsandbytes-4bit\).*unquantised folder"):
+        _tune(folder, tmp_path / "out", samples, num_steps=2)
 
 
 def test_samples_are_the_labels_of_the_steps(samples):

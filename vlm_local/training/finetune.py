@@ -46,6 +46,11 @@ class Finetuning:
         """folder: the result, and until then the state to go on from after a kill."""
         if checkpoint.adapter is not None:
             raise ConfigError(f"{checkpoint.adapter} is an adapter; fine-tune the model {checkpoint.folder} itself")
+        if checkpoint.quant_method:
+            raise ConfigError(
+                f"{checkpoint.folder} is quantised ({checkpoint.quant_method}), so it cannot be trained; "
+                "fine-tune the model's unquantised folder"
+            )
         torch.manual_seed(seed)
         self._checkpoint, self._samples, self._tuning, self._folder = checkpoint, samples, tuning, folder
         is_frozen_small = tuning.lora and tuning.recipe.bfloat16
