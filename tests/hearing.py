@@ -5,14 +5,15 @@ import numpy as np
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.types import AXES, Observation
 
-PICTURES = np.random.default_rng(3).integers(0, 256, (3, 96, 96, 3), np.uint8)
+PICTURES = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3), np.uint8)
 
 
-def hear(folder, pictures=PICTURES, **options):
-    """(phrases, marginals (n, 6, 3), metadata) of a folder for pictures; options as the flags of `serve`."""
-    policies = open_policies(PolicyOptions(model=str(folder), offline=True, posterior="exact", **options))
+def hear(folder, **options):
+    """(phrases, marginals (n, 6, 3), metadata) of a folder for PICTURES; options as the flags of `serve`."""
+    policies = open_policies(PolicyOptions(model=str(folder), offline=True, posterior="off", **options))
     try:
-        decisions = [policies.build(f"robot-{i}").act(Observation(each, "go")) for i, each in enumerate(pictures)]
+        robots = [policies.build(f"robot-{index}", tell_all=True) for index in range(len(PICTURES))]
+        decisions = [robot.act(Observation(each, "go")) for robot, each in zip(robots, PICTURES, strict=True)]
         marginals = [[decision.marginals[axis] for axis in AXES] for decision in decisions]
         return [decision.phrase for decision in decisions], np.array(marginals), policies.metadata
     finally:

@@ -156,8 +156,9 @@ def list_weights(folder: Path) -> list[Path]:
     elif not (folder / names[0]).is_file() and index.is_file():
         names = _list_shards(index)
     missing = [name for name in names if not (folder / name).is_file()]
-    if missing and (folder / "pytorch_model.bin").is_file():
-        raise ConfigError(f"{folder} has its weights in pytorch_model.bin, which can run code; save it as safetensors")
+    for unsafe in ("pytorch_model.bin", "adapter_model.bin"):
+        if missing and (folder / unsafe).is_file():
+            raise ConfigError(f"{folder} has its weights in {unsafe}, which can run code; save it as safetensors")
     if missing or not names:
         raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}; copy or download the whole model")
     return [folder / name for name in names]

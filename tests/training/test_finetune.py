@@ -57,7 +57,10 @@ def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
 
 
 def test_adapters_are_a_folder_that_brings_its_base(samples, tmp_path):
-    _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=50, lora=16)
+    base = tiny_checkpoint("qwen2-vl")
+    _tune(base, tmp_path, samples, num_steps=50, lora=16)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
     assert not (tmp_path / "model.safetensors").exists()
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
 

@@ -7,6 +7,7 @@ import transformers
 
 from vlm_local.checkpoint import Checkpoint, count_packed_bytes, count_weights, estimate_memory
 from vlm_local.decoding.types import LoadedModel
+from vlm_local.engines.adapters import add_adapter
 from vlm_local.engines.processing import find_lead, load_processor
 from vlm_local.engines.quantisation import QUANTIZE, describe_quantization, settle_4bit, unify_floats
 from vlm_local.errors import ConfigError
@@ -43,7 +44,7 @@ def load_model(
     if checkpoint.quant_method:
         unify_floats(model, chosen)
     if checkpoint.adapter:
-        model = _merge_adapter(model, checkpoint)
+        add_adapter(model, checkpoint.adapter)
     model.eval().requires_grad_(False)
     if quantize == "4bit" or checkpoint.quant_method == "bitsandbytes-4bit":
         settle_4bit(model, chosen)
@@ -124,18 +125,6 @@ def _check_memory(checkpoint: Checkpoint, size: _Size, quantize: str, dtype: tor
         f"{checkpoint.name} needs about {needed / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')} with "
         f"--quantize {quantize}, but {device} has {free / 1e9:.1f} GB free; {mend} (`vlm-local models` lists sizes)"
     )
-
-
-def _merge_adapter(model, checkpoint: Checkpoint):
-    """The base with a LoRA adapter's weights added into its own."""
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise ConfigError(f"{checkpoint.adapter} is a LoRA adapter: pip install 'vlm-local[train]' for peft") from None
-    try:
-        return PeftModel.from_pretrained(model, checkpoint.adapter).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ConfigError(f"{checkpoint.adapter} does not fit its base {checkpoint.folder}: {error}") from error
 
 
 def _find_end_token(model, tokenizer, checkpoint: Checkpoint) -> int:

@@ -16,6 +16,7 @@ from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError
 from vlm_local.files import write_json
+from vlm_local.models import name_base
 from vlm_local.training.optimisation import Optimisation, Recipe, draw_curves
 from vlm_local.training.samples import RecordedSamples, Sample
 from vlm_local.types import GenerationRequest
@@ -86,6 +87,7 @@ class Finetuning:
     def _write(self, sidecar: Mapping[str, Any]) -> None:
         """A folder as the one that was trained, or an adapter's folder beside it."""
         if self._tuning.lora:
+            self._trained.peft_config["default"].base_model_name_or_path = name_base(self._checkpoint)
             self._trained.save_pretrained(self._folder)
             (self._folder / "README.md").unlink(missing_ok=True)  # peft's form with nothing filled in
         else:
