@@ -1,17 +1,19 @@
 """Fine-tuning of every kind of family: what was learnt is what the served model says."""
 
 import json
+import math
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.cli import main
-from vlm_local.errors import ConfigError, DataError
+from vlm_local.errors import ConfigError, DataError, EngineError
 from vlm_local.prompts import load_template
 from vlm_local.training.finetune import Finetuning, Tuning, finetune
 from vlm_local.training.optimisation import Recipe
@@ -61,6 +63,7 @@ def test_adapters_are_a_folder_that_brings_its_base(samples, tmp_path):
     _tune(base, tmp_path, samples, num_steps=50, lora=16)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
+    assert json.loads((tmp_path / "vlm_local.json").read_text())["training"]["skipped_steps"] == 0
     assert not (tmp_path / "model.safetensors").exists()
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
 
@@ -84,6 +87,16 @@ def test_the_state_of_another_model_is_refused(samples, tmp_path):
     _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=2)
     with pytest.raises(ConfigError, match="another model"):
         _tune(tiny_checkpoint("paligemma"), tmp_path, samples, num_steps=4)
+
+
+def test_a_training_that_skipped_its_steps_writes_no_model(samples, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "spoilt")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EngineError, match="gradients that are not finite"):
+        _tune(folder, tmp_path / "out", samples, num_steps=2)
+    assert not (tmp_path / "out" / "vlm_local.json").exists()
 
 
 def test_a_quantised_model_is_not_trained(samples, tmp_path):

@@ -64,7 +64,8 @@ class Finetuning:
     def run(self, sidecar: Mapping[str, Any]) -> None:
         self._optimisation.run(self._tuning.recipe.num_steps, self._step)
         draw_curves(self._folder / "training")
-        self._write(sidecar)
+        skipped = {"skipped_steps": self._optimisation.num_skipped}
+        self._write({**sidecar, "training": {**sidecar["training"], **skipped}})
 
     def _step(self, step: int) -> tuple[torch.Tensor, Mapping[str, float]]:
         """Loss a token over all samples of the step; all but the last forward's is backpropagated already."""
