@@ -14,7 +14,7 @@ class LoadedModel:
     """A checkpoint in memory, ready to answer.
 
     family: "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2" or "smolvlm2".
-    eos_token_id: the one token that ends an answer; generation_config names it, too.
+    eos_token_id: the one token that ends an answer, as the chat template has it; the tokenizer's own, too.
     lead: what the model writes between the prompt's end and an answer: " " behind "Assistant:".
     """
 

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 import torch
 import transformers
 
-from vlm_local.checkpoint import Checkpoint, count_packed_bytes, count_weights, estimate_memory
+from vlm_local.checkpoint import CONFIG, Checkpoint, count_packed_bytes, count_weights, estimate_memory
 from vlm_local.decoding.types import LoadedModel
 from vlm_local.engines.adapters import add_adapter
-from vlm_local.engines.processing import find_lead, load_processor
+from vlm_local.engines.chat import Frame, find_frame
+from vlm_local.engines.processing import check_pictures, is_chat, load_processor
 from vlm_local.engines.quantisation import QUANTIZE, describe_quantization, settle_4bit, unify_floats
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
@@ -40,6 +41,7 @@ def load_model(
     quantization = describe_quantization(checkpoint, quantize, chosen)
     _check_memory(checkpoint, size, quantize, chosen, place)
     processor = load_processor(checkpoint.folder, checkpoint.family)
+    frame = find_frame(processor, checkpoint.folder) if is_chat(checkpoint.family) else Frame()
     model = _read_weights(checkpoint, chosen, place, quantization)
     if checkpoint.quant_method:
         unify_floats(model, chosen)
@@ -48,9 +50,10 @@ def load_model(
     model.eval().requires_grad_(False)
     if quantize == "4bit" or checkpoint.quant_method == "bitsandbytes-4bit":
         settle_4bit(model, chosen)
-    eos_token_id = _find_end_token(model, processor.tokenizer, checkpoint)
-    lead = find_lead(processor, checkpoint.family)
-    return LoadedModel(model, processor.tokenizer, processor, checkpoint.family, place, chosen, eos_token_id, lead)
+    tokenizer, family = processor.tokenizer, checkpoint.family
+    check_pictures(processor.image_processor, model.config, checkpoint.folder)
+    tokenizer.eos_token_id = _find_end_token(model, tokenizer, frame.end_token_id, checkpoint)
+    return LoadedModel(model, tokenizer, processor, family, place, chosen, tokenizer.eos_token_id, frame.lead)
 
 
 def _read_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantization):
@@ -127,13 +130,23 @@ def _check_memory(checkpoint: Checkpoint, size: _Size, quantize: str, dtype: tor
     )
 
 
-def _find_end_token(model, tokenizer, checkpoint: Checkpoint) -> int:
-    """The tokenizer's end token, which the masks allow; generation_config must end an answer on it, too."""
-    told = model.generation_config.eos_token_id
-    known = told if isinstance(told, list) else [told]
-    if tokenizer.eos_token_id is None or tokenizer.eos_token_id not in known:
-        raise ConfigError(
-            f"{checkpoint.folder} contradicts itself: the tokenizer ends an answer with {tokenizer.eos_token!r} "
-            f"({tokenizer.eos_token_id}), generation_config.json with {told}; make eos_token_id the same in both"
-        )
-    return tokenizer.eos_token_id
+def _find_end_token(model, tokenizer, told: int | None, checkpoint: Checkpoint) -> int:
+    """The token that ends an answer: what the chat template writes there, if one more place in the folder says so.
+
+    told: by the template, None where it says nothing. Without it, tokenizer and generation_config must agree.
+    """
+    file = "generation_config.json" if (checkpoint.folder / "generation_config.json").is_file() else CONFIG
+    stated = model.generation_config.eos_token_id
+    known = stated if isinstance(stated, list) else [stated] if stated is not None else []
+    own = tokenizer.eos_token_id
+    if told is not None and told in (*known, own):
+        return told
+    if told is None and own is not None and (own in known or not known):
+        return own
+    ends = [f"the tokenizer ends an answer with {tokenizer.eos_token!r} ({own})", f"{file} with {stated}"]
+    if told is not None:
+        ends.append(f"the chat template with {tokenizer.convert_ids_to_tokens(told)!r} ({told})")
+    raise ConfigError(
+        f"{checkpoint.folder} contradicts itself: {', '.join(ends)}; make eos_token in tokenizer_config.json and "
+        f"eos_token_id in generation_config.json the one that the model was trained with"
+    )
