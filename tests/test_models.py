@@ -23,7 +23,7 @@ def workplace(tmp_path, monkeypatch):
 def test_the_registry_holds_every_family_once_by_name():
     names = [name for model in MODELS for name in (model.name, model.alias) if name]
     assert len(set(names)) == len(names)
-    assert {model.family for model in MODELS} == set(FAMILIES)
+    assert {model.family for model in MODELS} == set(FAMILIES) - {"smolvlm"}  # that one by repository or folder
     assert {"qwen2-vl", "qwen2-vl-7b", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm2"} <= set(names)
     assert find_model("Qwen/Qwen2-VL-2B-Instruct") is find_model("qwen2-vl-2b") is find_model("qwen2-vl")
     for model in MODELS[1:]:

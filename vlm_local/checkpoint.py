@@ -16,13 +16,14 @@ from vlm_local.errors import ConfigError
 from vlm_local.files import MAX_JSON_BYTES, parse_json, read_json_object
 
 CONFIG, ADAPTER, SIDECAR = "config.json", "adapter_config.json", "vlm_local.json"
-FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm2")
+FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm", "smolvlm2")
 
 _FAMILY_OF_TYPE = {
     "qwen2_vl": "qwen2-vl",
     "qwen2_5_vl": "qwen2.5-vl",
     "qwen3_vl": "qwen3-vl",
     "paligemma": "paligemma",
+    "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",
 }
 # What transformers loads by the folder's own configuration, each through the package that stands beside it.

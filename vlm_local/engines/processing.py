@@ -32,6 +32,7 @@ _PROCESSORS = {
     "qwen3-vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", ("patch_size", "image_mean", "image_std")),
     "paligemma": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
     "paligemma2": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
+    "smolvlm": ("Idefics3Processor", "Idefics3ImageProcessorPil", ("max_image_size",)),
     "smolvlm2": ("SmolVLMProcessor", "SmolVLMImageProcessorPil", ("max_image_size",)),
 }
 
@@ -52,7 +53,7 @@ def load_processor(folder: Path, family: str) -> Any:
         processor.chat_template = pick_template(processor, folder)
         render = partial(apply_template, processor)
         check_template(processor.chat_template, render, folder)
-    if family == "smolvlm2":
+    if family.startswith("smolvlm"):
         # Splitting blows a 256x256 picture up to 2048x2048 and 17 tiles, which show nothing more and
         # take six times as long to prepare. One tile is enough.
         images = processor.image_processor
@@ -79,7 +80,10 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> ty
             stored, _ = image_processor.get_image_processor_dict(folder, local_files_only=True)
             missing = [key for key in needed if stored.get(key) is None]
             if missing:
-                raise ConfigError(f"{folder}/preprocessor_config.json lacks {missing[0]}, which cannot be guessed")
+                raise ConfigError(
+                    f"{folder}: preprocessor_config.json (or image_processor in processor_config.json) lacks "
+                    f"{missing[0]}, which cannot be guessed"
+                )
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
             return [image_processor.from_dict(stored), tokenizer]
 
