@@ -4,7 +4,6 @@ Read without peft: adapter_config.json comes from strangers, and peft acts on fi
 nothing to do with the weights. LoRA: Hu et al., 2021; DoRA: Liu et al., 2024; rsLoRA: Kalajdzievski, 2023.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from vlm_local.checkpoint import ADAPTER, list_weights
 from vlm_local.errors import ConfigError
+from vlm_local.files import read_json_object
 
 _PREFIX = "base_model.model."
 _PART = re.compile(r"(.+)\.lora_(embedding_A|embedding_B|A|B|magnitude_vector)(?:\.default)?(?:\.weight)?")
@@ -86,10 +86,10 @@ def add_adapter(model: nn.Module, folder: Path) -> None:
 
 def _read_scaling(file: Path) -> _Scaling:
     try:
-        config = json.loads(file.read_text("utf-8"))
+        config = read_json_object(file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from None
-    if not isinstance(config, dict) or config.get("peft_type") != "LORA":
+    if config.get("peft_type") != "LORA":
         raise ConfigError(f"{file}: expected peft_type 'LORA', the only kind of adapter that is understood")
     strange = sorted(name for name in config.keys() - _KNOWN if config[name])
     if strange or config.get("init_lora_weights") not in _PLAIN_BEGINNINGS:

@@ -47,18 +47,22 @@ def load_processor(folder: Path, family: str) -> Any:
     kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed)
     try:
         processor = kind.from_pretrained(folder, local_files_only=True)
+        if family.startswith("smolvlm"):
+            _avoid_splitting(processor.image_processor)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ConfigError(f"{folder} has no usable tokenizer and image processor: {error}") from error
+        raise ConfigError(f"{folder} has no usable tokenizer and image processor: {error!r}") from error
     if is_chat(family):
         processor.chat_template = pick_template(processor, folder)
         render = partial(apply_template, processor)
         check_template(processor.chat_template, render, folder)
-    if family.startswith("smolvlm"):
-        # Splitting blows a 256x256 picture up to 2048x2048 and 17 tiles, which show nothing more and
-        # take six times as long to prepare. One tile is enough.
-        images = processor.image_processor
-        images.do_image_splitting, images.size = False, {"longest_edge": images.max_image_size["longest_edge"]}
     return processor
+
+
+def _avoid_splitting(images: Any) -> None:
+    """Splitting blows a 256x256 picture up to 2048x2048 and 17 tiles, which show nothing more and take six
+    times as long to prepare. One tile is enough.
+    """
+    images.do_image_splitting, images.size = False, {"longest_edge": images.max_image_size["longest_edge"]}
 
 
 def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> type:
@@ -93,9 +97,12 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> ty
 def check_pictures(images: Any, config: Any, folder: Path) -> None:
     """Raises ConfigError where the image processor cuts pictures otherwise than the model's vision tower reads them."""
     vision = config.vision_config
-    pairs = (("patch_size", "patch_size"), ("merge_size", "spatial_merge_size"), ("temporal_patch_size",) * 2)
-    for key, name in pairs:
-        cut, read = getattr(images, key, None), getattr(vision, name, None)
+    cuts = {key: getattr(images, key, None) for key in ("patch_size", "merge_size", "temporal_patch_size")}
+    cuts["size"] = dict(images.size).get("height")  # None for families that take pictures of any size
+    names = {"merge_size": "spatial_merge_size", "size": "image_size"}
+    for key, cut in cuts.items():
+        name = names.get(key, key)
+        read = getattr(vision, name, None)
         if cut is not None and read is not None and cut != read:
             raise ConfigError(
                 f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but vision_config in "
