@@ -26,9 +26,7 @@ def _train(folder, bad, num_steps=40, stop=None):
 
 def test_a_skipped_step_is_counted_and_leaves_nothing_behind(tmp_path):
     optimisation, weights = _train(tmp_path / "run", bad={3, 17})
-    assert optimisation.num_skipped == 2 and all(
-        math.isfinite(each) for row in weights for each in torch.tensor(row).flatten()
-    )
+    assert optimisation.num_skipped == 2 and all(weight.isfinite().all() for weight in weights)
     log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert [line["skipped"] for line in log] == [1, 2, 2, 2] and all(math.isfinite(line["loss"]) for line in log)
 
