@@ -108,6 +108,7 @@ def test_a_template_is_told_to_leave_thoughts_out(folder):
         (CHATML.replace("{{ part['text'] }}", "x"), "does not write an assistant's words"),
         ("{% for", "cannot write a question and an answer"),
         ("{{ raise_exception('no') }}", "cannot write a question and an answer"),
+        ("{{ 1 / 0 }}", "cannot write a question and an answer"),
         ("{{ messages + 1 }}", "cannot write a question and an answer"),
     ],
 )

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
+from vlm_local.engines.templates import TEMPLATE_FAULTS
 from vlm_local.errors import ConfigError
 
 _OPEN, _CLOSE = "<think>", "</think>"
@@ -57,7 +56,7 @@ def find_frame(processor: Any, folder: Path) -> Frame:
     try:
         asked = apply_template(processor, [question], add_generation_prompt=True)
         answered = apply_template(processor, [question, answer], add_generation_prompt=False)
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, AttributeError) as error:
+    except TEMPLATE_FAULTS as error:
         raise ConfigError(f"{folder}: the chat template cannot write a question and an answer: {error}") from error
     if asked.rfind(_OPEN) > asked.rfind(_CLOSE):
         raise ConfigError(
