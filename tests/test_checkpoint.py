@@ -61,8 +61,10 @@ def _point_to_lfs(file):
         (lambda folder: _point_to_lfs(folder / "model.safetensors"), "git lfs pull"),
         (lambda folder: (folder / "vlm_local.json").write_text('{"history": "two"}'), "history.*wrong type"),
         (
-            lambda folder: (folder / "model.safetensors.index.json").write_text(
-                '{"weight_map": {"a": "model-2.safetensors"}}'
+            lambda folder: (
+                (folder / "model.safetensors")
+                .rename(folder / "model.safetensors.index.json")
+                .write_text('{"weight_map": {"a": "model-2.safetensors"}}')
             ),
             "lacks model-2.safetensors",
         ),

@@ -11,7 +11,7 @@ import pytest
 
 import vlm_local.client
 from tests.serving import ACTION, IMAGE, PHRASE, SteeredEngine, serve
-from vlm_local.client import PolicyClient, PolicyError, parse_action
+from vlm_local.client import Detector, PolicyClient, PolicyError, parse_action
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.remote_policy import RemotePolicy
 from vlm_local.server.service import ServerSettings
@@ -169,3 +169,10 @@ def test_the_file_alone_works_without_the_package(tmp_path):
             [sys.executable, "-c", script, server.url], cwd=tmp_path, capture_output=True, text=True, timeout=120
         )
     assert result.stdout.strip() == PHRASE, result.stderr
+
+
+@pytest.mark.parametrize("probability", ["NaN", "Infinity", "-0.5", '"1"'])
+def test_the_detector_does_not_believe_a_probability_that_is_none(probability):
+    answer = f'{{"answer": "yes", "probability": {probability}}}'.encode()
+    with ForeignServer(answer, reset_status=200) as foreign, pytest.raises(PolicyError, match="gave the probability"):
+        Detector(foreign.url)("is it open? answer yes or no", IMAGE, answer="yes")

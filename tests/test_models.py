@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.checkpoint import FAMILIES
+from vlm_local.checkpoint import FAMILIES, open_checkpoint
 from vlm_local.errors import ConfigError
-from vlm_local.models import MODELS, find_checkpoint, find_local, find_model
+from vlm_local.models import MODELS, find_checkpoint, find_local, find_model, name_base
 from vlm_local.paths import find_shipped
 
 
@@ -23,7 +23,7 @@ def workplace(tmp_path, monkeypatch):
 def test_the_registry_holds_every_family_once_by_name():
     names = [name for model in MODELS for name in (model.name, model.alias) if name]
     assert len(set(names)) == len(names)
-    assert {model.family for model in MODELS} == set(FAMILIES)
+    assert {model.family for model in MODELS} == set(FAMILIES) - {"smolvlm"}  # that one by repository or folder
     assert {"qwen2-vl", "qwen2-vl-7b", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm2"} <= set(names)
     assert find_model("Qwen/Qwen2-VL-2B-Instruct") is find_model("qwen2-vl-2b") is find_model("qwen2-vl")
     for model in MODELS[1:]:
@@ -115,3 +115,54 @@ def test_an_adapter_brings_its_base(workplace):
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="base model"):
         find_checkpoint("./mine")
+
+
+def _write_adapter(folder, base):
+    folder.mkdir(exist_ok=True)
+    shutil.copy(tiny_checkpoint("qwen2-vl") / "model.safetensors", folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+
+
+@pytest.mark.parametrize(
+    ("base", "reason"),
+    [
+        (None, "base_model_name_or_path is null; expected the folder, name or hub repository"),
+        ("", 'is ""; expected'),
+        (5, "is 5; expected"),
+        ([], r"is \[\]; expected"),
+        (".", "which is this adapter itself"),
+        ("../mine", "which is this adapter itself"),
+        ("../other", "which is another adapter"),
+        ("qwen9", r"adapter_config\.json: base_model_name_or_path is 'qwen9': there is no model"),
+        ("/nowhere/model", r"adapter_config\.json: base_model_name_or_path is '/nowhere/model': there is no folder"),
+    ],
+)
+def test_an_adapter_whose_base_is_no_model_is_refused(base, reason, workplace):
+    _write_adapter(workplace / "mine", base)
+    _write_adapter(workplace / "other", "../mine")
+    with pytest.raises(ConfigError, match=reason):
+        find_checkpoint("./mine")
+
+
+def test_a_base_in_the_cache_of_somebody_else_is_found_by_its_repository(workplace):
+    shutil.copytree(tiny_checkpoint("qwen2-vl"), workplace / "checkpoints" / "qwen2-vl")
+    snapshot = f"models--Qwen--Qwen2-VL-2B-Instruct/snapshots/{'0' * 40}"
+    for base in (f"/home/somebody/.cache/huggingface/hub/{snapshot}", f"D:\\hub\\{snapshot}\\".replace("/", "\\")):
+        _write_adapter(workplace / "mine", base)
+        assert find_checkpoint("./mine").folder.resolve() == workplace / "checkpoints" / "qwen2-vl"
+
+
+def test_an_adapter_names_its_base_as_other_machines_know_it(workplace):
+    """Its repository, not the folder of the cache; a folder that stands for itself is named as it is."""
+    commit = "0" * 40
+    repository = workplace / "cache" / "models--Qwen--Qwen2-VL-2B-Instruct"
+    shutil.copytree(tiny_checkpoint("qwen2-vl"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for name in ("qwen2-vl", str(repository / "snapshots" / commit)):
+        assert name_base(find_checkpoint(name)) == "Qwen/Qwen2-VL-2B-Instruct"
+    shutil.copytree(tiny_checkpoint("qwen2-vl"), workplace / "checkpoints" / "tiny")
+    assert name_base(find_checkpoint("tiny")) == "tiny"
+    shutil.copytree(tiny_checkpoint("qwen2-vl"), workplace / "tiny")
+    assert name_base(find_checkpoint("./tiny")) == str(workplace / "tiny")
+    assert name_base(open_checkpoint(workplace / "tiny")) == str(workplace / "tiny")

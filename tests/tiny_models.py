@@ -20,7 +20,8 @@ from vlm_local.primitives import list_phrases
 
 QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
 PALIGEMMA = ("paligemma", "paligemma2")
-FAMILIES = (*QWEN, *PALIGEMMA, "smolvlm2")
+SMOLVLM = ("smolvlm", "smolvlm2")
+FAMILIES = (*QWEN, *PALIGEMMA, *SMOLVLM)
 
 _WIDTH = 64
 _INIT = 0.15  # wide enough that phrases differ in probability, narrow enough that none has it all
@@ -110,7 +111,7 @@ def _list_texts() -> list[str]:
 def _build_tokenizer(family: str) -> tuple[Tokenizer, dict[str, str]]:
     if family in PALIGEMMA:
         return _build_gemma_tokenizer()
-    if family == "smolvlm2":
+    if family in SMOLVLM:
         special = {"bos": "<|im_start|>", "eos": "<end_of_utterance>", "pad": "<|endoftext|>", "image": "<image>"}
         extra = ["<fake_token_around_image>", "<global-img>"]
         split = pre_tokenizers.Digits(individual_digits=True)
@@ -163,8 +164,8 @@ def _build_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
 def _list_processor_files(family: str) -> dict[str, dict]:
     if family in QWEN:
         return _list_qwen_files(family)
-    if family == "smolvlm2":
-        return _list_smolvlm_files()
+    if family in SMOLVLM:
+        return _list_smolvlm_files(family)
     tokenizer = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
     image = {"image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor"}
     image |= {"size": {"height": 56, "width": 56}, "image_seq_length": 16, "resample": 3}
@@ -191,16 +192,17 @@ def _list_qwen_files(family: str) -> dict[str, dict]:
     }
 
 
-def _list_smolvlm_files() -> dict[str, dict]:
+def _list_smolvlm_files(family: str) -> dict[str, dict]:
     tokenizer = {"tokenizer_class": "GPT2Tokenizer", "eos_token": "<end_of_utterance>", "pad_token": "<|endoftext|>"}
     tokenizer |= {"bos_token": "<|im_start|>", "chat_template": _SMOL_CHAT}
-    image = {"image_processor_type": "SmolVLMImageProcessor", "processor_class": "SmolVLMProcessor"}
+    kind = {"smolvlm": "Idefics3", "smolvlm2": "SmolVLM"}[family]
+    image = {"image_processor_type": f"{kind}ImageProcessor", "processor_class": f"{kind}Processor"}
     image |= {"do_image_splitting": True, "do_pad": True, "do_resize": True, "do_convert_rgb": True}
     image |= {"max_image_size": {"longest_edge": 64}, "size": {"longest_edge": 256}, "resample": 1}
     return {
         "tokenizer_config.json": tokenizer,
         "preprocessor_config.json": image | _normalise(0.5, 0.5),
-        "processor_config.json": {"image_seq_len": 16, "processor_class": "SmolVLMProcessor"},
+        "processor_config.json": {"image_seq_len": 16, "processor_class": f"{kind}Processor"},
         "chat_template.json": {"chat_template": _SMOL_CHAT},
     }
 
@@ -274,14 +276,14 @@ def _build_paligemma(vocab_size: int, ids: dict[str, int], text_type: str = "gem
     return transformers.PaliGemmaForConditionalGeneration(config)
 
 
-def _build_smolvlm(vocab_size: int, ids: dict[str, int]):
+def _build_smolvlm(vocab_size: int, ids: dict[str, int], kind: str = "SmolVLM"):
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision |= {"image_size": 64, "patch_size": 8}
     text = _describe_text(vocab_size, ids) | {"model_type": "llama", "bos_token_id": ids["bos"]}
-    config = transformers.SmolVLMConfig(
+    config = getattr(transformers, f"{kind}Config")(
         vision_config=vision, text_config=text, scale_factor=2, image_token_id=ids["image"], tie_word_embeddings=True
     )
-    return transformers.SmolVLMForConditionalGeneration(config)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
 
 
 _BUILDERS = {
@@ -290,5 +292,6 @@ _BUILDERS = {
     "qwen3-vl": _build_qwen3,
     "paligemma": _build_paligemma,
     "paligemma2": functools.partial(_build_paligemma, text_type="gemma2"),
+    "smolvlm": functools.partial(_build_smolvlm, kind="Idefics3"),
     "smolvlm2": _build_smolvlm,
 }

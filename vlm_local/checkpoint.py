@@ -16,15 +16,20 @@ from vlm_local.errors import ConfigError
 from vlm_local.files import MAX_JSON_BYTES, parse_json, read_json_object
 
 CONFIG, ADAPTER, SIDECAR = "config.json", "adapter_config.json", "vlm_local.json"
-FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm2")
+FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm", "smolvlm2")
 
 _FAMILY_OF_TYPE = {
     "qwen2_vl": "qwen2-vl",
     "qwen2_5_vl": "qwen2.5-vl",
     "qwen3_vl": "qwen3-vl",
     "paligemma": "paligemma",
+    "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",
 }
+# What transformers loads by the folder's own configuration, each through the package that stands beside it.
+QUANT_METHODS = ("bitsandbytes-4bit", "bitsandbytes-8bit", "fp8", "compressed-tensors", "awq", "gptq")
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_BUFFERS = ("position_ids", "inv_freq")  # old files hold them; transformers computes them again
 _SIDECAR_TYPES = {
     "trained": bool,
     "decide": str,
@@ -47,6 +52,7 @@ class Checkpoint:
     name: how it was asked for. family: one of FAMILIES. adapter: the adapter's folder or None.
     sidecar: contents of vlm_local.json (FORMATS: trained, decide, temperature, history,
         steps_per_phrase, prompt, results), empty without one. An adapter's own counts, not its base's.
+    quant_method: how the model's weights are quantised in the folder, one of QUANT_METHODS, else None.
     """
 
     name: str
@@ -54,6 +60,7 @@ class Checkpoint:
     family: str
     sidecar: Mapping[str, Any]
     adapter: Path | None = None
+    quant_method: str | None = None
 
     @cached_property
     def sha256(self) -> str:
@@ -84,40 +91,85 @@ def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None 
     for names, what in ((_TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):
         if not any((folder / file).is_file() for file in names):
             raise ConfigError(f"{folder} holds no {what} ({' or '.join(names)}); copy or download the whole model")
-    for file in [*list_weights(folder), *(list_weights(adapter) if adapter else ())]:
-        read_header(file)
+    quant_method = find_quant_method(config, folder)
+    for file in list_weights(folder):
+        _check_kinds(file, read_header(file), quant_method)
+    if adapter:
+        for file in list_weights(adapter):
+            _check_kinds(file, read_header(file), None)
     owner = adapter or folder
-    return Checkpoint(name or owner.name, folder, family, read_sidecar(owner), adapter)
+    return Checkpoint(name or owner.name, folder, family, read_sidecar(owner), adapter, quant_method)
+
+
+def find_quant_method(config: Mapping[str, Any], folder: Path) -> str | None:
+    """One of QUANT_METHODS by config.json's quantization_config, None without one. Raises ConfigError."""
+    text = config.get("text_config")
+    places = (config, text if isinstance(text, dict) else {})
+    names = ("quantization_config", "compression_config")  # the latter in older compressed-tensors folders
+    stored = next((place[name] for place in places for name in names if place.get(name) is not None), None)
+    if stored is None:
+        return None
+    method = stored.get("quant_method") if isinstance(stored, dict) else stored
+    if isinstance(stored, dict) and method in (None, "bitsandbytes"):
+        bits = [name for name in ("4bit", "8bit") if stored.get(f"load_in_{name}")]
+        method = f"bitsandbytes-{bits[0]}" if bits else method
+    if method not in QUANT_METHODS:
+        raise ConfigError(
+            f"{folder / CONFIG}: the weights are quantised by quant_method {method!r}; understood are "
+            f"{', '.join(QUANT_METHODS)}. Take the model's unquantised folder, with --quantize where it is too large"
+        )
+    return method
+
+
+def _check_kinds(file: Path, header: Mapping[str, Mapping[str, Any]], quant_method: str | None) -> None:
+    """Refuse weights that are not plain floats where nothing says how to read them."""
+    if quant_method is not None:
+        return
+    for name, tensor in header.items():
+        if tensor["dtype"] not in _FLOATS and not name.endswith(_BUFFERS):
+            raise ConfigError(
+                f"{file}: {name} is stored as {tensor['dtype']}, so the weights are quantised, but the folder's "
+                f"config has no quantization_config that says how; take the model's unquantised folder"
+            )
 
 
 def find_family(config: Mapping[str, Any], folder: Path) -> str:
     """Family by config.json's model_type; PaliGemma's two differ by their language model."""
     model_type = config.get("model_type")
-    family = _FAMILY_OF_TYPE.get(model_type)
+    family = _FAMILY_OF_TYPE.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise ConfigError(
             f"{folder / CONFIG} says model_type {model_type!r}; supported are {', '.join(_FAMILY_OF_TYPE)}"
         )
-    if family == "paligemma" and config.get("text_config", {}).get("model_type") == "gemma2":
-        return "paligemma2"
-    return family
+    text = config.get("text_config")
+    is_second = family == "paligemma" and isinstance(text, dict) and text.get("model_type") == "gemma2"
+    return "paligemma2" if is_second else family
 
 
 def list_weights(folder: Path) -> list[Path]:
-    """The safetensors files of a model or adapter folder; raises ConfigError when one is missing."""
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        names = sorted(set(_read_json(index).get("weight_map", {}).values()))
-    elif (folder / ADAPTER).is_file():
+    """The safetensors files that are loaded of a model or adapter folder; raises ConfigError when one is missing.
+
+    As in transformers, a single file counts before an index, where both are there.
+    """
+    names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
+    if (folder / ADAPTER).is_file():
         names = ["adapter_model.safetensors"]
-    else:
-        names = ["model.safetensors"]
+    elif not (folder / names[0]).is_file() and index.is_file():
+        names = _list_shards(index)
     missing = [name for name in names if not (folder / name).is_file()]
-    if missing and (folder / "pytorch_model.bin").is_file():
-        raise ConfigError(f"{folder} has its weights in pytorch_model.bin, which can run code; save it as safetensors")
+    for unsafe in ("pytorch_model.bin", "adapter_model.bin"):
+        if missing and (folder / unsafe).is_file():
+            raise ConfigError(f"{folder} has its weights in {unsafe}, which can run code; save it as safetensors")
     if missing or not names:
         raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}; copy or download the whole model")
     return [folder / name for name in names]
+
+
+def _list_shards(index: Path) -> list[str]:
+    shards = _read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(name, str) and "/" not in name for name in shards.values()):
+        raise ConfigError(f"{index}: expected weight_map to name a file of the folder for each tensor")
+    return sorted(set(shards.values()))
 
 
 def read_header(file: Path) -> dict[str, dict[str, Any]]:
@@ -139,10 +191,21 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
     if not isinstance(header, dict):
         raise ConfigError(f"{file} ({size} bytes) is no whole safetensors file; copy or download it again")
     header.pop("__metadata__", None)
+    if not all(map(_is_tensor, header.values())):
+        raise ConfigError(f"{file}: its header does not describe tensors; copy or download it again")
     expected = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
     if size != expected:
         raise ConfigError(f"{file} is truncated: its header tells of {expected} bytes, there are {size}; copy it again")
     return header
+
+
+def _is_tensor(entry: Any) -> bool:
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        return False
+    numbers = entry.get("shape"), entry.get("data_offsets")
+    return (
+        all(isinstance(each, list) and all(type(n) is int for n in each) for each in numbers) and len(numbers[1]) == 2
+    )
 
 
 def estimate_memory(linear: int, rest: int, quantize: str, item_bytes: int = 2) -> int:
@@ -156,10 +219,15 @@ def estimate_memory(linear: int, rest: int, quantize: str, item_bytes: int = 2) 
 
 
 def count_weights(folder: Path) -> tuple[int, int]:
-    """Numbers of weights in (linear layers, everything else), from the headers."""
+    """Numbers of weights in (linear layers, everything else), from the headers.
+
+    Those of float8 count, since they are loaded as floats; those in packed integers do not.
+    """
     linear = rest = 0
     for file in list_weights(folder):
         for name, tensor in read_header(file).items():
+            if _is_packed(tensor):
+                continue
             count = prod(tensor["shape"])
             is_linear = len(tensor["shape"]) == 2 and name.endswith("weight")
             if is_linear and not any(word in name for word in ("embed", "lm_head")):
@@ -167,6 +235,17 @@ def count_weights(folder: Path) -> tuple[int, int]:
             else:
                 rest += count
     return linear, rest
+
+
+def count_packed_bytes(folder: Path) -> int:
+    """Bytes of the tensors that hold quantised weights as integers, which stay as they are in memory."""
+    headers = [read_header(file) for file in list_weights(folder)]
+    packed = [tensor["data_offsets"] for header in headers for tensor in header.values() if _is_packed(tensor)]
+    return sum(end - begin for begin, end in packed)
+
+
+def _is_packed(tensor: Mapping[str, Any]) -> bool:
+    return tensor["dtype"] not in _FLOATS and not tensor["dtype"].startswith("F8")
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """The registry of models by name, and where a checkpoint is found: folders, cache, hub. No torch."""
 
+import json
 import os
+import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ DEFAULT = "tiny"
 
 _PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
 _HUB_TIMEOUT_S = 5.0
+_SNAPSHOT = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
 
 
 @dataclass(frozen=True)
@@ -82,13 +85,10 @@ def find_checkpoint(name: str, offline: bool = False) -> Checkpoint:
     the Hugging Face cache; the hub, where `offline` (or HF_HUB_OFFLINE=1) does not forbid it. A LoRA
     adapter's folder brings its base through the same door. Raises ConfigError in one paragraph.
     """
-    folder = find_local(name)
-    if folder is None:
-        folder = _download(name, offline)
+    folder = find_local(name) or _download(name, offline)
     if not (folder / ADAPTER).is_file():
         return open_checkpoint(folder, name)
-    base = _read_base(folder)
-    return open_checkpoint(find_checkpoint(base, offline).folder, name, adapter=folder)
+    return open_checkpoint(_find_base(folder, offline), name, adapter=folder)
 
 
 def find_local(name: str) -> Path | None:
@@ -143,13 +143,44 @@ def _find_cached(name: str) -> Path | None:
     return folder
 
 
-def _read_base(folder: Path) -> str:
-    """Name or folder of an adapter's base model."""
+def name_base(checkpoint: Checkpoint) -> str:
+    """What an adapter that is trained on a model calls it: its repository or registry name, else its folder.
+
+    Never a folder of the cache, which another machine does not have.
+    """
+    if cached := _SNAPSHOT.search(str(checkpoint.folder)):
+        return f"{cached[1]}/{cached[2]}"
+    model, folder = find_model(checkpoint.name), checkpoint.folder.resolve()
+    is_registered = model and folder in [each.resolve() for each in _list_folders(checkpoint.name)]
+    return (model.repository or model.name) if is_registered else str(folder)
+
+
+def _find_base(adapter: Path, offline: bool) -> Path:
+    """Folder of the whole model that an adapter's config names."""
+    file, key = adapter / ADAPTER, "base_model_name_or_path"
     try:
-        base = read_json_object(folder / ADAPTER)["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ConfigError(f"{folder / ADAPTER} does not name its base model: {error!r}") from None
-    return str(folder / base) if (folder / base).is_dir() else str(base)
+        base = read_json_object(file)[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{file} does not name its base model: {error!r}") from None
+    expected = "expected the folder, name or hub repository of a whole model"
+    if not isinstance(base, str) or not base.strip():
+        raise ConfigError(f"{file}: {key} is {json.dumps(base)[:100]}; {expected}")
+    try:
+        folder = _locate_base(adapter, base, offline)
+    except ConfigError as error:
+        raise ConfigError(f"{file}: {key} is {base!r}: {error}") from None
+    if (folder / ADAPTER).is_file():
+        kind = "this adapter itself" if folder.resolve() == adapter.resolve() else "another adapter"
+        raise ConfigError(f"{file}: {key} is {base!r}, which is {kind} ({folder}); {expected}")
+    return folder
+
+
+def _locate_base(adapter: Path, base: str, offline: bool) -> Path:
+    if (adapter / base).is_dir():
+        return adapter / base
+    if cached := _SNAPSHOT.search(base):  # somebody else's cache
+        base = f"{cached[1]}/{cached[2]}"
+    return find_local(base) or _download(base, offline)
 
 
 def _download(name: str, offline: bool) -> Path:

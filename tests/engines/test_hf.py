@@ -117,16 +117,6 @@ def test_the_hubs_flat_config_gives_the_same_model(folder):
     assert np.allclose(told.probabilities, expected.probabilities, atol=1e-6)
 
 
-def _edit(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
-def test_an_end_token_that_generation_config_does_not_know_is_refused(folder):
-    _edit(folder / "generation_config.json", eos_token_id=[3, 4])
-    with pytest.raises(ConfigError, match="contradicts itself"):
-        load_model(open_checkpoint(folder))
-
-
 def test_a_chat_model_without_a_chat_template_is_refused(folder):
     (folder / "chat_template.json").unlink()
     with pytest.raises(ConfigError, match="no chat template"):
@@ -173,7 +163,7 @@ def test_the_end_of_every_prompt_keeps_the_phrases_tokens(family, proprio):
     last = int(processing.prepare(replace(REQUEST, prompt=prompt)).input_ids[-1])
     tokens = tokenize_sentences(loaded.tokenizer, PHRASES, last, loaded.eos_token_id, loaded.lead)
     assert len(tokens) == len(PHRASES)
-    assert loaded.lead == (" " if family == "smolvlm2" else "")
+    assert loaded.lead == (" " if family.startswith("smolvlm") else "")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -1,17 +1,20 @@
 """Fine-tuning of every kind of family: what was learnt is what the served model says."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 
 from tests import recordings
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.cli import main
-from vlm_local.errors import ConfigError, DataError
+from vlm_local.errors import ConfigError, DataError, EngineError
 from vlm_local.prompts import load_template
 from vlm_local.training.finetune import Tuning, finetune
 from vlm_local.training.optimisation import Recipe
@@ -58,7 +61,11 @@ def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
 
 
 def test_adapters_are_a_folder_that_brings_its_base(samples, tmp_path):
-    _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=50, lora=16)
+    base = tiny_checkpoint("qwen2-vl")
+    _tune(base, tmp_path, samples, num_steps=50, lora=16)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    assert json.loads((tmp_path / "vlm_local.json").read_text())["training"]["skipped_steps"] == 0
     assert not (tmp_path / "model.safetensors").exists()
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
 
@@ -106,6 +113,25 @@ def test_a_training_goes_on_with_other_portions_and_with_nothing_else_changed(sa
         with pytest.raises(ConfigError, match=f"other settings: {said}"):
             _tune(**{"folder": base, "out": out, "samples": samples, "num_steps": 6, **changes})
     assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_a_training_that_skipped_its_steps_writes_no_model(samples, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "spoilt")
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["model.norm.weight"][0] = math.nan
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(EngineError, match="gradients that are not finite"):
+        _tune(folder, tmp_path / "out", samples, num_steps=2)
+    assert not (tmp_path / "out" / "vlm_local.json").exists()
+
+
+def test_a_quantised_model_is_not_trained(samples, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "stored")
+    config = json.loads((folder / "config.json").read_text())
+    quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    with pytest.raises(ConfigError, match=r"quantised \(bitsandbytes-4bit\).*unquantised folder"):
+        _tune(folder, tmp_path / "out", samples, num_steps=2)
 
 
 def test_samples_are_the_labels_of_the_steps(samples):

@@ -144,10 +144,12 @@ def _add_mixed(kinds: argparse._SubParsersAction) -> None:
     text = "robots alone and beside slow sockets, rubbish, large bodies, questions, pages; exit status 1 where it fails"
     parser = kinds.add_parser("mixed", help=text, description=text)
     add_policy_options(parser)
-    parser.add_argument("--robots", type=int, default=6, metavar="N", help="[6]")
-    parser.add_argument("--seconds", type=float, default=60.0, help="of mixed traffic, and of robots alone [60]")
-    parser.add_argument("--rounds", type=int, default=4, help="in which both take turns [4]")
-    parser.add_argument("--hz", type=float, default=2.0, help="requests a second of each robot [2]")
+    parser.add_argument("--robots", type=count(1, _MAX_ROBOTS), default=6, metavar="N", help="[6]")
+    parser.add_argument(
+        "--seconds", type=number(1, 1e5), default=60.0, help="of mixed traffic, and of robots alone [60]"
+    )
+    parser.add_argument("--rounds", type=count(1, 1000), default=4, help="in which both take turns [4]")
+    parser.add_argument("--hz", type=number(0.01, 1000), default=2.0, help="requests a second of each robot [2]")
     parser.set_defaults(run=_run_mixed)
 
 

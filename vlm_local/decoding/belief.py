@@ -7,6 +7,7 @@ to the tokens that the trie allows there.
 import numpy as np
 
 from vlm_local.decoding.trie import TokenTrie
+from vlm_local.errors import EngineError
 
 
 class Belief:
@@ -21,7 +22,10 @@ class Belief:
         self.edge_log = np.where(trie.branching[trie.edge_node], np.nan, 0.0)
 
     def learn(self, nodes: np.ndarray, logits: np.ndarray) -> None:
-        """nodes: (n,) ids. logits: (n, V) of the trie's live tokens behind each of them."""
+        """nodes: (n,) ids. logits: (n, V) of the trie's live tokens behind each of them.
+
+        Raises EngineError for logits that are not finite.
+        """
         trie = self.trie
         rows = np.flatnonzero(trie.branching[nodes])
         if len(rows) == 0:
@@ -31,6 +35,7 @@ class Belief:
         begin = np.concatenate([[0], np.cumsum(degree)[:-1]])
         edges = np.repeat(trie.edges[nodes] - begin, degree) + np.arange(degree.sum())
         values = logits[np.repeat(rows, degree), trie.edge_token[edges]].astype(np.float64)
+        refuse_not_finite(values)
         self.edge_log[edges] = _log_softmax(values, begin, degree)
         self.read[nodes] = True
 
@@ -50,6 +55,16 @@ class Belief:
             level = slice(start, end)
             mass[level] = mass[trie.parent[level]] * edge_probability[trie.in_edge[level]]
         return mass, mass[trie.end_node] * edge_probability[trie.end_edge]
+
+
+def refuse_not_finite(values: np.ndarray) -> None:
+    """Raises EngineError where the model's numbers are NaN or infinite: their argmax would be an answer."""
+    bad = np.count_nonzero(~np.isfinite(values))
+    if bad:
+        raise EngineError(
+            f"the model's numbers are not finite ({bad} of {values.size}): they leave the range of its dtype, or its "
+            f"weights are damaged; try --dtype bfloat16 or float32"
+        )
 
 
 def _log_softmax(values: np.ndarray, begin: np.ndarray, degree: np.ndarray) -> np.ndarray:

@@ -58,7 +58,7 @@ class Family:
         model = loaded.model
         text = model.config.get_text_config()
         inner = model.model
-        self.language_model = inner.text_model if loaded.family == "smolvlm2" else inner.language_model
+        self.language_model = inner.text_model if loaded.family.startswith("smolvlm") else inner.language_model
         self.head = model.lm_head
         self.embedding = model.get_input_embeddings()
         self.device, self.dtype = loaded.device, loaded.dtype

@@ -14,6 +14,7 @@ import torch
 import transformers
 from outlines.backends.llguidance import LLGuidanceBackend
 
+from vlm_local.decoding.belief import refuse_not_finite
 from vlm_local.decoding.trie import MAX_GRAMMARS, tokenize_sentences
 from vlm_local.decoding.types import LoadedModel, PreparedRequest
 from vlm_local.errors import EngineError
@@ -106,7 +107,7 @@ class OutlinesDecoder:
                 attention_mask=torch.ones_like(input_ids),
                 **self._place(prepared),
                 generation_config=options,
-                logits_processor=self.list_processors(grammar),
+                logits_processor=[_check_scores, *self.list_processors(grammar)],
             )
         return read_answer(output[0, input_ids.shape[1] :].tolist(), tokens, loaded.eos_token_id)
 
@@ -132,6 +133,7 @@ class OutlinesDecoder:
                     values = logits[row, position, live].astype(np.float64)
                     for line, divisor in enumerate((1.0, temperature)):
                         scores[line, first + row] += _log_softmax(values / divisor)[live.index(said)]
+            refuse_not_finite(scores[0, first : first + len(chunk)])
         return scores, len(chunks)
 
     def _forward(self, prepared: PreparedRequest, answers: list[list[int]]) -> torch.Tensor:
@@ -163,6 +165,11 @@ class OutlinesDecoder:
 def _log_softmax(values: np.ndarray) -> np.ndarray:
     shifted = values - values.max()
     return shifted - np.log(np.exp(shifted).sum())
+
+
+def _check_scores(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    refuse_not_finite(scores.float().cpu().numpy())
+    return scores
 
 
 def build_token_grammar(tokens: Sequence[Sequence[int]]) -> str:

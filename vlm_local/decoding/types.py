@@ -13,8 +13,8 @@ from vlm_local.types import GenerationRequest
 class LoadedModel:
     """A checkpoint in memory, ready to answer.
 
-    family: "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2" or "smolvlm2".
-    eos_token_id: the one token that ends an answer; generation_config names it, too.
+    family: "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm" or "smolvlm2".
+    eos_token_id: the one token that ends an answer, as the chat template has it; the tokenizer's own, too.
     lead: what the model writes between the prompt's end and an answer: " " behind "Assistant:".
     """
 

@@ -39,7 +39,7 @@ class HFEngine:
             "decoder": decoder,
             "device": str(loaded.device),
             "dtype": str(loaded.dtype).removeprefix("torch."),
-            "quantize": quantize,
+            "quantize": checkpoint.quant_method or quantize,
             "memory_bytes": loaded.model.get_memory_footprint(),
             "max_batch": max_batch,
             "versions": {

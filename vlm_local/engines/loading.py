@@ -1,19 +1,33 @@
 """From a checkpoint's folder to a model in memory: device, dtype, quantisation, adapter, end token."""
 
-import logging
+from dataclasses import dataclass
 
 import torch
 import transformers
 
-from vlm_local.checkpoint import Checkpoint, count_weights, estimate_memory
+from vlm_local.checkpoint import CONFIG, Checkpoint, count_packed_bytes, count_weights, estimate_memory
 from vlm_local.decoding.types import LoadedModel
-from vlm_local.engines.processing import find_lead, load_processor
+from vlm_local.engines.adapters import add_adapter
+from vlm_local.engines.chat import Frame, find_frame
+from vlm_local.engines.processing import check_pictures, is_chat, load_processor
+from vlm_local.engines.quantisation import QUANTIZE, describe_quantization, settle_4bit, unify_floats
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
 
-QUANTIZE = ("none", "8bit", "4bit")
-
 _SMALL = 1 << 30  # bytes of float32 weights up to which the CPU keeps them
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Numbers of float weights in linear layers and elsewhere, and bytes of those that the folder has packed."""
+
+    linear: int
+    rest: int
+    packed: int
+
+    def estimate(self, quantize: str, item_bytes: int) -> int:
+        """Bytes in memory, with floats of `item_bytes`."""
+        return self.packed + estimate_memory(self.linear, self.rest, quantize, item_bytes)
 
 
 def load_model(
@@ -22,32 +36,45 @@ def load_model(
     """Read a checkpoint's weights onto a device; says it before when they will not fit."""
     place = _choose_device(device)
     set_up_device(place)
-    weights = count_weights(checkpoint.folder)
-    chosen = _choose_dtype(dtype, place, weights, quantize)
-    _check_memory(checkpoint, weights, quantize, chosen, place)
+    size = _Size(*count_weights(checkpoint.folder), count_packed_bytes(checkpoint.folder))
+    chosen = _choose_dtype(dtype, place, size, quantize)
+    quantization = describe_quantization(checkpoint, quantize, chosen)
+    _check_memory(checkpoint, size, quantize, chosen, place)
     processor = load_processor(checkpoint.folder, checkpoint.family)
+    frame = find_frame(processor, checkpoint.folder) if is_chat(checkpoint.family) else Frame()
+    model = _read_weights(checkpoint, chosen, place, quantization)
+    if checkpoint.quant_method:
+        unify_floats(model, chosen)
+    if checkpoint.adapter:
+        add_adapter(model, checkpoint.adapter)
+    model.eval().requires_grad_(False)
+    if quantize == "4bit" or checkpoint.quant_method == "bitsandbytes-4bit":
+        settle_4bit(model, chosen)
+    tokenizer, family = processor.tokenizer, checkpoint.family
+    check_pictures(processor.image_processor, model.config, checkpoint.folder)
+    tokenizer.eos_token_id = _find_end_token(model, tokenizer, frame.end_token_id, checkpoint)
+    return LoadedModel(model, tokenizer, processor, family, place, chosen, tokenizer.eos_token_id, frame.lead)
+
+
+def _read_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantization):
+    """The model with exactly the tensors of its folder. Raises ConfigError where one is missing or has no place."""
+    folder, method = checkpoint.folder, checkpoint.quant_method
+    kind = f"{folder}, quantised by {method}," if method else str(folder)
+    options = {} if quantization is None else {"quantization_config": quantization}
     try:
         model, info = transformers.AutoModelForImageTextToText.from_pretrained(
-            checkpoint.folder,
-            dtype=chosen,
-            device_map={"": place},
-            quantization_config=_describe_quantization(quantize, chosen),
-            local_files_only=True,
-            output_loading_info=True,
+            folder, dtype=dtype, device_map={"": device}, local_files_only=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ConfigError(f"{checkpoint.folder} cannot be loaded: {error}") from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise ConfigError(f"{checkpoint.folder} lacks {len(missing)} of the model's weights, {missing[0]} among them")
-    if checkpoint.adapter:
-        model = _merge_adapter(model, checkpoint)
-    model.eval().requires_grad_(False)
-    if quantize == "4bit":
-        _avoid_packing(model)
-    eos_token_id = _find_end_token(model, processor.tokenizer, checkpoint)
-    lead = find_lead(processor, checkpoint.family)
-    return LoadedModel(model, processor.tokenizer, processor, checkpoint.family, place, chosen, eos_token_id, lead)
+    except (OSError, ValueError, RuntimeError, ImportError, TypeError, AttributeError, KeyError) as error:
+        raise ConfigError(f"{kind} cannot be loaded: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ConfigError(f"{kind} lacks {len(missing)} of the model's weights, {missing[0]} among them")
+    if unplaced := sorted(info["unexpected_keys"]):
+        raise ConfigError(
+            f"{kind} holds {len(unplaced)} tensors that have no place in a {checkpoint.family}, {unplaced[0]} among "
+            f"them; what is served would not be this model"
+        )
+    return model
 
 
 def _choose_device(name: str) -> torch.device:
@@ -75,28 +102,27 @@ def set_up_device(device: torch.device) -> None:
         torch.backends.cuda.enable_cudnn_sdp(False)
 
 
-def _choose_dtype(name: str, device: torch.device, weights: tuple[int, int], quantize: str) -> torch.dtype:
+def _choose_dtype(name: str, device: torch.device, size: _Size, quantize: str) -> torch.dtype:
     """auto: bfloat16 where it is fast and the model not small, or where float32 does not fit.
 
     Never float16 unasked: Qwen's and Gemma's activations leave its range.
     """
     if name != "auto":
         return getattr(torch, name)
-    is_small = device.type == "cpu" and 4 * sum(weights) <= _SMALL
+    is_small = device.type == "cpu" and size.estimate("none", 4) <= _SMALL
     if has_fast_bfloat16(str(device)) and not is_small:
         return torch.bfloat16
-    fits = SPARE * estimate_memory(*weights, quantize, 4) <= measure_free_memory(str(device))
+    fits = SPARE * size.estimate(quantize, 4) <= measure_free_memory(str(device))
     return torch.float32 if fits else torch.bfloat16
 
 
-def _check_memory(
-    checkpoint: Checkpoint, weights: tuple[int, int], quantize: str, dtype: torch.dtype, device: torch.device
-) -> None:
-    needed = SPARE * estimate_memory(*weights, quantize, dtype.itemsize)
+def _check_memory(checkpoint: Checkpoint, size: _Size, quantize: str, dtype: torch.dtype, device: torch.device) -> None:
+    needed = SPARE * size.estimate(quantize, dtype.itemsize)
     free = measure_free_memory(str(device))
     if needed <= free:
         return
-    smaller = [kind for kind in QUANTIZE if SPARE * estimate_memory(*weights, kind, 2) <= free]
+    kinds = QUANTIZE[:1] if checkpoint.quant_method else QUANTIZE
+    smaller = [kind for kind in kinds if SPARE * size.estimate(kind, 2) <= free]
     mend = f"--dtype bfloat16 --quantize {smaller[0]} would fit" if smaller else "take a smaller model"
     raise ConfigError(
         f"{checkpoint.name} needs about {needed / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')} with "
@@ -104,47 +130,23 @@ def _check_memory(
     )
 
 
-def _describe_quantization(quantize: str, dtype: torch.dtype):
-    if quantize == "none":
-        return None
-    if quantize == "8bit":
-        # It says for every layer of every forward that it casts to float16, which is what 8bit is.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    return transformers.BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+def _find_end_token(model, tokenizer, told: int | None, checkpoint: Checkpoint) -> int:
+    """The token that ends an answer: what the chat template writes there, if one more place in the folder says so.
 
-
-def _avoid_packing(model) -> None:
-    """Let odd layers skip bitsandbytes' packed CPU kernel, which takes multiples of 64 inputs and 32 outputs.
-
-    It is chosen by the processor alone, and the vision towers of PaliGemma and Qwen2.5-VL have others.
+    told: by the template, None where it says nothing. Without it, tokenizer and generation_config must agree.
     """
-    from bitsandbytes.nn import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit) and (module.in_features % 64 or module.out_features % 32):
-            module.support_avx512bf16_for_cpu = False
-
-
-def _merge_adapter(model, checkpoint: Checkpoint):
-    """The base with a LoRA adapter's weights added into its own."""
-    try:
-        from peft import PeftModel
-    except ImportError:
-        raise ConfigError(f"{checkpoint.adapter} is a LoRA adapter: pip install 'vlm-local[train]' for peft") from None
-    try:
-        return PeftModel.from_pretrained(model, checkpoint.adapter).merge_and_unload()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise ConfigError(f"{checkpoint.adapter} does not fit its base {checkpoint.folder}: {error}") from error
-
-
-def _find_end_token(model, tokenizer, checkpoint: Checkpoint) -> int:
-    """The tokenizer's end token, which the masks allow; generation_config must end an answer on it, too."""
-    told = model.generation_config.eos_token_id
-    known = told if isinstance(told, list) else [told]
-    if tokenizer.eos_token_id is None or tokenizer.eos_token_id not in known:
-        raise ConfigError(
-            f"{checkpoint.folder} contradicts itself: the tokenizer ends an answer with {tokenizer.eos_token!r} "
-            f"({tokenizer.eos_token_id}), generation_config.json with {told}; make eos_token_id the same in both"
-        )
-    return tokenizer.eos_token_id
+    file = "generation_config.json" if (checkpoint.folder / "generation_config.json").is_file() else CONFIG
+    stated = model.generation_config.eos_token_id
+    known = stated if isinstance(stated, list) else [stated] if stated is not None else []
+    own = tokenizer.eos_token_id
+    if told is not None and told in (*known, own):
+        return told
+    if told is None and own is not None and (own in known or not known):
+        return own
+    ends = [f"the tokenizer ends an answer with {tokenizer.eos_token!r} ({own})", f"{file} with {stated}"]
+    if told is not None:
+        ends.append(f"the chat template with {tokenizer.convert_ids_to_tokens(told)!r} ({told})")
+    raise ConfigError(
+        f"{checkpoint.folder} contradicts itself: {', '.join(ends)}; make eos_token in tokenizer_config.json and "
+        f"eos_token_id in generation_config.json the one that the model was trained with"
+    )

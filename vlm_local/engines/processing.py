@@ -1,6 +1,9 @@
 """An image and a prompt -> what a family's model reads."""
 
+import inspect
 import re
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import transformers
 from PIL import Image
 
 from vlm_local.decoding.types import PreparedRequest
+from vlm_local.engines.chat import apply_template, pick_template
 from vlm_local.engines.templates import check_template
 from vlm_local.engines.words import Disarmer
 from vlm_local.errors import ConfigError, RequestError
@@ -21,75 +25,95 @@ MAX_PROMPT_TOKENS = 1536  # of text; more, from one client, would keep every rob
 
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels")
 _MARK = re.compile(r"<\S+>")
+# Of each family: its processor, its image processor, and what the latter cannot do without in the folder's file,
+# because the class would take another model's value for it.
 _PROCESSORS = {
-    "qwen2-vl": "Qwen2VLProcessor",
-    "qwen2.5-vl": "Qwen2_5_VLProcessor",
-    "qwen3-vl": "Qwen3VLProcessor",
-    "paligemma": "PaliGemmaProcessor",
-    "paligemma2": "PaliGemmaProcessor",
-    "smolvlm2": "SmolVLMProcessor",
+    "qwen2-vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessorPil", ()),
+    "qwen2.5-vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", ()),
+    "qwen3-vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", ("patch_size", "image_mean", "image_std")),
+    "paligemma": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
+    "paligemma2": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
+    "smolvlm": ("Idefics3Processor", "Idefics3ImageProcessorPil", ("max_image_size",)),
+    "smolvlm2": ("SmolVLMProcessor", "SmolVLMImageProcessorPil", ("max_image_size",)),
 }
 
 
 def load_processor(folder: Path, family: str) -> Any:
-    """The family's own processor, of images and text only.
+    """The family's own processor, of images and text only, whatever class names the folder's files hold.
 
     transformers cannot build a video processor without torchvision, so the stock classes of Qwen
     and SmolVLM fail to load there; nobody shows a video here, so they are loaded without one.
     """
-    stock = getattr(transformers, _PROCESSORS[family])
-    kind = _drop_video(stock) if _is_chat(family) else stock
-    # Pillow's backend also where torchvision is present: the same pixels on every machine.
+    name, images, needed = _PROCESSORS[family]
+    kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed)
     try:
-        processor = kind.from_pretrained(folder, backend="pil", local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ConfigError(f"{folder} has no usable tokenizer and image processor: {error}") from error
-    if _is_chat(family) and not (processor.chat_template or processor.tokenizer.chat_template):
-        raise ConfigError(f"{folder} has no chat template (chat_template.jinja), which {family} cannot do without")
-    if _is_chat(family):
-        template = processor.chat_template or processor.tokenizer.chat_template
-        check_template(template, lambda messages, is_asked: _apply_template(processor, messages, is_asked), folder)
-    if family == "smolvlm2":
-        # Splitting blows a 256x256 picture up to 2048x2048 and 17 tiles, which show nothing more and
-        # take six times as long to prepare. One tile is enough.
-        images = processor.image_processor
-        images.do_image_splitting, images.size = False, {"longest_edge": images.max_image_size["longest_edge"]}
+        processor = kind.from_pretrained(folder, local_files_only=True)
+        if family.startswith("smolvlm"):
+            _avoid_splitting(processor.image_processor)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{folder} has no usable tokenizer and image processor: {error!r}") from error
+    if is_chat(family):
+        processor.chat_template = pick_template(processor, folder)
+        render = partial(apply_template, processor)
+        check_template(processor.chat_template, render, folder)
     return processor
 
 
-def _drop_video(stock: type) -> type:
-    class WithoutVideo(stock):
+def _avoid_splitting(images: Any) -> None:
+    """Splitting blows a 256x256 picture up to 2048x2048 and 17 tiles, which show nothing more and take six
+    times as long to prepare. One tile is enough.
+    """
+    images.do_image_splitting, images.size = False, {"longest_edge": images.max_image_size["longest_edge"]}
+
+
+def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> type:
+    """The processor class with the parts that it is made of fixed, and without a video processor.
+
+    Pillow's image processor also where torchvision is present: the same pixels on every machine.
+    """
+    has_video = "video_processor" in inspect.signature(stock.__init__).parameters
+
+    class Bound(stock):
         def __init__(self, image_processor=None, tokenizer=None, chat_template=None, image_seq_len=None, **kwargs):
             if image_seq_len is not None:
                 kwargs["image_seq_len"] = image_seq_len
-            super().__init__(image_processor, tokenizer, None, chat_template=chat_template, **kwargs)
+            parts = (image_processor, tokenizer, None) if has_video else (image_processor, tokenizer)
+            super().__init__(*parts, chat_template=chat_template, **kwargs)
 
-    return WithoutVideo
+        @classmethod
+        def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **options):
+            stored, _ = image_processor.get_image_processor_dict(folder, local_files_only=True)
+            missing = [key for key in needed if stored.get(key) is None]
+            if missing:
+                raise ConfigError(
+                    f"{folder}: preprocessor_config.json (or image_processor in processor_config.json) lacks "
+                    f"{missing[0]}, which cannot be guessed"
+                )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return [image_processor.from_dict(stored), tokenizer]
+
+    return Bound
 
 
-def find_lead(processor: Any, family: str) -> str:
-    """What the chat template puts between the prompt's end and an assistant's words: SmolVLM's " "."""
-    if not _is_chat(family):
-        return ""
-    question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": "stop"}]}
-    asked = _apply_template(processor, [question], add_generation_prompt=True)
-    answered = _apply_template(processor, [question, answer], add_generation_prompt=False)
-    return answered[len(asked) :].partition("stop")[0] if answered.startswith(asked) else ""
+def check_pictures(images: Any, config: Any, folder: Path) -> None:
+    """Raises ConfigError where the image processor cuts pictures otherwise than the model's vision tower reads them."""
+    vision = config.vision_config
+    cuts = {key: getattr(images, key, None) for key in ("patch_size", "merge_size", "temporal_patch_size")}
+    cuts["size"] = dict(images.size).get("height")  # None for families that take pictures of any size
+    names = {"merge_size": "spatial_merge_size", "size": "image_size"}
+    for key, cut in cuts.items():
+        name = names.get(key, key)
+        read = getattr(vision, name, None)
+        if cut is not None and read is not None and cut != read:
+            raise ConfigError(
+                f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but vision_config in "
+                f"config.json has {name} {read}; make them the same"
+            )
 
 
-def _is_chat(family: str) -> bool:
+def is_chat(family: str) -> bool:
+    """Whether the family reads its prompts through a chat template."""
     return not family.startswith("paligemma")
-
-
-def _apply_template(processor: Any, messages: list[dict], add_generation_prompt: bool) -> str:
-    tokenizer = processor.tokenizer  # SmolVLM's processor would ask its video processor first
-    return tokenizer.apply_chat_template(
-        messages,
-        chat_template=processor.chat_template or tokenizer.chat_template,
-        add_generation_prompt=add_generation_prompt,
-        tokenize=False,
-    )
 
 
 class Processing:
@@ -103,7 +127,7 @@ class Processing:
         self._disarm = Disarmer(control)
         self._control_ids = set(processor.tokenizer.convert_tokens_to_ids(sorted(control)))
         self._dtype = dtype
-        self._is_chat = _is_chat(family)
+        self._is_chat = is_chat(family)
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Raises RequestError for a picture that the family's image processor cannot take, for words
@@ -132,7 +156,7 @@ class Processing:
             return self._processor.image_token + " ".join(part for part in (before, after) if part)
         content = [{"type": "text", "text": before + "\n"}, {"type": "image"}, {"type": "text", "text": "\n" + after}]
         messages = [{"role": "user", "content": content if before else content[1:]}]
-        return _apply_template(self._processor, messages, add_generation_prompt=True)
+        return apply_template(self._processor, messages, add_generation_prompt=True)
 
     def _make_plain(self, text: str) -> str:
         plain = self._disarm(text)

@@ -22,6 +22,8 @@ except ImportError:  # not on Windows
 
 MAX_LINES = 5_000_000  # of Python: ChatML's template takes some 30,000; all of them took 1.2 s
 MAX_BYTES = 1 << 30
+# What an expression of a template can raise, beside what bounds it.
+TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 _TEXT = {"type": "text", "text": "Which movement comes next?"}
 _CONVERSATIONS = (
     ([{"role": "user", "content": [_TEXT, {"type": "image"}, _TEXT]}], True),
@@ -52,7 +54,7 @@ def check_template(template: str, render: Callable[[list[dict[str, Any]], bool],
         raise ConfigError(
             f"{folder}: the chat template makes more text than {MAX_BYTES >> 20} MB hold ({type(error).__name__})"
         ) from None
-    except jinja2.TemplateError:
+    except TEMPLATE_FAULTS:
         return  # whoever uses the text says what is wrong with it
 
 

@@ -11,6 +11,8 @@ from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
+import numpy as np
+
 from vlm_local.engines import ConcurrentEngine, Engine, Outcome, explained
 from vlm_local.errors import ConfigError, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
@@ -268,10 +270,20 @@ def _deliver(job: _Job, outcome: Outcome, engine_ms: float) -> None:
     if isinstance(outcome, VLMLocalError):
         logger.warning("%s", outcome)
         _settle(job.future, outcome)
-    elif outcome.sentence in job.request.sentences:
-        _settle(job.future, _with_timings(outcome, {"engine": engine_ms}))
+    elif fault := _find_fault(outcome, job.request):
+        _settle(job.future, EngineError(fault))
     else:
-        _settle(job.future, EngineError(f"the engine left the grammar and said {outcome.sentence!r}"))
+        _settle(job.future, _with_timings(outcome, {"engine": engine_ms}))
+
+
+def _find_fault(generation: Generation, request: GenerationRequest) -> str | None:
+    """Why an engine's answer is none, whatever engine it is."""
+    if generation.sentence not in request.sentences:
+        return f"the engine left the grammar and said {generation.sentence!r}"
+    told = generation.probabilities
+    if told is not None and not np.isfinite(told.sum()):
+        return f"the engine said {generation.sentence!r} with probabilities that are not finite"
+    return None
 
 
 def _with_timings(generation: Generation, timings: Mapping[str, float]) -> Generation:

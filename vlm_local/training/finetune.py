@@ -19,6 +19,7 @@ from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError
 from vlm_local.files import write_json
+from vlm_local.models import name_base
 from vlm_local.prompts import load_template
 from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
 from vlm_local.training.samples import RecordedSamples, Sample
@@ -55,6 +56,11 @@ class Finetuning:
         """folder: the result, and until then the state to go on from after a kill."""
         if checkpoint.adapter is not None:
             raise ConfigError(f"{checkpoint.adapter} is an adapter; fine-tune the model {checkpoint.folder} itself")
+        if checkpoint.quant_method:
+            raise ConfigError(
+                f"{checkpoint.folder} is quantised ({checkpoint.quant_method}), so it cannot be trained; "
+                "fine-tune the model's unquantised folder"
+            )
         torch.manual_seed(seed)
         self._checkpoint, self._samples, self._tuning, self._folder = checkpoint, samples, tuning, folder
         is_frozen_small = tuning.lora and tuning.recipe.bfloat16
@@ -67,7 +73,8 @@ class Finetuning:
     def run(self, sidecar: Mapping[str, Any]) -> None:
         self._optimisation.run(self._tuning.recipe.num_steps, self._step)
         draw_curves(self._folder / "training")
-        self._write(sidecar)
+        skipped = {"skipped_steps": self._optimisation.num_skipped}
+        self._write({**sidecar, "training": {**sidecar["training"], **skipped}})
 
     def _step(self, step: int) -> tuple[torch.Tensor, Mapping[str, float]]:
         """Loss a token over all samples of the step; all but the last forward's is backpropagated already."""
@@ -90,6 +97,7 @@ class Finetuning:
     def _write(self, sidecar: Mapping[str, Any]) -> None:
         """A folder as the one that was trained, or an adapter's folder beside it."""
         if self._tuning.lora:
+            self._trained.peft_config["default"].base_model_name_or_path = name_base(self._checkpoint)
             self._trained.save_pretrained(self._folder)
             (self._folder / "README.md").unlink(missing_ok=True)  # peft's form with nothing filled in
         else:

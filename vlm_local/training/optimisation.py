@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_local.errors import ConfigError
+from vlm_local.errors import ConfigError, EngineError
 from vlm_local.files import encode_json, read_json_lines, write_json
 from vlm_local.provenance import list_differences
 
 _STATE, _LOG, _CURVES, _SETTINGS = "state.pt", "log.jsonl", "curves.png", "settings.json"
 _SHARES = ("exact", "success")
 _WORK = (_STATE, "shards/*.npz")  # what is left of a training that was killed
+_MAX_SKIPPED = 0.05  # of all steps; beyond that the weights are not those of the recipe
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Optimisation:
         self.folder = folder
         self.step = 0
         self.seconds = 0.0
+        self.num_skipped = 0  # steps whose gradients were not finite
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self._adam = torch.optim.AdamW(_group(self._parameters, recipe), betas=(0.9, 0.95), fused=True)
         self._device = next(iter(self._parameters.values())).device
@@ -104,29 +106,45 @@ class Optimisation:
         self._begun = perf_counter()
 
     def run(self, until: int, compute: Callable[[int], tuple[torch.Tensor, Mapping[str, float]]]) -> None:
-        """Take steps up to `until`. compute: step -> loss to minimise, and what to log beside it."""
+        """Take steps up to `until`. compute: step -> loss to minimise, and what to log beside it.
+
+        Raises EngineError when too many steps were skipped since their gradients were not finite.
+        """
         while self.step < min(until, self.recipe.num_steps):
             with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
                 loss, measured = compute(self.step)
-            self._apply(loss)
-            self._note({"loss": float(loss.detach()), **measured})
+            is_taken = self._apply(loss)
+            self._note({"loss": float(loss.detach()), **measured} if is_taken else {})
+            self._check_skipped()
             if self.step % self.recipe.save_every == 0 or self.step == self.recipe.num_steps:
                 self.save()
 
-    def _apply(self, loss: torch.Tensor) -> None:
+    def _apply(self, loss: torch.Tensor) -> bool:
+        """Take a step, or skip it (False) where its gradients are not finite."""
         for group in self._adam.param_groups:
             group["lr"] = self.recipe.learning_rate * self.recipe.scale(self.step)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self._parameters.values(), self.recipe.clip)
-        if torch.isfinite(norm):  # one bad batch must not spoil the moments
+        is_taken = bool(torch.isfinite(norm))
+        if is_taken:  # one bad batch must not spoil the moments
             self._adam.step()
         self._adam.zero_grad(set_to_none=True)
+        self.num_skipped += not is_taken
         self.step += 1
+        return is_taken
+
+    def _check_skipped(self) -> None:
+        if self.num_skipped > _MAX_SKIPPED * self.recipe.num_steps:
+            raise EngineError(
+                f"{self.num_skipped} of the first {self.step} training steps gave gradients that are not finite and "
+                f"were skipped, so no model is written; lower the learning rate, leave --bfloat16 out, or look for "
+                f"damaged weights, and choose another folder for the next run"
+            )
 
     def _note(self, measured: Mapping[str, float]) -> None:
         for name, value in measured.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
-        self._num_noted += 1
+        self._num_noted += bool(measured)
         if self.step % self.recipe.log_every == 0:
             self._log_means()
 
@@ -135,7 +153,8 @@ class Optimisation:
         self.seconds, self._begun = self.seconds + now - self._begun, now
         if self._num_noted:
             means = {name: round(total / self._num_noted, 5) for name, total in self._sums.items()}
-            self.log({"step": self.step, "seconds": round(self.seconds, 1), **means})
+            skipped = {"skipped": self.num_skipped} if self.num_skipped else {}
+            self.log({"step": self.step, "seconds": round(self.seconds, 1), **means, **skipped})
         self._sums, self._num_noted = {}, 0
 
     def log(self, fields: Mapping[str, Any]) -> None:
@@ -148,6 +167,7 @@ class Optimisation:
         state = {
             "step": self.step,
             "seconds": self.seconds,
+            "skipped": self.num_skipped,
             "parameters": {name: p.detach() for name, p in self._parameters.items()},
             "adam": self._adam.state_dict(),
         }
@@ -163,7 +183,7 @@ class Optimisation:
             for name, parameter in self._parameters.items():
                 parameter.copy_(state["parameters"][name])
         self._adam.load_state_dict(state["adam"])
-        self.step, self.seconds = state["step"], state["seconds"]
+        self.step, self.seconds, self.num_skipped = state["step"], state["seconds"], state.get("skipped", 0)
 
 
 def _group(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> list[dict]:

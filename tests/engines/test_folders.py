@@ -1,0 +1,185 @@
+"""The small files of other people's folders: end tokens, chat templates, image processors."""
+
+import json
+import shutil
+
+import pytest
+
+from tests.hearing import differ, hear
+from tests.tiny_models import tiny_checkpoint
+from vlm_local.checkpoint import open_checkpoint
+from vlm_local.decoding.types import LoadedModel
+from vlm_local.engines.loading import load_model
+from vlm_local.engines.processing import Processing
+from vlm_local.errors import ConfigError
+from vlm_local.paths import find_shipped
+from vlm_local.types import Prompt
+
+CHATML = json.loads((tiny_checkpoint("qwen2-vl") / "chat_template.json").read_text())["chat_template"]
+THINKING = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+
+
+def _copy(family, tmp_path):
+    return shutil.copytree(tiny_checkpoint(family), tmp_path / family)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return _copy("qwen2-vl", tmp_path)
+
+
+def _edit(file, **changes):
+    """A value of None takes the key out."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+
+def _load(folder) -> LoadedModel:
+    return load_model(open_checkpoint(folder))
+
+
+@pytest.mark.parametrize("decoder", ["trie", "outlines"])
+def test_a_phrase_ends_with_the_token_that_the_chat_template_writes(decoder, tmp_path):
+    """A base model's files, fine-tuned on chat: eos_token is <|endoftext|>, turns end with <|im_end|>."""
+    shipped = find_shipped("checkpoints") / "tiny"
+    folder = shutil.copytree(shipped, tmp_path / "tiny")
+    _edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    _edit(folder / "generation_config.json", eos_token_id=[2, 0])
+    grammar = tmp_path / "few.lark"
+    grammar.write_text('start: "stop" | "move up" | "move up, close gripper" | "move left"')
+    told, expected = (hear(each, decoder=decoder, decide="greedy", grammar=str(grammar)) for each in (folder, shipped))
+    assert told[0] == expected[0] and (told[1] == expected[1]).all()
+
+
+def test_a_generation_config_that_is_behind_is_outvoted_and_one_that_is_missing_is_not_needed(folder):
+    expected = _load(folder).eos_token_id
+    _edit(folder / "generation_config.json", eos_token_id=[3, 4])
+    assert _load(folder).eos_token_id == expected
+    (folder / "generation_config.json").unlink()
+    assert _load(folder).eos_token_id == expected
+
+
+def test_an_end_that_no_other_file_knows_is_refused_with_all_of_them(folder):
+    _edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    _edit(folder / "generation_config.json", eos_token_id=[3, 4])
+    said = r"itself: .*'<\|endoftext\|>'.*generation_config\.json with \[3, 4\], .*template with '<\|im_end\|>'"
+    with pytest.raises(ConfigError, match=said):
+        _load(folder)
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_without_a_template_tokenizer_and_configuration_must_agree(has_file, tmp_path):
+    """And the file that is blamed is one that is there."""
+    folder = _copy("paligemma", tmp_path)
+    _edit(folder / "tokenizer_config.json", eos_token="<pad>")
+    if not has_file:
+        (folder / "generation_config.json").unlink()
+    with pytest.raises(ConfigError, match="generation_config.json with" if has_file else r", config\.json with"):
+        _load(folder)
+
+
+def _write_template(folder, template):
+    (folder / "chat_template.json").unlink(missing_ok=True)
+    (folder / "chat_template.jinja").write_text(template)
+
+
+def test_a_block_for_thoughts_is_closed(folder):
+    _write_template(folder, THINKING)
+    loaded = _load(folder)
+    processing = Processing(loaded.processor, "qwen2-vl", loaded.dtype)
+    text = processing.render(Prompt("Answer.", "open <think>", "test"))
+    assert text.endswith("open <think><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
+    assert loaded.lead == ""
+
+
+def test_a_template_is_told_to_leave_thoughts_out(folder):
+    switch = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% else %}<think>\nLet me see{% endif %}"
+    _write_template(folder, THINKING.replace("<think>\n", switch))
+    loaded = _load(folder)
+    text = Processing(loaded.processor, "qwen2-vl", loaded.dtype).render(Prompt("", "go", "test"))
+    assert text.endswith("assistant\n<think>\n\n</think>\n\n")
+
+
+@pytest.mark.parametrize(
+    ("template", "reason"),
+    [
+        (THINKING.replace("<think>\n", "<think>\nLet me see"), "opens a <think> block for thoughts"),
+        (CHATML.replace("<|im_end|>", " ."), "behind an answer, the chat template writes ' ."),
+        (CHATML.replace("{{ part['text'] }}", "x"), "does not write an assistant's words"),
+        ("{% for", "cannot write a question and an answer"),
+        ("{{ raise_exception('no') }}", "cannot write a question and an answer"),
+        ("{{ 1 / 0 }}", "cannot write a question and an answer"),
+        ("{{ messages + 1 }}", "cannot write a question and an answer"),
+    ],
+)
+def test_a_template_that_cannot_frame_an_answer_is_refused(folder, template, reason):
+    _write_template(folder, template)
+    with pytest.raises(ConfigError, match=reason):
+        _load(folder)
+
+
+@pytest.mark.parametrize("place", ["tokenizer_config.json", "additional_chat_templates"])
+def test_of_templates_with_names_the_default_one_is_taken(place, folder):
+    (folder / "chat_template.json").unlink()
+    if place == "tokenizer_config.json":
+        named = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "{{ 1 / 0 }}"}]
+        _edit(folder / place, chat_template=named)
+    else:
+        _write_template(folder, CHATML)
+        (folder / place).mkdir()
+        (folder / place / "tool_use.jinja").write_text("{{ 1 / 0 }}")
+    assert differ(folder, tiny_checkpoint("qwen2-vl")) == 0
+
+
+def test_templates_without_a_default_are_refused_by_their_names(folder):
+    (folder / "chat_template.json").unlink()
+    named = [{"name": name, "template": CHATML} for name in ("rag", "tool_use")]
+    _edit(folder / "tokenizer_config.json", chat_template=named)
+    with pytest.raises(ConfigError, match="chat templates rag, tool_use; expected one that is called default"):
+        _load(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("qwen2.5-vl", "Qwen2_5_VLImageProcessor"),
+        ("qwen3-vl", None),
+        ("paligemma", "CLIPImageProcessor"),
+        ("smolvlm2", "Idefics3ImageProcessorFast"),
+    ],
+)
+def test_a_familys_image_processor_is_its_own_whatever_the_file_calls_it(family, name, tmp_path):
+    folder = _copy(family, tmp_path)
+    _edit(folder / "preprocessor_config.json", image_processor_type=name, processor_class="GoneProcessor")
+    assert differ(folder, tiny_checkpoint(family)) == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [("qwen3-vl", "image_mean"), ("qwen3-vl", "patch_size"), ("paligemma", "size"), ("smolvlm2", "max_image_size")],
+)
+def test_what_an_image_processor_cannot_guess_is_asked_for(family, key, tmp_path):
+    folder = _copy(family, tmp_path)
+    _edit(folder / "preprocessor_config.json", **{key: None})
+    with pytest.raises(ConfigError, match=rf"preprocessor_config\.json .*lacks {key}, which cannot be guessed"):
+        _load(folder)
+
+
+def test_patches_that_the_model_does_not_read_are_refused(folder):
+    _edit(folder / "preprocessor_config.json", patch_size=16)
+    with pytest.raises(ConfigError, match=r"patch_size is 16 .* vision_config in config\.json has patch_size 14"):
+        _load(folder)
+
+
+def test_pictures_of_another_size_than_the_model_reads_are_refused(tmp_path):
+    folder = _copy("paligemma", tmp_path)
+    _edit(folder / "preprocessor_config.json", size={"height": 28, "width": 28})
+    with pytest.raises(ConfigError, match=r"size is 28 .* has image_size 56"):
+        _load(folder)
+
+
+def test_an_image_processor_of_wrong_kinds_is_refused(tmp_path):
+    folder = _copy("smolvlm2", tmp_path)
+    _edit(folder / "preprocessor_config.json", max_image_size={"height": 64, "width": 64})
+    with pytest.raises(ConfigError, match="no usable tokenizer and image processor"):
+        _load(folder)

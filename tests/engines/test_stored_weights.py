@@ -1,0 +1,159 @@
+"""Weights served are exactly those of the folder: quantised ones by its own word, no tensor left over."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+import transformers
+
+from tests.hearing import differ, hear
+from tests.tiny_models import tiny_checkpoint
+from vlm_local.checkpoint import count_packed_bytes, count_weights, open_checkpoint
+from vlm_local.errors import ConfigError
+
+_BLOCK = 32
+
+
+def _edit(file, **changes):
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _store(family, bits, folder):
+    """A folder as transformers saves a model that it has quantised with bitsandbytes."""
+    source = tiny_checkpoint(family)
+    shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if bits == "4bit" else {"load_in_8bit": True}
+    quantization = transformers.BitsAndBytesConfig(**options)
+    model = transformers.AutoModelForImageTextToText.from_pretrained(
+        source, quantization_config=quantization, dtype=torch.float32
+    )
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "bits"),
+    [
+        ("qwen2-vl", "4bit"),
+        ("qwen2.5-vl", "4bit"),
+        ("qwen3-vl", "8bit"),
+        ("paligemma", "4bit"),
+        ("paligemma2", "8bit"),
+        ("smolvlm2", "8bit"),
+    ],
+)
+def test_a_folder_of_bitsandbytes_is_served_by_its_own_configuration(family, bits, tmp_path):
+    folder = _store(family, bits, tmp_path / "stored")
+    told, expected = hear(folder), hear(tiny_checkpoint(family), quantize=bits)
+    assert told[0] == expected[0] and np.abs(told[1] - expected[1]).max() < 0.01
+    assert told[2]["quantize"] == f"bitsandbytes-{bits}"
+    assert told[2]["memory_bytes"] < hear(tiny_checkpoint(family))[2]["memory_bytes"]
+
+
+def test_what_is_quantised_is_not_quantised_again_and_is_counted_as_it_lies(tmp_path):
+    folder = _store("qwen2-vl", "4bit", tmp_path / "stored")
+    with pytest.raises(ConfigError, match=r"already \(bitsandbytes-4bit\).*leave --quantize out"):
+        hear(folder, quantize="8bit")
+    size = (folder / "model.safetensors").stat().st_size
+    floats = sum(count_weights(folder))
+    assert size - 50_000 < count_packed_bytes(folder) + 4 * floats < size
+    assert floats < sum(count_weights(tiny_checkpoint("qwen2-vl")))
+
+
+def _store_fp8(folder):
+    """(float8 weights with a scale for each block, the same numbers as floats)."""
+    source = tiny_checkpoint("qwen2-vl")
+    stored, plain = shutil.copytree(source, folder / "fp8"), shutil.copytree(source, folder / "plain")
+    packed, floats, generator = {}, {}, torch.Generator().manual_seed(0)
+    for name, weight in safetensors.torch.load_file(source / "model.safetensors").items():
+        packed[name] = floats[name] = weight
+        if name.endswith("proj.weight") and "visual" not in name:
+            blocks = weight.reshape(weight.shape[0] // _BLOCK, _BLOCK, weight.shape[1] // _BLOCK, _BLOCK)
+            blocks = blocks * torch.rand(blocks.shape[0], 1, blocks.shape[2], 1, generator=generator)
+            scale = blocks.abs().amax((1, 3)) / 448
+            small = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
+            packed[name], packed[f"{name}_scale_inv"] = small.reshape(weight.shape), scale
+            floats[name] = (small.float() * scale[:, None, :, None]).reshape(weight.shape)
+    safetensors.torch.save_file(packed, stored / "model.safetensors", {"format": "pt"})
+    safetensors.torch.save_file(floats, plain / "model.safetensors", {"format": "pt"})
+    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [_BLOCK, _BLOCK]}
+    _edit(stored / "config.json", quantization_config=quantization | {"modules_to_not_convert": ["visual", "lm_head"]})
+    return stored, plain
+
+
+def test_float8_weights_are_multiplied_by_their_scales(tmp_path):
+    stored, plain = _store_fp8(tmp_path)
+    assert differ(stored, plain) < 0.01 < differ(tiny_checkpoint("qwen2-vl"), plain)
+    assert open_checkpoint(stored).quant_method == "fp8"
+    config = json.loads((stored / "config.json").read_text())
+    del config["quantization_config"]
+    (stored / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ConfigError, match=r"is stored as F8_E4M3.*no quantization_config"):
+        open_checkpoint(stored)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
+
+
+def test_a_tensor_without_a_place_is_refused_by_name(folder):
+    file = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    safetensors.torch.save_file(weights | {"model.language_model.extra.weight": torch.ones(2)}, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"1 tensors that have no place.*extra\.weight"):
+        hear(folder)
+
+
+def test_packed_integers_without_a_word_in_the_config_are_refused(folder):
+    file = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    weights["model.language_model.layers.0.mlp.up_proj.qweight"] = torch.ones(2, 2, dtype=torch.int32)
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"qweight is stored as I32.*unquantised"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("stored", [{"quant_method": "hqq"}, {"bits": 4}, {"quant_method": ["fp8"]}, "int4"])
+def test_a_quantisation_that_is_not_understood_is_refused_by_its_name(folder, stored):
+    _edit(folder / "config.json", quantization_config=stored)
+    with pytest.raises(ConfigError, match=r"quant_method .*; understood are bitsandbytes-4bit"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "fp8"])
+def test_a_quantisation_that_cannot_be_loaded_here_is_refused_by_its_name(folder, method):
+    """Without its package, or, as here, with weights that are not what the config says."""
+    _edit(folder / "config.json", quantization_config={"quant_method": method, "bits": 4, "weight_block_size": [1]})
+    with pytest.raises(ConfigError, match=f"quantised by {method}"):
+        hear(folder)
+
+
+@pytest.mark.parametrize("entry", [{}, {"dtype": "F32", "shape": ["2"], "data_offsets": [0, 8]}, [1]])
+def test_a_header_that_describes_no_tensors_is_refused(folder, entry):
+    header = json.dumps({"weight": entry}).encode()
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ConfigError, match="does not describe tensors"):
+        open_checkpoint(folder)
+
+
+def test_the_files_checked_are_the_files_loaded(folder):
+    """transformers reads a single file where an index stands beside it."""
+    _edit_index(folder, {"weight": "model-00001-of-00001.safetensors"})
+    assert differ(folder, tiny_checkpoint("qwen2-vl")) == 0
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    with pytest.raises(ConfigError, match=r"lacks model-00001-of-00001\.safetensors"):
+        open_checkpoint(folder)
+    _edit_index(folder, {"weight": "other.safetensors"})
+    assert differ(folder, tiny_checkpoint("qwen2-vl")) == 0
+    for names in ({"weight": "../other.safetensors"}, {"weight": 3}, "other.safetensors"):
+        _edit_index(folder, names)
+        with pytest.raises(ConfigError, match=r"index\.json: expected weight_map"):
+            open_checkpoint(folder)
+
+
+def _edit_index(folder, names):
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))

@@ -1,0 +1,32 @@
+"""What a model folder says, through the door that every command takes."""
+
+import functools
+
+import numpy as np
+
+from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.types import AXES, Observation
+
+PICTURES = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3), np.uint8)
+
+
+def hear(folder, **options):
+    """(phrases, marginals (n, 6, 3), metadata) of a folder for PICTURES; options as the flags of `serve`."""
+    policies = open_policies(PolicyOptions(model=str(folder), offline=True, posterior="off", **options))
+    try:
+        robots = [policies.build(f"robot-{index}", tell_all=True) for index in range(len(PICTURES))]
+        decisions = [robot.act(Observation(each, "go")) for robot, each in zip(robots, PICTURES, strict=True)]
+        marginals = [[decision.marginals[axis] for axis in AXES] for decision in decisions]
+        return [decision.phrase for decision in decisions], np.array(marginals), policies.metadata
+    finally:
+        policies.close()
+
+
+def differ(folder, other, **options):
+    """Largest difference between a probability of one folder and of another, which no test changes later."""
+    return float(np.abs(hear(folder, **options)[1] - _hear_once(other)).max())
+
+
+@functools.cache
+def _hear_once(folder):
+    return hear(folder)[1]
