@@ -5,6 +5,8 @@ Run as `python -m vlm_local.bench.faulty_server SETTINGS`, a JSON object: `optio
 """
 
 import json
+import logging
+import os
 import sys
 import time
 from collections import Counter
@@ -83,8 +85,9 @@ def main() -> None:
     )
     listener = bind("127.0.0.1", 0)
     server = RunningServer(policies, ServerSettings(), Surroundings(record=Path(wanted["record"])), listener)
-    ended = serve_until_stopped(server, lambda: None, lambda: print(f"ready: {server.url}", flush=True))
-    sys.exit(0 if ended else 3)
+    serve_until_stopped(server, lambda: None, lambda: print(f"ready: {server.url}", flush=True))
+    logging.shutdown()
+    os._exit(0)  # as `serve` does: a forward, or a hang that was injected, may still run
 
 
 if __name__ == "__main__":

@@ -76,12 +76,8 @@ def _measure_product(subject: Subject) -> float:
 def _build_forward(family: Family, forwards: StaticForwards, length: int) -> Callable[[], object]:
     """A chunk of made-up tokens behind KV that is kept, one row."""
     generator = np.random.default_rng(length)
-    heads, head_dim = (forwards.open([None], 1)._cache.kv.shape[index] for index in (3, 5))
-    kept = torch.zeros(
-        (family.language_model.config.num_hidden_layers, 2, heads, _KEPT, head_dim),
-        dtype=family.dtype,
-        device=family.device,
-    )
+    shape = (family.num_layers, 2, family.num_kv_heads, _KEPT, family.head_dim)
+    kept = torch.zeros(shape, dtype=family.dtype, device=family.device)
     visible = np.concatenate([np.ones((length, _KEPT), dtype=bool), np.tri(length, dtype=bool)], axis=1)[None]
     positions = np.broadcast_to(_KEPT + np.arange(length), (family.axes, 1, length))
     near = None if family.window is None else visible

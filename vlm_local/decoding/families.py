@@ -51,6 +51,7 @@ class Family:
     is_bidirectional: the prompt is one block that attends to all of itself (PaliGemma).
     window: sliding attention's window where some layers have one (PaliGemma 2), else None.
     num_deep_levels: layers behind which image features are added once more (Qwen3-VL).
+    num_layers, num_kv_heads, head_dim: of the language model, the shape of its KV.
     softcap: bound of tanh on the logits (Gemma 2), or None.
     """
 
@@ -66,6 +67,8 @@ class Family:
         self.axes = 3 if loaded.family.startswith("qwen") else 1
         self.is_bidirectional = loaded.family.startswith("paligemma")
         self.window = getattr(text, "sliding_window", None) if loaded.family == "paligemma2" else None
+        self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
+        self.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.softcap = getattr(text, "final_logit_softcapping", None)
         self._first = 1 if self.is_bidirectional else 0  # PaliGemma counts positions from 1
         self._merge = model.config.vision_config.spatial_merge_size if self.axes == 3 else 1

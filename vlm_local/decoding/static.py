@@ -7,21 +7,18 @@ is captured as a CUDA graph and replayed. Padding is seen by nobody. On the CPU 
 without capture, which is how tests compare it with forward.py.
 """
 
-import logging
 import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
 from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout, find_layout
 from vlm_local.decoding.forward import DynamicKV, Placed, run_language_model
+from vlm_local.decoding.graphs import GraphPool, Staged
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.types import PreparedRequest
-
-_log = logging.getLogger(__name__)
 
 MAX_ROWS = 16  # more requests at once run in forward.py
 MAX_COLUMNS = 2048  # longer prompts, too
@@ -29,7 +26,6 @@ WIDTH = 512  # columns of the narrowest buffer; others have a multiple
 RESERVE = 320  # columns for nodes behind a prompt, unless all are wanted: the fast posterior's budget, padded
 # Captured with the first request, so that no robot waits for it: chunks with a picture, and what follows them.
 _LONGEST_FIRST, _LONGEST_NEXT = 768, 256
-_WARM_UP_RUNS = 2  # before a capture, so that libraries have chosen their kernels
 
 
 def round_up(count: int, rows: int = 1) -> int:
@@ -54,7 +50,7 @@ class StaticForwards:
         max_batch: for so many rows the usual graphs are captured as soon as the first request shows how long
         prompts are; others when they are first needed.
         """
-        self._family = family
+        self.family = family
         self._max_batch = min(max_batch, MAX_ROWS)
         self._captures = captures
         self._graphs = GraphPool(captures)
@@ -92,7 +88,7 @@ class StaticForwards:
 
     def _find_cache(self, rows: int, width: int) -> "_StaticCache":
         if (rows, width) not in self._caches:
-            self._caches[rows, width] = _StaticCache(self._family, rows, width)
+            self._caches[rows, width] = _StaticCache(self.family, rows, width)
         return self._caches[rows, width]
 
     def clear(self) -> None:
@@ -103,13 +99,13 @@ class StaticForwards:
     def find_step(self, cache: "_StaticCache", length: int, has_images: bool) -> "_Step":
         key = cache.rows, cache.width, length, has_images
         if key not in self._steps:
-            self._steps[key] = _Step(self._family, cache, length, has_images, self._graphs)
+            self._steps[key] = _Step(self.family, cache, length, has_images, self._graphs)
         return self._steps[key]
 
     def encode_images(self, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
         """As `Family.encode_images`."""
-        if not self._family.can_capture_vision:
-            return self._family.encode_images(prepared)
+        if not self.family.can_capture_vision:
+            return self.family.encode_images(prepared)
         groups = defaultdict(list)
         for index, item in enumerate(prepared):
             groups[find_layout(item)].append(index)
@@ -125,54 +121,10 @@ class StaticForwards:
         rows = round_rows(count)
         if not self._towers:
             usual = sorted({round_rows(each) for each in range(1, self._max_batch + 1)}, reverse=True)
-            self._towers = {(layout, each): _Tower(self._family, layout, each, self._graphs) for each in usual}
+            self._towers = {(layout, each): _Tower(self.family, layout, each, self._graphs) for each in usual}
         if (layout, rows) not in self._towers:
-            self._towers[layout, rows] = _Tower(self._family, layout, rows, self._graphs)
+            self._towers[layout, rows] = _Tower(self.family, layout, rows, self._graphs)
         return self._towers[layout, rows]
-
-
-class GraphPool:
-    """CUDA graphs that share one pool of memory: they are replayed one after the other, never together."""
-
-    def __init__(self, captures: bool):
-        self._captures = captures
-        self._pool = torch.cuda.graph_pool_handle() if captures else None
-        self.captured = self.uncaptured = 0
-
-    def record(self, compute: Callable[[], Any]) -> Callable[[], Any]:
-        """A function that does what `compute` does, in one launch where it can be captured.
-
-        compute: reads and writes buffers that stay where they are; running it again changes nothing. Its
-            result is overwritten by the next graph, so whoever needs it longer copies it.
-        """
-        if not self._captures:
-            return compute
-        try:
-            return self._capture(compute)
-        except RuntimeError as error:  # out of memory is one, too
-            _log.warning("a forward could not be captured as a CUDA graph and runs operation by operation: %s", error)
-            torch.cuda.synchronize()
-            self.uncaptured += 1
-            return compute
-
-    def _capture(self, compute: Callable[[], Any]) -> Callable[[], Any]:
-        current, side = torch.cuda.current_stream(), torch.cuda.Stream()
-        side.wait_stream(current)
-        with torch.cuda.stream(side):
-            for _ in range(_WARM_UP_RUNS):
-                compute()
-        current.wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads of this process may copy meanwhile: only this thread's calls belong to the graph.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            output = compute()
-        self.captured += 1
-
-        def replay() -> Any:
-            graph.replay()
-            return output
-
-        return replay
 
 
 class _StaticCache:
@@ -182,9 +134,7 @@ class _StaticCache:
     """
 
     def __init__(self, family: Family, rows: int, width: int):
-        text = family.language_model.config
-        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        shape = (text.num_hidden_layers, 2, rows, text.num_key_value_heads, width, head_dim)
+        shape = (family.num_layers, 2, rows, family.num_kv_heads, width, family.head_dim)
         self.kv = torch.zeros(shape, dtype=family.dtype, device=family.device)
         self.rows, self.width = rows, width
         self.columns: torch.Tensor
@@ -239,7 +189,7 @@ class StaticKV:
 
     def grow(self) -> DynamicKV:
         """The same rows and columns as KV that can take any number more."""
-        return DynamicKV(self._forwards._family, [self._cache.kv[:, :, row, :, : self.filled] for row in self._rows])
+        return DynamicKV(self._forwards.family, [self._cache.kv[:, :, row, :, : self.filled] for row in self._rows])
 
 
 class _Step:
@@ -252,8 +202,8 @@ class _Step:
         rows, width, num_masks = cache.rows, cache.width, 1 if family.window is None else 2
         # token ids, which row of the features (0: none), positions; then the columns to write, the places to read
         self._num_numbers = (2 + family.axes) * rows * length + length + rows * length
-        self._numbers = _Staged((self._num_numbers,), torch.int64, family.device)
-        self._visible = _Staged((num_masks, rows, length, width), torch.bool, family.device)
+        self._numbers = Staged((self._num_numbers,), torch.int64, family.device)
+        self._visible = Staged((num_masks, rows, length, width), torch.bool, family.device)
         hidden_size = family.embedding.weight.shape[1]
         levels = 1 + family.num_deep_levels if has_images else 0
         self._features = torch.zeros((levels, 1 + rows * length, hidden_size), dtype=family.dtype, device=family.device)
@@ -325,7 +275,7 @@ class _Tower:
     def __init__(self, family: Family, layout: PictureLayout, rows: int, graphs: GraphPool):
         self._family, self._layout, self._rows = family, layout, rows
         shape = (rows * layout.shape[0], *layout.shape[1:])
-        self._pixels = _Staged(shape, family.dtype, family.device)
+        self._pixels = Staged(shape, family.dtype, family.device)
         self._replay: Callable[[], list[ImageFeatures]] = graphs.record(self._compute)
 
     def run(self, pixels: Sequence[torch.Tensor]) -> list[ImageFeatures]:
@@ -338,24 +288,3 @@ class _Tower:
 
     def _compute(self) -> list[ImageFeatures]:
         return self._family.encode_pixels(self._pixels.device, self._layout, self._rows)
-
-
-class _Staged:
-    """A buffer on the model's device and its image in the CPU's memory, pinned where there is a GPU.
-
-    The image may be written again once the device has been waited for, as every step does in its end.
-    """
-
-    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device):
-        self.device = torch.zeros(shape, dtype=dtype, device=device)
-        on_gpu = device.type == "cuda"
-        self._host = torch.zeros(shape, dtype=dtype, pin_memory=True) if on_gpu else self.device
-        self.host = None if dtype in (torch.bfloat16, torch.float16) else self._host.numpy()
-
-    def put(self, where: slice, values: torch.Tensor) -> None:
-        """Write a tensor of the CPU; `host` is a numpy array for all dtypes that numpy has."""
-        self._host[where] = values
-
-    def send(self) -> None:
-        if self._host is not self.device:
-            self.device.copy_(self._host, non_blocking=True)
