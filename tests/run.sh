@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests in the project's virtual environment: bash tests/run.sh [options of pytest].
+# As many processes as cores, unless -n says otherwise. --slow also runs what takes minutes.
 # --cuda-dry runs the GPU path's own instead, without a GPU where there is none.
 # With --vllm first: those against a real vLLM instead, without network but for the loopback.
 set -euo pipefail
@@ -16,4 +17,6 @@ if [ "${1:-}" = --vllm ]; then
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-exec "$python" -m pytest "$@"
+# One thread in each: the models are small, and threads that wait for each other's core take many times as long.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$python" -m pytest -n auto "$@"

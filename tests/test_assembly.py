@@ -30,7 +30,7 @@ def _open(**options):
 
 
 def test_a_model_becomes_a_policy_that_says_what_it_is(folder):
-    policies = open_policies(PolicyOptions(model=str(folder), history=2, decoder="outlines"))
+    policies = open_policies(PolicyOptions(model=str(folder), history=2, decoder="outlines", posterior="off"))
     policy = policies.build("robot")
     decision = policy.act(OBSERVATION)
     policies.close()
