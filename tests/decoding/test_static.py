@@ -74,3 +74,8 @@ def test_lengths_are_few():
         lengths = {round_up(count, rows) for count in range(1, 1025)}
         assert len(lengths) == number and all(round_up(length, rows) == length for length in lengths)
         assert all(count <= round_up(count, rows) < 2 * count + 128 for count in range(1, 3000))
+
+
+def test_pictures_of_many_shapes_take_no_more_memory(monkeypatch):
+    monkeypatch.setattr(static, "MAX_LAYOUTS", 2)
+    check(decode_both("qwen2-vl", [[draw_request(n, side=56 + 28 * n)] for n in range(4)]))

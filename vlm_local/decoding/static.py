@@ -23,6 +23,7 @@ from vlm_local.decoding.types import PreparedRequest
 MAX_ROWS = 16  # more requests at once run in forward.py
 MAX_COLUMNS = 2048  # longer prompts, too
 WIDTH = 512  # columns of the narrowest buffer; others have a multiple
+MAX_LAYOUTS = 4  # of pictures, each with towers of its own; whoever sends more shapes gets no more memory of the GPU
 RESERVE = 320  # columns for nodes behind a prompt, unless all are wanted: the fast posterior's budget, padded
 # Captured with the first request, so that no robot waits for it: chunks with a picture, and what follows them.
 _LONGEST_FIRST, _LONGEST_NEXT = 768, 256
@@ -51,12 +52,13 @@ class StaticForwards:
         prompts are; others when they are first needed.
         """
         self.family = family
-        self._max_batch = min(max_batch, MAX_ROWS)
+        # Largest first: the smaller graphs then find room in the memory that it has left in the pool.
+        self._usual_rows = sorted({round_rows(count) for count in range(1, min(max_batch, MAX_ROWS) + 1)}, reverse=True)
         self._captures = captures
         self._graphs = GraphPool(captures)
         self._caches: dict[tuple[int, int], _StaticCache] = {}
         self._steps: dict[tuple, _Step] = {}
-        self._towers: dict[tuple, _Tower] = {}
+        self._towers: dict[PictureLayout, dict[int, _Tower]] = {}
 
     @property
     def metadata(self) -> dict[str, int]:
@@ -78,8 +80,7 @@ class StaticForwards:
         return StaticKV(self, self._find_cache(round_rows(len(kept)), width), kept)
 
     def _capture_usual(self, width: int) -> None:
-        """Largest first: the smaller ones then find room in the memory that it has left in the pool."""
-        for rows in sorted({round_rows(count) for count in range(1, self._max_batch + 1)}, reverse=True):
+        for rows in self._usual_rows:
             cache = self._find_cache(rows, width)
             for has_images, longest in ((True, _LONGEST_FIRST), (False, _LONGEST_NEXT)):
                 lengths = {round_up(count, rows) for count in range(1, min(longest, width) + 1)}
@@ -111,31 +112,42 @@ class StaticForwards:
             groups[find_layout(item)].append(index)
         features: list = [None] * len(prepared)
         for layout, members in groups.items():
-            pixels = [prepared[index].vision["pixel_values"] for index in members]
-            for index, each in zip(members, self._find_tower(layout, len(members)).run(pixels), strict=False):
-                # A copy: the memory of one graph's output may be another's scratch.
-                features[index] = ImageFeatures(each.tokens.clone(), tuple(level.clone() for level in each.deep))
+            encoded = self._encode_alike(layout, [prepared[index] for index in members])
+            for index, each in zip(members, encoded, strict=True):
+                features[index] = each
         return features
 
-    def _find_tower(self, layout: PictureLayout, count: int) -> "_Tower":
-        rows = round_rows(count)
+    def _encode_alike(self, layout: PictureLayout, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
+        if layout not in self._towers and len(self._towers) == MAX_LAYOUTS:
+            return self.family.encode_images(prepared)
+        encoded = self._find_tower(layout, round_rows(len(prepared))).run([p.vision["pixel_values"] for p in prepared])
+        # A copy: the memory of one graph's output may be another's scratch.
+        return [
+            ImageFeatures(each.tokens.clone(), tuple(level.clone() for level in each.deep))
+            for each in encoded[: len(prepared)]
+        ]
+
+    def _find_tower(self, layout: PictureLayout, rows: int) -> "_Tower":
         if not self._towers:
-            usual = sorted({round_rows(each) for each in range(1, self._max_batch + 1)}, reverse=True)
-            self._towers = {(layout, each): _Tower(self.family, layout, each, self._graphs) for each in usual}
-        if (layout, rows) not in self._towers:
-            self._towers[layout, rows] = _Tower(self.family, layout, rows, self._graphs)
-        return self._towers[layout, rows]
+            self._towers[layout] = {each: _Tower(self.family, layout, each, self._graphs) for each in self._usual_rows}
+        towers = self._towers.setdefault(layout, {})
+        if rows not in towers:
+            towers[rows] = _Tower(self.family, layout, rows, self._graphs)
+        return towers[rows]
 
 
 class _StaticCache:
     """KV of `rows` rows of `width` columns. Plays the part of transformers' cache in a forward.
 
     kv: (layers, 2, rows, heads, width, head_dim). columns: int64 (T,) that the running forward writes.
+    features: of all rows' pictures, (1 + deep levels, 1 + rows * width, hidden); those of index 0 are zero.
     """
 
     def __init__(self, family: Family, rows: int, width: int):
         shape = (family.num_layers, 2, rows, family.num_kv_heads, width, family.head_dim)
         self.kv = torch.zeros(shape, dtype=family.dtype, device=family.device)
+        size = 1 + family.num_deep_levels, 1 + rows * width, family.embedding.weight.shape[1]
+        self.features = torch.zeros(size, dtype=family.dtype, device=family.device)
         self.rows, self.width = rows, width
         self.columns: torch.Tensor
 
@@ -200,13 +212,10 @@ class _Step:
         self.length = length
         self._has_images = has_images
         rows, width, num_masks = cache.rows, cache.width, 1 if family.window is None else 2
-        # token ids, which row of the features (0: none), positions; then the columns to write, the places to read
-        self._num_numbers = (2 + family.axes) * rows * length + length + rows * length
-        self._numbers = Staged((self._num_numbers,), torch.int64, family.device)
+        # Token ids, index of the features (0: none), positions; then the columns to write, the places to read.
+        num_numbers = (2 + family.axes) * rows * length + length + rows * length
+        self._numbers = Staged((num_numbers,), torch.int64, family.device)
         self._visible = Staged((num_masks, rows, length, width), torch.bool, family.device)
-        hidden_size = family.embedding.weight.shape[1]
-        levels = 1 + family.num_deep_levels if has_images else 0
-        self._features = torch.zeros((levels, 1 + rows * length, hidden_size), dtype=family.dtype, device=family.device)
         self._replay: Callable[[], torch.Tensor] | None = None
 
     def record(self) -> None:
@@ -252,7 +261,7 @@ class _Step:
                 end = start + len(placed.columns)
                 feature[row, placed.columns] = np.arange(start, end)
                 for level, values in enumerate((placed.features.tokens, *placed.features.deep)):
-                    self._features[level, start:end] = values
+                    self._cache.features[level, start:end] = values
                 start = end
         self._numbers.send()
         self._visible.send()
@@ -263,8 +272,9 @@ class _Step:
         embeds = family.embedding(token_ids).to(family.dtype)  # (B, T, hidden)
         deep = []
         if self._has_images:
-            embeds = torch.where((feature > 0)[..., None], self._features[0][feature], embeds)
-            deep = [level[feature] for level in self._features[1:]]  # row 0 is zero
+            tokens, *levels = self._cache.features
+            embeds = torch.where((feature > 0)[..., None], tokens[feature], embeds)
+            deep = [level[feature] for level in levels]
         hidden = run_language_model(family, self._cache, embeds, positions, list(self._visible.device), deep)
         return hidden.flatten(0, 1)[read]
 
