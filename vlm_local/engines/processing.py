@@ -140,12 +140,7 @@ class Processing:
         input_ids = inputs["input_ids"][0]
         vision = {name: self._convert(value) for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
         is_image = input_ids == self._processor.image_token_id
-        num_text = int((~is_image).sum())
-        if num_text > MAX_PROMPT_TOKENS:
-            raise RequestError(
-                f"the text takes {num_text} tokens, the choices of a question included; "
-                f"{MAX_PROMPT_TOKENS} are allowed: use fewer or shorter words"
-            )
+        _check_length(int((~is_image).sum()))
         return PreparedRequest(request, input_ids, int(is_image.int().argmax()), vision)
 
     def render(self, prompt: Prompt) -> str:
@@ -164,6 +159,7 @@ class Processing:
             ids = self._processor.tokenizer(plain, add_special_tokens=False)["input_ids"]
             if self._control_ids.intersection(ids):
                 raise RequestError("the words hold a control token of the model; leave it out")
+            _check_length(len(ids))  # before the picture is prepared: who sends such words costs robots less
         return plain
 
     def _fit(self, image: np.ndarray) -> np.ndarray:
@@ -178,3 +174,11 @@ class Processing:
 
     def _convert(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(self._dtype) if value.is_floating_point() else value
+
+
+def _check_length(num_tokens: int) -> None:
+    if num_tokens > MAX_PROMPT_TOKENS:
+        raise RequestError(
+            f"the text takes {num_tokens} tokens, the choices of a question included; "
+            f"{MAX_PROMPT_TOKENS} are allowed: use fewer or shorter words"
+        )

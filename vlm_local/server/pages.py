@@ -126,7 +126,7 @@ def _add_try_route(app: Flask) -> None:
             if message.instruction is None:
                 raise RequestError("type an instruction: what shall the robot do?")
             if not policies:
-                policies.append(service.policies.build("try-it", tell_all=True))
+                policies.append(service.policies.build("try-it"))
             policies[0].reset(derive_seed(0, "try-it", 0))
             decision = policies[0].act(Observation(message.image, message.instruction, message.proprio))
         where = {"model": service.metadata.get("model"), "robot": None, "episode": None, "step": None}
