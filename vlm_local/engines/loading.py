@@ -95,8 +95,8 @@ def _choose_device(name: str) -> torch.device:
 
 
 def set_up_device(device: torch.device) -> None:
-    """Leave cuDNN's attention alone on a GPU: it plans anew for every new length, and lengths change with
-    each forward that is not captured (docs/benchmarks.md: 250 ms a step on an H100, where the GPU worked for 14).
+    """Switch off cuDNN's attention on a GPU: it makes a plan for every new length, and forwards that are not
+    captured have a new length each time (docs/gpu-checklist.md says what was seen).
     """
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
