@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 import signal
 import subprocess
 import threading
@@ -95,6 +96,8 @@ class Tunnel:
 
     def _connect(self) -> str:
         """Run ssh to its end; returns why it ended."""
+        if shutil.which(self._command[0]) is None:  # no fork for nothing: in a process of many threads one may hang
+            return f"cannot run {self._command[0]}; install an ssh client"
         with self._lock:
             if self._closed.is_set():
                 return "closed"
