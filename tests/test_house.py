@@ -13,18 +13,17 @@ ROOT = Path(vlm_local.__file__).parent
 
 # Only downwards: a module imports its own floor or one below.
 FLOORS = (
-    {"errors", "types", "files", "figures", "libc", "logs", "plain", "interrupts", "processes"},
+    {"errors", "types", "files", "libc", "logs", "plain", "interrupts", "processes"},
     {"paths", "provenance", "grammar", "actions", "primitives", "bounds", "wire"},
     {"decoding", "prompts", "models", "checkpoint", "machine"},
     {"engines"},
     {"answers", "policy", "wrappers", "safety", "client", "remote_policy", "assembly"},
-    {"server", "evaluation", "sim", "training", "bench", "doctor"},
-    {"spatial"},
-    {"evidence", "ceiling"},
+    {"sim"},
+    {"server", "lab", "training", "bench", "doctor"},
     {"cli", "__main__"},
 )
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-STRANGERS = ({"server", "evaluation"}, {"server", "sim"}, {"evaluation", "sim"})
+STRANGERS = ({"server", "lab"}, {"server", "sim"})
 OWNERS = {
     "torch": {"engines", "decoding", "training", "bench", "machine"},
     "transformers": {"engines", "decoding", "training", "bench", "machine"},

@@ -58,9 +58,9 @@ def _eval(args: argparse.Namespace) -> int:
 
     from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
-    from vlm_local.evaluation import baselines
-    from vlm_local.evaluation.offline import Plan, evaluate
-    from vlm_local.evaluation.tables import format_report
+    from vlm_local.lab.offline import baselines
+    from vlm_local.lab.offline.study import Plan, evaluate
+    from vlm_local.lab.offline.tables import format_report
 
     options = read_policy_options(args)
     if args.model in baselines.NAMES:
@@ -113,9 +113,9 @@ def _open_policies(options, workers: int):
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from vlm_local.evaluation.compare import compare_rows
-    from vlm_local.evaluation.rows import load_rows
-    from vlm_local.evaluation.tables import format_comparison
+    from vlm_local.lab.offline.compare import compare_rows
+    from vlm_local.lab.offline.rows import load_rows
+    from vlm_local.lab.offline.tables import format_comparison
 
     result = compare_rows(load_rows(args.ours), load_rows(args.theirs))
     print(format_comparison(result, str(args.ours), str(args.theirs)))
@@ -127,7 +127,7 @@ def _replay(args: argparse.Namespace) -> int:
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.runs import read_run
     from vlm_local.errors import DataError
-    from vlm_local.evaluation.replay import replay_episode
+    from vlm_local.lab.offline.replay import replay_episode
 
     def replay(episode) -> list:
         """Print an episode's steps; returns them."""

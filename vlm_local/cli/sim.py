@@ -32,6 +32,6 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run_sim(args: argparse.Namespace) -> int:
-    from vlm_local.sim.command import run_sim
+    from vlm_local.lab.closed_loop.command import run_sim
 
     return run_sim(args, read_policy_options(args))

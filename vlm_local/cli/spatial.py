@@ -31,9 +31,9 @@ def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from vlm_local.assembly import is_url, open_policies
-    from vlm_local.spatial.changes import CHANGES
-    from vlm_local.spatial.report import format_interval, format_value
-    from vlm_local.spatial.study import run_study
+    from vlm_local.lab.spatial.changes import CHANGES
+    from vlm_local.lab.spatial.report import format_interval, format_value
+    from vlm_local.lab.spatial.run import run_study
 
     scene_set = _choose_set(args)
     options = read_policy_options(args)
@@ -55,7 +55,7 @@ def _run(args: argparse.Namespace) -> int:
 
 def _choose_set(args: argparse.Namespace):
     from vlm_local.errors import ConfigError
-    from vlm_local.spatial.sets import SceneSet, load_set
+    from vlm_local.lab.spatial.sets import SceneSet, load_set
 
     own = {"level": args.level, "seed": args.seed, "scenes": args.scenes}
     if args.set is None:

@@ -1,0 +1,53 @@
+"""What the command `ceiling` does: play what is missing or predict what is asked, write the pages."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vlm_local.errors import ConfigError
+from vlm_local.lab.ceiling.episodes import Episodes, Plan, find_played, read_made
+from vlm_local.lab.ceiling.mistakes import DRAWS
+from vlm_local.lab.ceiling.predictions import load_observed, predict
+from vlm_local.lab.ceiling.report import write_report
+from vlm_local.lab.ceiling.scores import score_study
+from vlm_local.lab.ceiling.settings import list_curves, list_settings
+
+
+def run_study(folder: Path, plan: Plan, workers: int) -> dict[str, Any]:
+    """The curves into `folder`; returns the report. Raises ConfigError before anything is played."""
+    episodes = Episodes(folder, plan, list_settings(list_curves()))
+    missing = episodes.find_missing()
+    with tqdm(total=len(missing), unit="episode", desc="curves", disable=None) as bar:
+        episodes.play(missing, workers, bar.update)
+    return _write_pages(folder, plan, episodes)
+
+
+def run_predictions(
+    folder: Path, sources: Sequence[Path], results: Sequence[Path], num_episodes: int, workers: int
+) -> dict[str, Any]:
+    """Predict results[i] from the answers in sources[i], beside the curves of `folder`; returns the report.
+
+    Predictions that were made before stay. Raises ConfigError and DataError before anything is played.
+    """
+    if len(sources) != len(results):
+        raise ConfigError(f"--predict names {len(sources)} folders and --observed {len(results)}; they go in pairs")
+    num_tasks = sum(len(load_observed(result)["tasks"]) for result in results)
+    plan = find_played(folder)
+    episodes = Episodes(folder, plan, list_settings(list_curves()))
+    seeds = range(plan.seed, plan.seed + num_episodes)
+    with tqdm(total=num_tasks * len(DRAWS) * len(seeds), unit="episode", desc="predictions", disable=None) as bar:
+        for source, result in zip(sources, results, strict=True):
+            predict(folder, source, result, seeds, workers, bar.update)
+    return _write_pages(folder, plan, episodes)
+
+
+def _write_pages(folder: Path, plan: Plan, episodes: Episodes) -> dict[str, Any]:
+    predictions = [json.loads(path.read_bytes()) for path in sorted((folder / "predictions").glob("*.json"))]
+    scores = score_study(episodes.collect(), plan.tasks, list_curves())
+    report = {"plan": asdict(plan), **scores, "predictions": predictions, **read_made(folder)}
+    write_report(folder, report)
+    return report
