@@ -14,7 +14,7 @@ ROOT = Path(vlm_local.__file__).parent
 # Only downwards: a module imports its own floor or one below.
 FLOORS = (
     {"errors", "types", "files", "libc", "logs", "plain", "interrupts", "processes"},
-    {"paths", "provenance", "grammar", "actions", "primitives", "bounds", "wire"},
+    {"paths", "provenance", "grammar", "actions", "primitives", "bounds", "wire", "embodiments"},
     {"decoding", "prompts", "models", "checkpoint", "machine"},
     {"engines"},
     {"answers", "policy", "wrappers", "safety", "client", "remote_policy", "assembly"},
@@ -55,7 +55,7 @@ def test_imports_go_downwards():
         if package != "vlm_local" or other in ("", "__version__", "data", part) or part == "__init__":
             continue
         if part == "data":
-            assert other in ("types", "primitives", "errors", "files"), (
+            assert other in ("types", "primitives", "errors", "files", "embodiments"), (
                 f"{where}: data stands aside, yet imports {name}"
             )
             continue
