@@ -1,10 +1,8 @@
 import json
-from pathlib import Path
 
 import pytest
 
-from vlm_local import embodiments
-from vlm_local.embodiments import list_embodiments, load_embodiment
+from vlm_local.embodiments import find_file, list_embodiments, load_embodiment
 from vlm_local.errors import ConfigError
 
 
@@ -24,7 +22,7 @@ def test_only_a_station_is_converted():
 
 
 def _write(folder, **changes):
-    content = json.loads((Path(embodiments.__file__).parent / "autoeval-widowx.json").read_text())
+    content = json.loads(find_file("autoeval-widowx").read_text())
     content = {name: value for name, value in {**content, **changes}.items() if value != "gone"}
     path = folder / "mine.json"
     path.write_text(json.dumps(content))

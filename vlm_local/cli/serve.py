@@ -25,7 +25,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     server("--record-max-gb", type=number(0.001, 1e6), metavar="GB", help=text)
     safety = parser.add_argument_group("safety").add_argument
     safety("--workspace", metavar="NAME|BOX", help="autoeval-drawer, -sink, -cloth or x0:x1,y0:y1,z0:z1 in metres")
-    safety("--max-step", metavar="X,Y,Z,R,P,Y", help="largest step, metres and radians [0.05 m, 0.25 rad]")
+    text = "largest step, metres and radians [the embodiment's: 0.05 m, 0.25 rad]"
+    safety("--max-step", metavar="X,Y,Z,R,P,Y", help=text)
     safety("--on-fault", choices=("hold", "error"), default="hold", help="stand still, or answer 503 [hold]")
     safety("--max-held", type=count(0), default=5, metavar="N", help="faults in a row that are held [5]")
     access = parser.add_argument_group("who gets in").add_argument
@@ -60,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     settings, around = read_settings(args), read_surroundings(args)
     listener = bind(args.host, args.port)
     policies = open_policies(read_policy_options(args), apart=True)
+    settings = fill_in(settings, args, policies.embodiment)
     server = RunningServer(policies, settings, around, listener)
     url = server.url + settings.prefix
     out = LineWriter(STDOUT)
@@ -118,6 +120,22 @@ def read_settings(args: argparse.Namespace):
         workspace=None if args.workspace is None else parse_workspace(args.workspace),
         max_step=MAX_STEP if args.max_step is None else parse_max_step(args.max_step),
     )
+
+
+def fill_in(settings, args: argparse.Namespace, name: str):
+    """ServerSettings with what no flag says, as the embodiment of this name has it."""
+    from dataclasses import replace
+
+    from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
+    from vlm_local.safety import Workspace
+
+    embodiment = load_embodiment(BRIDGE if name == AUTO else name)
+    changes = {"embodiment": name}
+    if args.max_step is None:
+        changes["max_step"] = tuple(embodiment.max_step)
+    if args.workspace is None and embodiment.workspace_m is not None:
+        changes["workspace"] = Workspace(*map(tuple, embodiment.workspace_m))
+    return replace(settings, **changes)
 
 
 def _find_token(args: argparse.Namespace) -> str | None:

@@ -108,11 +108,18 @@ def list_embodiments() -> list[str]:
     return sorted(path.stem for path in _FOLDER.glob("*.json"))
 
 
-def load_embodiment(name: str) -> Embodiment:
-    """By name, or by the path of a JSON file. Raises ConfigError for a file with other fields."""
-    path = Path(name) if name.endswith(".json") else _FOLDER / f"{name}.json"
-    if not name.endswith(".json") and name not in list_embodiments():
+def find_file(name: str) -> Path:
+    """By name, or the path of a JSON file itself. Raises ConfigError for a name that is none."""
+    if name.endswith(".json"):
+        return Path(name)
+    if name not in list_embodiments():
         raise ConfigError(f"embodiment must be auto, one of {', '.join(list_embodiments())} or FILE.json, not {name!r}")
+    return _FOLDER / f"{name}.json"
+
+
+def load_embodiment(name: str) -> Embodiment:
+    """By name or file. Raises ConfigError for a file with other fields."""
+    path = find_file(name)
     try:
         content = read_json_object(path)
     except (OSError, ValueError) as error:

@@ -169,16 +169,15 @@ class Frame:
         self._was_reset = False
         self._plain = load_embodiment(BRIDGE if self._is_auto else embodiment)
         self._station = load_embodiment(AUTOEVAL) if self._is_auto else self._plain
+        self._shadow: CommandedAngles | None = None
         self._choose(self._plain)
 
     def begin(self, was_reset: bool) -> None:
         """An episode begins. was_reset: the client said so; else it was told from what the client sent."""
         self._was_reset = was_reset
+        self._is_judged = not self._is_auto
         if self._shadow is not None:
             self._shadow.begin(was_reset)
-        # A station that has tilted its gripper far stays a station until it says that it was reset.
-        if self._is_auto and (was_reset or self._shadow is None):
-            self._is_judged = False
 
     def read(self, state: np.ndarray | None) -> np.ndarray | None:
         """State as sent, float64 (7,) or (8,) -> float64 (7,) as types.Observation.proprio."""
@@ -205,6 +204,8 @@ class Frame:
         return Sent(action, meant, self._embodiment.frame, shadow)
 
     def _choose(self, embodiment: Embodiment) -> None:
+        if self._shadow is not None and embodiment is self._embodiment:
+            return  # the same station goes on, and so does the shadow
         self._embodiment = embodiment
         self._shadow = None
         if embodiment.rotation_frame == "base":

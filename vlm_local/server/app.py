@@ -185,9 +185,10 @@ def _check_still_there() -> None:
 
 def _build_record(step: Step, robot: str, model: str | None, waits: dict[str, float]) -> StepRecord:
     timings = {**waits, **step.decision.timings_ms, "total": 1e3 * (perf_counter() - g.start)}
-    decision = replace(step.decision, timings_ms=timings)
+    decision = replace(step.decision, action=step.sent.action, timings_ms=timings)
     where = {"model": model, "robot": robot, "episode": step.episode, "step": step.step}
-    details = build_details(decision, **where, seed=step.seed, started_by=step.started_by)
+    frame = {"frame": step.sent.frame, "meant": step.sent.meant.tolist(), "shadow": step.sent.shadow}
+    details = build_details(decision, **where, **frame, seed=step.seed, started_by=step.started_by)
     g.about = {"episode": step.episode, "step": step.step, "phrase": decision.phrase}
     if decision.fault:
         g.about["fault"] = decision.fault

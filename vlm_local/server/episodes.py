@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from vlm_local.embodiments.frame import Frame, Sent
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import Policy, derive_seed
 from vlm_local.server.access import DEFAULT_ROBOT
@@ -31,7 +32,10 @@ class EpisodeSettings:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One answered step of a robot. started_by: "reset", "first request", "instruction", "jump", "idle"."""
+    """One answered step of a robot. started_by: "reset", "first request", "instruction", "jump", "idle".
+
+    observation and decision are in the Bridge frame; sent: the decision's action as the robot is told it.
+    """
 
     episode: int
     step: int
@@ -39,6 +43,7 @@ class Step:
     started_by: str
     observation: Observation
     decision: Decision
+    sent: Sent
 
 
 class Robot:
@@ -51,9 +56,11 @@ class Robot:
         settings: EpisodeSettings,
         clock: Callable[[], float] = time.monotonic,
         kept: Kept | None = None,
+        frame: Frame | None = None,
     ):
-        """kept: holds and grippers of all robots; None for some of its own."""
+        """kept: holds and grippers of all robots; None for some of its own. frame: of its state and actions."""
         self.name = name
+        self._frame = Frame() if frame is None else frame
         self._kept = Kept() if kept is None else kept
         self._policy = policy
         self._settings = settings
@@ -95,12 +102,12 @@ class Robot:
         instruction = self._instruction if message.instruction is None else message.instruction
         if instruction is None:
             raise RequestError("instruction is null, but this episode has none yet; say what the robot shall do")
-        position = None if message.proprio is None else message.proprio[:3]
+        position = None if message.state is None else message.state[:3]
         reason = self._find_end(instruction, position)
         if reason:
             self._start(reason, None)
         self._instruction, self._position, self._last = instruction, position, self._clock()
-        observation = Observation(message.image, instruction, message.proprio, self._step)
+        observation = Observation(message.image, instruction, self._frame.read(message.state), self._step)
         self._step += 1
         try:
             observation, decision = self._decide(observation)
@@ -108,7 +115,8 @@ class Robot:
             self._step -= 1  # it never reached the model
             raise
         self.has_acted = True
-        return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision)
+        sent = self._frame.send(decision.action)
+        return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision, sent)
 
     def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
         """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
@@ -159,6 +167,7 @@ class Robot:
         self._step = 0
         self._position = None
         self._started_by = reason
+        self._frame.begin(was_reset=reason == "reset")
         self._seed = derive_seed(self._settings.seed, self.name, self._episode) if seed is None else seed
         self._policy.reset(self._seed)
 

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from vlm_local import __version__
 from vlm_local.answers import Answerer
+from vlm_local.embodiments import AUTO
+from vlm_local.embodiments.frame import Frame
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import RequestError
 from vlm_local.policy import Policy
@@ -66,6 +68,7 @@ class ServerSettings:
 
     names: of this machine, by which it may be asked without a token (see origins.check_origin).
     workspace, max_step: what no robot is told to leave or exceed (see safety.Guard).
+    embodiment: a name, a file or AUTO: what the numbers of states and actions mean (see embodiments/frame.py).
     """
 
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
@@ -78,6 +81,11 @@ class ServerSettings:
     rate_limit: float | None = None
     workspace: Workspace | None = None
     max_step: tuple[float, ...] = MAX_STEP
+    embodiment: str = AUTO
+
+    def build_frame(self) -> Frame:
+        """For one robot. Its turns are as small as the largest of the three angles of `max_step`."""
+        return Frame(self.embodiment, max(self.max_step[3:]))
 
 
 class Service:
@@ -164,4 +172,4 @@ class Service:
         policy = Guard(self.policies.build(name), self.settings.workspace, self.settings.max_step)
         if self.settings.on_fault == "hold":
             policy = HoldOnFault(policy, self.settings.max_held)
-        return Robot(name, policy, self.settings.episodes, kept=self.kept)
+        return Robot(name, policy, self.settings.episodes, kept=self.kept, frame=self.settings.build_frame())

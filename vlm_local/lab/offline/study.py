@@ -56,7 +56,7 @@ class PolicySource(Protocol):
 class Plan:
     """What decides the rows. policy: as named by the user. data: path of the data set.
 
-    camera, split, state_layout: as data.Selection.
+    camera, split, state_layout, embodiment: as data.Selection.
     """
 
     policy: str
@@ -67,6 +67,7 @@ class Plan:
     seed: int = 0
     split: str | None = None
     state_layout: str | None = None
+    embodiment: str = "auto"
 
 
 def evaluate(
