@@ -15,7 +15,7 @@ from vlm_local.lab.offline.tally import GRIPPER_TOLERANCE_STEPS
 _STATED = ("data", "left_out", "versions", "git", "machine")
 
 
-def rescore_evaluation(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, Any], dict[str, Any]]:
+def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the report must be: fields that were scored again, and fields that only say how it was made."""
     made = json.loads((folder / "evaluation.json").read_bytes())
     plan = made["plan"]
