@@ -12,7 +12,7 @@ from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError
-from vlm_local.paths import find_shipped
+from vlm_local.files import find_shipped
 from vlm_local.types import Prompt
 
 CHATML = json.loads((tiny_checkpoint("qwen2-vl") / "chat_template.json").read_text())["chat_template"]

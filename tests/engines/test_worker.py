@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from vlm_local.engines.scripted import ScriptedEngine
-from vlm_local.engines.worker import EngineClosed, EngineWorker
-from vlm_local.errors import ConfigError, EngineError, RequestError
+from vlm_local.engines.worker import EngineWorker
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError
 from vlm_local.types import Generation, GenerationRequest, Prompt
 
 SENTENCES = ("move up", "move down", "stop")

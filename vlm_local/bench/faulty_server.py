@@ -19,9 +19,8 @@ import numpy as np
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.engines import Engine, Outcome
 from vlm_local.errors import EngineError
-from vlm_local.libc import share_heaps
-from vlm_local.server.run import RunningServer, Surroundings, serve_until_stopped
-from vlm_local.server.serve import bind
+from vlm_local.processes import share_heaps
+from vlm_local.server.serve import RunningServer, RunOptions, bind, serve_until_stopped
 from vlm_local.server.service import ServerSettings
 from vlm_local.types import GenerationRequest
 
@@ -80,7 +79,7 @@ def main() -> None:
         options, wrap=lambda engine: FaultyEngine(engine, wanted["fault_rate"], wanted["seed"], hang_s), apart=True
     )
     listener = bind("127.0.0.1", 0)
-    server = RunningServer(policies, ServerSettings(), Surroundings(record=Path(wanted["record"])), listener)
+    server = RunningServer(policies, ServerSettings(), RunOptions(record=Path(wanted["record"])), listener)
     serve_until_stopped(server, lambda: None, lambda: print(f"ready: {server.url}", flush=True))
     logging.shutdown()
     os._exit(0)  # as `serve` does: a forward, or a hang that was injected, may still run

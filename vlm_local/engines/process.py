@@ -20,8 +20,8 @@ import psutil
 
 from vlm_local.engines import Engine, Outcome, as_engine_error
 from vlm_local.errors import EngineError, VLMLocalError
-from vlm_local.libc import die_with_parent
 from vlm_local.logs import start_logging, take_over_logging
+from vlm_local.processes import die_with_parent
 from vlm_local.types import GenerationRequest
 
 logger = logging.getLogger(__name__)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.engines import ConcurrentEngine, Engine, Outcome, as_engine_error
-from vlm_local.errors import ConfigError, EngineError, VLMLocalError
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -26,10 +26,6 @@ class _Job:
 
     request: GenerationRequest
     future: "Future[Generation]" = field(default_factory=Future)
-
-
-class EngineClosed(EngineError):
-    """The engine was closed while this request waited: the process is ending."""
 
 
 class EngineWorker:

@@ -11,11 +11,10 @@ from vlm_local.actions import GripperLatch, StepTable, build_action, build_step_
 from vlm_local.assembly import PolicyOptions, is_url, open_policies, refuse_all_but
 from vlm_local.grammar import load_phrase_grammar
 from vlm_local.lab.closed_loop.stage import Scene
-from vlm_local.policy import Policy
+from vlm_local.policy import HoldPhrase, Policy
 from vlm_local.primitives import parse_phrase
 from vlm_local.remote_policy import RemotePolicy
 from vlm_local.types import Decision, Observation
-from vlm_local.wrappers import HoldPhrase
 
 ORACLE = "oracle"
 CONTROLS = ("none", "blank-image", "wrong-instruction")
