@@ -52,15 +52,14 @@ def run(args: argparse.Namespace) -> int:
     for client in ("httpx", "httpx2"):  # below the openai package: a line for every request
         logging.getLogger(client).setLevel(logging.WARNING)
     from vlm_local.assembly import open_policies
-    from vlm_local.libc import share_heaps
-    from vlm_local.server.run import RunningServer, serve_until_stopped
-    from vlm_local.server.serve import bind
+    from vlm_local.processes import share_heaps
+    from vlm_local.server.serve import RunningServer, bind, serve_until_stopped
 
     share_heaps()
-    settings, around = read_settings(args), read_surroundings(args)
+    settings, options = read_settings(args), read_run_options(args)
     listener = bind(args.host, args.port)
     policies = open_policies(read_policy_options(args), apart=True)
-    server = RunningServer(policies, settings, around, listener)
+    server = RunningServer(policies, settings, options, listener)
     url = server.url + settings.prefix
     out = LineWriter(STDOUT)
 
@@ -137,18 +136,18 @@ def _find_token(args: argparse.Namespace) -> str | None:
         raise ConfigError(f"--token-file {args.token_file} cannot be read ({error})") from None
 
 
-def read_surroundings(args: argparse.Namespace):
-    """Parsed flags -> Surroundings. Raises ConfigError."""
+def read_run_options(args: argparse.Namespace):
+    """Parsed flags -> RunOptions. Raises ConfigError."""
     from pathlib import Path
 
     from vlm_local.errors import ConfigError
-    from vlm_local.server.run import Surroundings
+    from vlm_local.server.serve import RunOptions
     from vlm_local.server.tunnel import parse_target
 
     remote_port = args.port if args.remote_port is None else args.remote_port
     if args.tunnel is None and args.remote_port is not None:
         raise ConfigError("--remote-port belongs to --tunnel, which is missing")
-    return Surroundings(
+    return RunOptions(
         record=None if args.record == "off" else Path(args.record),
         max_record_bytes=None if args.record_max_gb is None else int(1e9 * args.record_max_gb),
         tunnel=None if args.tunnel is None else parse_target(args.tunnel, remote_port),

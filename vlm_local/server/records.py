@@ -56,7 +56,7 @@ Record = StepRecord | Refusal
 Subscriber = Callable[[Record], None]
 
 
-class Outlet:
+class Subscription:
     """Hands records to one subscriber, in a thread of its own. A slow one loses records, counted."""
 
     def __init__(self, subscriber: Subscriber, max_bytes: int = QUEUE_BYTES):
@@ -66,7 +66,7 @@ class Outlet:
         self._num_bytes = 0
         self._lock = threading.Lock()
         self.num_dropped = 0
-        self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="subscription", daemon=True)
         self._thread.start()
 
     @property
