@@ -26,6 +26,7 @@ from vlm_local.server.routes import MAX_QUESTIONS
 from vlm_local.server.service import Policies, ServerSettings, Service
 from vlm_local.server.state import find_previous
 from vlm_local.server.tunnel import Tunnel, TunnelTarget
+from vlm_local.server.websocket import MAX_HORIZON, WebsocketDoor
 from vlm_local.wire import MAX_BODY
 
 logger = logging.getLogger(__name__)
@@ -51,14 +52,30 @@ def bind(host: str, port: int) -> socket.socket:
         ) from None
 
 
+def _reserve(host: str, port: int) -> socket.socket:
+    """Take a port without listening: clients are refused, and those of OpenPI then wait, until the model is loaded."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(f"cannot use {host} port {port}: {error}; choose another --websocket-port") from None
+    return listener
+
+
+def _name_host(host: str) -> str:
+    """As it stands in a URL of this machine."""
+    return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+
+
 class HTTPServer:
     """Serves an app made by create_app on a bound socket, from a thread of its own."""
 
     def __init__(self, app: Flask, listener: socket.socket):
         self.service: Service = app.extensions["vlm_local"]
         host, self.port = listener.getsockname()[:2]
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-        self.url = f"http://{host}:{self.port}"
+        self.url = f"http://{_name_host(host)}:{self.port}"
         self._sockets: dict = {}  # of waitress: the listener and all connections
         self._server = create_server(
             app,
@@ -94,12 +111,16 @@ class RunOptions:
     """What a server has beside its routes.
 
     record: where runs are recorded, each start in a folder of its own; None records nothing.
-    max_record_bytes: above it the oldest episodes of the run are deleted.
+    max_record_bytes: above it the oldest episodes of the run are deleted. websocket_port: 0 for any that is free, None
+    for no websocket. horizon: as WebsocketDoor takes
+    it, None for the steps that a phrase is held.
     """
 
     record: Path | None = None
     max_record_bytes: int | None = None
     tunnel: TunnelTarget | None = None
+    websocket_port: int | None = None
+    horizon: int | None = None
 
 
 class RunningServer:
@@ -107,6 +128,7 @@ class RunningServer:
 
     def __init__(self, policies: Policies, settings: ServerSettings, options: RunOptions, listener: socket.socket):
         self._policies = policies
+        self._options = options
         port = listener.getsockname()[1]
         previous = None if options.record is None else find_previous(options.record, port)
         run = None if options.record is None else _make_run(options.record, policies.metadata)
@@ -116,6 +138,14 @@ class RunningServer:
         self._service = self._observed.service
         if (held := self._service.states.describe()) != {"all": None, "robots": {}}:
             logger.warning("still held from %s, until POST /release: %s", previous, held)
+        self._websocket: WebsocketDoor | None = None
+        self._websocket_listener: socket.socket | None = None
+        self.websocket_url: str | None = None
+        if options.websocket_port is not None:
+            host = listener.getsockname()[0]
+            self._websocket_listener = _reserve(host, options.websocket_port)
+            port = self._websocket_listener.getsockname()[1]
+            self.websocket_url = f"ws://{_name_host(host)}:{port}{settings.prefix}/"
         self._http = HTTPServer(self._observed.app, listener)
         self.url = self._http.url
         self._tunnel = None if options.tunnel is None else Tunnel(options.tunnel, self._http.port)
@@ -128,6 +158,10 @@ class RunningServer:
         while worker is not None and not worker.wait_loaded(0.1):
             if is_stopped():
                 return False
+        if self._websocket_listener is not None:
+            held = self._policies.metadata.get("steps_per_phrase")  # a remote server may say anything
+            horizon = self._options.horizon or (held if isinstance(held, int) and 0 < held <= MAX_HORIZON else 1)
+            self._websocket = WebsocketDoor(self._service, self._websocket_listener, horizon)
         return True
 
     def stop(self) -> bool:
@@ -142,6 +176,8 @@ class RunningServer:
             logger.error("the recording could not be written to its end within %g s", _FLUSH_S)
         if self._tunnel is not None:
             self._tunnel.close()
+        if self._websocket is not None:
+            self._websocket.close()
         self._http.stop()
         return ended
 

@@ -105,6 +105,10 @@ class Service:
         return "healthy" if worker is None else worker.state
 
     @property
+    def model(self) -> str | None:
+        return self.policies.metadata.get("model")
+
+    @property
     def metadata(self) -> dict[str, Any]:
         return {
             **self.policies.metadata,  # first: behind a remote policy stands a server with a state of its own
