@@ -47,7 +47,7 @@ def run(options, settings: MixedSettings) -> int:
 
 
 def measure(options, settings: MixedSettings) -> dict[str, Any]:
-    """The result as a JSON object; `passed` is the verdict, `violations` the first reasons against it."""
+    """The result as a JSON object; `passed` is the choice, `violations` the first reasons against it."""
     with tempfile.TemporaryDirectory(prefix="mixed-") as folder:
         log = Path(folder) / "server.log"
         command = [sys.executable, "-m", "vlm_local", "serve", *_list_flags(options), "--port", "0", "--record"]

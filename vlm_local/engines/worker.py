@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.engines import ConcurrentEngine, Engine, Outcome, explained
-from vlm_local.errors import ConfigError, EngineError, VLMLocalError
+from vlm_local.engines import ConcurrentEngine, Engine, Outcome, as_engine_error
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -22,23 +22,17 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """prepared: what the engine made of the request."""
+    """One request, and where its caller waits for the answer."""
 
     request: GenerationRequest
-    prepared: Any
     future: "Future[Generation]" = field(default_factory=Future)
-
-
-class EngineClosed(EngineError):
-    """The engine was closed while this request waited: the process is ending."""
 
 
 class EngineWorker:
     """Loads an engine and feeds it, in a thread of its own.
 
-    A request is prepared in its caller's thread, beside the forward of others. Requests that wait
-    while a forward runs share the next one, up to the engine's max_batch; one that comes alone
-    starts at once. A forward cannot be interrupted: past the deadline its callers get an
+    Requests that wait while a forward runs share the next one, up to the engine's max_batch; one that
+    comes alone starts at once. A forward cannot be interrupted: past the deadline its callers get an
     EngineError, its late result is thrown away, and until it returns every new request fails at once.
     A ConcurrentEngine is given each request as it comes.
     """
@@ -107,10 +101,8 @@ class EngineWorker:
     def generate(self, request: GenerationRequest) -> Generation:
         """Block until the engine answered. Raises EngineError where it failed or took too long."""
         self.wait_loaded()
-        start = perf_counter()
-        job = _Job(request, self._prepare(request))
         submitted = perf_counter()
-        prepare_s = submitted - start
+        job = _Job(request)
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed")
@@ -119,20 +111,14 @@ class EngineWorker:
             self._waiting.append(job)
             self._changed.notify()
         try:
-            generation = job.future.result(None if self._deadline_s is None else self._deadline_s - prepare_s)
+            generation = job.future.result(self._deadline_s)
         except (FutureTimeoutError, CancelledError):
             job.future.cancel()
             raise EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)") from None
         finally:
             del job  # its future holds the failure, which holds this function's variables: the picture for long
-        prepare_ms, waited_ms = 1e3 * prepare_s, 1e3 * (perf_counter() - submitted)
-        forward_ms = generation.timings_ms["engine"]
-        timings = {
-            "prepare": prepare_ms,
-            "queue": max(waited_ms - forward_ms, 0.0),
-            "engine": prepare_ms + forward_ms,
-        }
-        return _with_timings(generation, timings)
+        waited_ms = 1e3 * (perf_counter() - submitted)
+        return _with_timings(generation, {"queue": max(waited_ms - generation.timings_ms["engine"], 0.0)})
 
     def forget(self, episode: str) -> None:
         """Have the engine drop what it keeps of an episode, before its next forward."""
@@ -160,7 +146,7 @@ class EngineWorker:
 
     def _run(self) -> None:
         try:
-            with explained("loading the model failed"):
+            with as_engine_error("loading the model failed"):
                 self._engine = self._open()
         except VLMLocalError as error:
             self._failure = error
@@ -184,16 +170,12 @@ class EngineWorker:
         """The engine, warm."""
         engine = self._load()
         for request in self._warm_up:
-            for outcome in engine.generate([engine.prepare(request)]):
+            for outcome in engine.generate([request]):
                 if isinstance(outcome, VLMLocalError):
                     raise outcome
         for episode in {request.episode for request in self._warm_up} - {None}:
             engine.forget(episode)
         return engine
-
-    def _prepare(self, request: GenerationRequest) -> Any:
-        with explained("the request could not be prepared"):
-            return self._engine.prepare(request)
 
     def _take(self) -> tuple[list[str], list[_Job]] | None:
         """Wait for work; None once closed."""
@@ -222,7 +204,7 @@ class EngineWorker:
             with self._changed:
                 self._submitted.add(job)
             try:
-                self._engine.submit(job.prepared).add_done_callback(partial(self._finish, job, start))
+                self._engine.submit(job.request).add_done_callback(partial(self._finish, job, start))
             except Exception as error:
                 with self._changed:
                     self._submitted.discard(job)
@@ -243,7 +225,7 @@ class EngineWorker:
         """One forward for all; where it fails, one for each, so that only the guilty request fails."""
         start = perf_counter()
         try:
-            generations = self._engine.generate([job.prepared for job in batch])
+            generations = self._engine.generate([job.request for job in batch])
             if len(generations) != len(batch):
                 raise EngineError(f"the engine gave {len(generations)} answers to {len(batch)} requests")
         except Exception as error:
