@@ -125,6 +125,7 @@ class Service:
             "state": self.state,
             "action": ACTION_CONVENTION,
             "on_fault": self.settings.on_fault,
+            "embodiment": self.settings.embodiment,
         }
 
     def subscribe(self, subscriber: Subscriber) -> Subscription:
