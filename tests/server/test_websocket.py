@@ -79,6 +79,7 @@ def test_openpi_gets_metadata_first_and_a_chunk_in_its_own_spelling():
         assert (record.robot, record.episode, record.step) == ("ws0", 0, 4)
         np.testing.assert_array_equal(record.observation.image, IMAGE)
         np.testing.assert_array_equal(record.observation.proprio, STATE)
+        assert record.decision.extra["held"] == 4 and len(served.engine.requests) == 1
 
 
 def test_an_episode_begins_with_a_connection_and_with_another_prompt(door):

@@ -179,19 +179,15 @@ class Frame:
         if self._shadow is not None:
             self._shadow.begin(was_reset)
 
-    def read(self, state: np.ndarray | None, is_again: bool = False) -> np.ndarray | None:
-        """State as sent, float64 (7,) or (8,) -> float64 (7,) as types.Observation.proprio.
-
-        is_again: it is that of the step before, after which the robot has not been measured.
-        """
+    def read(self, state: np.ndarray | None) -> np.ndarray | None:
+        """State as sent, float64 (7,) or (8,) -> float64 (7,) as types.Observation.proprio."""
         if state is not None and self._is_auto:
             is_odd = self._shadow is not None and not (len(state) == 8 and state[6] == 0)
             if is_odd or not self._is_judged:
                 self._choose(self._station if looks_like_station(state) else self._plain)
                 self._is_judged = True
         if self._shadow is not None:
-            is_measured = state is not None and not is_again
-            self._shadow.observe(*((state[:3], state[3:6]) if is_measured else (None, None)))
+            self._shadow.observe(*((None, None) if state is None else (state[:3], state[3:6])))
         if state is None:
             return None
         angles = state[3:6] if self._shadow is None else base_to_bridge(state[3:6])
@@ -206,6 +202,12 @@ class Frame:
         closed, opened = (self._embodiment.gripper_command[state] for state in ("closed", "open"))
         action[6] = closed + (opened - closed) * meant[6]
         return Sent(action, meant, self._embodiment.frame, shadow)
+
+    def send_again(self, meant: np.ndarray) -> Sent:
+        """As `send`, for one more step, before which nothing was measured."""
+        if self._shadow is not None:
+            self._shadow.observe(None, None)
+        return self.send(meant)
 
     def _choose(self, embodiment: Embodiment) -> None:
         if self._shadow is not None and embodiment is self._embodiment:

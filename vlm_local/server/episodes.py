@@ -97,11 +97,8 @@ class Robot:
         self._states.set_gripper(self.name, replace(self._states.find_gripper(self.name), is_reset=True))
         return self._episode, self._seed
 
-    def act(self, message: Message, is_again: bool = False) -> Step:
-        """Raises RequestError where no instruction is known, and what the policy raises.
-
-        is_again: the message is that of the step before, for one more step on the same observation.
-        """
+    def act(self, message: Message) -> Step:
+        """Raises RequestError where no instruction is known, and what the policy raises."""
         instruction = self._instruction if message.instruction is None else message.instruction
         if instruction is None:
             raise RequestError("instruction is null, but this episode has none yet; say what the robot shall do")
@@ -110,8 +107,7 @@ class Robot:
         if reason:
             self._start(reason, None)
         self._instruction, self._position, self._last = instruction, position, self._clock()
-        proprio = self._frame.read(message.state, is_again)
-        observation = Observation(message.image, instruction, proprio, self._step)
+        observation = Observation(message.image, instruction, self._frame.read(message.state), self._step)
         self._step += 1
         try:
             observation, decision = self._decide(observation)
@@ -121,6 +117,17 @@ class Robot:
         self.has_acted = True
         sent = self._frame.send(decision.action)
         return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision, sent)
+
+    def repeat(self, step: Step, count: int) -> list[Step]:
+        """The same decision for the `count` control steps after it, for a client that asks less often than it moves."""
+        steps = []
+        for age in range(1, count + 1):
+            observation = replace(step.observation, step=self._step)
+            decision = replace(step.decision, timings_ms={}, extra={**step.decision.extra, "held": age})
+            sent = self._frame.send_again(decision.action)
+            steps.append(replace(step, step=self._step, observation=observation, decision=decision, sent=sent))
+            self._step += 1
+        return steps
 
     def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
         """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""

@@ -53,7 +53,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def _reserve(host: str, port: int) -> socket.socket:
-    """Take a port without listening: clients are refused, and those of OpenPI then wait, until the model is loaded."""
+    """Take a port without listening: clients are refused until the model is loaded, as some wait for."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

@@ -24,7 +24,7 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.server.access import Address, RateLimit, check_origin, parse_address
-from vlm_local.server.episodes import Robot
+from vlm_local.server.episodes import Step
 from vlm_local.server.frames import MAX_FRAME, find_spelling, list_names, pack, read_array, read_picture, unpack
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.service import Service
@@ -62,7 +62,7 @@ class WebsocketDoor:
     """Answers websocket clients, each connection in a thread of its own."""
 
     def __init__(self, service: Service, listener: socket.socket, horizon: int):
-        """listener: bound. horizon: steps in an answer of OpenPI's dialect, all decided on one observation."""
+        """listener: bound. horizon: steps in an answer of OpenPI's dialect, for all of which the phrase holds."""
         listener.listen()
         self._service = service
         self._horizon = horizon
@@ -226,7 +226,7 @@ class _Client:
             robot.reset()
 
     def decide(self, image: Any, instruction: Any, state: Any, num_steps: int) -> list[StepRecord]:
-        """So many steps, all decided on one observation. Raises RequestError and EngineError."""
+        """One decision, for so many steps. Raises RequestError and EngineError."""
         request_id = os.urandom(6).hex()
         try:
             with self._service.enter(), self._service.robots.admit(self.robot) as robot:
@@ -235,20 +235,19 @@ class _Client:
                 decoded = perf_counter()
                 with robot.turn:
                     waits = {"decode": 1e3 * (decoded - self.began), "wait": 1e3 * (perf_counter() - decoded)}
-                    return [self._decide(robot, message, request_id, waits, index > 0) for index in range(num_steps)]
+                    step = robot.act(message)
+                    steps = [step, *robot.repeat(step, num_steps - 1)]
+                    return [self._publish(each, robot.name, request_id, waits) for each in steps]
         except (RequestError, EngineError) as error:
             status = error.status if isinstance(error, RequestError) else HTTPStatus.SERVICE_UNAVAILABLE
             refusal = Refusal(time.time(), request_id, self.robot, "websocket", int(status), str(error))
             self._service.publish(refusal)
             raise
 
-    def _decide(
-        self, robot: Robot, message: Message, request_id: str, waits: Mapping[str, float], is_again: bool
-    ) -> StepRecord:
-        step = robot.act(message, is_again)
-        record = build_record(step, robot.name, self._service.model, request_id, self.began, waits)
+    def _publish(self, step: Step, robot: str, request_id: str, waits: Mapping[str, float]) -> StepRecord:
+        record = build_record(step, robot, self._service.model, request_id, self.began, waits)
         self._service.publish(record)
-        logger.info("websocket robot=%s %s", robot.name, " ".join(f"{k}={v!r}" for k, v in record.about.items()))
+        logger.info("websocket robot=%s %s", robot, " ".join(f"{key}={value!r}" for key, value in record.about.items()))
         return record
 
 
