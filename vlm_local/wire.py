@@ -62,6 +62,12 @@ def decode_act(body: bytes) -> Message:
     return Message(decode_image(image), _decode_instruction(instruction), _decode_state(state), form)
 
 
+def is_submission_test(message: Message) -> bool:
+    """Whether AutoEval's form asks if the address typed into it answers: a black picture, zeros and these words."""
+    is_empty = not message.image.any() and (message.state is None or not message.state.any())
+    return message.instruction == "test connection" and is_empty
+
+
 def decode_reset(body: bytes) -> int | None:
     """The body of /reset, empty or `{"seed": int}` -> the seed, None where none is given."""
     if not body.strip():

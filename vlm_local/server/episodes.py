@@ -186,8 +186,17 @@ class Robot:
 class Robots:
     """The robots that have called, by name."""
 
-    def __init__(self, build: Callable[[str], Robot], max_robots: int, clock: Callable[[], float] = time.monotonic):
-        """max_robots: beside the unnamed one, which always has its place."""
+    def __init__(
+        self,
+        build: Callable[[str], Robot],
+        max_robots: int,
+        clock: Callable[[], float] = time.monotonic,
+        is_free: Callable[[str], bool] = lambda name: False,
+    ):
+        """max_robots: beside the unnamed one, which always has its place. is_free: whether a robot's connection, by
+        which alone it is known, has closed: it makes room before others do.
+        """
+        self._is_free = is_free
         self._build = build
         self._max_robots = max_robots
         self._clock = clock
@@ -226,14 +235,17 @@ class Robots:
     def _find_idle(self) -> Robot:
         """The longest idle of those that never acted, or else of those that did long ago."""
         idle = [robot for name, robot in self._robots.items() if name != DEFAULT_ROBOT and not robot.num_inside]
-        idle.sort(key=lambda robot: (robot.has_acted, robot.last_seen))
-        if not idle or (idle[0].has_acted and self._clock() - idle[0].last_seen < FORGET_S):
+        idle.sort(key=lambda robot: (self._stays(robot), robot.last_seen))
+        if not idle or (self._stays(idle[0]) and self._clock() - idle[0].last_seen < FORGET_S):
             raise RequestError(
                 f"this server serves {self._max_robots} robots and has them; use their names, "
                 f"or one that has been idle for {FORGET_S:g} s makes room",
                 403,
             )
         return idle[0]
+
+    def _stays(self, robot: Robot) -> bool:
+        return robot.has_acted and not self._is_free(robot.name)
 
     def _remove(self, robot: Robot) -> None:
         del self._robots[robot.name]

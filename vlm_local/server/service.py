@@ -15,9 +15,11 @@ from vlm_local.errors import RequestError
 from vlm_local.policy import Policy
 from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
 from vlm_local.server.access import Gate
-from vlm_local.server.episodes import EpisodeSettings, Robot, Robots
+from vlm_local.server.callers import Callers
+from vlm_local.server.episodes import EpisodeSettings, Robot, Robots, Step
 from vlm_local.server.records import Record, Subscriber, Subscription
 from vlm_local.server.state import RobotStates
+from vlm_local.wire import Message
 
 ACTION_CONVENTION = {
     "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
@@ -96,7 +98,8 @@ class Service:
     def __init__(self, policies: Policies, settings: ServerSettings, states: RobotStates | None = None):
         self.settings = settings
         self.states = RobotStates() if states is None else states
-        self.robots = Robots(self._build_robot, settings.max_robots)
+        self.callers = Callers(settings.max_robots, settings.episodes.idle_s, on_split=self._share_gripper)
+        self.robots = Robots(self._build_robot, settings.max_robots, is_free=self.callers.is_free)
         self.subscriptions: list[Subscription] = []
         self.stopping = threading.Event()
         self.report: dict[str, Callable[[], Any]] = {"held": self.states.describe}
@@ -176,8 +179,21 @@ class Service:
         with self._changed:
             return self._changed.wait_for(lambda: self._num_inside == 0, grace_s)
 
+    def test(self, message: Message) -> Step:
+        """Answer AutoEval's submission test as a robot that nobody else is: no place is taken, nothing is kept."""
+        robot = Robot("test", self._build_policy("test"), self.settings.episodes, frame=self.settings.build_frame())
+        return robot.act(message)
+
+    def _share_gripper(self, old: str, new: str) -> None:
+        """One of them may hold something, and nobody knows which: neither lets go for that."""
+        self.states.set_gripper(new, self.states.find_gripper(old))
+
     def _build_robot(self, name: str) -> Robot:
+        policy = self._build_policy(name)
+        return Robot(name, policy, self.settings.episodes, states=self.states, frame=self.settings.build_frame())
+
+    def _build_policy(self, name: str) -> Policy:
         policy = Guard(self.policies.build(name), self.settings.workspace, self.settings.max_step)
         if self.settings.on_fault == "hold":
             policy = HoldOnFault(policy, self.settings.max_held)
-        return Robot(name, policy, self.settings.episodes, states=self.states, frame=self.settings.build_frame())
+        return policy
