@@ -102,8 +102,8 @@ class Callers:
             if not self._alternates(caller, instruction):
                 return caller
         caller = self._add()
-        if others:
-            self._on_split(others[0].name, caller.name)
+        for origin in (mine or free)[:1]:
+            self._on_split(origin.name, caller.name)
         return caller
 
     def _alternates(self, caller: _Caller, instruction: str | None) -> bool:

@@ -23,11 +23,15 @@ _PLACES = 2  # one request of a robot runs, one waits
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    """seed: of the server. jump_m: a measured movement within one step that only a new start explains."""
+    """seed: of the server. jump_m: a measured movement within one step that only a new start explains.
+
+    follow_gripper: whether a gripper that someone else moved counts as it is measured (see state.Gripper.follow).
+    """
 
     seed: int = 0
     jump_m: float = 0.1
     idle_s: float = 120.0
+    follow_gripper: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +137,8 @@ class Robot:
         """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
         opening = None if observation.proprio is None else float(observation.proprio[6])
         before = self._states.find_gripper(self.name)
-        gripper, moved_by = before.follow(opening, observation.step == 0)
+        trusted = opening if self._settings.follow_gripper or before.command is None or before.is_reset else None
+        gripper, moved_by = before.follow(trusted, observation.step == 0)
         asked = replace(observation, gripper=gripper.command)
         hold = self._states.find_hold(self.name)
         if hold is None:

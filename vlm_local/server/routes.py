@@ -31,18 +31,27 @@ MAX_QUESTIONS = 2  # at once: success detection shall not keep a robot waiting
 
 _DEFAULT_REASON = "POST /hold"
 _MAX_REASON = 200  # characters
+_TEST_S = 7.0  # while the model loads; the form waits 8 s for its test
 _OF_PROXIES = ("Via", "Forwarded", "X-Forwarded-For")
 
 
 def add_robot_routes(app: Flask, service: Service) -> None:
     tests = threading.BoundedSemaphore(MAX_TESTS)
 
+    def read_message() -> Message:
+        with service.reading(request.content_length):
+            return decode_act(read_body())
+
     @app.post("/act")
     def act():
+        early = None
+        if service.state == "loading":
+            early = read_message()
+            is_test = is_submission_test(early)
+            service.wait_loaded(min(_TEST_S, service.settings.loading_s) if is_test else service.settings.loading_s)
         with service.enter(), ExitStack() as stack:
             robot = stack.enter_context(service.robots.admit(g.robot)) if _is_named() else None
-            with service.reading(request.content_length):
-                message = decode_act(read_body())
+            message = read_message() if early is None else early
             decoded = perf_counter()
             if robot is None and is_submission_test(message):
                 return _answer_test(service, message, tests)
@@ -64,6 +73,7 @@ def add_robot_routes(app: Flask, service: Service) -> None:
         seed = decode_reset(read_body())
         if not _is_named():
             g.robot = service.callers.reset(_find_connection())
+        service.wait_loaded(service.settings.loading_s)
         with service.enter(), service.robots.admit(g.robot) as robot, robot.turn:
             episode, seed = robot.reset(seed)
         g.about = {"episode": episode, "seed": seed}

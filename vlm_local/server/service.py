@@ -1,6 +1,7 @@
 """What the routes share: the robots, the model's health, who is inside, who listens."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ ACTION_CONVENTION = {
 LARGE_BODY = 2**20  # bytes; a 256x256 picture takes a quarter of it
 MAX_LARGE_BODIES = 2  # read at a time; the largest takes some 300 MB on its way from text to picture
 _LARGE_BODY_WAIT_S = 5.0
+_LOOK_EVERY_S = 0.05  # while a request is held open
 
 _WHY_NOT = {
     "loading": "the model is still loading; /health turns 200 when it can answer",
@@ -69,6 +71,7 @@ class ServerSettings:
 
     names: of this machine, by which it may be asked without a token (see access.check_origin).
     workspace, max_step: what no robot is told to leave or exceed (see safety.Guard).
+    loading_s: how long a robot's request is held open while the model loads; AutoEval would end its job on a 503.
     embodiment: a name, a file or AUTO: what the numbers of states and actions mean (see embodiments/frame.py).
     """
 
@@ -83,6 +86,7 @@ class ServerSettings:
     workspace: Workspace | None = None
     max_step: tuple[float, ...] = MAX_STEP
     embodiment: str = AUTO
+    loading_s: float = 60.0
 
     def build_frame(self) -> Frame:
         """For one robot. Its turns are as small as the largest of the three angles of `max_step`."""
@@ -105,6 +109,7 @@ class Service:
         self.report: dict[str, Callable[[], Any]] = {"held": self.states.describe}
         self.policies = policies
         self._large_bodies = threading.BoundedSemaphore(MAX_LARGE_BODIES)
+        self._held_open = threading.BoundedSemaphore(settings.max_robots)
         self._num_inside = 0
         self._changed = threading.Condition()
 
@@ -141,6 +146,18 @@ class Service:
         """Tell all subscribers; never waits for one."""
         for subscription in self.subscriptions:
             subscription.put(record)
+
+    def wait_loaded(self, timeout_s: float) -> None:
+        """Hold a request open while the model loads, at most as many as there are robots.
+
+        Raises RequestError (503) for one more. What has become of the model then is for `enter` to say.
+        """
+        if self.state != "loading" or not timeout_s:
+            return
+        end = time.monotonic() + timeout_s
+        with take_place(self._held_open, _WHY_NOT["loading"]):
+            while self.state == "loading" and time.monotonic() < end:
+                self.stopping.wait(_LOOK_EVERY_S)
 
     @contextmanager
     def enter(self) -> Iterator[None]:
