@@ -1,16 +1,15 @@
-"""Who answers in a rollout: the oracle, or any policy; and what may be done to it as a control."""
+"""Who answers in a rollout: the oracle, or any policy."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from vlm_local.actions import GripperLatch, StepTable, build_action, build_step_table, load_step_table
 from vlm_local.assembly import PolicyOptions, is_url, open_policies, refuse_all_but
 from vlm_local.grammar import load_phrase_grammar
-from vlm_local.lab.closed_loop.stage import Scene
 from vlm_local.policy import Policy
 from vlm_local.primitives import parse_phrase
 from vlm_local.remote_policy import RemotePolicy
@@ -18,12 +17,19 @@ from vlm_local.types import Decision, Observation
 from vlm_local.wrappers import HoldPhrase
 
 ORACLE = "oracle"
-CONTROLS = ("none", "blank-image", "wrong-instruction")
 _MOST_ROBOTS = 16  # of one server
 
 
+class Scene(Protocol):
+    """What the simulator shows after a step."""
+
+    @property
+    def oracle(self) -> str:
+        """The oracle's phrase for it."""
+
+
 class OraclePolicy:
-    """Says what the stage whispers; `scene` is set before each `act`."""
+    """Answers with the oracle's phrase for `scene`, which the rollout sets before each `act`."""
 
     scene: Scene
 
@@ -155,13 +161,3 @@ def _whisper_nothing(scene: Scene) -> None:
 def _build_oracle(table: StepTable, steps_per_phrase: int | None, noise: float, worker: int):
     oracle = OraclePolicy(table)
     return _disturb(_hold(oracle, steps_per_phrase), noise), lambda scene: setattr(oracle, "scene", scene)
-
-
-def apply_control(control: str, scene: Scene) -> Observation:
-    """What the policy gets to see under one of CONTROLS."""
-    observation = scene.observation
-    if control == "blank-image":
-        return replace(observation, image=np.zeros_like(observation.image))
-    if control == "wrong-instruction":
-        return replace(observation, instruction=scene.wrong_instruction)
-    return observation

@@ -7,9 +7,8 @@ from typing import Any
 
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_lines
-from vlm_local.lab.closed_loop.player import Player
-from vlm_local.lab.closed_loop.replay import replay_episode
 from vlm_local.lab.closed_loop.scores import score_run
+from vlm_local.lab.closed_loop.stage import Player, replay_episode
 from vlm_local.sim.tasks import find_task
 
 _UNSEEN_PX = 64  # no picture is drawn

@@ -19,8 +19,8 @@ from vlm_local.data.film import write_film, write_gif
 from vlm_local.data.runs import RunWriter
 from vlm_local.errors import ConfigError, DataError, EngineError, RequestError
 from vlm_local.files import encode_json
-from vlm_local.lab.closed_loop.stage import Scene, Stage
-from vlm_local.lab.sources import Cast, apply_control
+from vlm_local.lab.closed_loop.stage import Scene, Stage, apply_control
+from vlm_local.lab.sources import Cast
 from vlm_local.policy import Policy
 from vlm_local.provenance import choose_deciding, join_parts, list_differences
 from vlm_local.sim.levels import find_level

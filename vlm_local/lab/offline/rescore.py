@@ -6,8 +6,7 @@ from typing import Any
 
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_lines
-from vlm_local.lab.offline.provenance import hash_labels
-from vlm_local.lab.offline.rows import load_rows
+from vlm_local.lab.offline.rows import hash_labels, load_rows
 from vlm_local.lab.offline.scores import score_rows
 from vlm_local.lab.offline.tally import GRIPPER_TOLERANCE_STEPS
 

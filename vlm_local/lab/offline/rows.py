@@ -4,6 +4,7 @@ rows.jsonl has a row a step. episodes.jsonl gets a line when an episode is done:
 the rows of the episodes named there and does the others again, so that no row is lost or doubled.
 """
 
+import hashlib
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -176,3 +177,11 @@ def _stack(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     """Values of one shape, None where missing -> float (N, *shape) with NaN."""
     missing = np.full(shape, np.nan)
     return np.array([missing if value is None else value for value in values], np.float64).reshape(-1, *shape)
+
+
+def hash_labels(rows: Rows) -> str:
+    """sha256 of (episode, step, label) of all rows: the same for two evaluations of the same steps."""
+    digest = hashlib.sha256()
+    for episode, step, label in zip(rows.episode_ids[rows.episode], rows.step, rows.label_phrases, strict=True):
+        digest.update(f"{episode}/{step}/{label}\n".encode())
+    return digest.hexdigest()

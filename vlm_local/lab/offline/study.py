@@ -13,9 +13,8 @@ from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import write_json
 from vlm_local.lab.offline import baselines
 from vlm_local.lab.offline.answers import Answerer, BaselineAnswerer, PolicyAnswerer
-from vlm_local.lab.offline.provenance import hash_labels
 from vlm_local.lab.offline.report import write_report
-from vlm_local.lab.offline.rows import RowWriter, load_rows
+from vlm_local.lab.offline.rows import RowWriter, hash_labels, load_rows
 from vlm_local.lab.offline.run import run_evaluation
 from vlm_local.lab.offline.scores import score_rows
 from vlm_local.lab.offline.tally import GRIPPER_TOLERANCE_STEPS

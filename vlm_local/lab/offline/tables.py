@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_local.lab.formats import format_p, format_points, format_share, format_span
+
 _MAX_PHRASES = 20
 
 
@@ -21,13 +23,12 @@ def format_report(report: Mapping[str, Any]) -> str:
 
 
 def _format_scores(name: str, scores: Mapping[str, Any]) -> str:
-    exact, moving, axes, opposite = map(
-        format_share, (scores["exact"], scores["moving"]["exact"], scores["axis_accuracy"], scores["opposite"])
-    )
-    interval = _format_interval(scores["intervals"].get("exact"), "{:.0f} to {:.0f}")
+    shares = (scores["exact"], scores["moving"]["exact"], scores["axis_accuracy"], scores["opposite"])
+    exact, moving, axes, opposite = (format_share(share, "too few") for share in shares)
+    interval = format_span(scores["intervals"].get("exact"))
     line = f"{name[:23]:24}{exact:>8}  {interval:>12}{moving:>9}{axes:>10}{opposite:>10}"
     lead = scores.get("lead")
-    return f"{line}{100 * lead['difference']:+8.1f}{format_p(lead['p_value']):>8}" if lead else line
+    return f"{line}{format_points(lead['difference'], 1, '+'):>8}{format_p(lead['p_value']):>8}" if lead else line
 
 
 def format_comparison(result: Mapping[str, Any], ours: str, theirs: str) -> str:
@@ -42,26 +43,15 @@ def format_comparison(result: Mapping[str, Any], ours: str, theirs: str) -> str:
         if scores is None:
             lines.append(f"{name:10}{0:7}")
             continue
-        shares = (
-            f"{format_share(scores['ours']):>9}{format_share(scores['theirs']):>9}{100 * scores['difference']:+9.1f}"
+        shares = "".join(f"{format_share(scores[whose]):>9}" for whose in ("ours", "theirs"))
+        difference = format_points(scores["difference"], 1, "+")
+        interval = format_span(scores["interval"], 1, "+")
+        lines.append(
+            f"{name:10}{scores['steps']:7}{shares}{difference:>9}  {interval:>16}{format_p(scores['p_value']):>8}"
         )
-        interval = _format_interval(scores["interval"], "{:+.1f} to {:+.1f}")
-        lines.append(f"{name:10}{scores['steps']:7}{shares}  {interval:>16}{format_p(scores['p_value']):>8}")
     lines.append("\nexact, moving: phrases that are right; axes: signs that are right")
     lines.append("p: permutation test over episodes, two-sided, one test a line")
     return "\n".join(lines)
-
-
-def format_share(share: float | None) -> str:
-    return "too few" if share is None else f"{share:.1%}"
-
-
-def format_p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
-def _format_interval(interval: Sequence[float] | None, pattern: str) -> str:
-    return "" if interval is None else pattern.format(100 * interval[0], 100 * interval[1])
 
 
 def format_calibration(cells: Sequence[Mapping[str, Any]], phrases: Sequence[Mapping[str, Any]]) -> str:
