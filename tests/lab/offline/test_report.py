@@ -14,7 +14,7 @@ from vlm_local.data import open_episodes
 from vlm_local.lab.offline.plots import draw_confusion, name_signs
 from vlm_local.lab.offline.report import choose_frames
 from vlm_local.lab.offline.rows import build_rows
-from vlm_local.lab.offline.study import Plan, evaluate
+from vlm_local.lab.offline.run import EvaluationPlan, evaluate
 from vlm_local.lab.pages import draw_reliability
 from vlm_local.types import Decision
 
@@ -26,6 +26,7 @@ class _Source:
 
     def __init__(self):
         self.metadata = {"model": "<made up>", "trained": False}
+        self.max_workers = 1
 
     def build(self, robot):
         return self
@@ -56,7 +57,7 @@ def made(tmp_path_factory):
     recordings.write_rlds(folder / "data", records)
     source = _Source()
     report = evaluate(
-        Plan("tiny", "my data"),
+        EvaluationPlan("tiny", "my data"),
         folder / "out",
         lambda report: open_episodes(folder / "data", report=report),
         lambda: source,

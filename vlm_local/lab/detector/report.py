@@ -26,7 +26,7 @@ class Shown:
         return 1 + sureness if self.row["answer"] == self.row["label"] else -sureness
 
 
-def write_detection_report(folder: Path, report: Mapping[str, Any], shown: Sequence[Shown]) -> None:
+def write_report(folder: Path, report: Mapping[str, Any], shown: Sequence[Shown]) -> None:
     """Write `folder`/report.json and report.html.
 
     report: `score_answers` with `policy`, `data`, `question` and how it was made. shown: the pictures of the page.
