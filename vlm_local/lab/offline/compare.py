@@ -1,10 +1,12 @@
 """Two evaluations on the steps that both answered."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from vlm_local.errors import DataError
+from vlm_local.lab.formats import format_p, format_points, format_share, format_span
 from vlm_local.lab.offline.rows import Rows
 from vlm_local.lab.offline.tally import tally_phrases
 from vlm_local.lab.statistics import compare_sums
@@ -57,3 +59,26 @@ def _align(ours: Rows, theirs: Rows) -> tuple[Rows, Rows]:
             f"{episode}, step {step}; both must be of the same data set"
         )
     return a, b
+
+
+def format_comparison(result: Mapping[str, Any], ours: str, theirs: str) -> str:
+    """`compare_rows` as a table for a terminal; a line is a score."""
+    lines = [
+        f"A {ours}\nB {theirs}\n{result['steps']} shared steps; A - B in percentage points\n",
+        f"{'':10}{'steps':>7}{'A':>9}{'B':>9}{'A - B':>9}  {'95 %':>16}{'p':>8}",
+    ]
+    for name, scores in result.items():
+        if name == "steps":
+            continue
+        if scores is None:
+            lines.append(f"{name:10}{0:7}")
+            continue
+        shares = "".join(f"{format_share(scores[whose]):>9}" for whose in ("ours", "theirs"))
+        difference = format_points(scores["difference"], 1, "+")
+        interval = format_span(scores["interval"], 1, "+")
+        lines.append(
+            f"{name:10}{scores['steps']:7}{shares}{difference:>9}  {interval:>16}{format_p(scores['p_value']):>8}"
+        )
+    lines.append("\nexact, moving: phrases that are right; axes: signs that are right")
+    lines.append("p: permutation test over episodes, two-sided, one test a line")
+    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Scores and rows -> report.json and one self-contained report.html."""
+"""Scores and rows -> report.json, one self-contained report.html, and a table for a terminal."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm_local.errors import DataError
 from vlm_local.files import write_json
-from vlm_local.lab.formats import format_share, format_span
+from vlm_local.lab.formats import format_p, format_points, format_share, format_span
 from vlm_local.lab.offline.plots import draw_confusion, draw_exact
 from vlm_local.lab.offline.rows import Rows
 from vlm_local.lab.offline.scores import MIN_STEPS
@@ -116,3 +116,26 @@ def _describe_frame(rows: Rows, index: int) -> dict[str, Any]:
         "signs": [label, answer],
         "marginals": marginals.round(3).tolist() if np.isfinite(marginals).all() else None,
     }
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """A table for a terminal: the policy's headline scores, its baselines' below."""
+    lines = [
+        f"{report['steps']} steps of {report['episodes']} episodes, {len(report['left_out'])} left out",
+        f"{'':24}{'exact':>8}  {'95 %':>12}{'moving':>9}{'all axes':>10}{'opposite':>10}{'lead':>8}{'p':>8}",
+        _format_scores(report["policy"]["name"], report),
+    ]
+    lines += [_format_scores(name.replace("_", "-"), scores) for name, scores in report["baselines"].items()]
+    lines.append("lead: of the policy over the baseline in percentage points; p: permutation test over episodes")
+    if report["unanswered"]:
+        lines.append(f"{report['unanswered']} steps got no answer and count as wrong")
+    return "\n".join(lines)
+
+
+def _format_scores(name: str, scores: Mapping[str, Any]) -> str:
+    shares = (scores["exact"], scores["moving"]["exact"], scores["axis_accuracy"], scores["opposite"])
+    exact, moving, axes, opposite = (format_share(share, TOO_FEW) for share in shares)
+    interval = format_span(scores["intervals"].get("exact"))
+    line = f"{name[:23]:24}{exact:>8}  {interval:>12}{moving:>9}{axes:>10}{opposite:>10}"
+    lead = scores.get("lead")
+    return f"{line}{format_points(lead['difference'], 1, '+'):>8}{format_p(lead['p_value']):>8}" if lead else line

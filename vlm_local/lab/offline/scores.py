@@ -82,7 +82,8 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> float | None:
 
 def _summarise(sums: Sums, seed: int) -> dict[str, Any]:
     """Sums per episode -> nested scores, with "counts" and "intervals" by dotted name."""
-    total = {name: (float(value), int(count)) for name, value, count in _measure(_add_episodes(sums))}
+    whole = {name: values.sum(axis=0) for name, values in sums.items()}
+    total = {name: (float(value), int(count)) for name, value, count in _measure(whole)}
     intervals = _bootstrap(sums, seed)
     report: dict[str, Any] = {"counts": {name: count for name, (_, count) in total.items()}, "intervals": {}}
     for name, (value, count) in total.items():
@@ -95,10 +96,6 @@ def _summarise(sums: Sums, seed: int) -> dict[str, Any]:
         if enough and name in intervals:
             report["intervals"][name] = intervals[name]
     return report
-
-
-def _add_episodes(sums: Sums) -> dict[str, np.ndarray]:
-    return {name: values.sum(axis=0) for name, values in sums.items()}
 
 
 def _bootstrap(sums: Sums, seed: int) -> dict[str, list[float]]:
