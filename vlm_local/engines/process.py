@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from time import monotonic
@@ -19,6 +20,7 @@ from typing import Any
 import psutil
 
 from vlm_local.engines import Engine, Outcome, explained
+from vlm_local.engines.pictures import scale_down
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.libc import die_with_parent
 from vlm_local.logs import start_logging, take_over_logging
@@ -33,8 +35,9 @@ _RESTART_EVERY_S = 30.0  # at the latest, where loading fails again and again
 class EngineProcess:
     """The engine that `load` makes, on the other side of a pipe. A process that died or hung is started anew.
 
-    Requests are prepared over there, too. One thread watches the process and ends it where it must be
-    ended, another loads a new one, both also while nobody asks. Whoever uses the pipe holds its lock.
+    Requests are prepared over there, too, but large pictures are scaled down here. One thread watches the
+    process and ends it where it must be ended, another loads a new one, both also while nobody asks.
+    Whoever uses the pipe holds its lock.
     The process ends with the thread that started it, however that ends.
     """
 
@@ -70,7 +73,8 @@ class EngineProcess:
         return self._is_loading or self._stopped_since is not None or self._process.poll() is not None
 
     def prepare(self, request: GenerationRequest) -> GenerationRequest:
-        return request
+        """Scales a large picture down, so that neither the pipe nor the engine is busy with it while robots wait."""
+        return replace(request, image=scale_down(request.image))
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         with self._talk():
