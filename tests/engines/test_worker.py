@@ -105,6 +105,39 @@ def test_a_lone_request_starts_at_once_and_those_that_wait_share_the_next_forwar
     assert generations[5].timings_ms["queue"] > 100
 
 
+def _queue(worker, engine, *requests):
+    """Callers of requests that wait, in this order, while the first one's forward runs."""
+    callers = [Caller(worker, requests[0])]
+    assert engine.entered.acquire(timeout=60)
+    for count, request in enumerate(requests[1:], 1):
+        callers.append(Caller(worker, request))
+        _until(lambda count=count: worker.num_waiting == count)
+    return callers
+
+
+def test_robots_go_before_questions_and_share_no_forward_with_them(make_worker, monkeypatch):
+    monkeypatch.setattr("vlm_local.engines.worker.OTHERS_WAIT_S", 3600.0)
+    engine = GatedEngine()
+    worker = make_worker(engine)
+    robots = [_request(name, episode=f"{name}/1") for name in ("left", "right")]
+    callers = _queue(worker, engine, _request("running"), _request("first"), robots[0], _request("second"), robots[1])
+    engine.gate.release(3)
+    assert {caller.finish().sentence for caller in callers} == {"move up"}
+    assert engine.batches == [["running"], ["left", "right"], ["first", "second"]]
+
+
+def test_a_question_waits_for_robots_only_so_long(make_worker, monkeypatch):
+    monkeypatch.setattr("vlm_local.engines.worker.OTHERS_WAIT_S", 0.05)
+    engine = GatedEngine()
+    worker = make_worker(engine)
+    robot = _request("robot", episode="robot/1")
+    callers = _queue(worker, engine, _request("running"), _request("question"), robot)
+    time.sleep(0.1)
+    engine.gate.release(3)
+    assert {caller.finish().sentence for caller in callers} == {"move up"}
+    assert engine.batches == [["running"], ["question"], ["robot"]]
+
+
 def test_a_request_is_prepared_by_its_caller_while_a_forward_runs(make_worker):
     engine = GatedEngine()
     worker = make_worker(engine)
