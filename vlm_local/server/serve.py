@@ -7,11 +7,11 @@ from functools import partial
 from flask import Flask
 from waitress.server import create_server
 from waitress.task import ThreadedTaskDispatcher
-from waitress.wasyncore import close_all
+from waitress.wasyncore import close_all, poll2
 
 from vlm_local.errors import ConfigError
 from vlm_local.server.answers import MAX_QUESTIONS
-from vlm_local.server.connections import MAX_CONNECTIONS, Channel
+from vlm_local.server.connections import MAX_CONNECTIONS, PACE_S, Channel
 from vlm_local.server.live import MAX_VIEWERS
 from vlm_local.server.service import Service
 from vlm_local.wire import MAX_BODY
@@ -20,6 +20,7 @@ _SPARE_THREADS = 4  # for what is refused at once, and /health
 _READ_AT_ONCE = 2**18  # a 256x256 request in two reads
 _KEEP_IN_MEMORY = 2**23  # larger bodies wait in a temporary file
 _SPARE_CONNECTIONS = 64  # where all others have a request that is being answered
+_LOOK_EVERY_S = 1.0  # at least, for connections that are too slow
 _IDLE_CONNECTION_S = 300  # a person resets the scene between two episodes
 
 
@@ -72,12 +73,18 @@ class HTTPServer:
             channel_request_lookahead=1,  # notices that a client went away while it waits
             connection_limit=MAX_CONNECTIONS + _SPARE_CONNECTIONS,
             max_request_header_size=2**14,
-            asyncore_use_poll=True,
             ident=None,
         )
         self._server.channel_class = partial(Channel, self.service.settings)
-        self._thread = threading.Thread(target=self._server.run, name="http", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
         self._thread.start()
+
+    def _run(self) -> None:
+        """Waitress's loop, which also wakes for the next read of a large body."""
+        while self._sockets:
+            channels = list(self._server.active_channels.values())
+            is_paced = any(channel.has_large_body for channel in channels)
+            poll2(PACE_S if is_paced else _LOOK_EVERY_S, self._sockets)
 
     def stop(self) -> None:
         """Close every connection, after drain() has let those inside leave."""
