@@ -22,12 +22,11 @@ from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar, load_phrase_grammar
 from vlm_local.models import DEFAULT, find_checkpoint
 from vlm_local.plain import hide_secrets
-from vlm_local.policy import Policy, Settings, VLMPolicy
+from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
 from vlm_local.primitives import list_phrases
 from vlm_local.prompts import Template, build_prompt, load_template
 from vlm_local.remote_policy import RemotePolicy
 from vlm_local.types import GenerationRequest, Observation
-from vlm_local.wrappers import HoldPhrase
 
 DEFAULTS = {
     "model": DEFAULT,

@@ -13,9 +13,8 @@ from tests.server.observing import observe
 from tests.serving import IMAGE, PHRASE, ask, build_body, until
 from vlm_local.client import PolicyClient
 from vlm_local.errors import EngineError
-from vlm_local.server.access import Gate
+from vlm_local.server.access import Gate, is_known_host
 from vlm_local.server.live import MAX_VIEWERS
-from vlm_local.server.origins import is_known_host
 from vlm_local.server.service import ServerSettings
 
 JSON = {"Content-Type": "application/json"}

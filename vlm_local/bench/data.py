@@ -11,9 +11,9 @@ import numpy as np
 from vlm_local.data import open_episodes
 from vlm_local.data.runs import RunWriter
 from vlm_local.errors import DataError
-from vlm_local.evaluation.rows import load_rows
-from vlm_local.evaluation.scores import score_rows
 from vlm_local.files import encode_json
+from vlm_local.lab.offline.rows import load_rows
+from vlm_local.lab.offline.scores import score_rows
 from vlm_local.primitives import label_episode, list_phrases
 from vlm_local.types import AXES
 

@@ -24,7 +24,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html"
     )
     add_policy_options(parser, "--policy")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, goes_on="the same command goes on from here")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from vlm_local.answers import check_choices
     from vlm_local.data.questions import open_labelled
     from vlm_local.errors import ConfigError
-    from vlm_local.evaluation.detection_run import evaluate_detector
+    from vlm_local.lab.detector.run import evaluate_detector
 
     labelled = open_labelled(args.data)
     check_choices(list(labelled.choices))

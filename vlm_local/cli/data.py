@@ -50,9 +50,9 @@ def _calibrate(args: argparse.Namespace) -> int:
 
     from vlm_local.data import open_data_set
     from vlm_local.errors import DataError
-    from vlm_local.evaluation import calibrate
-    from vlm_local.evaluation.tables import format_calibration
     from vlm_local.files import write_json
+    from vlm_local.lab.offline import calibrate
+    from vlm_local.lab.offline.tables import format_calibration
 
     data = open_data_set(args.data, read_data_options(args), ProblemPrinter())
     calibration = calibrate.collect(data.episodes)

@@ -26,7 +26,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _pack(args: argparse.Namespace) -> int:
-    from vlm_local.evidence.archive import pack, seal
+    from vlm_local.lab.evidence.archive import pack, seal
 
     folder = args.folder.resolve()
     out = args.out or folder.with_name(folder.name + _DEFAULT.removeprefix("FOLDER"))
@@ -47,7 +47,7 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _leaderboard(args: argparse.Namespace) -> int:
-    from vlm_local.evidence.leaderboard import write_leaderboard
+    from vlm_local.lab.evidence.leaderboard import write_leaderboard
 
     num_rows = write_leaderboard([_verify_with_bar(path) for path in args.results], args.out)
     print(f"{num_rows} rows: {args.out}")
@@ -58,7 +58,7 @@ def _verify_with_bar(path: Path):
     """`verify` with a bar for what is played again."""
     from tqdm import tqdm
 
-    from vlm_local.evidence.verify import verify
+    from vlm_local.lab.evidence.verify import verify
 
     with tqdm(unit="scene", desc=path.name, disable=None, leave=False) as bar:
 

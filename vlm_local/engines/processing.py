@@ -11,11 +11,9 @@ import numpy as np
 import torch
 import transformers
 
-from vlm_local.decoding.types import PreparedRequest
-from vlm_local.engines.chat import apply_template, pick_template
+from vlm_local.decoding.families import PreparedRequest
+from vlm_local.engines.chat import ControlTokenFilter, apply_template, check_template, pick_template
 from vlm_local.engines.pictures import scale_down
-from vlm_local.engines.templates import check_template
-from vlm_local.engines.words import Disarmer
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.types import GenerationRequest, Prompt
 
@@ -123,7 +121,7 @@ class Processing:
         added = processor.tokenizer.added_tokens_decoder.values()
         # Not all that steer a model are called special: Qwen3's <think>, PaliGemma's <loc0001>.
         control = {token.content for token in added if token.special or _MARK.fullmatch(token.content)}
-        self._disarm = Disarmer(control)
+        self._filter_tokens = ControlTokenFilter(control)
         self._control_ids = set(processor.tokenizer.convert_tokens_to_ids(sorted(control)))
         self._dtype = dtype
         self._is_chat = is_chat(family)
@@ -132,7 +130,7 @@ class Processing:
         """Raises RequestError for a picture that the family's image processor cannot take, for words
         that would steer the model, and for too long a text.
         """
-        self._disarm.check_sentences(request.sentences)
+        self._filter_tokens.check_sentences(request.sentences)
         inputs = self._processor(
             text=[self.render(request.prompt)], images=[self._fit(request.image)], return_tensors="pt"
         )
@@ -153,7 +151,7 @@ class Processing:
         return apply_template(self._processor, messages, add_generation_prompt=True)
 
     def _make_plain(self, text: str) -> str:
-        plain = self._disarm(text)
+        plain = self._filter_tokens(text)
         if not plain.isascii():  # a tokenizer may take other characters for those of a token
             ids = self._processor.tokenizer(plain, add_special_tokens=False)["input_ids"]
             if self._control_ids.intersection(ids):

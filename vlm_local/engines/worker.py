@@ -10,8 +10,9 @@ from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
-from vlm_local.engines import ConcurrentEngine, Engine, Outcome, explained, find_fault
-from vlm_local.errors import ConfigError, EngineError, VLMLocalError
+from vlm_local.engines import ConcurrentEngine, Engine, Outcome, as_engine_error, find_fault
+from vlm_local.engines.pictures import scale_down
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -21,26 +22,21 @@ OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """prepared: what the engine made of the request. came: monotonic seconds."""
+    """One request, and where its caller waits for the answer. came: monotonic seconds."""
 
     request: GenerationRequest
-    prepared: Any
     future: "Future[Generation]" = field(default_factory=Future)
     came: float = field(default_factory=monotonic)
-
-
-class EngineClosed(EngineError):
-    """The engine was closed while this request waited: the process is ending."""
 
 
 class EngineWorker:
     """Loads an engine and feeds it, in a thread of its own.
 
-    A request is prepared in its caller's thread, beside the forward of others. Requests that wait
-    while a forward runs share the next one, up to the engine's max_batch; one that comes alone
-    starts at once. Requests of an episode are a robot's: they go before others and share no forward
-    with them. A forward cannot be interrupted: past the deadline its callers get an EngineError, its
-    late result is thrown away, and until it returns every new request fails at once.
+    Requests that wait while a forward runs share the next one, up to the engine's max_batch; one that
+    comes alone starts at once. Requests of an episode are a robot's: they go before others and share no
+    forward with them. Large pictures are scaled down in their callers' threads. A forward cannot be
+    interrupted: past the deadline its callers get an EngineError, its late result is thrown away, and
+    until it returns every new request fails at once.
     A ConcurrentEngine is given each request as it comes.
     """
 
@@ -108,11 +104,10 @@ class EngineWorker:
     def generate(self, request: GenerationRequest) -> Generation:
         """Block until the engine answered. Raises EngineError where it failed or took too long."""
         self.wait_loaded()
-        start = perf_counter()
-        with explained("the request could not be prepared"):
-            job = _Job(request, self._engine.prepare(request))
+        if not isinstance(self._engine, ConcurrentEngine):  # others wait for those beside them
+            request = replace(request, image=scale_down(request.image))
         submitted = perf_counter()
-        prepare_s = submitted - start
+        job = _Job(request)
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed")
@@ -121,20 +116,14 @@ class EngineWorker:
             self._waiting.append(job)
             self._changed.notify()
         try:
-            generation = job.future.result(None if self._deadline_s is None else self._deadline_s - prepare_s)
+            generation = job.future.result(self._deadline_s)
         except (FutureTimeoutError, CancelledError):
             job.future.cancel()
             raise EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)") from None
         finally:
             del job  # its future holds the failure, which holds this function's variables: the picture for long
-        prepare_ms, waited_ms = 1e3 * prepare_s, 1e3 * (perf_counter() - submitted)
-        forward_ms = generation.timings_ms["engine"]
-        timings = {
-            "prepare": prepare_ms,
-            "queue": max(waited_ms - forward_ms, 0.0),
-            "engine": prepare_ms + forward_ms,
-        }
-        return _with_timings(generation, timings)
+        waited_ms = 1e3 * (perf_counter() - submitted)
+        return _with_timings(generation, {"queue": max(waited_ms - generation.timings_ms["engine"], 0.0)})
 
     def forget(self, episode: str) -> None:
         """Have the engine drop what it keeps of an episode, before its next forward."""
@@ -162,7 +151,7 @@ class EngineWorker:
 
     def _run(self) -> None:
         try:
-            with explained("loading the model failed"):
+            with as_engine_error("loading the model failed"):
                 self._engine = self._open()
         except VLMLocalError as error:
             self._failure = error
@@ -186,7 +175,7 @@ class EngineWorker:
         """The engine, warm."""
         engine = self._load()
         for request in self._warm_up:
-            for outcome in engine.generate([engine.prepare(request)]):
+            for outcome in engine.generate([request]):
                 if isinstance(outcome, VLMLocalError):
                     raise outcome
         for episode in {request.episode for request in self._warm_up} - {None}:
@@ -227,7 +216,7 @@ class EngineWorker:
             with self._changed:
                 self._submitted.add(job)
             try:
-                self._engine.submit(job.prepared).add_done_callback(partial(self._finish, job, start))
+                self._engine.submit(job.request).add_done_callback(partial(self._finish, job, start))
             except Exception as error:
                 with self._changed:
                     self._submitted.discard(job)
@@ -248,7 +237,7 @@ class EngineWorker:
         """One forward for all; where it fails, one for each, so that only the guilty request fails."""
         start = perf_counter()
         try:
-            generations = self._engine.generate([job.prepared for job in batch])
+            generations = self._engine.generate([job.request for job in batch])
             if len(generations) != len(batch):
                 raise EngineError(f"the engine gave {len(generations)} answers to {len(batch)} requests")
         except Exception as error:

@@ -19,7 +19,7 @@ from io import BytesIO
 
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
-from waitress.task import ErrorTask
+from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
 from vlm_local.bounds import MAX_LISTED
@@ -38,6 +38,7 @@ PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is 
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
+_SPARE_THREADS = 4  # for what is refused at once, and /health
 _URGENT = ("/act", "/reset", "/hold", "/release", "/health")
 _GIVE_UP_READING = 2**30
 _CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
@@ -58,7 +59,9 @@ class Parser(HTTPRequestParser):
     @property
     def num_held(self) -> int:
         """Bytes of the body that are kept."""
-        return 0 if self.body_rcv is None or isinstance(self.body_rcv.buf, _Nowhere) else self.body_bytes_received
+        return (
+            0 if self.body_rcv is None or isinstance(self.body_rcv.buf, _DiscardingBuffer) else self.body_bytes_received
+        )
 
     def received(self, data):
         consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv is not None else data)
@@ -82,9 +85,9 @@ class Parser(HTTPRequestParser):
         self.completed = bool(body.completed or body.error or given_up)
 
     def _drop_body(self) -> None:
-        if self.body_rcv is not None and not isinstance(self.body_rcv.buf, _Nowhere):
+        if self.body_rcv is not None and not isinstance(self.body_rcv.buf, _DiscardingBuffer):
             self.body_rcv.buf.close()
-            self.body_rcv.buf = _Nowhere()
+            self.body_rcv.buf = _DiscardingBuffer()
 
     def _check_chunks(self) -> None:
         """A body in chunks of a few bytes, or with long lines between them, costs much time and memory."""
@@ -94,7 +97,7 @@ class Parser(HTTPRequestParser):
             self.completed = True
 
 
-class _Nowhere:
+class _DiscardingBuffer:
     """A buffer that counts, but keeps nothing."""
 
     def __init__(self):
@@ -165,10 +168,7 @@ class Channel(HTTPChannel):
     @property
     def is_urgent(self) -> bool:
         """Whether the request to be answered is a robot's, or asks how the server is."""
-        try:
-            return parse_address(self._read_path(self.requests[0]), self._settings.prefix).route in _URGENT
-        except RequestError:
-            return False
+        return parse_address(self._read_path(self.requests[0]), self._settings.prefix).route in _URGENT
 
     @property
     def num_held(self) -> int:
@@ -233,10 +233,31 @@ class Channel(HTTPChannel):
         """Whether the body will be looked at, by token and length; where not, the application says why not."""
         try:
             address = parse_address(self._read_path(request), self._settings.prefix)
+            address.check_robot()
             self._settings.gate.check(self.addr[0], address.token, request.headers.get("AUTHORIZATION", ""))
         except RequestError:
             return False
         return request.content_length <= longest_body(address.route)
+
+
+class TwoPoolDispatcher:
+    """Two of waitress's thread pools, one for robots and one for all others.
+
+    Pages and questions, however many and slow, then hold no thread that a robot needs.
+    """
+
+    def __init__(self, num_robots: int, num_others: int):
+        """Threads of each kind, to which spare ones are added."""
+        self._robots, self._others = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
+        self._robots.set_thread_count(num_robots + _SPARE_THREADS)
+        self._others.set_thread_count(num_others + _SPARE_THREADS)
+
+    def add_task(self, channel: Channel) -> None:
+        (self._robots if channel.is_urgent else self._others).add_task(channel)
+
+    def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> None:
+        for threads in (self._robots, self._others):
+            threads.shutdown(cancel_pending, timeout)
 
 
 def _make_room(channels: list[Channel]) -> None:
