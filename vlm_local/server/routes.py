@@ -8,6 +8,7 @@ from typing import Any
 from flask import Flask, Response, g, request
 
 from vlm_local.answers import Answerer, build_answer_details, decode_question
+from vlm_local.bounds import MAX_LISTED, check_one_text
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json
 from vlm_local.server.access import ADDRESS
@@ -21,6 +22,7 @@ MAX_QUESTIONS = 2  # at once: success detection shall not keep a robot waiting
 
 _DEFAULT_REASON = "POST /hold"
 _MAX_REASON = 200  # characters
+_HEAD = 2**16  # bytes of a large body that show what it is
 
 
 def add_robot_routes(app: Flask, service: Service) -> None:
@@ -127,9 +129,13 @@ def read_body() -> bytes:
     """All of it, in one read, which gives the interpreter's lock back meanwhile.
 
     Flask's get_data reads 64 kB at a time and copies them together: 141 ms of processor time for 60 MB, not 44.
-    Its length has been checked by then.
+    Its length has been checked by then. Raises RequestError for a long list, before all of it is read.
     """
-    return request.environ["wsgi.input"].read(request.content_length or 0)
+    stream, length = request.environ["wsgi.input"], request.content_length or 0
+    if length > MAX_LISTED:
+        check_one_text(stream.read(_HEAD), length)
+        stream.seek(0)
+    return stream.read(length)
 
 
 def send_json(value: Any, status: int = 200) -> Response:
