@@ -14,12 +14,12 @@ ROOT = Path(vlm_local.__file__).parent
 
 # A module imports from its own layer and from those above it in this list, never from those below.
 LAYERS = (
-    {"errors", "types", "files", "libc", "logs", "plain", "interrupts", "processes"},
-    {"paths", "provenance", "grammar", "actions", "primitives", "bounds", "wire"},
+    {"errors", "types", "files", "logs", "plain", "interrupts", "processes"},
+    {"provenance", "grammar", "actions", "primitives", "bounds", "wire"},
     {"prompts", "models", "checkpoint", "machine"},
     {"decoding"},
     {"engines"},
-    {"answers", "policy", "wrappers", "safety", "client", "remote_policy", "assembly"},
+    {"answers", "policy", "inspect_robots_policy", "safety", "client", "remote_policy", "assembly"},
     {"server", "lab", "training", "bench", "doctor"},
     {"cli", "__main__"},
 )
@@ -98,7 +98,7 @@ HEAVY = set(OWNERS) | {"outlines", "bitsandbytes", "matplotlib", "gymnasium", "o
     [
         ("import vlm_local", set()),
         ("from vlm_local.cli import build_parser; build_parser().format_help()", set()),
-        ("import vlm_local.policy, vlm_local.wrappers, vlm_local.client, vlm_local.engines.scripted", set()),
+        ("import vlm_local.policy, vlm_local.client, vlm_local.engines.scripted", set()),
         ("import vlm_local.wire, vlm_local.data", set()),
         ("import vlm_local.lab.statistics, vlm_local.lab.formats, vlm_local.lab.results", set()),
         ("import vlm_local.server", {"flask"}),

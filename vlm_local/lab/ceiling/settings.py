@@ -16,7 +16,7 @@ class Setting:
     """One way of carrying out what the oracle says. The defaults are the server's own.
 
     scale: factor of all step sizes. rest: factor of the step sizes that the oracle assumes: an axis rests within 0.6
-    of these. hold: control steps for which a phrase is kept (wrappers.HoldPhrase). latency: the executed phrase
+    of these. hold: control steps for which a phrase is kept (policy.HoldPhrase). latency: the executed phrase
     answers the observation of this many control steps ago; until the first answer the arm stands still. grammar:
     the vocabulary (play.build_projection). axis: of types.AXES or "all"; kind: "missed" (the axis says nothing) or
     "opposite"; rate: share of the steps in which the axis should move that are wrong, chosen at random.
