@@ -77,11 +77,14 @@ class VLMPolicy:
         template: Template,
         settings: Settings = Settings(),
         table: StepTable = StepTable(),
-        robot: str = "robot",
+        robot: str | None = "robot",
         forget: Callable[[str], None] = lambda episode: None,
         metadata: Mapping[str, Any] | None = None,
     ):
-        """generate: blocks until the engine answered. forget: drops what it kept of an episode."""
+        """generate: blocks until the engine answered. forget: drops what it kept of an episode.
+
+        robot: None where no robot waits for the answers; nothing is kept between them, and robots go first.
+        """
         self._generate = generate
         self._forget = forget
         self._grammar = grammar
@@ -93,22 +96,23 @@ class VLMPolicy:
         self._metadata = dict(metadata or {})
         self._latch = GripperLatch()
         self._episode = 0
-        self.reset(derive_seed(0, robot, 0))
+        self.reset(derive_seed(0, robot or "", 0))
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         return self._metadata
 
     def reset(self, seed: int) -> None:
-        self._forget(self._key)
+        if self._key is not None:
+            self._forget(self._key)
         self._episode += 1
         self._seed = seed
         self._phrases: list[str] = []
         self._latch.reset()
 
     @property
-    def _key(self) -> str:
-        return f"{self._robot}/{self._episode}"
+    def _key(self) -> str | None:
+        return None if self._robot is None else f"{self._robot}/{self._episode}"
 
     def act(self, observation: Observation) -> Decision:
         start = perf_counter()

@@ -54,14 +54,13 @@ def _calibrate(args: argparse.Namespace) -> int:
     from vlm_local.errors import DataError
     from vlm_local.files import write_json
     from vlm_local.lab.offline import calibrate
-    from vlm_local.lab.offline.tables import format_calibration
 
     data = open_data_set(args.data, read_data_options(args), ProblemPrinter())
     calibration = calibrate.collect(data.episodes)
     cells, phrases = list(calibrate.list_cells(calibration)), calibrate.list_phrase_actions(calibration)
     print(f"read: {describe_data(data.about)}")
     print(f"{calibration.num_steps} steps with a full window; metres and radians a control step\n")
-    print(format_calibration(cells, phrases))
+    print(calibrate.format_calibration(cells, phrases))
     tilts = calibration.tilts
     print(f"\ntilt came from roll {tilts['roll']} times, from pitch {tilts['pitch']} times\n")
     table, counts = calibrate.build_table(calibration)

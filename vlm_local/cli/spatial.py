@@ -32,10 +32,10 @@ def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     from vlm_local.assembly import is_url
+    from vlm_local.lab.formats import format_fixed, format_range
     from vlm_local.lab.sources import open_source
-    from vlm_local.lab.spatial.changes import CHANGES
-    from vlm_local.lab.spatial.report import format_interval, format_value
     from vlm_local.lab.spatial.run import run_study
+    from vlm_local.lab.spatial.scenes import CHANGES
 
     scene_set = _choose_set(args)
     options = read_policy_options(args)
@@ -48,7 +48,7 @@ def _run(args: argparse.Namespace) -> int:
         policy = source.build("spatial", tell_all=True)
         report = run_study(hide_secrets(args.model or "tiny"), policy, scene_set, args.out, bar.update)
     for name in ("turned", "moved", "left", "right"):
-        print(f"{name:8}{format_value(report[name]['value']):>6}  {format_interval(report[name]['interval'])}")
+        print(f"{name:8}{format_fixed(report[name]['value']):>6}  {format_range(report[name]['interval'])}")
     print("turned and right should be 1, moved and left 0")
     print(f"report: {args.out / 'report.html'}")
     return 0

@@ -9,6 +9,7 @@ from typing import Any
 from flask import Flask, Response, g, request
 
 from vlm_local.answers import Answerer, build_answer_details, decode_question
+from vlm_local.bounds import MAX_LISTED, check_one_text
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json
 from vlm_local.server.access import ADDRESS, CONNECTION
@@ -33,6 +34,7 @@ _DEFAULT_REASON = "POST /hold"
 _MAX_REASON = 200  # characters
 _TEST_S = 7.0  # while the model loads; the form waits 8 s for its test
 _OF_PROXIES = ("Via", "Forwarded", "X-Forwarded-For")
+_HEAD = 2**16  # bytes of a large body that show what it is
 
 
 def add_robot_routes(app: Flask, service: Service) -> None:
@@ -176,9 +178,13 @@ def read_body() -> bytes:
     """All of it, in one read, which gives the interpreter's lock back meanwhile.
 
     Flask's get_data reads 64 kB at a time and copies them together: 141 ms of processor time for 60 MB, not 44.
-    Its length has been checked by then.
+    Its length has been checked by then. Raises RequestError for a long list, before all of it is read.
     """
-    return request.environ["wsgi.input"].read(request.content_length or 0)
+    stream, length = request.environ["wsgi.input"], request.content_length or 0
+    if length > MAX_LISTED:
+        check_one_text(stream.read(_HEAD), length)
+        stream.seek(0)
+    return stream.read(length)
 
 
 def send_json(value: Any, status: int = 200) -> Response:
