@@ -1,0 +1,45 @@
+"""`station`: a whole AutoEval job against a policy server, in the simulator."""
+
+import argparse
+from pathlib import Path
+
+from vlm_local.cli.options import count, number, seed
+
+_TASKS = ("open_drawer", "close_drawer", "eggplant_in_sink", "eggplant_in_basket")
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "station",
+        help="a whole AutoEval job against any policy server, in the simulator",
+        description="Sends and executes what an AutoEval station does, and tells what would have ended the job.",
+        epilog="Exit status 0 only where nothing would have.",
+    )
+    add = parser.add_argument
+    add("url", metavar="URL", help="of the policy server, such as http://127.0.0.1:8000")
+    add("--task", required=True, choices=_TASKS, help="the job's task")
+    add("--episodes", type=count(1, 1000), default=10, metavar="N", help="[10]")
+    add("--max-steps", type=count(1, 10_000), default=70, metavar="N", help="of every episode [70]")
+    add("--clock", choices=("step", "wall"), default="step", help="whether the world waits for answers [step: it does]")
+    text = "a submission test in the middle of every Nth episode, 0 for none [1]"
+    add("--test-every", type=count(0, 1000), default=1, metavar="N", help=text)
+    text = "the way to the server is silent for so long, once in mid-job [never]"
+    add("--drop-tunnel", type=number(0.1, 600), metavar="S", help=text)
+    add("--seed", type=seed(), default=0, metavar="S", help="of the first episode; the next has the next [0]")
+    add("--out", type=Path, required=True, metavar="DIR", help="gets eval_data/, station.jsonl and report.json")
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from tqdm import tqdm
+
+    from vlm_local.files import encode_json
+    from vlm_local.lab.station.run import JobPlan, run_job
+
+    plan = JobPlan(
+        args.url, args.task, args.episodes, args.max_steps, args.clock, args.test_every, args.drop_tunnel, args.seed
+    )
+    with tqdm(total=plan.episodes, unit="episode", disable=None) as bar:
+        report = run_job(plan, args.out, lambda done: bar.update(1))
+    print(encode_json({name: report[name] for name in report if name not in ("versions", "git", "machine")}))
+    return 1 if report["would_have_ended"] else 0
