@@ -35,12 +35,12 @@ def _read_lines(out):
 def test_a_constant_phrase_turns_the_simulated_gripper_about_its_axis(phrase, tmp_path):
     with serve() as server:
         server.engine.phrase = phrase
-        assert _station(server.url, tmp_path / "job", "--episodes", "1", "--max-steps", "5") == 0
+        assert _station(server.url, tmp_path / "job", "--episodes", "1", "--max-steps", "4") == 0
         measured = [record.observation.proprio[3:6] for record in server.records]
     commanded = [to_bridge(line["commanded"]) for line in _read_lines(tmp_path / "job")]
-    np.testing.assert_allclose(np.diff(commanded, axis=0), [TURNS[phrase]] * 4, atol=1e-6)
+    np.testing.assert_allclose(np.diff(commanded, axis=0), [TURNS[phrase]] * 3, atol=1e-6)
     # The joints lag behind while they start.
-    np.testing.assert_allclose(np.diff(measured, axis=0)[1:], [TURNS[phrase]] * 3, atol=0.02)
+    np.testing.assert_allclose(np.diff(measured, axis=0)[1:], [TURNS[phrase]] * 2, atol=0.02)
 
 
 def test_without_the_frame_the_same_twin_tilts_to_and_fro(tmp_path):
