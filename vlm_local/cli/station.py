@@ -29,6 +29,14 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help="gets eval_data/, station.jsonl and report.json")
     parser.set_defaults(run=_run)
 
+    parser = subparsers.add_parser(
+        "outcomes", help="how the rollouts ended that a server recorded, by AutoEval's files"
+    )
+    parser.add_argument("recording", metavar="RUN", type=Path, help="run folder of the server")
+    parser.add_argument("eval_data", metavar="EVAL_DATA", type=Path, help="folder of the same job's traj_*.pkl")
+    parser.add_argument("--out", type=Path, metavar="F.json", help="also gets the table")
+    parser.set_defaults(run=_run_outcomes)
+
 
 def _run(args: argparse.Namespace) -> int:
     from tqdm import tqdm
@@ -43,3 +51,16 @@ def _run(args: argparse.Namespace) -> int:
         report = run_job(plan, args.out, lambda done: bar.update(1))
     print(encode_json({name: report[name] for name in report if name not in ("versions", "git", "machine")}))
     return 1 if report["would_have_ended"] else 0
+
+
+def _run_outcomes(args: argparse.Namespace) -> int:
+    from vlm_local.cli.data import ProblemPrinter
+    from vlm_local.files import encode_json, write_json
+    from vlm_local.lab.station.outcomes import format_outcomes, join_outcomes
+
+    table = join_outcomes(args.recording, args.eval_data, ProblemPrinter())
+    print(format_outcomes(table))
+    if args.out is not None:
+        write_json(args.out, table)
+    print(encode_json({name: value for name, value in table.items() if name != "episodes"}))
+    return 0

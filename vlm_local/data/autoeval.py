@@ -11,7 +11,7 @@ what is used of them is looked at piece by piece.
 import os
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vlm_local.data.images import check_image, choose_camera, decode_image, requ
 from vlm_local.data.pickles import MAX_BYTES, LimitedFile, Shell, load_plain
 from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
 from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
-from vlm_local.embodiments import AUTO, AUTOEVAL, Embodiment, load_embodiment
+from vlm_local.embodiments import AUTO, AUTOEVAL, BRIDGE, load_embodiment, looks_like_station
 from vlm_local.errors import DataError
 from vlm_local.files import open_regular
 from vlm_local.types import Episode
@@ -152,8 +152,7 @@ def _build_episode(index: int, path: Path, number: int, selection: Selection) ->
     if not isinstance(obs, dict):
         raise DataError(f"{source}: obs must be a dictionary of cameras, not {type(obs).__name__}")
     camera = choose_camera([name for name in obs if isinstance(name, str)], selection.camera, source)
-    frame = AUTO if selection.embodiment == AUTO else load_embodiment(selection.embodiment).rotation_frame
-    states = _read_states(trajectory, load_embodiment(AUTOEVAL if frame == AUTO else selection.embodiment), source)
+    states, frame = _read_states(trajectory, selection.embodiment, source)
     layout = PADDED_POSE if states.shape[1] == PADDED_POSE.width else POSE
     states = convert_states(states, replace(layout, frame=frame), source)
     if len(obs[camera]) != len(states):
@@ -170,14 +169,44 @@ def _build_episode(index: int, path: Path, number: int, selection: Selection) ->
 
     said = summarise_instructions(_read_instructions(trajectory.get("language_command"), len(states), source))
     actions = actions if actions is not None and len(actions) == len(states) else None
-    success = trajectory.get("success")
-    success = bool(success) if isinstance(success, bool | np.bool_) else None
     if _is_late(trajectory):
         states, actions = states[:-1], None if actions is None else actions[1:]
         if not len(states):
             raise DataError(f"{source}: a single step, of which the logger kept no observation")
     load_image = require_one_size(load_image, source)
-    return Episode(index, said[0], states, actions, load_image, source, said[1], success)
+    return Episode(index, said[0], states, actions, load_image, source, said[1], _read_success(trajectory))
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """How a rollout ended. actions: float64 (T, 7), all that the policy answered, before the station clipped any."""
+
+    source: str
+    instruction: str
+    success: bool | None
+    actions: np.ndarray
+
+
+def read_outcomes(path: Path, report: Callable[[DataError], None]) -> Iterator[Outcome]:
+    """The rollouts of a .pkl file, or of all below a folder; files that hold none go to `report`."""
+    for file in _list_files(path):
+        try:
+            for trajectory in _load_trajectories(file):
+                yield _read_outcome(trajectory, str(file))
+        except DataError as error:
+            report(error)
+
+
+def _read_outcome(trajectory: dict[str, Any], source: str) -> Outcome:
+    actions, said = _to_matrix(trajectory.get("action")), trajectory.get("language_command")
+    if actions is None or actions.shape[1] != 7 or not np.isfinite(actions).all():
+        raise DataError(f"{source}: the actions are not 7 finite numbers a step")
+    return Outcome(source, said if isinstance(said, str) else "", _read_success(trajectory), actions)
+
+
+def _read_success(trajectory: dict[str, Any]) -> bool | None:
+    success = trajectory.get("success")
+    return bool(success) if isinstance(success, bool | np.bool_) else None
 
 
 def _is_late(trajectory: dict[str, Any]) -> bool:
@@ -195,21 +224,24 @@ def _read_instructions(value: Any, num_steps: int, source: str) -> list[str]:
     return [(instruction or "").strip() for instruction in instructions]
 
 
-def _read_states(trajectory: dict[str, Any], embodiment: Embodiment, source: str) -> np.ndarray:
-    """(T, 7 or 8), gripper 0..1."""
+def _read_states(trajectory: dict[str, Any], embodiment: str, source: str) -> tuple[np.ndarray, str]:
+    """(T, 7 or 8), gripper 0..1; and the frame of its rotations. embodiment: as Selection's."""
     states = _to_matrix(trajectory.get("proprio"))
     if states is not None:
+        told = (AUTOEVAL if looks_like_station(states[0]) else BRIDGE) if embodiment == AUTO else embodiment
+        robot = load_embodiment(told)
         if states.shape[1] == 8:
-            opened = embodiment.gripper_open_reading["8"]
-            states = np.concatenate([states[:, :7], states[:, 7:] / opened], axis=1)
-        return states
+            states = np.concatenate([states[:, :7], robot.measure_opening(states[:, 7:], 8)], axis=1)
+        return states, robot.rotation_frame
     pose, gripper = (_to_matrix(trajectory.get(name)) for name in ("end_effector_pose", "gripper"))
     if pose is None or gripper is None or len(pose) != len(gripper):
         raise DataError(
             f"{source}: neither proprio nor end_effector_pose and gripper of every step; it has "
             f"{', '.join(map(str, trajectory))[:200]}"
         )
-    return np.concatenate([pose, gripper], axis=1)
+    return np.concatenate([pose, gripper], axis=1), AUTO if embodiment == AUTO else load_embodiment(
+        embodiment
+    ).rotation_frame
 
 
 def _to_matrix(values: Any) -> np.ndarray | None:

@@ -40,7 +40,7 @@ class Embodiment:
     reset_pose: x, y, z, roll, pitch, yaw that its reset commands, in `rotation_frame`; None where it has none.
     max_step: largest step of x, y, z, roll, pitch, yaw that it shall be told.
     control_hz: control steps a second, nominal.
-    gripper_open_reading: number of values of a state ("7", "8") -> the reading of an open gripper; closed reads 0.
+    gripper_reading: number of values of a state ("7", "8") -> what it reads of a closed and of an open gripper.
     gripper_command: "closed" and "open" -> the number that commands it.
     steps: fields of actions.StepTable that differ from the default, None for none.
     workspace_m: (low, high) of x, y, z; None where none is known for all stations.
@@ -56,7 +56,7 @@ class Embodiment:
     reset_pose: tuple[float, ...] | None
     max_step: tuple[float, ...]
     control_hz: float
-    gripper_open_reading: Mapping[str, float]
+    gripper_reading: Mapping[str, tuple[float, float]]
     gripper_command: Mapping[str, float]
     steps: Mapping[str, Any] | None
     workspace_m: tuple[tuple[float, float], ...] | None
@@ -72,8 +72,9 @@ class Embodiment:
         self._require_numbers("max_rotation_rad", self.max_rotation_rad, (), is_optional=True)
         self._require_numbers("control_hz", self.control_hz, ())
         self._require_numbers("workspace_m", self.workspace_m, (3, 2), is_optional=True)
-        self._require_mapping("gripper_open_reading", ("7", "8"), int | float)
-        self._require(min(self.gripper_open_reading.values()) > 0, "gripper_open_reading", "numbers above 0")
+        self._require_mapping("gripper_reading", ("7", "8"), list)
+        for closed_open in self.gripper_reading.values():
+            self._require(_is_rising(closed_open), "gripper_reading", "two numbers each, closed below open")
         self._require_mapping("gripper_command", ("closed", "open"), int | float)
         self._require_mapping("camera", CAMERA_WORDS, str)
 
@@ -81,6 +82,11 @@ class Embodiment:
     def frame(self) -> str:
         """ "autoeval" where rotations are converted, else "bridge"."""
         return "autoeval" if self.rotation_frame == "base" else "bridge"
+
+    def measure_opening(self, readings: np.ndarray, num_values: int) -> np.ndarray:
+        """Readings of the gripper in states of so many values -> 0 closed..1 open."""
+        closed, opened = self.gripper_reading[str(num_values)]
+        return np.clip((readings - closed) / (opened - closed), 0.0, 1.0)
 
     def _require(self, is_right: bool, name: str, expected: str) -> None:
         if not is_right:
@@ -101,6 +107,10 @@ class Embodiment:
         is_right = isinstance(value, dict) and set(value) == set(keys)
         is_right = is_right and all(isinstance(each, kind) and not isinstance(each, bool) for each in value.values())
         self._require(is_right, name, f"an object with the fields {', '.join(keys)}")
+
+
+def _is_rising(pair: list) -> bool:
+    return len(pair) == 2 and all(isinstance(each, int | float) for each in pair) and pair[0] < pair[1]
 
 
 def list_embodiments() -> list[str]:

@@ -191,8 +191,8 @@ class Frame:
         if state is None:
             return None
         angles = state[3:6] if self._shadow is None else base_to_bridge(state[3:6])
-        opening = state[-1] / self._embodiment.gripper_open_reading[str(len(state))]
-        return np.concatenate([state[:3], angles, [np.clip(opening, 0.0, 1.0)]])
+        opening = self._embodiment.measure_opening(state[-1], len(state))
+        return np.concatenate([state[:3], angles, [opening]])
 
     def send(self, meant: np.ndarray) -> Sent:
         """Action in the Bridge frame (7,) as types.Decision.action -> what the robot is told."""

@@ -72,7 +72,7 @@ class StationArm:
         is_taken = self._move(position, angles, executed[6])
         if is_taken:
             self._position, self.commanded = position, angles
-        clipped = bool((executed[:6] != action[:6]).any())
+        clipped = not np.allclose(executed[:6], action[:6], rtol=0, atol=1e-9)
         return Executed(executed, clipped, not is_taken, self.commanded)
 
     def _move(self, position: np.ndarray, angles: np.ndarray, opening: float) -> bool:

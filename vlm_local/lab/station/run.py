@@ -92,6 +92,7 @@ class _Job:
     def __init__(self, plan: JobPlan, env: SimEnv, client: StationClient, relay: Relay | None, out: Path):
         self._plan, self._env, self._client, self._relay = plan, env, client, relay
         self._arm = StationArm(env)
+        self._instruction = env.task.words[0]  # AutoEval's own, the same in the whole job
         self._random = np.random.default_rng(plan.seed)
         self._tally = _Tally()
         self._eval_id = str(int(self._random.integers(10**15)))
@@ -123,14 +124,12 @@ class _Job:
         self._tally.successes += info["success"]
         self._tally.reached += is_reached
         seconds = time.monotonic() - began
-        instruction = self._env.task.instruction
-        write_trajectory(self._folder / f"traj_{number}.pkl", instruction, steps, info["success"], seconds)
+        write_trajectory(self._folder / f"traj_{number}.pkl", self._instruction, steps, info["success"], seconds)
 
     def _take_step(self, number: int, step: int, image: np.ndarray, steps: list) -> tuple[np.ndarray, Mapping]:
         """Ask, carry out, observe; appends to `steps` and returns the picture and the simulator's info."""
         state, began = self._arm.state, time.perf_counter()
-        instruction = self._env.task.instruction
-        answer = self._survive("/act", number, step, lambda: self._client.act(image, instruction, state))
+        answer = self._survive("/act", number, step, lambda: self._client.act(image, self._instruction, state))
         seconds = time.perf_counter() - began
         self._tally.ms.append(1e3 * seconds)
         if self._plan.clock == "wall":
