@@ -239,9 +239,8 @@ def _read_states(trajectory: dict[str, Any], embodiment: str, source: str) -> tu
             f"{source}: neither proprio nor end_effector_pose and gripper of every step; it has "
             f"{', '.join(map(str, trajectory))[:200]}"
         )
-    return np.concatenate([pose, gripper], axis=1), AUTO if embodiment == AUTO else load_embodiment(
-        embodiment
-    ).rotation_frame
+    frame = AUTO if embodiment == AUTO else load_embodiment(embodiment).rotation_frame
+    return np.concatenate([pose, gripper], axis=1), frame
 
 
 def _to_matrix(values: Any) -> np.ndarray | None:
