@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose. Messages say what was expected, what came, what to do."""
+"""The errors of this package. A message says what was expected, what came and what to do."""
 
 
 class VLMLocalError(Exception):

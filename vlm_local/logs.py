@@ -23,6 +23,7 @@ class LineWriter:
         self._thread.start()
 
     def put(self, line: str) -> None:
+        """Queue a line; never waits, and drops it where the queue is full."""
         try:
             self._lines.put_nowait(line)
         except queue.Full:

@@ -114,7 +114,7 @@ def _holds_model(folder: Path) -> bool:
 def _list_folders(name: str) -> list[Path]:
     """checkpoints/NAME of the working folder, then of the clone or package."""
     model = find_model(name)
-    names = dict.fromkeys([name, *([model.name] if model else [])])
+    names: list[str] = list(dict.fromkeys([name, *([model.name] if model else [])]))
     roots = dict.fromkeys([Path("checkpoints").absolute(), find_shipped("checkpoints")])
     return [root / each for root in roots for each in names if not os.path.isabs(each)]
 
@@ -150,8 +150,9 @@ def name_base(checkpoint: Checkpoint) -> str:
     if cached := _SNAPSHOT.search(str(checkpoint.folder)):
         return f"{cached[1]}/{cached[2]}"
     model, folder = find_model(checkpoint.name), checkpoint.folder.resolve()
-    is_registered = model and folder in [each.resolve() for each in _list_folders(checkpoint.name)]
-    return (model.repository or model.name) if is_registered else str(folder)
+    if model is not None and folder in [each.resolve() for each in _list_folders(checkpoint.name)]:
+        return model.repository or model.name
+    return str(folder)
 
 
 def _find_base(adapter: Path, offline: bool) -> Path:
@@ -194,8 +195,9 @@ def _download(name: str, offline: bool) -> Path:
 
     try:
         info = HfApi().model_info(repository, files_metadata=True, timeout=_HUB_TIMEOUT_S)
-        wanted = set(filter_repo_objects([file.rfilename for file in info.siblings], allow_patterns=_PATTERNS))
-        size = sum(file.size or 0 for file in info.siblings if file.rfilename in wanted)
+        files = info.siblings or []
+        wanted = set(filter_repo_objects([file.rfilename for file in files], allow_patterns=_PATTERNS))
+        size = sum(file.size or 0 for file in files if file.rfilename in wanted)
         _check_disk(Path(HF_HUB_CACHE), size, name)
         print(f"Downloading {repository} ({size / 1e9:.1f} GB) to {HF_HUB_CACHE} ...", file=sys.stderr, flush=True)
         return Path(snapshot_download(repository, allow_patterns=_PATTERNS))  # by branch: the cache is looked up by it

@@ -115,12 +115,15 @@ def load_steps(sequences: Path | None) -> tuple[str, list[RobotStep]]:
         proprio = np.array([0.3, 0.0, 0.15, 0.0, 0.0, 0.0, 0.0, 0.39])  # with a zero before the gripper
         return "noise, 256x256", [_write_step(image, "lift the cup", proprio, begins=False) for image in images]
     source, episodes = load_sequences(sequences)
-    if not all(episode.load_image and episode.proprios is not None for episode in episodes):
-        raise ConfigError(f"--sequences {sequences}: bench act needs the pictures and states of every step")
+    steps = []
+    for episode in episodes:
+        if episode.load_image is None or episode.proprios is None:
+            raise ConfigError(f"--sequences {sequences}: bench act needs the pictures and states of every step")
+        steps.append((episode.load_image, episode.instruction, episode.proprios, len(episode.phrases)))
     return source, [
-        _write_step(episode.load_image(step), episode.instruction, episode.proprios[step], begins=step == 0)
-        for episode in episodes
-        for step in range(len(episode.phrases))
+        _write_step(load_image(step), instruction, proprios[step], begins=step == 0)
+        for load_image, instruction, proprios, count in steps
+        for step in range(count)
     ]
 
 
@@ -140,7 +143,7 @@ def start_server(options, folder: Path, flags: Sequence[str] = ()) -> Iterator[B
     log = (folder / "server.log").open("w")
     with log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ) as process:
         try:
-            line = next((line for line in process.stdout if line.startswith("ready: ")), None)
+            line = next((line for line in process.stdout or () if line.startswith("ready: ")), None)
             if line is None:
                 raise ConfigError(f"the server did not start: {(folder / 'server.log').read_text().strip()[-2000:]}")
             model, _, where = line.removeprefix("ready: ").partition(" at ")
@@ -224,7 +227,7 @@ class Client:
 
     def __init__(self, url: str, robot: str, steps: Sequence[RobotStep]):
         parts = urlsplit(url)
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
         self._path = f"{parts.path}/s/{robot}"
         self._steps = itertools.cycle(steps)
 

@@ -287,10 +287,11 @@ def _start(module: str, arguments: Sequence[str], log: Path) -> subprocess.Popen
 
 def await_ready(server: subprocess.Popen, log: Path) -> str:
     """The URL of a server, once it has said on stdout that it is ready. Raises ConfigError where it ends before."""
-    line = next((line for line in server.stdout if line.startswith("ready: ")), None)
-    if line is None:
+    line = next((line for line in server.stdout or () if line.startswith("ready: ")), None)
+    url = re.search(r"https?://[^,\s]+", line or "")
+    if url is None:
         raise ConfigError(f"the server did not start: {log.read_text()[-2000:]}")
-    return re.search(r"https?://[^,\s]+", line)[0]
+    return url[0]
 
 
 def _fetch(url: str) -> dict[str, Any]:

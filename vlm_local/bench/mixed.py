@@ -77,10 +77,12 @@ def _play_rounds(url: str, settings: MixedSettings) -> tuple[list[Diary], list[D
         alone += _play(url, settings, seconds)
         command = [sys.executable, "-m", "vlm_local.bench.strangers", url, str(seconds)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as strangers:
+            told = strangers.stdout
+            assert told is not None  # a pipe
             try:
-                strangers.stdout.readline()  # "ready"
+                told.readline()  # "ready"
                 mixed += _play(url, settings, seconds)
-                answers.update(json.loads(strangers.stdout.readline()))
+                answers.update(json.loads(told.readline()))
             finally:
                 strangers.kill()
     return alone, mixed, answers

@@ -148,7 +148,9 @@ def summarise_contest(contest: Contest) -> dict[str, Any]:
         "disagreements": contest.num_disagreements,
         "followed_steering": contest.num_followed / len(prefill),
         "posterior_fast_missing_mass": summarise(missing) | {"certified_0.99": float((missing <= 0.01).mean())},
-        "said_probability": summarise(np.array([each.probabilities.max() for each in exact])),
+        "said_probability": summarise(
+            np.array([each.probabilities.max() for each in exact if each.probabilities is not None])
+        ),
         "different_phrases": len({each.sentence for each in drafts}),
         "peak_memory_mb": _read_peak_memory_mb(),
     }

@@ -1,4 +1,8 @@
-"""The one thread that owns an engine. Everyone else submits a request and waits for its answer."""
+"""The thread that owns an engine. All other threads submit a request and wait for its answer.
+
+One thread, because engines are not thread-safe and a GPU runs one forward at a time anyway. Lock: `_changed` guards
+the queues and is never held while the engine works.
+"""
 
 import logging
 import threading
@@ -29,7 +33,7 @@ class _Job:
 
 
 class EngineWorker:
-    """Loads an engine and feeds it, in a thread of its own.
+    """Loads an engine and gives it requests, in a thread of its own. Any thread may call the public methods.
 
     Requests that wait while a forward runs share the next one, up to the engine's max_batch; one that
     comes alone starts at once. A forward cannot be interrupted: past the deadline its callers get an
@@ -81,6 +85,7 @@ class EngineWorker:
 
     @property
     def num_waiting(self) -> int:
+        """Requests that no forward has taken yet."""
         return len(self._waiting)
 
     @property
@@ -99,7 +104,11 @@ class EngineWorker:
         return True
 
     def generate(self, request: GenerationRequest) -> Generation:
-        """Block until the engine answered. Raises EngineError where it failed or took too long."""
+        """Block until the engine has answered.
+
+        Raises EngineError where the engine failed or took longer than the deadline, EngineClosed where it is closed,
+        RequestError for a request that it cannot answer. `timings_ms` gets "queue" (waiting) and "engine" (the rest).
+        """
         self.wait_loaded()
         submitted = perf_counter()
         job = _Job(request)
@@ -147,24 +156,23 @@ class EngineWorker:
     def _run(self) -> None:
         try:
             with as_engine_error("loading the model failed"):
-                self._engine = self._open()
+                engine = self._engine = self._open()
         except VLMLocalError as error:
             self._failure = error
             return
         finally:
             self._loaded.set()
-        is_concurrent = isinstance(self._engine, ConcurrentEngine)
-        while (work := self._take()) is not None:
+        while (work := self._take(engine.max_batch)) is not None:
             forgotten, batch = work
             for episode in forgotten:
-                self._forget(episode)
-            if is_concurrent:
-                self._submit(batch)
+                _forget(engine, episode)
+            if isinstance(engine, ConcurrentEngine):
+                self._submit(engine, batch)
             elif batch:
-                self._answer(batch)
+                self._answer(engine, batch)
             self._running_since = None
             self._running = []
-        self._engine.close()
+        engine.close()
 
     def _open(self) -> Engine:
         """The engine, warm."""
@@ -173,11 +181,11 @@ class EngineWorker:
             for outcome in engine.generate([request]):
                 if isinstance(outcome, VLMLocalError):
                     raise outcome
-        for episode in {request.episode for request in self._warm_up} - {None}:
+        for episode in {request.episode for request in self._warm_up if request.episode is not None}:
             engine.forget(episode)
         return engine
 
-    def _take(self) -> tuple[list[str], list[_Job]] | None:
+    def _take(self, max_batch: int) -> tuple[list[str], list[_Job]] | None:
         """Wait for work; None once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._waiting or self._forgotten)
@@ -185,26 +193,20 @@ class EngineWorker:
                 return None
             forgotten, self._forgotten = self._forgotten, []
             batch = []
-            while self._waiting and len(batch) < self._engine.max_batch:
+            while self._waiting and len(batch) < max_batch:
                 job = self._waiting.popleft()
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)
             self._running, self._running_since = batch, monotonic()  # forgetting takes its time, too
             return forgotten, batch
 
-    def _forget(self, episode: str) -> None:
-        try:
-            self._engine.forget(episode)
-        except Exception:
-            logger.exception("the engine could not forget episode %s", episode)
-
-    def _submit(self, jobs: list[_Job]) -> None:
+    def _submit(self, engine: ConcurrentEngine, jobs: list[_Job]) -> None:
         start = perf_counter()
         for job in jobs:
             with self._changed:
                 self._submitted.add(job)
             try:
-                self._engine.submit(job.request).add_done_callback(partial(self._finish, job, start))
+                engine.submit(job.request).add_done_callback(partial(self._finish, job, start))
             except Exception as error:
                 with self._changed:
                     self._submitted.discard(job)
@@ -221,18 +223,18 @@ class EngineWorker:
         except Exception as error:
             self._fail(job, error)
 
-    def _answer(self, batch: list[_Job]) -> None:
+    def _answer(self, engine: Engine, batch: list[_Job]) -> None:
         """One forward for all; where it fails, one for each, so that only the guilty request fails."""
         start = perf_counter()
         try:
-            generations = self._engine.generate([job.request for job in batch])
+            generations = engine.generate([job.request for job in batch])
             if len(generations) != len(batch):
                 raise EngineError(f"the engine gave {len(generations)} answers to {len(batch)} requests")
         except Exception as error:
             if len(batch) > 1:
                 for job in batch:
                     if not self._is_stuck():  # past the deadline, when nobody waits any more
-                        self._answer([job])
+                        self._answer(engine, [job])
                 return
             self._fail(batch[0], error)
             return
@@ -248,6 +250,13 @@ class EngineWorker:
         _settle(job.future, failure)
 
 
+def _forget(engine: Engine, episode: str) -> None:
+    try:
+        engine.forget(episode)
+    except Exception:
+        logger.exception("the engine could not forget episode %s", episode)
+
+
 def _deliver(job: _Job, outcome: Outcome, engine_ms: float) -> None:
     if isinstance(outcome, VLMLocalError):
         logger.warning("%s", outcome)
@@ -259,7 +268,7 @@ def _deliver(job: _Job, outcome: Outcome, engine_ms: float) -> None:
 
 
 def _find_fault(generation: Generation, request: GenerationRequest) -> str | None:
-    """Why an engine's answer is none, whatever engine it is."""
+    """Why an answer cannot be used, None where it can: the one check of grammar membership, for all engines alike."""
     if generation.sentence not in request.sentences:
         return f"the engine left the grammar and said {generation.sentence!r}"
     told = generation.probabilities
