@@ -87,7 +87,7 @@ class Policies:
 
     def __init__(
         self,
-        build: Callable[[str, bool], Policy],
+        build: Callable[[str | None, bool], Policy],
         worker: EngineWorker | None,
         metadata: Mapping[str, Any],
         answerer: Answerer | None = None,
@@ -97,9 +97,10 @@ class Policies:
         self._build = build
         self._metadata = metadata
 
-    def build(self, robot: str, tell_all: bool = False) -> Policy:
+    def build(self, robot: str | None, tell_all: bool = False) -> Policy:
         """A policy for this robot. Waits until the engine is loaded and raises what its load raised.
 
+        robot: None for a policy that no robot waits for.
         tell_all: with the probabilities of all phrases, as far as the engine can give them.
         """
         if self.worker is not None:
@@ -262,7 +263,9 @@ class _ResolvedOptions:
             return EngineProcess(load)
         return EngineProcess(load, deadline_ms / 1e3 + _HUNG_S, stopped_after_s=deadline_ms / 1e3)
 
-    def build_policy(self, robot: str, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool) -> Policy:
+    def build_policy(
+        self, robot: str | None, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool
+    ) -> Policy:
         best = "fast" if self._options.engine == "openai" else "exact"  # servers give bounds only
         policy = VLMPolicy(
             worker.generate,

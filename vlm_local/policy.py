@@ -89,13 +89,14 @@ class VLMPolicy:
         template: Template,
         settings: Settings = Settings(),
         table: StepTable = StepTable(),
-        robot: str = "robot",
+        robot: str | None = "robot",
         forget: Callable[[str], None] = lambda episode: None,
         metadata: Mapping[str, Any] | None = None,
     ):
         """generate: blocks until the engine has answered. forget: has the engine drop what it keeps of an episode.
 
-        grammar: of movement phrases. robot: its name, part of the key under which the engine keeps an episode's KV.
+        grammar: of movement phrases. robot: its name, part of the key under which the engine keeps an episode's KV;
+        None where no robot waits for the answers: nothing is kept between them, and robots go first.
         metadata: what the policy says of itself.
         """
         self._generate = generate
@@ -109,22 +110,23 @@ class VLMPolicy:
         self._metadata = dict(metadata or {})
         self._latch = GripperLatch()
         self._episode = 0
-        self.reset(derive_seed(0, robot, 0))
+        self.reset(derive_seed(0, robot or "", 0))
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         return self._metadata
 
     def reset(self, seed: int) -> None:
-        self._forget(self._key)
+        if self._key is not None:
+            self._forget(self._key)
         self._episode += 1
         self._seed = seed
         self._phrases: list[str] = []
         self._latch.reset()
 
     @property
-    def _key(self) -> str:
-        return f"{self._robot}/{self._episode}"
+    def _key(self) -> str | None:
+        return None if self._robot is None else f"{self._robot}/{self._episode}"
 
     def act(self, observation: Observation) -> Decision:
         """Raises EngineError where the engine failed or took too long, RequestError for what it cannot be asked."""

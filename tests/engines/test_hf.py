@@ -16,7 +16,8 @@ from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines.hf import open_hf_engine
 from vlm_local.engines.loading import load_model
-from vlm_local.engines.processing import MAX_PIXELS, MAX_PROMPT_TOKENS, Processing
+from vlm_local.engines.pictures import MAX_PIXELS
+from vlm_local.engines.processing import MAX_PROMPT_TOKENS, Processing
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.grammar import load_phrase_grammar
 from vlm_local.prompts import build_prompt, load_template

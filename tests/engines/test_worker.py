@@ -1,9 +1,11 @@
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from vlm_local.engines.pictures import MAX_PIXELS, scale_down
 from vlm_local.engines.scripted import ScriptedEngine
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError
@@ -98,6 +100,50 @@ def test_a_lone_request_starts_at_once_and_those_that_wait_share_the_next_forwar
     assert [generation.sentence for generation in generations] == ["move up"] * 6
     assert engine.batches == [["0"], ["1", "2", "3"], ["4", "5"]]
     assert generations[5].timings_ms["queue"] > 100
+
+
+def _queue(worker, engine, *requests):
+    """Callers of requests that wait, in this order, while the first one's forward runs."""
+    callers = [Caller(worker, requests[0])]
+    assert engine.entered.acquire(timeout=60)
+    for count, request in enumerate(requests[1:], 1):
+        callers.append(Caller(worker, request))
+        _until(lambda count=count: worker.num_waiting == count)
+    return callers
+
+
+def test_robots_go_before_questions_and_share_no_forward_with_them(make_worker, monkeypatch):
+    monkeypatch.setattr("vlm_local.engines.worker.OTHERS_WAIT_S", 3600.0)
+    engine = GatedEngine()
+    worker = make_worker(engine)
+    robots = [_request(name, episode=f"{name}/1") for name in ("left", "right")]
+    callers = _queue(worker, engine, _request("running"), _request("first"), robots[0], _request("second"), robots[1])
+    engine.gate.release(3)
+    assert {caller.finish().sentence for caller in callers} == {"move up"}
+    assert engine.batches == [["running"], ["left", "right"], ["first", "second"]]
+
+
+def test_a_question_waits_for_robots_only_so_long(make_worker, monkeypatch):
+    monkeypatch.setattr("vlm_local.engines.worker.OTHERS_WAIT_S", 0.05)
+    engine = GatedEngine()
+    worker = make_worker(engine)
+    robot = _request("robot", episode="robot/1")
+    callers = _queue(worker, engine, _request("running"), _request("question"), robot)
+    time.sleep(0.1)
+    engine.gate.release(3)
+    assert {caller.finish().sentence for caller in callers} == {"move up"}
+    assert engine.batches == [["running"], ["question"], ["robot"]]
+
+
+def test_a_large_picture_is_scaled_down_once(make_worker):
+    seen = []
+    worker = make_worker(lambda: ScriptedEngine(lambda request: seen.append(request.image) or np.ones(3), "seen"))
+    large = np.random.default_rng(0).integers(0, 256, (2000, 700, 3), np.uint8)
+    small = np.zeros((16, 16, 3), np.uint8)
+    for image in (large, small):
+        worker.generate(replace(_request(), image=image))
+    assert seen[0].shape == (1693, 592, 3) and seen[0].size <= 3 * MAX_PIXELS and seen[1] is small
+    assert scale_down(seen[0]) is seen[0]
 
 
 @pytest.mark.parametrize("error", [RequestError("too thin a picture"), EngineError("an odd picture")])

@@ -8,6 +8,7 @@ _HELP = "answer robots over HTTP"
 _TOKEN_VARIABLE = "VLM_LOCAL_TOKEN"
 _LOG_LINE = "%(asctime)s %(levelname)s %(message)s"
 MAX_PORT = 2**16 - 1
+MAX_HORIZON = 100  # steps; OpenPI's clients play 5 to 10
 _DEADLINE_MS = 60_000.0  # a hung forward ends the wait; AutoEval itself would wait for ever
 
 
@@ -35,6 +36,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     access("--host-name", default="", metavar="NAME,...", help="names that this machine has elsewhere, as at a tunnel")
     access("--insecure", action="store_true", help="listen to other machines without token or --allow-from")
     access("--rate-limit", type=number(0.001, 1e6), metavar="N", help="requests to /act a second and address [any]")
+    websocket = parser.add_argument_group("websocket", "for clients of OpenPI, RoboArena and vla-eval").add_argument
+    text = "listen here, too; 0 takes any that is free and prints it [no websocket]"
+    websocket("--websocket-port", type=count(0, MAX_PORT), metavar="N", help=text)
+    text = "steps in an answer, for which its phrase holds [--steps-per-phrase]"
+    websocket("--horizon", type=count(1, MAX_HORIZON), metavar="N", help=text)
     tunnel = parser.add_argument_group("tunnel").add_argument
     tunnel("--tunnel", metavar="USER@HOST[:PORT]", help="keep a reverse ssh forward from there to here")
     tunnel("--remote-port", type=count(0, MAX_PORT), metavar="N", help="of the forward [--port]")
@@ -69,6 +75,8 @@ def run(args: argparse.Namespace) -> int:
     def tell_ready():
         trained = policies.metadata.get("trained")
         out.put(f"ready: {policies.metadata.get('model')} at {url}" + (", trained" if trained else ""))
+        if server.websocket_url is not None:
+            out.put(f"websocket: {server.websocket_url} for OpenPI, {server.websocket_url}vla-eval for vla-eval")
         if trained is False:
             out.put("warning: the weights are untrained, so the answers mean nothing")
 
@@ -147,8 +155,12 @@ def read_run_options(args: argparse.Namespace):
     remote_port = args.port if args.remote_port is None else args.remote_port
     if args.tunnel is None and args.remote_port is not None:
         raise ConfigError("--remote-port belongs to --tunnel, which is missing")
+    if args.websocket_port is None and args.horizon is not None:
+        raise ConfigError("--horizon belongs to --websocket-port, which is missing")
     return RunOptions(
         record=None if args.record == "off" else Path(args.record),
         max_record_bytes=None if args.record_max_gb is None else int(1e9 * args.record_max_gb),
         tunnel=None if args.tunnel is None else parse_target(args.tunnel, remote_port),
+        websocket_port=args.websocket_port,
+        horizon=args.horizon,
     )

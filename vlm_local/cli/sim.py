@@ -1,9 +1,16 @@
 """`sim`: any policy in the simulator."""
 
 import argparse
+import os
+import re
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from vlm_local.cli.options import add_policy_options, count, number, read_policy_options, seed, workers
+from vlm_local.plain import hide_secrets
 
+_MAX_WORKERS = 8  # processes, unless --workers asks for more
 _TASKS = "reach, reach_relation, open_drawer, close_drawer, eggplant_in_basket, eggplant_in_sink, push, lift"
 
 
@@ -26,12 +33,64 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--noise", type=number(0, 1), default=0.0, metavar="SHARE", help="of phrases replaced by random ones [0]")
     add("--control", default="none", choices=("none", "blank-image", "wrong-instruction"), help="[none]")
     add("--gif", action="store_true", help="a GIF beside every film")
-    add("--out", metavar="DIR", help="[runs/sim-POLICY-TASK-LEVEL-SEED]")
+    add("--out", type=Path, metavar="DIR", help="[runs/sim-POLICY-TASK-LEVEL-SEED]")
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_run_sim, goes_on="the same command goes on from here")
 
 
 def _run_sim(args: argparse.Namespace) -> int:
-    from vlm_local.lab.closed_loop.command import run_sim
+    """Play, write report.json, report.html and films; print where, and one JSON object as the last line."""
+    from tqdm import tqdm
 
-    return run_sim(args, read_policy_options(args))
+    from vlm_local.files import encode_json
+    from vlm_local.lab.closed_loop.run import run_rollouts
+    from vlm_local.lab.sources import open_source
+    from vlm_local.models import DEFAULT
+    from vlm_local.sim.tasks import TASKS
+
+    options = read_policy_options(args)
+    plan = _build_plan(args, hide_secrets(args.model or DEFAULT), TASKS)
+    folder = args.out or Path(f"runs/sim-{_shorten(plan.policy)}-{args.task}-{plan.level}-{plan.seed}")
+    source = open_source(options)
+    with closing(source), tqdm(unit="episode", desc=plan.policy) as bar:
+
+        def show(ended, done: int, total: int) -> None:
+            bar.total, bar.n = total, done
+            bar.set_postfix_str(f"{ended['task']}-{ended['number']} {ended['outcome']}")
+
+        scores = run_rollouts(folder, plan, source, args.workers or min(os.cpu_count() or 1, _MAX_WORKERS), show)
+        if bar.n == 0:
+            bar.write(f"all episodes are in {folder} already; another --seed or --out plays others")
+    films = [
+        film for task, number in plan.list_episodes() for film in folder.glob(f"episodes/{task}-{number}/film.mp4")
+    ]
+    print(f"report: {folder / 'report.html'}\n{len(films)} films, the first: {films[0] if films else None}")
+    print(encode_json(_summarise(scores, plan, folder)))
+    return 0
+
+
+def _build_plan(args: argparse.Namespace, policy: str, tasks):
+    from vlm_local.lab.closed_loop.run import RolloutPlan
+
+    chosen = tuple(tasks) if args.task == "all" else tuple(dict.fromkeys(args.task.split(",")))
+    names = ("level", "episodes", "seed", "max_steps", "noise", "control", "films", "gif")
+    return RolloutPlan(policy, chosen, **{name: getattr(args, name) for name in names})
+
+
+def _shorten(policy: str) -> str:
+    """A file name for a policy: the last part of a path, a URL's host and port."""
+    parts = urlsplit(policy)
+    name = parts.netloc if "//" in policy and parts.netloc else policy.rstrip("/").split("/")[-1]
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")
+
+
+def _summarise(scores, plan, folder: Path) -> dict:
+    return {name: value for name, value in scores.items() if name != "tasks"} | {
+        "policy": plan.policy,
+        "level": plan.level,
+        "seed": plan.seed,
+        "max_steps": plan.max_steps,
+        "interval": {task: score["success"]["interval"] for task, score in scores["tasks"].items()},
+        "efficiency": {task: score["efficiency"] for task, score in scores["tasks"].items()},
+        "out": str(folder),
+    }

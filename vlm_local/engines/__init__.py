@@ -9,6 +9,8 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
+
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
@@ -65,3 +67,13 @@ def as_engine_error(what: str) -> Iterator[None]:
     except Exception as error:
         logger.exception("%s", what)
         raise EngineError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def find_fault(generation: Generation, request: GenerationRequest) -> str | None:
+    """Why an engine's answer is none, whatever engine it is."""
+    if generation.sentence not in request.sentences:
+        return f"the engine left the grammar and said {generation.sentence!r}"
+    told = generation.probabilities
+    if told is not None and not np.isfinite(told.sum()):
+        return f"the engine said {generation.sentence!r} with probabilities that are not finite"
+    return None

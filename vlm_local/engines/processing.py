@@ -10,16 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from PIL import Image
 
 from vlm_local.decoding.families import PreparedRequest
 from vlm_local.engines.chat import ControlTokenFilter, apply_template, check_template, pick_template
+from vlm_local.engines.pictures import scale_down
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.types import GenerationRequest, Prompt
 
-MAX_PIXELS = 1280 * 28 * 28  # a larger picture is scaled down: 1,280 image tokens on Qwen
 MAX_ASPECT = 190  # Qwen's image processor refuses 200
-# Of text. Every robot of this engine waits for the prefill of the longest prompt, so one client must not send any length.
+# Of text. Every robot of this engine waits for the longest prompt's prefill, so its length is bounded.
 MAX_PROMPT_TOKENS = 1536
 
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels")
@@ -165,11 +164,7 @@ class Processing:
         height, width = image.shape[:2]
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise RequestError(f"the image is {width}x{height}; a side may be {MAX_ASPECT} times the other at most")
-        if height * width <= MAX_PIXELS:
-            return image
-        scale = (MAX_PIXELS / (height * width)) ** 0.5
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+        return scale_down(image)
 
     def _convert(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(self._dtype) if value.is_floating_point() else value

@@ -6,7 +6,6 @@ the queues and is never held while the engine works.
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -15,29 +14,33 @@ from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
-import numpy as np
-
-from vlm_local.engines import ConcurrentEngine, Engine, Outcome, as_engine_error
+from vlm_local.engines import ConcurrentEngine, Engine, Outcome, as_engine_error, find_fault
+from vlm_local.engines.pictures import scale_down
 from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
 logger = logging.getLogger(__name__)
 
+OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
+
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """One request, and where its caller waits for the answer."""
+    """One request, and where its caller waits for the answer. came: monotonic seconds."""
 
     request: GenerationRequest
     future: "Future[Generation]" = field(default_factory=Future)
+    came: float = field(default_factory=monotonic)
 
 
 class EngineWorker:
     """Loads an engine and gives it requests, in a thread of its own. Any thread may call the public methods.
 
     Requests that wait while a forward runs share the next one, up to the engine's max_batch; one that
-    comes alone starts at once. A forward cannot be interrupted: past the deadline its callers get an
-    EngineError, its late result is thrown away, and until it returns every new request fails at once.
+    comes alone starts at once. Requests of an episode are a robot's: they go before others and share no
+    forward with them. Large pictures are scaled down in their callers' threads. A forward cannot be
+    interrupted: past the deadline its callers get an EngineError, its late result is thrown away, and
+    until it returns every new request fails at once.
     A ConcurrentEngine is given each request as it comes.
     """
 
@@ -61,7 +64,7 @@ class EngineWorker:
         self._closed = False
         self._loaded = threading.Event()  # or failed, or closed
         self._changed = threading.Condition()
-        self._waiting: deque[_Job] = deque()
+        self._waiting: list[_Job] = []
         self._running: list[_Job] = []
         self._running_since: float | None = None
         self._submitted: set[_Job] = set()
@@ -110,6 +113,8 @@ class EngineWorker:
         RequestError for a request that it cannot answer. `timings_ms` gets "queue" (waiting) and "engine" (the rest).
         """
         self.wait_loaded()
+        if not isinstance(self._engine, ConcurrentEngine):  # others wait for those beside them
+            request = replace(request, image=scale_down(request.image))
         submitted = perf_counter()
         job = _Job(request)
         with self._changed:
@@ -193,12 +198,19 @@ class EngineWorker:
                 return None
             forgotten, self._forgotten = self._forgotten, []
             batch = []
-            while self._waiting and len(batch) < max_batch:
-                job = self._waiting.popleft()
+            for job in self._choose_next(max_batch):
+                self._waiting.remove(job)
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)
             self._running, self._running_since = batch, monotonic()  # forgetting takes its time, too
             return forgotten, batch
+
+    def _choose_next(self, max_batch: int) -> list[_Job]:
+        """Robots' requests, unless none waits or another one has waited too long. Called with the lock."""
+        robots = [job for job in self._waiting if job.request.episode is not None]
+        others = [job for job in self._waiting if job.request.episode is None]
+        is_late = others and monotonic() - others[0].came > OTHERS_WAIT_S
+        return (others if is_late or not robots else robots)[:max_batch]
 
     def _submit(self, engine: ConcurrentEngine, jobs: list[_Job]) -> None:
         start = perf_counter()
@@ -261,20 +273,10 @@ def _deliver(job: _Job, outcome: Outcome, engine_ms: float) -> None:
     if isinstance(outcome, VLMLocalError):
         logger.warning("%s", outcome)
         _settle(job.future, outcome)
-    elif fault := _find_fault(outcome, job.request):
+    elif fault := find_fault(outcome, job.request):
         _settle(job.future, EngineError(fault))
     else:
         _settle(job.future, _with_timings(outcome, {"engine": engine_ms}))
-
-
-def _find_fault(generation: Generation, request: GenerationRequest) -> str | None:
-    """Why an answer cannot be used, None where it can: the one check of grammar membership, for all engines alike."""
-    if generation.sentence not in request.sentences:
-        return f"the engine left the grammar and said {generation.sentence!r}"
-    told = generation.probabilities
-    if told is not None and not np.isfinite(told.sum()):
-        return f"the engine said {generation.sentence!r} with probabilities that are not finite"
-    return None
 
 
 def _with_timings(generation: Generation, timings: Mapping[str, float]) -> Generation:

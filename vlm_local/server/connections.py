@@ -3,9 +3,9 @@
 Threads: waitress's loop calls everything here in its one thread, except `Channel.service`, which runs in a worker
 thread of TwoPoolDispatcher. Nothing in the loop's thread waits.
 
-A request must arrive within REQUEST_S. Its headers decide whether its body is kept. The bodies and unsent answers of
-all connections together stay below MAX_HELD. Where no connection is free, a new one takes the place of the one that
-has kept the server waiting longest.
+A request must arrive within REQUEST_S. Its headers decide whether its body is kept. While a robot is answered, a very
+large body is read at 25 MB/s at most. The bodies and unsent answers of all connections together stay below MAX_HELD.
+Where no connection is free, a new one takes the place of the one that has kept the server waiting longest.
 """
 
 # The stubs of waitress leave out attributes that it has, and type some of them too narrowly to be replaced.
@@ -26,6 +26,7 @@ from waitress.parser import HTTPRequestParser
 from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
+from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
 from vlm_local.server.access import longest_body, parse_address
 from vlm_local.server.service import ServerSettings
@@ -37,6 +38,7 @@ REQUEST_S = 10.0  # from a request's first byte, or the connection's begin, to i
 UNREAD_S = 30.0  # an answer of which the client takes nothing
 MAX_HELD = 2**28  # bytes; 16 robots with 256x256 pictures hold 4 MB
 MAX_CONNECTIONS = 512
+PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is answered: 25 MB/s
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
@@ -148,6 +150,8 @@ class Channel(HTTPChannel):
         self._opened = time.monotonic()
         self._nothing_unsent = time.time()  # when that was seen last
         self._has_asked = False
+        self._last_read = 0.0  # monotonic seconds
+        self.serves_robot = False  # or says how the server is
         self.parser_class = partial(Parser, is_wanted=self._is_wanted)
         super().__init__(server, *args, **kwargs)
 
@@ -178,6 +182,11 @@ class Channel(HTTPChannel):
         requests = sum(request.num_held for request in (self.request, *self.requests) if request is not None)
         return requests + self.total_outbufs_len
 
+    @property
+    def has_large_body(self) -> bool:
+        """Whether a body above MAX_LISTED is on its way."""
+        return self.request is not None and self.request.content_length > MAX_LISTED
+
     def readable(self):
         """Asked before every wait for sockets, once a second at least."""
         never_asked, waited_s = self.waited
@@ -190,15 +199,26 @@ class Channel(HTTPChannel):
         elif now - max(self._nothing_unsent, self.last_activity) > UNREAD_S:
             self.handle_close()
             return False
-        return super().readable()
+        return super().readable() and not self._gives_way()
+
+    def _gives_way(self) -> bool:
+        """Whether a large body waits: its sender and its reader would take the processors that the model needs."""
+        if not self.has_large_body or time.monotonic() - self._last_read >= PACE_S:
+            return False
+        return any(channel.serves_robot for channel in list(self.server.active_channels.values()))
 
     def received(self, data):
+        self._last_read = time.monotonic()
         super().received(data)
         _keep_to_budget(list(self.server.active_channels.values()))
 
     def service(self):
         self._has_asked = True
-        super().service()
+        self.serves_robot = self.is_urgent
+        try:
+            super().service()
+        finally:
+            self.serves_robot = False
 
     def refuse(self, status: HTTPStatus, reason: str) -> None:
         """Hang up; the reason is for a client that has begun a request and waits for no other answer."""

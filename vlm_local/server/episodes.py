@@ -128,6 +128,16 @@ class Robot:
         self.has_acted = True
         return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision)
 
+    def repeat(self, step: Step, count: int) -> list[Step]:
+        """The same decision for the `count` control steps after it, for a client that asks less often than it moves."""
+        steps = []
+        for age in range(1, count + 1):
+            observation = replace(step.observation, step=self._step)
+            decision = replace(step.decision, timings_ms={}, extra={**step.decision.extra, "held": age})
+            steps.append(replace(step, step=self._step, observation=observation, decision=decision))
+            self._step += 1
+        return steps
+
     def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
         """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
         opening = None if observation.proprio is None else float(observation.proprio[6])

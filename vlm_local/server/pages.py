@@ -114,7 +114,7 @@ def _add_episode_routes(app: Flask, run: Path | None) -> None:
 def _add_try_route(app: Flask) -> None:
     service = app.extensions["vlm_local"]
     place = threading.Semaphore(1)
-    policies: list[Policy] = []  # one of its own, so that no robot's episode is touched
+    policies: list[Policy] = []  # one of its own: no robot's episode is touched, and robots go first
 
     @app.post("/live/try")
     def try_it():
@@ -126,7 +126,7 @@ def _add_try_route(app: Flask) -> None:
             if message.instruction is None:
                 raise RequestError("type an instruction: what shall the robot do?")
             if not policies:
-                policies.append(service.policies.build("try-it"))
+                policies.append(service.policies.build(None))
             policies[0].reset(derive_seed(0, "try-it", 0))
             decision = policies[0].act(Observation(message.image, message.instruction, message.proprio))
         where = {"model": service.metadata.get("model"), "robot": None, "episode": None, "step": None}

@@ -100,6 +100,10 @@ class Service:
         return "healthy" if worker is None else worker.state
 
     @property
+    def model(self) -> str | None:
+        return self.policies.metadata.get("model")
+
+    @property
     def metadata(self) -> dict[str, Any]:
         """The answer of /metadata: JSON values."""
         return {
