@@ -23,6 +23,7 @@ if [ "${1:-}" = --doors ]; then
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+"$python" -m basedpyright --pythonpath "$python"
 # One thread in each: the models are small, and threads that wait for each other's core take many times as long.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 exec "$python" -m pytest -n auto "$@"

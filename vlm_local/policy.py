@@ -137,7 +137,7 @@ class VLMPolicy:
         phrase = generation.sentence
         primitive = parse_phrase(phrase)
         self._phrases.append(phrase)
-        opening = None if observation.proprio is None else float(observation.proprio[6])
+        opening = observation.opening
         command = self._latch.update(primitive.gripper, opening, observation.gripper)
         action = build_action(primitive, command, self._table)
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}

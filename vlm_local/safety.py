@@ -174,7 +174,7 @@ class HoldOnFault:
         self._num_held += 1
         command = observation.gripper
         if command is None:
-            command = find_first_command(None if observation.proprio is None else float(observation.proprio[6]))
+            command = find_first_command(observation.opening)
         return Decision(np.array([0.0] * 6 + [command]), fault=reason)
 
 

@@ -45,6 +45,11 @@ class Observation:
     step: int = 0
     gripper: float | None = None
 
+    @property
+    def opening(self) -> float | None:
+        """The gripper's measured opening, 0 closed..1 open; None without proprio."""
+        return None if self.proprio is None else float(self.proprio[6])
+
 
 @dataclass(frozen=True, eq=False)
 class Decision:

@@ -96,5 +96,5 @@ def start() -> NoReturn:
         # A forward or a load still runs. The interpreter cannot end its thread in order: it would abort the process.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status or 0)
+        os._exit(status if isinstance(status, int) else bool(status))
     sys.exit(status)

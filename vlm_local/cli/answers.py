@@ -72,7 +72,8 @@ def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, 
         answerer = policies.answerer
         if answerer is None:
             raise ConfigError(f"{name} is no model, so it answers no questions")
-        policies.worker.wait_loaded()
+        if policies.worker is not None:
+            policies.worker.wait_loaded()
         yield lambda image: answerer.answer(Question(image, question, choices)), {"name": name, **policies.metadata}
     finally:
         policies.close()

@@ -16,7 +16,9 @@ def _list_models(args: argparse.Namespace) -> int:
     from vlm_local.checkpoint import count_weights, estimate_memory
     from vlm_local.models import MODELS, find_local
 
-    rows = [("name", "repository", "weights", "download", "bf16", "8bit", "4bit", "on this machine")]
+    rows: list[tuple[str, ...]] = [
+        ("name", "repository", "weights", "download", "bf16", "8bit", "4bit", "on this machine")
+    ]
     for model in MODELS:
         folder = find_local(model.name)
         linear, rest = (model.linear, model.rest) if model.repository or not folder else count_weights(folder)

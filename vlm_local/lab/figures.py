@@ -1,10 +1,11 @@
 """Figures of the reports as SVG text. They are made without pyplot, whose state is global."""
 
 import io
+from typing import Any
 
 from matplotlib.figure import Figure
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # the browser's own letters: small and selectable
     "svg.hashsalt": "vlm-local",  # the same figure is the same text
     "font.family": "sans-serif",

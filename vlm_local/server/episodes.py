@@ -140,7 +140,7 @@ class Robot:
 
     def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
         """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
-        opening = None if observation.proprio is None else float(observation.proprio[6])
+        opening = observation.opening
         before = self._states.find_gripper(self.name)
         gripper, moved_by = before.follow(opening, observation.step == 0)
         asked = replace(observation, gripper=gripper.command)

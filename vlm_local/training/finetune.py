@@ -84,7 +84,7 @@ class Finetuning:
         ]
         batches = [self._batches.build(group) for group in groups]
         num_tokens = sum(int((batch["labels"] != _IGNORED).sum()) for batch in batches)
-        total, num_exact = 0.0, 0
+        loss, total, num_exact = torch.zeros(()), 0.0, 0
         for index, batch in enumerate(batches):
             loss, exact = compute_loss(self._model, batch)
             loss = loss / num_tokens
@@ -98,7 +98,7 @@ class Finetuning:
         """A folder as the one that was trained, or an adapter's folder beside it."""
         if self._tuning.lora:
             self._trained.peft_config["default"].base_model_name_or_path = name_base(self._checkpoint)
-            self._trained.save_pretrained(self._folder)
+            self._trained.save_pretrained(str(self._folder))
             (self._folder / "README.md").unlink(missing_ok=True)  # peft's form with nothing filled in
         else:
             unwanted = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", "README.md")
@@ -163,7 +163,7 @@ class Batches:
         return row
 
 
-def compute_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+def compute_loss(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
     """Cross-entropy summed over the answers' tokens, and how many answers were right token by token."""
     labels = batch["labels"]
     inputs = {name: value for name, value in batch.items() if name != "labels"}

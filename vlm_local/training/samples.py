@@ -51,7 +51,8 @@ class RecordedSamples:
                 self.num_skipped += 1
                 continue
             labels, full = label_episode(episode.states)
-            steps = np.array([step for step in np.flatnonzero(full) if episode.instruction_at(step)], np.int32)
+            whole = map(int, np.flatnonzero(full))
+            steps = np.array([step for step in whole if episode.instruction_at(step)], np.int32)
             places.append(np.column_stack([np.full_like(steps, len(self._episodes)), steps]).astype(np.int32))
             self._episodes.append(_Labelled(episode, [sys.intern(format_phrase(label)) for label in labels]))
         self._places = np.concatenate(places)  # (N, 2): episode, step

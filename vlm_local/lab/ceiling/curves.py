@@ -6,12 +6,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from vlm_local.lab.ceiling.mistakes import DRAWS
 from vlm_local.lab.ceiling.scores import LIMITS
 from vlm_local.lab.ceiling.settings import ALL, MISSED, OPPOSITE, STUDIES, USUAL, WIDE
 
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "vlm-local", "font.size": 9, "font.family": "sans-serif",
+_STYLE: dict[Any, Any] = {
+          "svg.fonttype": "none", "svg.hashsalt": "vlm-local", "font.size": 9, "font.family": "sans-serif",
           "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a8f98",
           "xtick.color": "#5d6673", "ytick.color": "#5d6673"}  # fmt: skip
 _BLUE, _ORANGE, _GREY, _BLACK = "#2166ac", "#d9822b", "#8a8f98", "#1d2430"
@@ -76,7 +78,7 @@ def _draw_study(study: str, curves: Curves) -> Figure:
         panel.set_visible(False)
     figure.supxlabel(STUDIES[study], fontsize=10, color=_BLACK)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    dotted = matplotlib.lines.Line2D([], [], color=_GREY, linestyle=":", linewidth=1.2)
+    dotted = Line2D([], [], color=_GREY, linestyle=":", linewidth=1.2)
     figure.legend([*handles, dotted], [*labels, "within 120 steps"], frameon=False, loc="outside upper right",
                   ncols=len(labels) + 1)  # fmt: skip
     return figure
@@ -156,7 +158,7 @@ def _draw_predictions(predictions: Sequence[Mapping[str, Any]]) -> Figure:
     """Predicted against observed success, a dot a task, for each way to draw."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     grid = figure.subplots(1, len(DRAWS), sharey=True)
-    colours = matplotlib.colormaps["tab10"].colors
+    colours = matplotlib.colormaps["tab10"](range(10))
     for panel, draw in zip(grid, DRAWS, strict=True):
         panel.plot([0, 1], [0, 1], "--", color=_GREY, linewidth=1)
         for colour, prediction in zip(colours, predictions, strict=False):

@@ -35,7 +35,7 @@ def write_report(folder: Path, scores: Mapping[str, Any], episodes: Sequence[Map
         limit=AUTOEVAL_STEPS,
         bars=_draw_rates(scores["tasks"]),
         funnels={task: _draw_stages(score) for task, score in scores["tasks"].items()},
-        episodes=[episode | _find_pictures(folder, episode) for episode in ordered],
+        episodes=[{**episode, **_find_pictures(folder, episode)} for episode in ordered],
         provenance=json.dumps({name: value for name, value in meta.items() if name != "simulator"}, indent=1),
     )
     with open_replacing(folder / "report.html") as file:

@@ -8,7 +8,7 @@ AUTOEVAL_STEPS = 70  # AutoEval's limit; success within it is always reported be
 _Z = 1.959964  # 95 %
 
 
-def wilson(successes: int, num: int) -> tuple[float, float]:
+def wilson(successes: float, num: float) -> tuple[float, float]:
     """95 % score interval of a share (Wilson, 1927); (0, 1) for no trials."""
     if num == 0:
         return 0.0, 1.0
