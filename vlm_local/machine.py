@@ -84,13 +84,8 @@ def examine() -> Iterator[Finding]:
             yield _describe_fit(model, speeds, device)
 
 
-_PACKAGES = (
-    ("torch", "pip install torch==2.13.0"),
-    ("transformers", "pip install 'transformers>=5.23,<5.24'"),
-    ("outlines", "pip install 'outlines>=1.3,<1.4' 'llguidance>=1.9,<2'"),
-    ("bitsandbytes", "pip install 'bitsandbytes>=0.50' for --quantize"),
-    ("num2words", "pip install num2words for smolvlm2"),
-)
+_NAMES = ("torch", "transformers", "outlines", "bitsandbytes", "num2words", "mujoco", "trossen-arm-sim", "pyarrow")
+_PACKAGES = tuple((name, ".venv/bin/pip install -e .") for name in _NAMES)
 
 
 @dataclass(frozen=True)
@@ -136,7 +131,7 @@ def _check_gpus() -> Iterator[tuple[Finding, str | None]]:
     if not drivers:
         yield Finding("warn", "gpu", "none (nvidia-smi finds no GPU); models run on the CPU"), None
     elif torch.version.cuda is None:
-        mend = "pip install --force-reinstall torch==2.13.0 from an index with CUDA builds"
+        mend = ".venv/bin/pip install --force-reinstall torch==2.13.0 from an index with CUDA builds"
         yield Finding("FAIL", "gpu", f"{drivers[0]} is there, but torch is a CPU build: {mend}"), None
     else:
         mend = f"the driver may be older than torch's CUDA {torch.version.cuda}: update it, or restart the machine"

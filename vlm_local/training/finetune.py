@@ -114,7 +114,7 @@ def _add_adapters(model: nn.Module, rank: int):
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise ConfigError("--lora needs peft: pip install 'vlm-local[train]'") from None
+        raise ConfigError("--lora needs peft: .venv/bin/pip install -e '.[train]'") from None
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_ADAPTED)
     return get_peft_model(model, config)
 
