@@ -1,5 +1,6 @@
 """What this machine has: versions, memory, GPUs; which models fit and how fast; the mend for what is missing."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -51,6 +52,17 @@ def measure_free_memory(device: str) -> int:
     except (OSError, ValueError):
         pass
     return max(free, 0)
+
+
+def describe_device() -> str:
+    """The device of --device auto: "cuda:0, NVIDIA H100", "cpu, 16 cores", or why torch cannot say."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"unknown: torch cannot be imported ({error})"
+    if torch.cuda.is_available():
+        return f"cuda:0, {torch.cuda.get_device_name(0)}"
+    return f"cpu, {os.cpu_count()} cores"
 
 
 def has_fast_bfloat16(device: str) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_local.checkpoint import ADAPTER, CONFIG, Checkpoint, estimate_memory, open_checkpoint
-from vlm_local.errors import ConfigError
+from vlm_local.errors import ConfigError, suggest
 from vlm_local.files import read_json_object
 from vlm_local.paths import find_shipped
 
@@ -220,8 +220,12 @@ def _check_disk(cache: Path, size: int, name: str) -> None:
 def _explain_unknown(name: str) -> str:
     if _is_path(name):
         return f"there is no folder {name}"
-    known = ", ".join(model.name for model in MODELS)
-    return f"there is no model {name!r}: give one of {known}; a folder; or a repository of the hub (org/name)"
+    names = [model.name for model in MODELS]
+    nearest = suggest(name, [*names, "random", "stop"])
+    return (
+        f"there is no model {name!r}{nearest or ':'} give one of {', '.join(names)}; a folder; or a repository of the "
+        "hub (org/name)"
+    )
 
 
 def _explain_missing(name: str, repository: str, reason: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.errors import ConfigError, EngineError, RequestError
+from vlm_local.errors import ConfigError, EngineError, RequestError, suggest
 from vlm_local.policy import Policy
 from vlm_local.types import Decision, Observation
 
@@ -46,8 +46,10 @@ def parse_workspace(text: str) -> Workspace:
         x, y, z = (tuple(float(number) for number in axis.split(":")) for axis in text.split(","))
         return Workspace(x, y, z)
     except ValueError:
-        names = ", ".join(WORKSPACES)
-        raise ConfigError(f"workspace {text!r}: expected one of {names}, or x0:x1,y0:y1,z0:z1 in metres") from None
+        nearest, names = suggest(text, WORKSPACES), ", ".join(WORKSPACES)
+        raise ConfigError(
+            f"workspace {text!r}{nearest or ':'} expected one of {names}, or x0:x1,y0:y1,z0:z1 in metres"
+        ) from None
 
 
 def parse_max_step(text: str) -> tuple[float, ...]:

@@ -48,7 +48,7 @@ class RunningServer:
         self._policies = policies
         port = listener.getsockname()[1]
         previous = None if around.record is None else find_previous(around.record, port)
-        run = None if around.record is None else _make_run(around.record, policies.metadata)
+        run = self.run_folder = None if around.record is None else _make_run(around.record, policies.metadata)
         names = {socket.gethostname().lower()} | ({around.tunnel.host.lower()} if around.tunnel else set())
         settings = replace(settings, names=settings.names | names)
         self._observed = ObservedApp(policies, settings, run, around.max_record_bytes, previous, port)

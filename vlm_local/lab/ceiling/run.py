@@ -6,8 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vlm_local.errors import ConfigError
 from vlm_local.lab.ceiling.episodes import Episodes, Plan, find_played, read_made
 from vlm_local.lab.ceiling.mistakes import DRAWS
@@ -15,13 +13,14 @@ from vlm_local.lab.ceiling.predictions import load_observed, predict
 from vlm_local.lab.ceiling.report import write_report
 from vlm_local.lab.ceiling.scores import score_study
 from vlm_local.lab.ceiling.settings import list_curves, list_settings
+from vlm_local.progress import open_bar
 
 
 def run_study(folder: Path, plan: Plan, workers: int) -> dict[str, Any]:
     """The curves into `folder`; returns the report. Raises ConfigError before anything is played."""
     episodes = Episodes(folder, plan, list_settings(list_curves()))
     missing = episodes.find_missing()
-    with tqdm(total=len(missing), unit="episode", desc="curves", disable=None) as bar:
+    with open_bar("curves", len(missing), "episode") as bar:
         episodes.play(missing, workers, bar.update)
     return _write_pages(folder, plan, episodes)
 
@@ -39,7 +38,7 @@ def run_predictions(
     plan = find_played(folder)
     episodes = Episodes(folder, plan, list_settings(list_curves()))
     seeds = range(plan.seed, plan.seed + num_episodes)
-    with tqdm(total=num_tasks * len(DRAWS) * len(seeds), unit="episode", desc="predictions", disable=None) as bar:
+    with open_bar("predictions", num_tasks * len(DRAWS) * len(seeds), "episode") as bar:
         for source, result in zip(sources, results, strict=True):
             predict(folder, source, result, seeds, workers, bar.update)
     return _write_pages(folder, plan, episodes)

@@ -3,11 +3,10 @@
 import argparse
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 from urllib.parse import urlsplit
-
-from tqdm import tqdm
 
 from vlm_local.assembly import PolicyOptions
 from vlm_local.files import encode_json, lock_folder
@@ -17,6 +16,7 @@ from vlm_local.lab.closed_loop.scores import score_run
 from vlm_local.lab.sources import open_cast
 from vlm_local.models import DEFAULT
 from vlm_local.plain import hide_secrets
+from vlm_local.progress import open_bar
 from vlm_local.provenance import describe_machine
 from vlm_local.sim.tasks import TASKS, find_task
 
@@ -35,7 +35,7 @@ def run_sim(args: argparse.Namespace, options: PolicyOptions) -> int:
         if not left:
             print(f"all episodes are in {folder} already; another --seed or --out plays others")
         workers = min(args.workers or min(os.cpu_count() or 1, _MOST_WORKERS), cast.most_workers)
-        with tqdm(total=len(left), unit="episode", desc=plan.policy) as bar:
+        with open_bar(plan.policy, len(left), "episode") as bar:
             play(folder, plan, cast, left, workers, lambda ended: _show(bar, ended))
     finally:
         cast.close()
@@ -44,7 +44,9 @@ def run_sim(args: argparse.Namespace, options: PolicyOptions) -> int:
     places = [folder / "episodes" / f"{task}-{number}" for task in plan.tasks for number in range(plan.episodes)]
     summary = _finish(folder, plan, places)
     films = [place / "film.mp4" for place in places if (place / "film.mp4").exists()]
-    print(f"report: {folder / 'report.html'}\n{len(films)} films, the first: {films[0] if films else None}")
+    if not args.quiet:
+        print(_format_table(summary))
+        print(f"report: {folder / 'report.html'}\n{len(films)} films, the first: {films[0] if films else None}")
     print(encode_json(summary))
     return 0
 
@@ -70,7 +72,7 @@ def _shorten(policy: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.")
 
 
-def _show(bar: tqdm, ended: dict[str, Any]) -> None:
+def _show(bar, ended: dict[str, Any]) -> None:
     bar.update()
     bar.set_postfix_str(f"{ended['task']}-{ended['number']} {ended['outcome']}")
 
@@ -88,3 +90,19 @@ def _finish(folder: Path, plan: Plan, places: list[Path]) -> dict[str, Any]:
         "efficiency": {task: score["efficiency"] for task, score in scores["tasks"].items()},
         "out": str(folder),
     }
+
+
+def _format_table(summary: Mapping[str, Any]) -> str:
+    """A line a task."""
+    lines = [f"{'':20}{'success':>9}  {'95 %':>14}{'within 70':>11}{'step ratio':>12}"]
+    for task, rate in summary["success_rate"].items():
+        within, ratio = summary["success_rate_70"][task], summary["efficiency"][task]
+        low, high = summary["interval"][task]
+        cells = ["-" if share is None else f"{share:.1%}" for share in (rate, within)]
+        shown = "-" if ratio is None else f"{ratio:.2f}"
+        lines.append(f"{task:20}{cells[0]:>9}  {f'{low:.1%} to {high:.1%}':>14}{cells[1]:>11}{shown:>12}")
+    if summary["faulted"]:
+        lines.append(
+            f"{summary['faulted']} of {summary['episodes']} episodes faulted; the same command plays them again"
+        )
+    return "\n".join(lines)
