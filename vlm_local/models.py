@@ -241,7 +241,7 @@ def _explain_missing(name: str, repository: str, reason: str) -> str:
     looked = ", ".join(str(folder) for folder in _list_folders(name))
     return (
         f"{name} is not on this machine: there is no model in {looked}, nor {repository} in the Hugging Face cache "
-        f"{HF_HUB_CACHE}, and {reason}. Where there is internet, `python -m vlm_local fetch {name}` gets it{size}; "
-        f"a copy of the folder that it prints (cp -rL) may also lie in checkpoints/{model.name if model else name}."
-        f"{gate}"
+        f"{HF_HUB_CACHE}, and {reason}. Where there is internet, `.venv/bin/python -m vlm_local fetch {name}` gets "
+        f"it{size}; a copy of the folder that it prints (cp -rL) may also lie in "
+        f"checkpoints/{model.name if model else name}.{gate}"
     )

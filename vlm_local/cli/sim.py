@@ -26,7 +26,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--noise", type=number(0, 1), default=0.0, metavar="SHARE", help="of phrases replaced by random ones [0]")
     add("--control", default="none", choices=("none", "blank-image", "wrong-instruction"), help="[none]")
     add("--gif", action="store_true", help="a GIF beside every film")
-    add("--out", metavar="DIR", help="[runs/sim-POLICY-TASK-LEVEL-SEED]")
+    add("--out", metavar="DIR", help="[results/sim-POLICY-TASK-LEVEL-SEED]")
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_run_sim, goes_on="the same command goes on from here")
 

@@ -96,7 +96,7 @@ def _run_finetune(args) -> int:
     tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)
     data = {"sha256": digest.hexdigest(), "camera": args.camera}
     finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed, data)
-    print(f"{args.out}: python -m vlm_local serve --model {args.out}")
+    print(f"{args.out}: .venv/bin/python -m vlm_local serve --model {args.out}")
     return 0
 
 
@@ -104,5 +104,5 @@ def _run_tiny(args) -> int:
     from vlm_local.training.simulated import train_tiny
 
     student = train_tiny(args.out, args.seed, args.start, args.rounds, args.task)
-    print(f"{student}: python -m vlm_local sim --policy {student} --task all")
+    print(f"{student}: .venv/bin/python -m vlm_local sim --policy {student} --task all")
     return 0

@@ -26,7 +26,7 @@ _MOST_WORKERS = 8
 def run_sim(args: argparse.Namespace, options: PolicyOptions) -> int:
     """Play, write report.json, report.html and films; print where, and one JSON object as the last line."""
     plan = _build_plan(args, hide_secrets(options.model or DEFAULT))
-    folder = Path(args.out or f"runs/sim-{_shorten(plan.policy)}-{args.task}-{plan.level}-{plan.seed}")
+    folder = Path(args.out or f"results/sim-{_shorten(plan.policy)}-{args.task}-{plan.level}-{plan.seed}")
     cast = open_cast(options, plan.noise)
     lock = _lock(folder)
     try:
