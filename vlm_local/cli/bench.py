@@ -24,7 +24,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def _add_act(kinds: argparse._SubParsersAction) -> None:
     text = "what the server adds to the engine, and how many robots it answers"
-    parser = kinds.add_parser("act", help=text, description=text)
+    parser = kinds.add_parser("act", help=text)
     add_policy_options(parser)
     parser.add_argument("--sequences", type=Path, metavar="PATH", help="run or data set whose steps are sent [noise]")
     parser.add_argument("--requests", type=count(), default=200, metavar="N", help="of one robot alone [200]")
@@ -52,7 +52,7 @@ def _robots(text: str) -> list[int]:
 
 def _add_decode(kinds: argparse._SubParsersAction) -> None:
     text = "what an answer costs, in prefills, with each way of decoding"
-    parser = kinds.add_parser("decode", help=text, description=text)
+    parser = kinds.add_parser("decode", help=text)
     _add_subject(parser)
     parser.add_argument("--sequences", type=Path, metavar="PATH", help="run, data set or labels to play [made-up]")
     parser.add_argument("--rounds", type=count(), default=40, metavar="N", help="steps that are timed [40]")
@@ -74,7 +74,7 @@ def _run_decode(args: argparse.Namespace) -> int:
 
 def _add_profile(kinds: argparse._SubParsersAction) -> None:
     text = "where the time of a step goes: its parts, kernels, copies and waits"
-    parser = kinds.add_parser("profile", help=text, description=text)
+    parser = kinds.add_parser("profile", help=text)
     _add_subject(parser)
     parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="steps that are timed [20]")
     parser.set_defaults(run=_run_profile)
@@ -88,7 +88,7 @@ def _run_profile(args: argparse.Namespace) -> int:
 
 def _add_rows(kinds: argparse._SubParsersAction) -> None:
     text = "how long a step takes for several robots at once"
-    parser = kinds.add_parser("rows", help=text, description=text)
+    parser = kinds.add_parser("rows", help=text)
     _add_subject(parser)
     text = "robots at once [1,4,8,16]"
     parser.add_argument("--counts", type=_robots, default=[1, 4, 8, 16], metavar="N,...", help=text)
@@ -104,7 +104,7 @@ def _run_rows(args: argparse.Namespace) -> int:
 
 def _add_limit(kinds: argparse._SubParsersAction) -> None:
     text = "what the device could do at best, and how much of it the language model reaches"
-    parser = kinds.add_parser("limit", help=text, description=text)
+    parser = kinds.add_parser("limit", help=text)
     _add_subject(parser)
     parser.set_defaults(run=_run_limit)
 
@@ -117,7 +117,7 @@ def _run_limit(args: argparse.Namespace) -> int:
 
 def _add_load(kinds: argparse._SubParsersAction) -> None:
     text = "a soak: rough robots, a failing engine, a model whose process is killed; exit status 1 where it fails"
-    parser = kinds.add_parser("load", help=text, description=text)
+    parser = kinds.add_parser("load", help=text)
     add_policy_options(parser)
     parser.add_argument("--robots", type=count(1, _MAX_ROBOTS), default=8, metavar="N", help="[8]")
     parser.add_argument("--minutes", type=number(0.01, 1e6), default=30.0, metavar="M", help="[30]")
@@ -142,7 +142,7 @@ def _run_load(args: argparse.Namespace) -> int:
 
 def _add_mixed(kinds: argparse._SubParsersAction) -> None:
     text = "robots alone and beside slow sockets, rubbish, large bodies, questions, pages; exit status 1 where it fails"
-    parser = kinds.add_parser("mixed", help=text, description=text)
+    parser = kinds.add_parser("mixed", help=text)
     add_policy_options(parser)
     parser.add_argument("--robots", type=count(1, _MAX_ROBOTS), default=6, metavar="N", help="[6]")
     parser.add_argument(
@@ -161,7 +161,7 @@ def _run_mixed(args: argparse.Namespace) -> int:
 
 def _add_data(kinds: argparse._SubParsersAction) -> None:
     text = "how fast recorded steps are read and labelled, and answers scored"
-    parser = kinds.add_parser("data", help=text, description=text)
+    parser = kinds.add_parser("data", help=text)
     parser.add_argument("--data", metavar="PATH", help="a data set to read [a run written for the purpose]")
     parser.add_argument("--rounds", type=count(1, 1000), default=5, help="[5]")
     parser.set_defaults(run=_run_data)
@@ -175,7 +175,7 @@ def _run_data(args: argparse.Namespace) -> int:
 
 def _add_report(kinds: argparse._SubParsersAction) -> None:
     text = "write FOLDER.md from the results saved in FOLDER, one .json each"
-    parser = kinds.add_parser("report", help=text, description=text)
+    parser = kinds.add_parser("report", help=text)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/benchmarks"), help="[docs/benchmarks]")
     parser.set_defaults(run=_run_report)
 

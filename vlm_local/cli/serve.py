@@ -12,7 +12,7 @@ _DEADLINE_MS = 60_000.0  # a hung forward ends the wait; AutoEval itself would w
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("serve", help=_HELP, description=_HELP)
+    parser = subparsers.add_parser("serve", help=_HELP)
     add_policy_options(parser)
     parser.set_defaults(run=run, deadline_ms=_DEADLINE_MS)
     server = parser.add_argument_group("server").add_argument

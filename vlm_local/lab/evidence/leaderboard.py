@@ -33,7 +33,7 @@ phrases and standing still are the floor.
 _SPATIAL_HEAD = """
 ## Does it look where the words point?
 
-`.venv/bin/python -m vlm_local spatial --policy P --set docs/spatial/LEVEL.json`
+`.venv/bin/python -m vlm_local spatial --policy P --set docs/spatial/LEVEL.json --out DIR`
 ([what is measured](spatial/README.md)):
 **turned** is 1 where every answer turned with its scene, 0 where none did; **moved** how much of the probability moved
 where nothing should (0 is right); **left** how sure an answer stayed where there was nothing left to be sure of (0
