@@ -13,7 +13,7 @@ ROOT = Path(vlm_local.__file__).parent
 
 # Only downwards: a module imports its own floor or one below.
 FLOORS = (
-    {"errors", "types", "files", "libc", "logs", "plain", "interrupts", "processes"},
+    {"errors", "types", "files", "libc", "logs", "plain", "interrupts", "processes", "progress"},
     {"paths", "provenance", "grammar", "actions", "primitives", "bounds", "wire"},
     {"decoding", "prompts", "models", "checkpoint", "machine"},
     {"engines"},

@@ -14,7 +14,7 @@ import numpy as np
 
 from vlm_local.errors import ConfigError
 
-_LOCK = ".lock"
+LOCK = ".lock"
 MAX_JSON_BYTES = 64 << 20  # a description of a data set has a few kB
 
 
@@ -61,7 +61,7 @@ def lock_folder(folder: Path) -> TextIO:
 
     Raises ConfigError where another process has it.
     """
-    file = (folder / _LOCK).open("a")
+    file = (folder / LOCK).open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -73,7 +73,7 @@ def lock_folder(folder: Path) -> TextIO:
 def is_locked(folder: Path) -> bool:
     """Whether a process has taken the folder by lock_folder."""
     try:
-        with (folder / _LOCK).open("rb") as file:
+        with (folder / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

@@ -25,7 +25,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html"
     )
     add_policy_options(parser, "--policy")
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, goes_on="the same command goes on from here")
 
 
 def run(args: argparse.Namespace) -> int:

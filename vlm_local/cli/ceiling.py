@@ -40,13 +40,13 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vlm_local.lab.ceiling.episodes import Plan
+    from vlm_local.lab.ceiling.episodes import CeilingPlan
     from vlm_local.lab.ceiling.mistakes import DRAWS
     from vlm_local.lab.ceiling.run import run_predictions, run_study
     from vlm_local.sim.tasks import TASKS
 
     tasks = tuple(TASKS) if args.tasks == "all" else tuple(dict.fromkeys(args.tasks.split(",")))
-    plan = Plan(tasks, args.level, args.episodes, args.seed)
+    plan = CeilingPlan(tasks, args.level, args.episodes, args.seed)
     if args.predict or args.observed:
         report = run_predictions(args.out, args.predict, args.observed, args.episodes, args.workers)
     else:

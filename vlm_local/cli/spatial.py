@@ -1,6 +1,7 @@
 """`spatial`: does a policy look where the words point? Paired scenes with known answers."""
 
 import argparse
+from contextlib import closing
 from pathlib import Path
 
 from vlm_local.cli.options import add_policy_options, count, read_policy_options, seed
@@ -29,7 +30,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 def _run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from vlm_local.assembly import is_url, open_policies
+    from vlm_local.assembly import is_url
+    from vlm_local.lab.sources import open_source
     from vlm_local.lab.spatial.changes import CHANGES
     from vlm_local.lab.spatial.report import format_interval, format_value
     from vlm_local.lab.spatial.run import run_study
@@ -39,13 +41,12 @@ def _run(args: argparse.Namespace) -> int:
     options = read_policy_options(args)
     if not is_url(options.model):
         options = replace(options, steps_per_phrase=1)  # every view is an episode of one step
-    policies = open_policies(options)
-    try:
-        policy = policies.build("spatial", tell_all=True)
-        with open_bar("spatial", scene_set.scenes * (len(CHANGES) + 1), "view") as bar:
-            report = run_study(hide_secrets(args.model or "tiny"), policy, scene_set, args.out, bar.update)
-    finally:
-        policies.close()
+    with (
+        closing(open_source(options)) as source,
+        open_bar("spatial", scene_set.scenes * (len(CHANGES) + 1), "view") as bar,
+    ):
+        policy = source.build("spatial", tell_all=True)
+        report = run_study(hide_secrets(args.model or "tiny"), policy, scene_set, args.out, bar.update)
     scores = {name: report[name] for name in ("turned", "moved", "left", "right")}
     lines = [
         f"{name:8}{format_value(score['value']):>6}  {format_interval(score['interval'])}"

@@ -162,11 +162,13 @@ def test_folders_with_nothing_to_tell_apart_are_refused(tmp_path):
 # --- a whole evaluation ---------------------------------------------------------------------------
 
 
-def evaluate(folder, out, ask):
+ABOUT = {"policy": {"name": "scripted"}, "data": "pictures", "question": "is it open?"}
+
+
+def evaluate(folder, out, ask, **changes):
     labelled = open_labelled(folder)
-    about = {"policy": {"name": "scripted"}, "data": "pictures", "question": "is it open?"}
     images = labelled.open_images(lambda error: None)
-    return evaluate_detector(images, labelled.choices, ask, out, 0.9, about, [])
+    return evaluate_detector(images, labelled.choices, ask, out, 0.9, ABOUT | changes, [])
 
 
 def test_rows_scores_and_report_are_written(tmp_path):
@@ -180,8 +182,12 @@ def test_rows_scores_and_report_are_written(tmp_path):
     assert report["accuracy"] == json.loads((out / "report.json").read_text())["accuracy"] == pytest.approx(2 / 3)
     page = (out / "report.html").read_text()
     assert "right: closed" in page and page.count("data:image/jpeg") == 3
-    with pytest.raises(ConfigError, match="holds an evaluation"):
-        evaluate(tmp_path / "in", out, lambda image: Answer("open", told, 0.0, {}))
+    with pytest.raises(ConfigError, match='question was "is it open\\?" and is "is it shut\\?"'):
+        evaluate(tmp_path / "in", out, lambda image: Answer("open", told, 0.0, {}), question="is it shut?")
+    Image.fromarray(picture(7)).save(tmp_path / "in" / "open" / "7.png")
+    asked = []
+    more = evaluate(tmp_path / "in", out, lambda image: asked.append(image) or Answer("open", told, 0.0, {}))
+    assert more["images"] == 4 and len(asked) == 1, "only the picture that was added is asked about"
 
 
 def test_a_broken_detector_ends_the_run(tmp_path):
@@ -194,7 +200,7 @@ def test_a_broken_detector_ends_the_run(tmp_path):
 
 def test_a_run_without_a_picture_leaves_the_folder_free(tmp_path):
     with pytest.raises(DataError, match="no picture"):
-        evaluate_detector([], ("open", "closed"), lambda image: None, tmp_path / "out", 0.9, {}, ["broken"])
+        evaluate_detector([], ("open", "closed"), lambda image: None, tmp_path / "out", 0.9, ABOUT, ["broken"])
     answer = Answer("open", {"closed": 0.3, "open": 0.7}, 0.0, {})
     report = evaluate(write_classes(tmp_path / "in", open=2, closed=2), tmp_path / "out", lambda image: answer)
     assert report["accuracy"] == 0.5

@@ -14,7 +14,7 @@ from vlm_local.data import open_episodes
 from vlm_local.lab.offline.plots import draw_confusion, draw_reliability, name_signs
 from vlm_local.lab.offline.report import choose_frames
 from vlm_local.lab.offline.rows import build_rows
-from vlm_local.lab.offline.study import Plan, evaluate
+from vlm_local.lab.offline.run import EvaluationPlan, evaluate
 from vlm_local.types import Decision
 
 MARGINALS = {axis: (0.2, 0.5, 0.3) for axis in ("x", "y", "z", "tilt", "yaw", "gripper")}
@@ -25,6 +25,7 @@ class _Source:
 
     def __init__(self):
         self.metadata = {"model": "<made up>", "trained": False}
+        self.max_workers = 1
 
     def build(self, robot):
         return self
@@ -55,7 +56,7 @@ def made(tmp_path_factory):
     recordings.write_rlds(folder / "data", records)
     source = _Source()
     report = evaluate(
-        Plan("tiny", "my data"),
+        EvaluationPlan("tiny", "my data"),
         folder / "out",
         lambda report: open_episodes(folder / "data", report=report),
         lambda: source,

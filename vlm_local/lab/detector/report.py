@@ -26,7 +26,7 @@ class Shown:
         return 1 + sureness if self.row["answer"] == self.row["label"] else -sureness
 
 
-def write_detection_report(folder: Path, report: Mapping[str, Any], shown: Sequence[Shown]) -> None:
+def write_report(folder: Path, report: Mapping[str, Any], shown: Sequence[Shown]) -> None:
     write_json(folder / "report.json", report)
     calibration = report["calibration"]
     template = open_template("report.html", Path(__file__).parent)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.lab.closed_loop.rescore import rescore_simulation
+from vlm_local.lab.closed_loop.rescore import rescore as rescore_sim
 from vlm_local.lab.evidence.archive import build_manifest, seal, unpack
-from vlm_local.lab.offline.rescore import rescore_evaluation
-from vlm_local.lab.spatial.rescore import rescore_study
+from vlm_local.lab.offline.rescore import rescore as rescore_eval
+from vlm_local.lab.spatial.rescore import rescore as rescore_spatial
 
-_RESCORE = {"eval": rescore_evaluation, "sim": rescore_simulation, "spatial": rescore_study}
+_RESCORE = {"eval": rescore_eval, "sim": rescore_sim, "spatial": rescore_spatial}
 _SHOWN = 5  # differences that an error names
 
 # What a last digit may differ by between processors.
