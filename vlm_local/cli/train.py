@@ -12,6 +12,7 @@ from vlm_local.cli.options import (
     read_data_options,
     seed,
 )
+from vlm_local.cli.output import print_result
 
 
 def add_commands(subparsers) -> None:
@@ -78,7 +79,7 @@ def _run_finetune(args) -> int:
     from vlm_local.prompts import load_template
     from vlm_local.training.finetune import Tuning, finetune, hash_episodes
     from vlm_local.training.optimisation import Recipe
-    from vlm_local.training.samples import RecordedSamples
+    from vlm_local.training.samples import HELD_OUT_EVERY, RecordedSamples
 
     checkpoint = find_checkpoint(args.model, args.offline)
     default = "paligemma" if checkpoint.family.startswith("paligemma") else "chat"
@@ -91,12 +92,15 @@ def _run_finetune(args) -> int:
     for path, data in zip(args.data, data_sets, strict=True):
         print(f"{path}: {describe_data(data.about)}")
     print(f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped")
+    print(
+        f"{samples.num_held_out} more, of every {HELD_OUT_EVERY}th episode, are never trained on; log.jsonl has their loss"
+    )
     rate = args.learning_rate or (2e-4 if args.lora else 1e-5)
     recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)
     tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)
     data = {"sha256": digest.hexdigest(), "camera": args.camera}
     finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed, data)
-    print(f"{args.out}: .venv/bin/python -m vlm_local serve --model {args.out}")
+    print_result(args, f"{args.out}: .venv/bin/python -m vlm_local serve --model {args.out}", {"out": str(args.out)})
     return 0
 
 
@@ -104,5 +108,6 @@ def _run_tiny(args) -> int:
     from vlm_local.training.simulated import train_tiny
 
     student = train_tiny(args.out, args.seed, args.start, args.rounds, args.task)
-    print(f"{student}: .venv/bin/python -m vlm_local sim --policy {student} --task all")
+    table = f"{student}: .venv/bin/python -m vlm_local sim --policy {student} --task all"
+    print_result(args, table, {"out": str(student)})
     return 0
