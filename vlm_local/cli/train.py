@@ -92,9 +92,7 @@ def _run_finetune(args) -> int:
     for path, data in zip(args.data, data_sets, strict=True):
         print(f"{path}: {describe_data(data.about)}")
     print(f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped")
-    print(
-        f"{samples.num_held_out} more, of every {HELD_OUT_EVERY}th episode, are never trained on; log.jsonl has their loss"
-    )
+    print(f"{samples.num_held_out} more, of every {HELD_OUT_EVERY}th episode, are kept apart; log.jsonl has their loss")
     rate = args.learning_rate or (2e-4 if args.lora else 1e-5)
     recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)
     tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)
