@@ -105,6 +105,14 @@ def test_while_a_server_does_not_answer(command, goes_on, silent_server, data_se
     assert "Traceback" not in error
 
 
+def test_a_command_that_keeps_nothing_ends_as_soon(silent_server):
+    url, asked = silent_server
+    asked.clear()
+    process = start("doctor", url)
+    until(lambda: asked.is_set() or process.poll() is not None)
+    assert interrupt(process).splitlines() == ["", "vlm-local doctor: stopped"]
+
+
 def test_while_episodes_of_a_ceiling_are_played(tmp_path):
     process = start("ceiling", "--tasks", "reach", "--level", "easy", "--workers", 2, "--out", tmp_path / "out")
     until(lambda: (tmp_path / "out" / "rows.jsonl").exists() or process.poll() is not None)
