@@ -91,7 +91,7 @@ def data_set(tmp_path):
     [
         ("sim --task reach", "the same command goes on from here"),
         ("spatial --scenes 2 --level easy", "the same command goes on from here"),
-        ("eval --data DATA --workers 2", "the same command with --resume goes on from here"),
+        ("eval --data DATA --workers 2", "the same command goes on from here"),
     ],
 )
 def test_while_a_server_does_not_answer(command, goes_on, silent_server, data_set, tmp_path):
