@@ -13,11 +13,11 @@ ROOT = Path(vlm_local.__file__).parent
 
 # Only downwards: a module imports its own floor or one below.
 FLOORS = (
-    {"errors", "types", "files", "libc", "logs", "plain", "interrupts", "processes", "progress"},
-    {"paths", "provenance", "grammar", "actions", "primitives", "bounds", "wire"},
+    {"errors", "types", "files", "logs", "plain", "interrupts", "processes", "progress"},
+    {"provenance", "grammar", "actions", "primitives", "bounds", "wire"},
     {"decoding", "prompts", "models", "checkpoint", "machine"},
     {"engines"},
-    {"answers", "policy", "wrappers", "safety", "client", "remote_policy", "assembly"},
+    {"answers", "policy", "safety", "client", "remote_policy", "assembly"},
     {"sim"},
     {"server", "lab", "training", "bench", "doctor"},
     {"cli", "__main__"},
@@ -84,7 +84,7 @@ HEAVY = set(OWNERS) | {"outlines", "bitsandbytes", "matplotlib", "gymnasium", "o
     [
         ("import vlm_local", set()),
         ("from vlm_local.cli import build_parser; build_parser()", set()),
-        ("import vlm_local.policy, vlm_local.wrappers, vlm_local.client, vlm_local.engines.scripted", set()),
+        ("import vlm_local.policy, vlm_local.policy, vlm_local.client, vlm_local.engines.scripted", set()),
         ("import vlm_local.wire, vlm_local.data", set()),
         ("import vlm_local.server", {"flask"}),
     ],

@@ -35,6 +35,10 @@ class EngineError(VLMLocalError):
     """The model's side failed: it raised, ran out of time or memory, or left the grammar."""
 
 
+class EngineClosed(EngineError):
+    """The engine was closed while a request waited: the process is ending."""
+
+
 REMOTE_KINDS = (
     "unauthorized",
     "not_found",

@@ -17,7 +17,7 @@ from lark.exceptions import UnexpectedInput
 from lark.load_grammar import load_grammar as load_lark
 
 from vlm_local.errors import GrammarError, suggest
-from vlm_local.paths import find_shipped
+from vlm_local.files import find_shipped
 from vlm_local.primitives import list_phrases
 
 DEFAULT = "primitives"

@@ -10,8 +10,7 @@ from pathlib import Path
 
 from vlm_local.checkpoint import ADAPTER, CONFIG, Checkpoint, estimate_memory, open_checkpoint
 from vlm_local.errors import ConfigError, suggest
-from vlm_local.files import read_json_object
-from vlm_local.paths import find_shipped
+from vlm_local.files import find_shipped, read_json_object
 
 DEFAULT = "tiny"
 

@@ -71,7 +71,7 @@ def run(options, settings: SoakSettings) -> int:
 
 
 def soak(options, settings: SoakSettings) -> dict[str, Any]:
-    """The result as a JSON object; `passed` is the verdict, `violations` the first reasons against it."""
+    """The result as a JSON object; `passed` is the choice, `violations` the first reasons against it."""
     options = replace(options, deadline_ms=options.deadline_ms or DEADLINE_MS)
     with (
         tempfile.TemporaryDirectory(prefix="soak-") as folder,

@@ -14,8 +14,8 @@ import torch
 from vlm_local.bench.sequences import PlayedEpisode
 from vlm_local.bench.steering import SteeredOutlines, Steering, steer_tree
 from vlm_local.bench.subject import Subject, play_episode
+from vlm_local.decoding.families import PreparedRequest
 from vlm_local.decoding.tree import Budget, TreeDecoder
-from vlm_local.decoding.types import PreparedRequest
 from vlm_local.policy import VLMPolicy
 from vlm_local.types import Generation, GenerationRequest
 

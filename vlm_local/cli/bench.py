@@ -146,9 +146,12 @@ def _add_mixed(kinds: argparse._SubParsersAction) -> None:
     add_policy_options(parser)
     parser.add_argument("--robots", type=count(1, _MAX_ROBOTS), default=6, metavar="N", help="[6]")
     parser.add_argument(
-        "--seconds", type=number(1, 1e5), default=60.0, help="of mixed traffic, and of robots alone [60]"
+        "--seconds",
+        type=number(1, 1e5),
+        default=60.0,
+        help="of robots alone, beside strangers, and while those ask another server [60]",
     )
-    parser.add_argument("--rounds", type=count(1, 1000), default=4, help="in which both take turns [4]")
+    parser.add_argument("--rounds", type=count(1, 1000), default=4, help="in which these take turns [4]")
     parser.add_argument("--hz", type=number(0.01, 1000), default=2.0, help="requests a second of each robot [2]")
     parser.set_defaults(run=_run_mixed)
 

@@ -8,10 +8,9 @@ from typing import Any
 from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
 from vlm_local.assembly import Policies, PolicyOptions, is_url, open_policies, refuse_all_but
 from vlm_local.errors import ConfigError
-from vlm_local.policy import Policy
+from vlm_local.policy import HoldPhrase, Policy
 from vlm_local.primitives import parse_phrase
 from vlm_local.types import Decision, Observation
-from vlm_local.wrappers import HoldPhrase
 
 ORACLE = "oracle"
 _MAX_ROBOTS = 16  # of a server of ours, unless it was started with another --max-robots

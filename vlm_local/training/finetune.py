@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vlm_local.checkpoint import SIDECAR, Checkpoint
+from vlm_local.decoding.families import LoadedModel
 from vlm_local.decoding.trie import tokenize_sentences
-from vlm_local.decoding.types import LoadedModel
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError

@@ -174,7 +174,7 @@ def test_over_http_and_in_process_are_the_same(tmp_path, capsys):
 def serve_policy(options: PolicyOptions):
     """Our own server of this policy."""
     policies = open_policies(options)
-    server = HTTPServer(create_app(policies, ServerSettings(), []), bind("127.0.0.1", 0))
+    server = HTTPServer(create_app(policies, ServerSettings()), bind("127.0.0.1", 0))
     try:
         yield server.url
     finally:

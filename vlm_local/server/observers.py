@@ -7,12 +7,12 @@ from typing import Any
 
 from vlm_local.provenance import describe_machine
 from vlm_local.server.app import create_app
-from vlm_local.server.kept import Kept
 from vlm_local.server.live import Hub
 from vlm_local.server.metrics import Metrics, add_metrics_route
 from vlm_local.server.pages import add_live_routes
 from vlm_local.server.recorder import Recorder
 from vlm_local.server.service import Policies, ServerSettings, Service
+from vlm_local.server.state import RobotStates
 
 
 class ObservedApp:
@@ -39,11 +39,13 @@ class ObservedApp:
         self._hub = Hub(self._report_status)
         metrics = Metrics(self._measure)
         self._recorder = None if run is None else Recorder(run, self._describe, max_bytes)
-        subscribers = [self._hub, metrics] + ([] if self._recorder is None else [self._recorder])
-        self._kept = Kept(run, previous, port)
-        self._kept.on_hold(self._hub.send_status)
-        self.app = create_app(policies, settings, subscribers, self._kept)
+        self._states = RobotStates(run, previous, port)
+        self._states.on_hold(self._hub.send_status)
+        self.app = create_app(policies, settings, self._states)
         self.service: Service = self.app.extensions["vlm_local"]
+        self.service.subscribe(self._hub)
+        self.service.subscribe(metrics)
+        self._recording = None if self._recorder is None else self.service.subscribe(self._recorder)
         self.service.report["recording"] = self.report_recording
         add_live_routes(self.app, self._hub, run)
         add_metrics_route(self.app, metrics)
@@ -56,20 +58,22 @@ class ObservedApp:
         """Write what is still to be recorded. True when all of it was, in time."""
         self.end_streams()
         end = time.monotonic() + timeout_s
-        written = all([outlet.close(max(end - time.monotonic(), 0.1)) for outlet in self.service.outlets])
+        written = all(
+            [subscription.close(max(end - time.monotonic(), 0.1)) for subscription in self.service.subscriptions]
+        )
         if self._recorder is not None and written:
             self._recorder.close()
-        self._kept.close()
+        self._states.close()
         return written
 
     def report_recording(self) -> dict[str, Any] | None:
         """As Recorder.stats, with the queue before it: `queued`, and its losses in `lost`."""
-        if self._recorder is None:
+        if self._recorder is None or self._recording is None:
             return None
-        outlet = self.service.outlets[-1]
+        num_dropped = self._recording.num_dropped
         stats = self._recorder.stats()
-        stats |= {"queued": outlet.num_waiting, "lost": stats["lost"] + outlet.num_dropped}
-        if outlet.num_dropped and stats["error"] is None:
+        stats |= {"queued": self._recording.num_waiting, "lost": stats["lost"] + num_dropped}
+        if num_dropped and stats["error"] is None:
             stats["error"] = "the disk is slower than the robots: the queue was full"
         return stats
 

@@ -86,7 +86,7 @@ class Hold:
     since: float
 
 
-class Kept:
+class RobotStates:
     """Holds and grippers of all robots, written to `folder` whenever they change. Any thread may call it.
 
     A hold counts from the moment `hold` is called, whether or not it can be written.
