@@ -17,7 +17,7 @@ FLOORS = (
     {"provenance", "grammar", "actions", "primitives", "bounds", "wire"},
     {"decoding", "prompts", "models", "checkpoint", "machine"},
     {"engines"},
-    {"answers", "policy", "safety", "client", "remote_policy", "assembly"},
+    {"answers", "policy", "inspect_robots_policy", "safety", "client", "remote_policy", "assembly"},
     {"sim"},
     {"server", "lab", "training", "bench", "doctor"},
     {"cli", "__main__"},
