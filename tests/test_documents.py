@@ -104,6 +104,21 @@ def test_every_link_leads_somewhere(document):
             assert (ROOT / document.parent / target).exists(), f"{document}: {target}"
 
 
+def test_what_the_architecture_names_is_there():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    paths = re.findall(r"`((?:vlm_local|tests|grammars)/[^`*]*)`", text)
+    assert len(set(paths)) > 40
+    for path in paths:
+        assert (ROOT / path).exists(), path
+    for name, path in re.findall(r"`([A-Za-z_]+)` (?:of|in) `(vlm_local/[^`]+)`", text):
+        assert name in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"
+    for path, name in re.findall(r"`(vlm_local/[^`]+\.py)`, (?:beside )?`([A-Za-z_]+)", text):
+        assert name in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"
+    decisions = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
+    for title in re.findall(r'docs/decisions\.md, "([^"]+)"', text):
+        assert f"**{title}" in decisions
+
+
 def test_the_card_names_the_hash_that_results_name():
     card = (ROOT / "checkpoints/tiny/README.md").read_text(encoding="utf-8")
     assert re.findall(r"\b[0-9a-f]{64}\b", card) == [open_checkpoint(ROOT / "checkpoints/tiny").sha256]
