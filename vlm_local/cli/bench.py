@@ -1,6 +1,9 @@
 """`bench`: what the pieces cost on this machine. The last line printed is one JSON object."""
 
 import argparse
+import io
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 
 from vlm_local.cli.options import add_policy_options, count, number, read_policy_options
@@ -22,6 +25,20 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     _add_report(kinds)
 
 
+def _print_last_line(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
+    """The same command, of which --quiet leaves the last line: the JSON object."""
+
+    def run_as_asked(args: argparse.Namespace) -> int:
+        if not args.quiet:
+            return run(args)
+        with redirect_stdout(io.StringIO()) as said:
+            status = run(args)
+        print(said.getvalue().rstrip("\n").rpartition("\n")[2])
+        return status
+
+    return run_as_asked
+
+
 def _add_act(kinds: argparse._SubParsersAction) -> None:
     text = "what the server adds to the engine, and how many robots it answers"
     parser = kinds.add_parser("act", help=text)
@@ -32,7 +49,7 @@ def _add_act(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--seconds", type=number(0.1, 3600), default=4.0, help="of a round of robots at once [4]")
     parser.add_argument("--rounds", type=count(1, 1000), default=3, help="[3]")
     parser.add_argument("--beside", metavar="NAME", help="time this local model in the same run instead")
-    parser.set_defaults(run=_run_act)
+    parser.set_defaults(run=_print_last_line(_run_act))
 
 
 def _run_act(args: argparse.Namespace) -> int:
@@ -56,7 +73,7 @@ def _add_decode(kinds: argparse._SubParsersAction) -> None:
     _add_subject(parser)
     parser.add_argument("--sequences", type=Path, metavar="PATH", help="run, data set or labels to play [made-up]")
     parser.add_argument("--rounds", type=count(), default=40, metavar="N", help="steps that are timed [40]")
-    parser.set_defaults(run=_run_decode)
+    parser.set_defaults(run=_print_last_line(_run_decode))
 
 
 def _add_subject(parser: argparse.ArgumentParser) -> None:
@@ -77,7 +94,7 @@ def _add_profile(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser("profile", help=text)
     _add_subject(parser)
     parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="steps that are timed [20]")
-    parser.set_defaults(run=_run_profile)
+    parser.set_defaults(run=_print_last_line(_run_profile))
 
 
 def _run_profile(args: argparse.Namespace) -> int:
@@ -93,7 +110,7 @@ def _add_rows(kinds: argparse._SubParsersAction) -> None:
     text = "robots at once [1,4,8,16]"
     parser.add_argument("--counts", type=_robots, default=[1, 4, 8, 16], metavar="N,...", help=text)
     parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="[20]")
-    parser.set_defaults(run=_run_rows)
+    parser.set_defaults(run=_print_last_line(_run_rows))
 
 
 def _run_rows(args: argparse.Namespace) -> int:
@@ -106,7 +123,7 @@ def _add_limit(kinds: argparse._SubParsersAction) -> None:
     text = "what the device could do at best, and how much of it the language model reaches"
     parser = kinds.add_parser("limit", help=text)
     _add_subject(parser)
-    parser.set_defaults(run=_run_limit)
+    parser.set_defaults(run=_print_last_line(_run_limit))
 
 
 def _run_limit(args: argparse.Namespace) -> int:
@@ -128,7 +145,7 @@ def _add_load(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--kill-every", type=number(0, 1e6), default=60.0, metavar="S", help=text)
     text = "the model's process is the server's own, as with `serve`, not an OpenAI-compatible one"
     parser.add_argument("--no-sidecar", action="store_true", help=text)
-    parser.set_defaults(run=_run_load)
+    parser.set_defaults(run=_print_last_line(_run_load))
 
 
 def _run_load(args: argparse.Namespace) -> int:
@@ -153,7 +170,7 @@ def _add_mixed(kinds: argparse._SubParsersAction) -> None:
     )
     parser.add_argument("--rounds", type=count(1, 1000), default=4, help="in which these take turns [4]")
     parser.add_argument("--hz", type=number(0.01, 1000), default=2.0, help="requests a second of each robot [2]")
-    parser.set_defaults(run=_run_mixed)
+    parser.set_defaults(run=_print_last_line(_run_mixed))
 
 
 def _run_mixed(args: argparse.Namespace) -> int:
@@ -167,7 +184,7 @@ def _add_data(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser("data", help=text)
     parser.add_argument("--data", metavar="PATH", help="a data set to read [a run written for the purpose]")
     parser.add_argument("--rounds", type=count(1, 1000), default=5, help="[5]")
-    parser.set_defaults(run=_run_data)
+    parser.set_defaults(run=_print_last_line(_run_data))
 
 
 def _run_data(args: argparse.Namespace) -> int:
@@ -180,7 +197,7 @@ def _add_report(kinds: argparse._SubParsersAction) -> None:
     text = "write FOLDER.md from the results saved in FOLDER, one .json each"
     parser = kinds.add_parser("report", help=text)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/benchmarks"), help="[docs/benchmarks]")
-    parser.set_defaults(run=_run_report)
+    parser.set_defaults(run=_print_last_line(_run_report))
 
 
 def _run_report(args: argparse.Namespace) -> int:

@@ -26,7 +26,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _label(args: argparse.Namespace) -> int:
-    from vlm_local.data import open_data_set
+    from vlm_local.data import count_episodes, open_data_set
     from vlm_local.data.labels import iterate_labels
     from vlm_local.errors import DataError
     from vlm_local.files import encode_json, open_replacing
@@ -34,8 +34,8 @@ def _label(args: argparse.Namespace) -> int:
 
     problems = ProblemPrinter()
     data = open_data_set(args.data, read_data_options(args), problems)
-    episodes, num_steps = set(), 0
-    with open_replacing(Path(args.out)) as file, open_bar("label", unit="episode") as bar:
+    episodes, num_steps, num_episodes = set(), 0, count_episodes(args.data, args.split)
+    with open_replacing(Path(args.out)) as file, open_bar("label", num_episodes, "episode") as bar:
         for row in iterate_labels(data.episodes, problems):
             file.write(encode_json(row) + "\n")
             bar.update(row["episode"] not in episodes)
@@ -52,16 +52,16 @@ def _label(args: argparse.Namespace) -> int:
 def _calibrate(args: argparse.Namespace) -> int:
     from dataclasses import asdict
 
-    from vlm_local.data import open_data_set
+    from vlm_local.data import count_episodes, open_data_set
     from vlm_local.errors import DataError
     from vlm_local.files import write_json
     from vlm_local.lab.offline import calibrate
     from vlm_local.lab.offline.tables import format_calibration
-    from vlm_local.progress import open_bar
+    from vlm_local.progress import track
 
     data = open_data_set(args.data, read_data_options(args), ProblemPrinter())
-    with open_bar("calibrate", unit="episode") as bar:
-        calibration = calibrate.collect(show_progress(data.episodes, bar))
+    num_episodes = count_episodes(args.data, args.split)
+    calibration = calibrate.collect(track(data.episodes, "calibrate", "episode", num_episodes))
     cells, phrases = list(calibrate.list_cells(calibration)), calibrate.list_phrase_actions(calibration)
     table, counts = calibrate.build_table(calibration)
     sizes = {"xyz_m": table.x_m, "tilt_rad": table.tilt_rad, "yaw_rad": table.yaw_rad}
@@ -90,13 +90,6 @@ def _calibrate(args: argparse.Namespace) -> int:
 def _describe_size(name: str, size: float, num_moving: int, num_needed: int) -> str:
     why = "measured" if num_moving >= num_needed else f"the default: {num_needed} steps would be needed"
     return f"{name:10}{size:8.5f}  {num_moving} moving steps, {why}"
-
-
-def show_progress(items, bar):
-    """The same items; `bar` goes on by one for each."""
-    for item in items:
-        yield item
-        bar.update()
 
 
 class ProblemPrinter:

@@ -47,30 +47,30 @@ def _describe(episode) -> str:
 
 
 def _export(args: argparse.Namespace) -> int:
-    from vlm_local.cli.data import ProblemPrinter, show_progress
+    from vlm_local.cli.data import ProblemPrinter
+    from vlm_local.data import count_episodes
     from vlm_local.data.film import write_film
     from vlm_local.data.lerobot_export import export_lerobot
     from vlm_local.data.runs import read_run
     from vlm_local.data.summary import list_runs
     from vlm_local.errors import DataError
-    from vlm_local.progress import open_bar
+    from vlm_local.progress import track
 
     if list_runs(args.folder) != [Path(args.folder)]:
         raise DataError(f"{args.folder} is no recorded run; `runs` lists those in {DEFAULT_FOLDER}/")
     problems, out = ProblemPrinter(), Path(args.out)
-    with open_bar("lerobot", unit="episode") as bar:
-        episodes = show_progress(read_run(args.folder, problems), bar)
-        num_episodes, num_frames = export_lerobot(episodes, out / "lerobot", problems)
+    episodes = track(read_run(args.folder, problems), "lerobot", "episode", count_episodes(args.folder))
+    num_episodes, num_frames = export_lerobot(episodes, out / "lerobot", problems)
     films = out / "films"
     films.mkdir(parents=True, exist_ok=True)
     num_films = 0
-    with open_bar("films", total=num_episodes, unit="film") as bar:
-        for episode in show_progress(read_run(args.folder, lambda error: None), bar):  # reported above
-            try:
-                steps = ((episode.load_image(step), line) for step, line in enumerate(episode.lines))
-                num_films += write_film(films / f"{Path(episode.source).name}.mp4", steps) > 0
-            except DataError as error:
-                problems(error)
+    readable = read_run(args.folder, lambda error: None)  # the others are reported above
+    for episode in track(readable, "films", "film", num_episodes):
+        try:
+            steps = ((episode.load_image(step), line) for step, line in enumerate(episode.lines))
+            num_films += write_film(films / f"{Path(episode.source).name}.mp4", steps) > 0
+        except DataError as error:
+            problems(error)
     table = f"{num_episodes} episodes ({num_frames} frames) in {out / 'lerobot'}, {num_films} films in {films}"
     result = {"episodes": num_episodes, "frames": num_frames, "films": num_films, "problems": problems.count}
     print_result(args, table, result | {"out": args.out})

@@ -74,8 +74,9 @@ def _run_finetune(args) -> int:
     import hashlib
 
     from vlm_local.cli.data import ProblemPrinter
-    from vlm_local.data import open_data_set
+    from vlm_local.data import count_episodes, open_data_set
     from vlm_local.models import find_checkpoint
+    from vlm_local.progress import track
     from vlm_local.prompts import load_template
     from vlm_local.training.finetune import Tuning, finetune, hash_episodes
     from vlm_local.training.optimisation import Recipe
@@ -87,7 +88,9 @@ def _run_finetune(args) -> int:
     history = checkpoint.sidecar.get("history") or 0 if args.history is None else args.history
     problems, digest = ProblemPrinter(), hashlib.sha256()
     data_sets = [open_data_set(path, read_data_options(args), problems) for path in args.data]
-    episodes = (episode for data in data_sets for episode in data.episodes)
+    num_episodes = sum(count_episodes(path, args.split) for path in args.data)
+    read = (episode for data in data_sets for episode in data.episodes)
+    episodes = track(read, "reading", "episode", num_episodes)
     samples = RecordedSamples(hash_episodes(episodes, digest), load_template(prompt), history, args.seed)
     for path, data in zip(args.data, data_sets, strict=True):
         print(f"{path}: {describe_data(data.about)}")
