@@ -94,7 +94,7 @@ def test_compare_two_evaluations(data_set, tmp_path, capsys):
     assert main(["compare", str(tmp_path / "oracle-label"), str(tmp_path / "majority")]) == 0
     printed = capsys.readouterr().out
     (line,) = (line for line in printed.splitlines() if line.startswith("exact "))
-    assert line.split()[:3] == ["exact", "30", "100.0%"]
+    assert line.split()[:4] == ["exact", "30", "100.0", "%"]
     assert "30 shared steps" in printed
     assert main(["compare", str(tmp_path / "nowhere"), str(tmp_path / "majority")]) == 2
     assert "expected the --out folder of an evaluation" in capsys.readouterr().err

@@ -41,7 +41,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from vlm_local.lab.ceiling.episodes import CeilingPlan
-    from vlm_local.lab.ceiling.mistakes import DRAWS
+    from vlm_local.lab.ceiling.error_models import DRAWS
     from vlm_local.lab.ceiling.run import run_predictions, run_study
     from vlm_local.sim.tasks import TASKS
 

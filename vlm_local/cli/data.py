@@ -56,7 +56,6 @@ def _calibrate(args: argparse.Namespace) -> int:
     from vlm_local.errors import DataError
     from vlm_local.files import write_json
     from vlm_local.lab.offline import calibrate
-    from vlm_local.lab.offline.tables import format_calibration
     from vlm_local.progress import track
 
     data = open_data_set(args.data, read_data_options(args), ProblemPrinter())
@@ -68,7 +67,7 @@ def _calibrate(args: argparse.Namespace) -> int:
     lines = [
         f"read: {describe_data(data.about)}",
         f"{calibration.num_steps} steps with a full window; metres and radians a control step\n",
-        format_calibration(cells, phrases),
+        calibrate.format_calibration(cells, phrases),
         f"\ntilt came from roll {calibration.tilts['roll']} times, from pitch {calibration.tilts['pitch']} times\n",
         *(_describe_size(name, sizes[name], count, calibrate.MIN_COUNT) for name, count in counts.items()),
     ]

@@ -59,8 +59,8 @@ def _eval(args: argparse.Namespace) -> int:
     from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
     from vlm_local.lab.offline import baselines
+    from vlm_local.lab.offline.report import format_report
     from vlm_local.lab.offline.run import EvaluationPlan, evaluate
-    from vlm_local.lab.offline.tables import format_report
     from vlm_local.lab.sources import open_source
     from vlm_local.progress import open_bar
 
@@ -105,9 +105,8 @@ def _eval(args: argparse.Namespace) -> int:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from vlm_local.lab.offline.compare import compare_rows
+    from vlm_local.lab.offline.compare import compare_rows, format_comparison
     from vlm_local.lab.offline.rows import load_rows
-    from vlm_local.lab.offline.tables import format_comparison
 
     result = compare_rows(load_rows(args.ours), load_rows(args.theirs))
     print_result(args, format_comparison(result, str(args.ours), str(args.theirs)), result)

@@ -31,10 +31,10 @@ def _run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from vlm_local.assembly import is_url
+    from vlm_local.lab.formats import format_fixed, format_range
     from vlm_local.lab.sources import open_source
-    from vlm_local.lab.spatial.changes import CHANGES
-    from vlm_local.lab.spatial.report import format_interval, format_value
     from vlm_local.lab.spatial.run import run_study
+    from vlm_local.lab.spatial.scenes import CHANGES
     from vlm_local.progress import open_bar
 
     scene_set = _choose_set(args)
@@ -49,7 +49,7 @@ def _run(args: argparse.Namespace) -> int:
         report = run_study(hide_secrets(args.model or "tiny"), policy, scene_set, args.out, bar.update)
     scores = {name: report[name] for name in ("turned", "moved", "left", "right")}
     lines = [
-        f"{name:8}{format_value(score['value']):>6}  {format_interval(score['interval'])}"
+        f"{name:8}{format_fixed(score['value']):>6}  {format_range(score['interval'])}"
         for name, score in scores.items()
     ]
     lines += ["turned and right should be 1, moved and left 0", f"report: {args.out / 'report.html'}"]

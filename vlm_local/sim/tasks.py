@@ -6,6 +6,8 @@ from vlm_local.sim.drawer_tasks import CloseDrawer, OpenDrawer
 from vlm_local.sim.sink_tasks import EggplantToBasket, EggplantToSink
 from vlm_local.sim.task import Task
 
+AUTOEVAL_STEPS = 70  # AutoEval's limit of control steps; success within it is reported beside that of other limits
+
 TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (Reach, OpenDrawer, CloseDrawer, EggplantToBasket, EggplantToSink, Push, Lift, ReachRelation)

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlm_local.errors import ConfigError
 from vlm_local.lab.ceiling.episodes import SETTINGS, CeilingPlan, Episodes, find_played, list_made_with
-from vlm_local.lab.ceiling.mistakes import DRAWS
+from vlm_local.lab.ceiling.error_models import DRAWS
 from vlm_local.lab.ceiling.predictions import load_observed, predict
 from vlm_local.lab.ceiling.report import write_report
 from vlm_local.lab.ceiling.scores import score_study
