@@ -46,11 +46,12 @@ def _open_processing(family):
     [*((family, "none") for family in FAMILIES), *QUANTISED, *(slow(*case) for case in OTHERS)],
 )
 def test_every_family_says_a_phrase_for_a_picture(family, quantize):
-    engine = open_hf_engine(open_checkpoint(tiny_checkpoint(family)), quantize, device="cpu")
+    checkpoint = open_checkpoint(tiny_checkpoint(family))
+    engine = open_hf_engine(checkpoint, quantize, device="cpu")
     (answer,) = _generate(engine, replace(REQUEST, posterior="exact"))
     assert answer.sentence in PHRASES and answer.probabilities.sum() == pytest.approx(1, abs=1e-3)
     assert engine.metadata["family"] == family and engine.metadata["quantize"] == quantize
-    kinds = {str(parameter.dtype) for parameter in engine._decoder._loaded.model.parameters()}
+    kinds = {str(parameter.dtype) for parameter in load_model(checkpoint, quantize, device="cpu").model.parameters()}
     assert {"none": "torch.float32", "8bit": "torch.int8", "4bit": "torch.uint8"}[quantize] in kinds
 
 

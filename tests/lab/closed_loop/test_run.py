@@ -2,6 +2,7 @@
 
 import http.server
 import json
+import multiprocessing
 import threading
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -158,10 +159,10 @@ def test_a_folder_with_something_else_in_meta_json_is_refused(text, tmp_path, ca
 
 
 def test_over_http_and_in_process_are_the_same(tmp_path, capsys):
-    arguments = ("--task", "push", "--episodes", 2, "--max-steps", 6, "--workers", 2, "--seed", 11)
-    run_sim(capsys, tmp_path / "here", "--policy", "random", *arguments)
+    arguments = ("--task", "push", "--episodes", 2, "--max-steps", 6, "--seed", 11)
+    run_sim(capsys, tmp_path / "here", "--policy", "random", *arguments, "--workers", 1)
     with serving.serve(build_uniform_engine(), decide="sample") as served:
-        run_sim(capsys, tmp_path / "there", "--policy", served.url, *arguments)
+        run_sim(capsys, tmp_path / "there", "--policy", served.url, *arguments, "--workers", 2)
     for number in range(2):
         here, there = (read_lines(tmp_path / name, f"push-{number}") for name in ("here", "there"))
         assert [line["phrase"] for line in here] == [line["phrase"] for line in there]
@@ -292,9 +293,11 @@ def test_a_held_phrase_is_asked_for_less_often(tmp_path, capsys):
 
 
 def test_a_dead_environment_is_no_fault_of_the_policy():
+    others = set(multiprocessing.active_children())
     stage = Stage("easy", 32)
     stage.reset("reach", 0, drawn=False)
-    stage._process.kill()
+    (process,) = set(multiprocessing.active_children()) - others
+    process.kill()
     with pytest.raises(StageError, match="status -9"):
         stage.step(np.zeros(7))
     stage.close()
