@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 
 from tests import recordings
+from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.checkpoint import open_checkpoint
@@ -54,7 +55,7 @@ def _ask(folder, colour):
         policies.close()
 
 
-@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma", "smolvlm2"])
+@pytest.mark.parametrize("family", ["qwen2-vl", slow("paligemma"), slow("smolvlm2")])
 def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
     _tune(tiny_checkpoint(family), tmp_path, samples)
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
