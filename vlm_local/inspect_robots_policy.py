@@ -29,7 +29,7 @@ class VLMLocalPolicy:
     A failure of the server ends the trial as an error, never as a failure of the task.
     """
 
-    remedy = "start `vlm-local serve`, or give its address with -P server_url=http://HOST:PORT"
+    remedy = "start `serve`, or give its address with -P server_url=http://HOST:PORT"
 
     def __init__(self, server_url: str = "http://127.0.0.1:8000", camera: str = "", steps: int = 1):
         """server_url: also with /t/TOKEN or /s/ROBOT. camera: whose picture is sent; "" for the only one there is.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.actions import find_first_command
-from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError, suggest
 from vlm_local.policy import Policy
 from vlm_local.types import Decision, Observation
 
@@ -50,8 +50,10 @@ def parse_workspace(text: str) -> Workspace:
         x, y, z = map(_parse_range, text.split(","))
         return Workspace(x, y, z)
     except ValueError:
-        names = ", ".join(WORKSPACES)
-        raise ConfigError(f"workspace {text!r}: expected one of {names}, or x0:x1,y0:y1,z0:z1 in metres") from None
+        nearest, names = suggest(text, WORKSPACES), ", ".join(WORKSPACES)
+        raise ConfigError(
+            f"workspace {text!r}{nearest or ':'} expected one of {names}, or x0:x1,y0:y1,z0:z1 in metres"
+        ) from None
 
 
 def _parse_range(text: str) -> tuple[float, float]:

@@ -23,6 +23,7 @@ from typing import IO, Any
 
 from vlm_local.bench.load import await_ready, summarise
 from vlm_local.bench.rough_robot import Diary, RoughRobot
+from vlm_local.progress import track
 from vlm_local.provenance import describe_machine
 
 MAX_RATIO = 1.5
@@ -86,7 +87,7 @@ def _play_rounds(url: str, other_url: str, settings: MixedSettings) -> tuple[dic
     _play(url, settings, _SETTLE_S)
     played, answers = {phase: [] for phase in PHASES}, Counter()
     seconds = settings.seconds / settings.rounds
-    for _ in range(settings.rounds):
+    for _ in track(range(settings.rounds), "alone, mixed, elsewhere", "round"):
         played["alone"] += _play(url, settings, seconds)
         with _strangers(url, seconds) as told:
             played["mixed"] += _play(url, settings, seconds)

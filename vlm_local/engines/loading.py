@@ -90,7 +90,7 @@ def _choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"--device {name}: expected auto, cpu, or cuda:N") from None
     if device.type == "cuda" and not count:
-        raise ConfigError(f"--device {name}: torch {torch.__version__} sees no GPU; `vlm-local doctor` says why")
+        raise ConfigError(f"--device {name}: torch {torch.__version__} sees no GPU; `doctor` says why")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"--device {name}: this machine has cuda:0 to cuda:{count - 1}")
     if device.type not in ("cpu", "cuda"):
@@ -130,7 +130,7 @@ def _check_memory(checkpoint: Checkpoint, size: _Size, quantize: str, dtype: tor
     mend = f"--dtype bfloat16 --quantize {smaller[0]} would fit" if smaller else "take a smaller model"
     raise ConfigError(
         f"{checkpoint.name} needs about {needed / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')} with "
-        f"--quantize {quantize}, but {device} has {free / 1e9:.1f} GB free; {mend} (`vlm-local models` lists sizes)"
+        f"--quantize {quantize}, but {device} has {free / 1e9:.1f} GB free; {mend} (`models` lists sizes)"
     )
 
 

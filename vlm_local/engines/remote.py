@@ -24,7 +24,7 @@ try:
     import openai
 except ImportError:
     raise ConfigError(
-        "--engine openai needs the openai package; install it with: pip install 'vlm-local[openai]'"
+        "--engine openai needs the openai package; install it with: .venv/bin/pip install -e '.[openai]'"
     ) from None
 
 _CONNECT_S = 2.0

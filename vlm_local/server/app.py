@@ -125,7 +125,8 @@ def _guard(app: Flask, service: Service) -> None:
         line = {"id": g.id, "method": request.method, "route": route, "robot": robot, "status": response.status_code}
         line |= {"ms": f"{total_ms:.1f}", **g.get("about", {})} | ({"error": g.reason} if g.reason else {})
         calm = logging.INFO if route in ("/act", "/reset") else logging.DEBUG  # a page asks for frames all the time
-        level = logging.WARNING if response.status_code >= 400 else calm
+        is_poll = route == "/health" and response.status_code == 503  # asked every second while a model loads
+        level = logging.WARNING if response.status_code >= 400 and not is_poll else calm
         logger.log(level, "request %s", " ".join(f"{key}={shlex.quote(str(value))}" for key, value in line.items()))
         return response
 

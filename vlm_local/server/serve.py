@@ -140,7 +140,7 @@ class RunningServer:
         self._options = options
         port = listener.getsockname()[1]
         previous = None if options.record is None else find_previous(options.record, port)
-        run = None if options.record is None else _make_run(options.record, policies.metadata)
+        run = self.run_folder = None if options.record is None else _make_run(options.record, policies.metadata)
         names = {socket.gethostname().lower()} | ({options.tunnel.host.lower()} if options.tunnel else set())
         settings = replace(settings, names=settings.names | names)
         self._observed = ObservedApp(policies, settings, run, options.max_record_bytes, previous, port)

@@ -12,7 +12,7 @@ from vlm_local.cli import main
 from vlm_local.data.questions import TASKS, open_labelled
 from vlm_local.errors import ConfigError, DataError, EngineError
 from vlm_local.lab.detector.run import evaluate_detector
-from vlm_local.lab.detector.scores import area_under_roc, find_threshold, score_answers, wilson
+from vlm_local.lab.detector.scores import find_threshold, score_answers
 
 CHOICES = ("yes", "no")
 
@@ -54,20 +54,15 @@ def test_without_probabilities_there_is_accuracy_and_nothing_else():
     assert report["by_answer"]["yes"]["auc"] is None and report["by_answer"]["yes"]["at_precision"] is None
 
 
-def test_ties_count_half_in_the_area():
-    assert area_under_roc(np.array([0.5, 0.5, 0.9]), np.array([True, False, True])) == 0.75
-    assert area_under_roc(np.array([0.5]), np.array([True])) is None
-
-
 def test_a_threshold_never_cuts_through_equal_scores():
     found = find_threshold(np.array([0.9, 0.8, 0.8, 0.8]), np.array([True, True, True, False]), 0.9)
     assert (found["threshold"], found["kept"]) == (0.9, 1)
     assert find_threshold(np.array([0.9]), np.array([False]), 0.9) is None
 
 
-def test_the_interval_is_wilsons():
-    assert wilson(45, 50) == pytest.approx([0.7864, 0.9565], abs=1e-4)  # worked out by R's binom package
-    assert wilson(3, 4) is None
+def test_a_share_of_few_pictures_has_no_interval():
+    assert score_answers(ROWS, CHOICES, 0.9)["interval"] is None
+    assert score_answers(10 * ROWS, CHOICES, 0.9)["interval"] == pytest.approx([0.4618, 0.7239], abs=1e-4)
 
 
 # --- pictures in files ----------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from vlm_local.cli import main
 from vlm_local.errors import DataError
 from vlm_local.lab.evidence.archive import pack
 from vlm_local.lab.evidence.verify import verify
-from vlm_local.lab.spatial.changes import CHANGES
 from vlm_local.lab.spatial.run import run_study
+from vlm_local.lab.spatial.scenes import CHANGES
 from vlm_local.lab.spatial.sets import SceneSet
 
 
@@ -34,7 +34,7 @@ def test_a_policy_that_always_goes_left(result):
     assert report["changes"]["blank"]["axes"]["y"]["value"] == 1 and report["changes"]["blank"]["value"] == 1 / 6
     page = (result / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2 * 24  # the worst pairs, before and after
-    assert "scene mirrored" in page and "nothing is right" in page
+    assert "scene mirrored" in page and "no answer is right" in page
 
 
 def test_a_frozen_set_is_drawn_again_bit_for_bit_or_refused(result, tmp_path, capsys):

@@ -12,8 +12,7 @@ from vlm_local.files import write_json
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.lab.spatial.report import write_report
 from vlm_local.lab.spatial.scores import score_study
-from vlm_local.lab.spatial.sets import Gallery, SceneSet, require_frozen
-from vlm_local.lab.spatial.stage import View
+from vlm_local.lab.spatial.sets import Gallery, SceneSet, View, require_frozen
 from vlm_local.policy import Policy, derive_seed
 from vlm_local.primitives import format_phrase, parse_phrase
 from vlm_local.provenance import choose_deciding, describe_machine

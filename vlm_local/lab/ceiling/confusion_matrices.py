@@ -1,26 +1,25 @@
-"""Recorded answers -> per task, episode and axis: how often which sign was said where the oracle said which.
+"""Recorded answers -> confusion matrices: how often each sign was said where the oracle said each sign.
 
 Two kinds of result folder can be counted. Of `sim`: every line of steps.jsonl has the policy's phrase and
-the oracle's for that state, so the states are those into which the policy got itself. Of `eval`: the
-policy was asked about recorded steps. Where these are a run of `sim`, the truth is the oracle's phrase in
-that run, not ECoT's label of where the arm went then (which sees three steps ahead and only what exceeds a
-threshold); recorded by the oracle, such a run is of states that the oracle visits: this is offline. Of any
-other data set the labels are the truth, and as it knows no task the counts stand for all of them.
+the oracle's for the same state, so the states are those that the policy reached itself ("closed loop"). Of `eval`: the
+policy was asked about recorded steps. If these are a run of `sim`, the truth is the oracle's phrase in that run
+("offline"), not ECoT's label of the motion that followed, which looks three steps ahead and ignores what is below a
+threshold. In any other data set the labels are the truth ("labels"); its tasks are unknown, so the counts stand for
+every task.
 """
 
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vlm_local.data.runs import read_run
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_lines
-from vlm_local.lab.offline.rows import encode_signs
 from vlm_local.lab.results import find_layout
+from vlm_local.primitives import parse_phrase
 from vlm_local.types import AXES
 
 OFFLINE, CLOSED, LABELS = "offline", "closed loop", "labels"
@@ -30,14 +29,14 @@ Answers = tuple[str, int, str, str]  # task, episode, what was right, what was s
 
 
 @dataclass(frozen=True)
-class Confusions:
+class ConfusionMatrices:
     """counts: task (or ANY_TASK) -> int (episodes, 6, 3, 3) [episode, axis, right sign, said sign] for -, 0, +."""
 
     kind: str
     counts: dict[str, np.ndarray]
 
 
-def load_confusions(folder: Path) -> Confusions:
+def load_confusion_matrices(folder: Path) -> ConfusionMatrices:
     """Of the --out of `eval` or `sim`. Raises DataError for anything else, or where nothing was answered."""
     kind = find_layout(folder).kind
     if kind == "sim":
@@ -49,10 +48,11 @@ def load_confusions(folder: Path) -> Confusions:
     name, answers = found
     if not answers:
         raise DataError(f"{folder} holds no answered step, so there is nothing to count")
-    return Confusions(name, count_answers(answers))
+    return ConfusionMatrices(name, count_answers(answers))
 
 
 def count_answers(answers: Iterable[Answers]) -> dict[str, np.ndarray]:
+    """Task -> int (episodes, 6, 3, 3), as in ConfusionMatrices."""
     episodes: dict[tuple[str, int], list[tuple[str, str]]] = {}
     for task, episode, right, said in answers:
         episodes.setdefault((task, episode), []).append((right, said))
@@ -62,15 +62,17 @@ def count_answers(answers: Iterable[Answers]) -> dict[str, np.ndarray]:
 
 def _count(pairs: list[tuple[str, str]]) -> np.ndarray:
     """(right, said) phrases of an episode -> int (6, 3, 3)."""
-    rights, saids = (encode_signs(column) + 1 for column in zip(*pairs, strict=True))
+    signs = np.array([[parse_phrase(right), parse_phrase(said)] for right, said in pairs]) + 1
     counts = np.zeros((len(AXES), 3, 3), int)
-    np.add.at(counts, (np.arange(len(AXES)), rights, saids), 1)
+    np.add.at(counts, (np.arange(len(AXES)), signs[:, 0], signs[:, 1]), 1)
     return counts
 
 
 def _read_simulation(folder: Path) -> Iterator[Answers]:
-    for task, number, lines in _read_steps(folder):
-        yield from ((task, number, line["oracle"], line["phrase"]) for line in lines if line["phrase"])
+    for episode in read_run(folder, _raise):
+        for line in episode.lines:
+            if line["phrase"]:
+                yield episode.meta["task"], episode.index, line["oracle"], line["phrase"]
 
 
 def _read_evaluation(folder: Path) -> tuple[str, list[Answers]]:
@@ -95,8 +97,3 @@ def _is_simulation(data: Path) -> bool:
 
 def _raise(problem: DataError) -> None:
     raise problem
-
-
-def _read_steps(folder: Path) -> Iterator[tuple[str, int, list[dict[str, Any]]]]:
-    for episode in read_run(folder, _raise):
-        yield episode.meta["task"], episode.index, episode.lines

@@ -1,7 +1,7 @@
-"""How an answer differs from the oracle's: slips at a given rate, or draws from a confusion.
+"""Error models: how an answer differs from the oracle's, at a given rate or as a confusion matrix says.
 
-Chance is common to all settings: episode `seed` has one table of uniform numbers, a step and axis each, so
-what slips at 2 % slips at 5 % in that step, too, and settings can be compared episode by episode.
+All settings share their random numbers: episode `seed` has one table of uniform numbers, one for each step and axis,
+so a step that is wrong at 2 % is also wrong at 5 %, and settings can be compared episode by episode.
 """
 
 import hashlib
@@ -17,40 +17,40 @@ from vlm_local.types import AXES, Primitive
 
 BY_STEP, TOGETHER, BY_PLACE = DRAWS = ("step", "together", "place")
 _COLUMNS = np.arange(len(AXES))
-_STREAM = zlib.crc32(b"ceiling")  # apart from the draws of scenes
+_STREAM = zlib.crc32(b"ceiling")  # keeps these draws apart from those of scenes
 
 
-class Mistakes(Protocol):
-    """Of one episode."""
+class ErrorModel(Protocol):
+    """The errors of one episode."""
 
     def alter(self, primitive: Primitive, step: int, world: World) -> Primitive:
         """What is said instead of the oracle's `primitive` at control step `step`."""
         ...
 
 
-class Slips:
-    """Each axis slips in `setting.rate` of the steps in which it should move."""
+class AxisErrors:
+    """Each axis is wrong in `setting.rate` of the steps in which it should move, as `setting.kind` says."""
 
     def __init__(self, setting: Setting, seed: int, max_steps: int):
         self._columns = range(len(AXES)) if setting.axis == ALL else (AXES.index(setting.axis),)
         self._factor = -1 if setting.kind == OPPOSITE else 0
-        self._slips = draw_uniforms(seed, max_steps) < setting.rate
+        self._wrong = draw_uniforms(seed, max_steps) < setting.rate
 
     def alter(self, primitive: Primitive, step: int, world: World) -> Primitive:
         signs = list(primitive)
         for column in self._columns:
-            if self._slips[step, column]:
+            if self._wrong[step, column]:
                 signs[column] *= self._factor
         return Primitive(*signs)
 
 
-class Confused:
-    """Each axis says what it says on average when the oracle says the same, drawn from its row.
+class ConfusionErrors:
+    """Each axis' sign is drawn from the row of its confusion matrix for the oracle's sign.
 
-    counts: (6, 3, 3) [axis, oracle's sign, said sign] for -, 0, +; a row without counts is always right.
-    draw: BY_STEP, each axis for itself, anew in every step. TOGETHER: one number decides for all axes whether
-    they are wrong, so they are wrong in the same steps. BY_PLACE: as BY_STEP, but a draw belongs to the place
-    (tips to STEP_M, gripper open or not, the oracle's phrase): there the mistake is the same again.
+    counts: int (6, 3, 3) [axis, oracle's sign, said sign] for -, 0, +; a row without counts is always right.
+    draw: BY_STEP draws each axis by itself in every step. TOGETHER draws one number for all axes that decides whether
+    they are wrong, so they are wrong in the same steps. BY_PLACE is BY_STEP with one draw for a place (tips to STEP_M,
+    gripper open or not, the oracle's phrase), so the error is the same whenever the arm is there.
     """
 
     def __init__(self, counts: np.ndarray, draw: str, seed: int, max_steps: int):
