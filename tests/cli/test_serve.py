@@ -175,6 +175,8 @@ def test_lines_that_were_dropped_are_counted():
 def test_sigint_while_it_loads(start):
     process = start("--record", "off")
     until(lambda: process.stdout.readline().startswith("loading"), 60)
+    said = process.stdout.readline()
+    assert re.fullmatch(r"open http://127\.0\.0\.1:\d+/ in a browser; nothing is recorded\n", said)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 0
 

@@ -122,7 +122,8 @@ def test_a_flood_is_refused_and_the_robot_goes_on():
         server.act()
 
 
-def test_while_it_loads_it_says_so_at_once():
+def test_while_it_loads_it_says_so_at_once(caplog):
+    caplog.set_level("DEBUG")
     loaded = threading.Event()
     engine = SteeredEngine()
 
@@ -136,6 +137,8 @@ def test_while_it_loads_it_says_so_at_once():
             assert status == 503 and "still loading" in json.loads(body)["error"]
         status, _, body = server.get("/health")
         assert (status, json.loads(body)["status"]) == (503, "loading")
+        polls = [record.levelname for record in caplog.records if "route=/health" in record.getMessage()]
+        assert polls == ["DEBUG"]  # asked every second while a model loads
         assert server.get("/metadata")[0] == 200
         loaded.set()
         until(lambda: server.get("/health")[0] == 200)
