@@ -2,6 +2,7 @@
 # Runs the tests in the project's virtual environment: bash tests/run.sh [options of pytest].
 # As many processes as cores, unless -n says otherwise. --slow also runs what takes minutes.
 # --cuda-dry runs the GPU path's own instead, without a GPU where there is none.
+# With --doors first: other harnesses' own packages against a running server.
 # With --vllm first: those against a real vLLM instead, without network but for the loopback.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -14,6 +15,11 @@ if [ "${1:-}" = --vllm ]; then
     source tests/vllm/venv.sh
     exec unshare --net --map-root-user sh -c 'ip link set lo up && exec "$@"' - \
         "$python" -m pytest tests/vllm -s "$@"
+fi
+if [ "${1:-}" = --doors ]; then
+    shift
+    source tests/doors/venv.sh
+    exec "$python" -m pytest tests/doors "$@"
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .

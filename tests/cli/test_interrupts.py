@@ -91,7 +91,7 @@ def data_set(tmp_path):
     [
         ("sim --task reach", "the same command goes on from here"),
         ("spatial --scenes 2 --level easy", "the same command goes on from here"),
-        ("eval --data DATA --workers 2", "the same command with --resume goes on from here"),
+        ("eval --data DATA --workers 2", "the same command goes on from here"),
     ],
 )
 def test_while_a_server_does_not_answer(command, goes_on, silent_server, data_set, tmp_path):
@@ -103,6 +103,14 @@ def test_while_a_server_does_not_answer(command, goes_on, silent_server, data_se
     error = interrupt(process)
     assert error.splitlines()[-1] == f"vlm-local {words[0]}: stopped; {goes_on}"
     assert "Traceback" not in error
+
+
+def test_a_command_that_keeps_nothing_ends_as_soon(silent_server):
+    url, asked = silent_server
+    asked.clear()
+    process = start("doctor", url)
+    until(lambda: asked.is_set() or process.poll() is not None)
+    assert interrupt(process).splitlines() == ["", "vlm-local doctor: stopped"]
 
 
 def test_while_episodes_of_a_ceiling_are_played(tmp_path):

@@ -11,7 +11,10 @@ import sys
 import threading
 import time
 
+import msgpack
 import pytest
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
 
 from tests.serving import ask, build_body, until
 from vlm_local.logs import LineWriter
@@ -258,3 +261,17 @@ def test_a_port_that_is_taken(start):
         _, error = process.communicate(timeout=60)
     assert process.returncode == 2
     assert f"cannot listen on 127.0.0.1 port {port}" in error and "--port" in error
+
+
+def test_a_websocket_beside_http_answers_with_so_many_steps_as_a_phrase_is_held(start):
+    process = start("--websocket-port", "0", "--steps-per-phrase", "3", "--record", "off")
+    url = next(line for line in process.stdout if line.startswith("websocket: ")).split()[1]
+    image = {b"__ndarray__": True, b"data": bytes(32 * 32 * 3), b"dtype": "|u1", b"shape": [32, 32, 3]}
+    with connect(url) as client:
+        assert msgpack.unpackb(client.recv())["horizon"] == 3
+        client.send(msgpack.packb({"observation/image": image, "prompt": "lift the cup"}))
+        assert msgpack.unpackb(client.recv())["phrases"] == ["move up"] * 3
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(ConnectionClosed):
+            client.recv(timeout=30)
+    assert process.wait(30) == 0

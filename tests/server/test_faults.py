@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 
 from tests.serving import SteeredEngine, build_body, serve, until
-from vlm_local.engines.worker import EngineClosed
-from vlm_local.errors import EngineError, RequestError
+from vlm_local.errors import EngineClosed, EngineError, RequestError
 from vlm_local.policy import VLMPolicy
-from vlm_local.server.faults import HoldOnFault
+from vlm_local.safety import HoldOnFault
 from vlm_local.server.service import ServerSettings
 from vlm_local.types import Decision, Observation
 

@@ -1,33 +1,122 @@
-"""Who answers in a rollout: the oracle, or any policy; and what may be done to it as a control."""
+"""Policies for the workers of a study, from one name: a model, a folder, a phrase, a server's URL, or the oracle."""
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
-
-from vlm_local.actions import GripperLatch, StepTable, build_action, build_step_table, load_step_table
-from vlm_local.assembly import PolicyOptions, is_url, open_policies, refuse_all_but
-from vlm_local.grammar import load_phrase_grammar
-from vlm_local.lab.closed_loop.stage import Scene
-from vlm_local.policy import Policy
+from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
+from vlm_local.assembly import Policies, PolicyOptions, is_url, open_policies, refuse_all_but
+from vlm_local.errors import ConfigError
+from vlm_local.policy import HoldPhrase, Policy
 from vlm_local.primitives import parse_phrase
-from vlm_local.remote_policy import RemotePolicy
 from vlm_local.types import Decision, Observation
-from vlm_local.wrappers import HoldPhrase
 
 ORACLE = "oracle"
-CONTROLS = ("none", "blank-image", "wrong-instruction")
-_MOST_ROBOTS = 16  # of one server
+_MAX_ROBOTS = 16  # of a server of ours, unless it was started with another --max-robots
+
+
+class PolicySource:
+    """A policy for each worker, all of one model or server.
+
+    metadata: what the policy says of itself, once it is loaded. max_workers: policies that may be asked at once.
+    sees: whether it looks at the pictures.
+    """
+
+    metadata: Mapping[str, Any] = {}
+    max_workers: float = math.inf
+    sees: bool = True
+
+    def build(self, worker: str, tell_all: bool = False, read_oracle: Callable[[], str] | None = None) -> Policy:
+        """worker: its name, which a server of ours keeps apart from others'. tell_all: with all probabilities.
+
+        read_oracle: gives the oracle's phrase for the present state, where there is a simulator.
+        """
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Let go of the model and of connections."""
+
+
+def open_source(options: PolicyOptions) -> PolicySource:
+    """options.model may also be "oracle". The model is loaded when this returns.
+
+    Raises ConfigError as open_policies does, EngineError where a server does not answer.
+    """
+    if options.model == ORACLE:
+        return _Oracle(options)
+    return _Server(options) if is_url(options.model) else _Model(options)
+
+
+class _Model(PolicySource):
+    """A model in this process, or a phrase that is always said."""
+
+    def __init__(self, options: PolicyOptions):
+        self._policies = open_policies(options)
+        try:
+            self._policies.build("first")  # waits until the model is loaded, and raises what that raised
+        except BaseException:
+            self._policies.close()
+            raise
+        self.metadata = self._policies.metadata
+        self.sees = self.metadata.get("engine") != "scripted"
+
+    def build(self, worker, tell_all=False, read_oracle=None):
+        return self._policies.build(worker, tell_all)
+
+    def close(self):
+        self._policies.close()
+
+
+class _Server(PolicySource):
+    """A running server. Ours keeps an episode for every named robot; another knows one robot only."""
+
+    def __init__(self, options: PolicyOptions):
+        self._steps = options.steps_per_phrase  # a phrase can be held on this side, too
+        self._options = replace(options, steps_per_phrase=None)
+        self._policies: list[Policies] = []
+        self.metadata = self._open(self._options).metadata
+        self._has_robots = self.metadata.get("server") == "vlm-local" and "/s/" not in options.model
+        self.max_workers = _MAX_ROBOTS if self._has_robots else 1
+        if (self._steps or 1) > 1:
+            self.metadata = {**self.metadata, "steps_per_phrase": self._steps}
+
+    def build(self, worker, tell_all=False, read_oracle=None):
+        url = self._options.model.rstrip("/")
+        named = replace(self._options, model=f"{url}/s/{worker}") if self._has_robots else self._options
+        return _hold(self._open(named).build(worker), self._steps)
+
+    def close(self):
+        for policies in self._policies:
+            policies.close()
+
+    def _open(self, options: PolicyOptions) -> Policies:
+        self._policies.append(open_policies(options))
+        return self._policies[-1]
+
+
+class _Oracle(PolicySource):
+    """The simulator's own answers, which no policy can know."""
+
+    sees = False
+
+    def __init__(self, options: PolicyOptions):
+        refuse_all_but(options, "steps", "steps_per_phrase")
+        self._table = load_step_table(options.steps) if options.steps else StepTable()
+        self._steps = options.steps_per_phrase
+        self.metadata = _hold(OraclePolicy(lambda: "", self._table), self._steps).metadata
+
+    def build(self, worker, tell_all=False, read_oracle=None):
+        if read_oracle is None:
+            raise ConfigError("the oracle knows the simulator's state and nothing else, so only `sim` can ask it")
+        return _hold(OraclePolicy(read_oracle, self._table), self._steps)
 
 
 class OraclePolicy:
-    """Says what the stage whispers; `scene` is set before each `act`."""
+    """Carries out the phrase that `read_oracle` gives for the present state."""
 
-    scene: Scene
-
-    def __init__(self, table: StepTable = StepTable()):
+    def __init__(self, read_oracle: Callable[[], str], table: StepTable):
+        self._read_oracle = read_oracle
         self._table = table
         self._latch = GripperLatch()
 
@@ -39,129 +128,11 @@ class OraclePolicy:
         self._latch.reset()
 
     def act(self, observation: Observation) -> Decision:
-        primitive = parse_phrase(self.scene.oracle)
+        phrase = self._read_oracle()
+        primitive = parse_phrase(phrase)
         command = self._latch.update(primitive.gripper, float(observation.proprio[6]))
-        return Decision(build_action(primitive, command, self._table), self.scene.oracle)
-
-
-class RandomPhrases:
-    """Replaces a share of the inner policy's phrases by random ones, carried out with the same step table.
-
-    The gripper command follows what was done, also where the phrase is the policy's own.
-    """
-
-    def __init__(self, policy: Policy, share: float):
-        """Raises ConfigError where the policy's metadata tell of a step table that is none."""
-        self._policy, self._share = policy, share
-        self._table = build_step_table(policy.metadata.get("steps") or {})
-        self._phrases = load_phrase_grammar().sentences
-        self._latch = GripperLatch()
-
-    @property
-    def metadata(self) -> Mapping[str, Any]:
-        return {**self._policy.metadata, "noise": self._share}
-
-    def reset(self, seed: int) -> None:
-        self._rng = np.random.default_rng([seed, 1])
-        self._latch.reset()
-        self._policy.reset(seed)
-
-    def act(self, observation: Observation) -> Decision:
-        decision = self._policy.act(observation)
-        phrase, action = decision.phrase, np.array(decision.action, np.float64)
-        if self._rng.random() < self._share:
-            phrase = self._phrases[self._rng.integers(len(self._phrases))]
-            action = build_action(parse_phrase(phrase), 0.0, self._table)
-        elif phrase is None:  # a foreign policy's own numbers
-            return decision
-        action[6] = self._latch.update(parse_phrase(phrase).gripper, float(observation.proprio[6]))
-        return replace(decision, phrase=phrase, action=action)
-
-
-@dataclass(frozen=True)
-class Cast:
-    """build: worker number -> (policy, whisper); `whisper` is told the scene before each act.
-
-    most_workers: environments that may ask at once. close: lets go of model and threads.
-    sees: it looks at the pictures.
-    """
-
-    build: Callable[[int], tuple[Policy, Callable[[Scene], None]]]
-    metadata: Mapping[str, Any]
-    most_workers: int
-    close: Callable[[], None]
-    sees: bool = True
-
-
-def open_cast(options: PolicyOptions, noise: float) -> Cast:
-    """options.model may also be "oracle". noise: share of phrases that are replaced by random ones.
-
-    Raises ConfigError as open_policies does, and EngineError where a server does not answer.
-    """
-    if options.model == ORACLE:
-        refuse_all_but(options, "steps", "steps_per_phrase")
-        table = load_step_table(options.steps) if options.steps else StepTable()
-        build = partial(_build_oracle, table, options.steps_per_phrase, noise)
-        metadata = _hold(OraclePolicy(table), options.steps_per_phrase).metadata
-        return Cast(build, metadata, _MOST_ROBOTS, close=lambda: None, sees=False)
-    if is_url(options.model):  # a phrase can be held here, too
-        metadata = open_policies(replace(options, steps_per_phrase=None)).metadata
-        return _open_server(options, metadata, noise)
-    policies = open_policies(options)
-    try:
-        policies.build("sim0")  # waits until the model is loaded, and raises what that raised
-    except BaseException:
-        policies.close()
-        raise
-
-    def build(worker: int):
-        return _disturb(policies.build(f"sim{worker}"), noise), _whisper_nothing
-
-    sees = policies.metadata.get("engine") != "scripted"
-    return Cast(build, policies.metadata, _MOST_ROBOTS, policies.close, sees)
-
-
-def _open_server(options: PolicyOptions, metadata: Mapping[str, Any], noise: float) -> Cast:
-    """Our own server gives every named robot its own episode; another knows one robot only."""
-    url = options.model
-    is_ours = metadata.get("server") == "vlm-local"
-    opened: list[RemotePolicy] = []
-
-    def build(worker: int):
-        opened.append(RemotePolicy(f"{url.rstrip('/')}/s/sim{worker}" if is_ours else url))
-        return _disturb(_hold(opened[-1], options.steps_per_phrase), noise), _whisper_nothing
-
-    def close() -> None:
-        for policy in opened:
-            policy.close()
-
-    if (options.steps_per_phrase or 1) > 1:
-        metadata = {**metadata, "steps_per_phrase": options.steps_per_phrase}
-    return Cast(build, metadata, _MOST_ROBOTS if is_ours else 1, close)
+        return Decision(build_action(primitive, command, self._table), phrase)
 
 
 def _hold(policy: Policy, steps: int | None) -> Policy:
     return HoldPhrase(policy, steps) if (steps or 1) > 1 else policy
-
-
-def _disturb(policy: Policy, noise: float) -> Policy:
-    return RandomPhrases(policy, noise) if noise else policy
-
-
-def _whisper_nothing(scene: Scene) -> None:
-    """Only the oracle is told."""
-
-
-def _build_oracle(table: StepTable, steps_per_phrase: int | None, noise: float, worker: int):
-    oracle = OraclePolicy(table)
-    return _disturb(_hold(oracle, steps_per_phrase), noise), lambda scene: setattr(oracle, "scene", scene)
-
-
-def apply_control(control: str, scene: Scene) -> Observation:
-    """What the policy gets to see under one of CONTROLS."""
-    observation = scene.observation
-    if control == "blank-image":
-        return replace(observation, image=np.zeros_like(observation.image))
-    if control == "wrong-instruction":
-        return replace(observation, instruction=scene.wrong_instruction)
-    return observation

@@ -1,12 +1,11 @@
-"""Episodes of the oracle under a setting: paired chance, vocabularies, slips that cannot be survived."""
+"""Episodes of the oracle under a setting: shared random numbers, vocabularies, errors that no episode survives."""
 
 import pytest
 
 from vlm_local.grammar import load_phrase_grammar
-from vlm_local.lab.ceiling.mistakes import Slips, draw_uniforms
-from vlm_local.lab.ceiling.play import play_episode, play_settings
-from vlm_local.lab.ceiling.settings import MISSED, OPPOSITE, PLAIN, Setting, list_curves, list_settings, slip
-from vlm_local.lab.ceiling.vocabulary import build_projection
+from vlm_local.lab.ceiling.error_models import AxisErrors, draw_uniforms
+from vlm_local.lab.ceiling.play import build_projection, play_episode, play_settings
+from vlm_local.lab.ceiling.settings import MISSED, OPPOSITE, PLAIN, Setting, build_error, list_curves, list_settings
 from vlm_local.primitives import format_phrase, parse_phrase
 from vlm_local.sim.environment import SimEnv
 from vlm_local.types import Primitive
@@ -15,20 +14,20 @@ from vlm_local.types import Primitive
 def test_the_same_chance_for_every_rate_and_axis():
     signs = Primitive(1, -1, 1, 1, -1, -1)
     steps = range(200)
-    rare, often = (Slips(slip("x", OPPOSITE, rate), 7, 200) for rate in (0.05, 0.4))
-    slipped = [{step for step in steps if slips.alter(signs, step, None) != signs} for slips in (rare, often)]
-    assert slipped[0] < slipped[1] and 60 < len(slipped[1]) < 100
-    of_all = Slips(slip("all", MISSED, 0.4), 7, 200)
-    assert {step for step in steps if of_all.alter(signs, step, None).x == 0} == slipped[1]
+    rare, often = (AxisErrors(build_error("x", OPPOSITE, rate), 7, 200) for rate in (0.05, 0.4))
+    wrong = [{step for step in steps if errors.alter(signs, step, None) != signs} for errors in (rare, often)]
+    assert wrong[0] < wrong[1] and 60 < len(wrong[1]) < 100
+    of_all = AxisErrors(build_error("all", MISSED, 0.4), 7, 200)
+    assert {step for step in steps if of_all.alter(signs, step, None).x == 0} == wrong[1]
     assert (draw_uniforms(7, 200)[:70] == draw_uniforms(7, 70)).all()
 
 
-def test_a_slip_is_missed_or_opposite_and_only_where_the_axis_moves():
+def test_an_axis_error_is_missed_or_opposite_and_only_where_the_axis_moves():
     moving = Primitive(x=1, y=-1)
-    assert Slips(slip("y", OPPOSITE, 1.0), 0, 1).alter(moving, 0, None) == Primitive(x=1, y=1)
-    assert Slips(slip("y", MISSED, 1.0), 0, 1).alter(moving, 0, None) == Primitive(x=1)
-    assert Slips(slip("all", OPPOSITE, 1.0), 0, 1).alter(moving, 0, None) == Primitive(x=-1, y=1)
-    assert Slips(slip("gripper", OPPOSITE, 1.0), 0, 1).alter(moving, 0, None) == moving
+    assert AxisErrors(build_error("y", OPPOSITE, 1.0), 0, 1).alter(moving, 0, None) == Primitive(x=1, y=1)
+    assert AxisErrors(build_error("y", MISSED, 1.0), 0, 1).alter(moving, 0, None) == Primitive(x=1)
+    assert AxisErrors(build_error("all", OPPOSITE, 1.0), 0, 1).alter(moving, 0, None) == Primitive(x=-1, y=1)
+    assert AxisErrors(build_error("gripper", OPPOSITE, 1.0), 0, 1).alter(moving, 0, None) == moving
 
 
 @pytest.mark.parametrize(
@@ -55,14 +54,14 @@ def test_a_projection_says_only_what_it_can_and_what_is_wanted(grammar):
 
 def test_always_the_opposite_never_succeeds():
     for seed in (0, 1, 2):
-        plain, lost = play_settings("reach", "normal", seed, (PLAIN, slip("x", OPPOSITE, 1.0)))
+        plain, lost = play_settings("reach", "normal", seed, (PLAIN, build_error("x", OPPOSITE, 1.0)))
         assert plain and lost is None
 
 
-def test_an_episode_without_a_slip_need_not_be_played_again():
-    settings = [slip("x", MISSED, rate) for rate in (0.01, 0.05, 0.2)]
+def test_an_episode_without_an_error_need_not_be_played_again():
+    settings = [build_error("x", MISSED, rate) for rate in (0.01, 0.05, 0.2)]
     env = SimEnv("open_drawer", image_size=None)
-    played = [play_episode(env, 1, setting, Slips(setting, 1, 120), 120)[0] for setting in settings]
+    played = [play_episode(env, 1, setting, AxisErrors(setting, 1, 120), 120)[0] for setting in settings]
     assert play_settings("open_drawer", "normal", 1, settings) == played
     assert len(set(played)) > 1
 

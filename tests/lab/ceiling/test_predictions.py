@@ -1,4 +1,4 @@
-"""Confusions from result folders, and what they predict."""
+"""Confusion matrices from result folders, and what they predict."""
 
 import json
 
@@ -8,10 +8,10 @@ import pytest
 from vlm_local.cli import main
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import write_json
-from vlm_local.lab.ceiling.confusion import CLOSED, OFFLINE, load_confusions
-from vlm_local.lab.ceiling.mistakes import Confused
+from vlm_local.lab.ceiling.confusion_matrices import CLOSED, OFFLINE, load_confusion_matrices
+from vlm_local.lab.ceiling.error_models import ConfusionErrors
 from vlm_local.lab.ceiling.play import play_confused
-from vlm_local.lab.ceiling.predictions import estimate, predict, score
+from vlm_local.lab.ceiling.predictions import estimate, predict, score_predictions
 from vlm_local.sim.environment import SimEnv
 from vlm_local.types import AXES, Primitive
 
@@ -40,7 +40,7 @@ def make_evaluation(folder, data, phrase):
 
 
 def test_a_simulation_is_counted_with_the_oracle_beside(noisy):
-    confusions = load_confusions(noisy)
+    confusions = load_confusion_matrices(noisy)
     counts = confusions.counts[TASK]
     steps = [len((noisy / "episodes" / f"{TASK}-{n}" / "steps.jsonl").read_text().splitlines()) for n in range(4)]
     assert confusions.kind == CLOSED and counts.shape == (4, 6, 3, 3)
@@ -50,14 +50,14 @@ def test_a_simulation_is_counted_with_the_oracle_beside(noisy):
 
 
 def test_an_evaluation_of_a_simulation_is_counted_with_the_oracle_of_that_run(noisy, tmp_path):
-    confusions = load_confusions(make_evaluation(tmp_path / "eval", noisy, "move forward"))
+    confusions = load_confusion_matrices(make_evaluation(tmp_path / "eval", noisy, "move forward"))
     counts = confusions.counts[TASK].sum(axis=0)
     assert confusions.kind == OFFLINE and counts[0, :, 2].sum() == counts[0].sum() == 12
     assert counts[5, 0, 1] > 0  # the oracle closes the gripper where the label would say nothing
 
 
 def test_other_data_has_labels_and_no_task(tmp_path):
-    confusions = load_confusions(make_evaluation(tmp_path / "eval", tmp_path / "bridge", "move forward"))
+    confusions = load_confusion_matrices(make_evaluation(tmp_path / "eval", tmp_path / "bridge", "move forward"))
     assert list(confusions.counts) == ["any"] and confusions.counts["any"].sum(axis=0)[0, 1].tolist() == [0, 0, 12]
 
 
@@ -67,12 +67,12 @@ def test_draws_follow_the_counts_and_the_place(draw):
     counts[0, 2] = 1, 2, 7
     env = SimEnv("reach", "easy", image_size=None)
     env.reset(seed=0)
-    drawn = [Confused(counts, draw, seed, 70) for seed in range(30)]
+    drawn = [ConfusionErrors(counts, draw, seed, 70) for seed in range(30)]
     said = [confused.alter(Primitive(x=1, y=-1), step, env.world) for confused in drawn for step in range(70)]
     shares = np.bincount([signs.x + 1 for signs in said]) / len(said)
     assert shares == pytest.approx([0.1, 0.2, 0.7], abs=0.04)
     assert all(signs.y == -1 for signs in said)  # never counted, so always right
-    persistent = Confused(counts, "place", 0, 70)
+    persistent = ConfusionErrors(counts, "place", 0, 70)
     assert len({persistent.alter(Primitive(x=1), step, env.world) for step in range(70)}) == 1
 
 
@@ -80,7 +80,7 @@ def test_axes_are_wrong_for_themselves_or_in_the_same_steps():
     counts = np.repeat((10 * np.eye(3, dtype=int) + 5)[None], len(AXES), axis=0)  # wrong in two of five steps
     all_wrong = {}
     for draw in ("step", "together"):
-        confused = Confused(counts, draw, 0, 500)
+        confused = ConfusionErrors(counts, draw, 0, 500)
         said = np.array([confused.alter(Primitive(), step, None) for step in range(500)])
         assert (said != 0).mean() == pytest.approx(0.4, abs=0.05)
         all_wrong[draw] = (said != 0).all(axis=1).mean()
@@ -123,7 +123,7 @@ def test_errors_are_means_over_tasks():
         "a": {"step": [True, False], "together": [True, True], "place": [True, True]},
         "b": {"step": [True, True], "together": [True, True], "place": [False, False]},
     }
-    scores = score(won, {"a": {"rate": 1.0}, "b": {"rate": 0.9}})
+    scores = score_predictions(won, {"a": {"rate": 1.0}, "b": {"rate": 0.9}})
     assert scores["mean_error"] == pytest.approx({"step": 0.3, "together": 0.05, "place": 0.45})
 
 
@@ -132,7 +132,7 @@ def test_what_cannot_be_predicted_is_said(noisy, tmp_path):
     with pytest.raises(DataError, match="no result of `sim`"):
         predict(tmp_path, evaluation, evaluation, range(2), 1, print)
     with pytest.raises(DataError, match="is no result folder"):
-        load_confusions(tmp_path)
+        load_confusion_matrices(tmp_path)
     report = json.loads((noisy / "report.json").read_text())
     short = tmp_path / "short"
     short.mkdir()

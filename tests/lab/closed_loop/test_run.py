@@ -2,7 +2,8 @@
 
 import http.server
 import json
-import multiprocessing
+import os
+import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +21,7 @@ from vlm_local.cli import main
 from vlm_local.data import open_episodes
 from vlm_local.engines.scripted import build_uniform_engine
 from vlm_local.files import lock_folder
-from vlm_local.lab.closed_loop.stage import Stage, StageError
+from vlm_local.lab.closed_loop.process import EnvironmentDied, EnvironmentProcess
 from vlm_local.primitives import parse_phrase
 from vlm_local.server.app import create_app
 from vlm_local.server.serve import HTTPServer, bind
@@ -125,7 +126,7 @@ def test_a_run_with_other_settings_is_refused_by_their_names(policy, change, sai
     before = (out / "meta.json").read_bytes()
     arguments = ["--policy", policy, *ONE_STEP, *change, "--episodes", 2]
     assert main(["sim", "--out", str(out), *map(str, arguments)]) == 2
-    assert f"holds another run: {said}" in capsys.readouterr().err
+    assert f"holds a result with other settings: {said}" in capsys.readouterr().err
     assert (out / "meta.json").read_bytes() == before
 
 
@@ -155,7 +156,7 @@ def test_a_run_that_goes_on_elsewhere_says_what_each_part_was_made_with(tmp_path
 def test_a_folder_with_something_else_in_meta_json_is_refused(text, tmp_path, capsys):
     (tmp_path / "meta.json").write_text(text)
     assert main(["sim", "--policy", "stop", "--out", str(tmp_path), *map(str, ONE_STEP)]) == 2
-    assert "is of no run of `sim`" in capsys.readouterr().err
+    assert "is of no result of `sim`" in capsys.readouterr().err
 
 
 def test_over_http_and_in_process_are_the_same(tmp_path, capsys):
@@ -174,7 +175,7 @@ def test_over_http_and_in_process_are_the_same(tmp_path, capsys):
 def serve_policy(options: PolicyOptions):
     """Our own server of this policy."""
     policies = open_policies(options)
-    server = HTTPServer(create_app(policies, ServerSettings(), []), bind("127.0.0.1", 0))
+    server = HTTPServer(create_app(policies, ServerSettings()), bind("127.0.0.1", 0))
     try:
         yield server.url
     finally:
@@ -293,18 +294,16 @@ def test_a_held_phrase_is_asked_for_less_often(tmp_path, capsys):
 
 
 def test_a_dead_environment_is_no_fault_of_the_policy():
-    others = set(multiprocessing.active_children())
-    stage = Stage("easy", 32)
-    stage.reset("reach", 0, drawn=False)
-    (process,) = set(multiprocessing.active_children()) - others
-    process.kill()
-    with pytest.raises(StageError, match="status -9"):
-        stage.step(np.zeros(7))
-    stage.close()
+    environment = EnvironmentProcess("easy", 32)
+    environment.reset("reach", 0, drawn=False)
+    os.kill(environment.pid, signal.SIGKILL)
+    with pytest.raises(EnvironmentDied, match="status -9"):
+        environment.step(np.zeros(7))
+    environment.close()
 
 
 def test_out_must_be_a_run_or_nothing_yet(tmp_path, capsys):
     (tmp_path / "file").write_text("mine")
     for out in (tmp_path, tmp_path / "file"):
         assert main(["sim", "--policy", "oracle", "--out", str(out)]) == 2
-        assert "holds no run" in capsys.readouterr().err
+        assert "holds something else than a result of `sim`" in capsys.readouterr().err

@@ -2,20 +2,7 @@
 
 import pytest
 
-from vlm_local.lab.closed_loop.scores import score_run, wilson
-
-
-@pytest.mark.parametrize(
-    ("successes", "num", "low", "high"),
-    # Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson(successes, num, low, high):
-    assert wilson(successes, num) == pytest.approx((low, high), abs=5e-5)
-
-
-def test_no_trials_say_nothing():
-    assert wilson(0, 0) == (0.0, 1.0)
+from vlm_local.lab.closed_loop.scores import score_run
 
 
 def episode(outcome, steps, stage, oracle_steps=10):

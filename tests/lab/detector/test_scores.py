@@ -12,7 +12,7 @@ from vlm_local.cli import main
 from vlm_local.data.questions import TASKS, open_labelled
 from vlm_local.errors import ConfigError, DataError, EngineError
 from vlm_local.lab.detector.run import evaluate_detector
-from vlm_local.lab.detector.scores import area_under_roc, find_threshold, score_answers, wilson
+from vlm_local.lab.detector.scores import find_threshold, score_answers
 
 CHOICES = ("yes", "no")
 
@@ -54,20 +54,15 @@ def test_without_probabilities_there_is_accuracy_and_nothing_else():
     assert report["by_answer"]["yes"]["auc"] is None and report["by_answer"]["yes"]["at_precision"] is None
 
 
-def test_ties_count_half_in_the_area():
-    assert area_under_roc(np.array([0.5, 0.5, 0.9]), np.array([True, False, True])) == 0.75
-    assert area_under_roc(np.array([0.5]), np.array([True])) is None
-
-
 def test_a_threshold_never_cuts_through_equal_scores():
     found = find_threshold(np.array([0.9, 0.8, 0.8, 0.8]), np.array([True, True, True, False]), 0.9)
     assert (found["threshold"], found["kept"]) == (0.9, 1)
     assert find_threshold(np.array([0.9]), np.array([False]), 0.9) is None
 
 
-def test_the_interval_is_wilsons():
-    assert wilson(45, 50) == pytest.approx([0.7864, 0.9565], abs=1e-4)  # worked out by R's binom package
-    assert wilson(3, 4) is None
+def test_a_share_of_few_pictures_has_no_interval():
+    assert score_answers(ROWS, CHOICES, 0.9)["interval"] is None
+    assert score_answers(10 * ROWS, CHOICES, 0.9)["interval"] == pytest.approx([0.4618, 0.7239], abs=1e-4)
 
 
 # --- pictures in files ----------------------------------------------------------------------------
@@ -162,11 +157,13 @@ def test_folders_with_nothing_to_tell_apart_are_refused(tmp_path):
 # --- a whole evaluation ---------------------------------------------------------------------------
 
 
-def evaluate(folder, out, ask):
+ABOUT = {"policy": {"name": "scripted"}, "data": "pictures", "question": "is it open?"}
+
+
+def evaluate(folder, out, ask, **changes):
     labelled = open_labelled(folder)
-    about = {"policy": {"name": "scripted"}, "data": "pictures", "question": "is it open?"}
     images = labelled.open_images(lambda error: None)
-    return evaluate_detector(images, labelled.choices, ask, out, 0.9, about, [])
+    return evaluate_detector(images, labelled.choices, ask, out, 0.9, ABOUT | changes, [])
 
 
 def test_rows_scores_and_report_are_written(tmp_path):
@@ -180,8 +177,12 @@ def test_rows_scores_and_report_are_written(tmp_path):
     assert report["accuracy"] == json.loads((out / "report.json").read_text())["accuracy"] == pytest.approx(2 / 3)
     page = (out / "report.html").read_text()
     assert "right: closed" in page and page.count("data:image/jpeg") == 3
-    with pytest.raises(ConfigError, match="holds an evaluation"):
-        evaluate(tmp_path / "in", out, lambda image: Answer("open", told, 0.0, {}))
+    with pytest.raises(ConfigError, match='question was "is it open\\?" and is "is it shut\\?"'):
+        evaluate(tmp_path / "in", out, lambda image: Answer("open", told, 0.0, {}), question="is it shut?")
+    Image.fromarray(picture(7)).save(tmp_path / "in" / "open" / "7.png")
+    asked = []
+    more = evaluate(tmp_path / "in", out, lambda image: asked.append(image) or Answer("open", told, 0.0, {}))
+    assert more["images"] == 4 and len(asked) == 1, "only the picture that was added is asked about"
 
 
 def test_a_broken_detector_ends_the_run(tmp_path):
@@ -194,7 +195,7 @@ def test_a_broken_detector_ends_the_run(tmp_path):
 
 def test_a_run_without_a_picture_leaves_the_folder_free(tmp_path):
     with pytest.raises(DataError, match="no picture"):
-        evaluate_detector([], ("open", "closed"), lambda image: None, tmp_path / "out", 0.9, {}, ["broken"])
+        evaluate_detector([], ("open", "closed"), lambda image: None, tmp_path / "out", 0.9, ABOUT, ["broken"])
     answer = Answer("open", {"closed": 0.3, "open": 0.7}, 0.0, {})
     report = evaluate(write_classes(tmp_path / "in", open=2, closed=2), tmp_path / "out", lambda image: answer)
     assert report["accuracy"] == 0.5

@@ -11,10 +11,11 @@ from PIL import Image
 from tests import recordings
 from tests.server.browser import Browser, find_missing
 from vlm_local.data import open_episodes
-from vlm_local.lab.offline.plots import draw_confusion, draw_reliability, name_signs
+from vlm_local.lab.offline.plots import draw_confusion, name_signs
 from vlm_local.lab.offline.report import choose_frames
 from vlm_local.lab.offline.rows import build_rows
-from vlm_local.lab.offline.study import Plan, evaluate
+from vlm_local.lab.offline.run import EvaluationPlan, evaluate
+from vlm_local.lab.pages import draw_reliability
 from vlm_local.types import Decision
 
 MARGINALS = {axis: (0.2, 0.5, 0.3) for axis in ("x", "y", "z", "tilt", "yaw", "gripper")}
@@ -25,6 +26,7 @@ class _Source:
 
     def __init__(self):
         self.metadata = {"model": "<made up>", "trained": False}
+        self.max_workers = 1
 
     def build(self, robot):
         return self
@@ -55,7 +57,7 @@ def made(tmp_path_factory):
     recordings.write_rlds(folder / "data", records)
     source = _Source()
     report = evaluate(
-        Plan("tiny", "my data"),
+        EvaluationPlan("tiny", "my data"),
         folder / "out",
         lambda report: open_episodes(folder / "data", report=report),
         lambda: source,
@@ -141,8 +143,8 @@ def test_plots_are_svg_and_repeat():
     svg = draw_confusion("y", confusion)
     assert svg == draw_confusion("y", confusion)
     texts = " ".join(ElementTree.fromstring(svg).itertext())
-    assert "right" in texts and "left" in texts and "89%" in texts
-    assert "100%" not in texts, "a label of four steps has no percentage"
+    assert "right" in texts and "left" in texts and "89 %" in texts
+    assert "100 %" not in texts, "a label of four steps has no percentage"
     assert draw_reliability([[0, 0, 0]] * 10) is None
     assert "<svg" in draw_reliability([[0, 0, 0]] * 9 + [[5, 4.8, 3]])
     assert name_signs("gripper") == ("close", "none", "open")

@@ -1,4 +1,5 @@
 import json
+import math
 import subprocess
 import sys
 import time
@@ -11,8 +12,7 @@ from vlm_local.data import open_episodes
 from vlm_local.errors import ConfigError, DataError, EngineError
 from vlm_local.lab.offline.answers import PolicyAnswerer
 from vlm_local.lab.offline.rows import RowWriter
-from vlm_local.lab.offline.run import run_evaluation
-from vlm_local.lab.offline.study import Plan, evaluate
+from vlm_local.lab.offline.run import EvaluationPlan, answer_episodes, evaluate
 from vlm_local.primitives import format_phrase, label_episode
 from vlm_local.types import Decision
 
@@ -47,11 +47,12 @@ def data_set(tmp_path):
     return folder
 
 
-def _run(data_set, out, policies, every=1, resume=False):
-    writer = RowWriter(out, resume)
+def _run(data_set, out, policies, every=1):
+    out.mkdir(exist_ok=True)
+    writer = RowWriter(out)
     answerers = [PolicyAnswerer(policy, seed=0) for policy in policies]
     try:
-        run_evaluation(open_episodes(data_set, report=lambda error: None), lambda: answerers, writer, every)
+        answer_episodes(open_episodes(data_set, report=lambda error: None), lambda: answerers, writer, every)
     finally:
         writer.close()
     return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()], writer.episodes
@@ -146,7 +147,7 @@ def test_a_policy_that_stops_saying_phrases_has_faults_and_no_second_row(data_se
     assert "said no phrase" in rows[5]["fault"] and rows[6]["phrase"] == "stop"
 
 
-def test_a_broken_policy_ends_the_evaluation_and_resuming_completes_it(data_set, tmp_path):
+def test_a_broken_policy_ends_the_evaluation_and_the_next_run_completes_it(data_set, tmp_path):
     asked = 0
 
     def say(step, observation):
@@ -156,12 +157,10 @@ def test_a_broken_policy_ends_the_evaluation_and_resuming_completes_it(data_set,
             raise EngineError("connection refused")
         return _phrase("stop")
 
-    with pytest.raises(EngineError, match=r"3 times in a row.*connection refused.*--resume"):
-        _run(data_set, tmp_path / "out", [ScriptedPolicy(say)])
-    with pytest.raises(ConfigError, match="--resume"):
+    with pytest.raises(EngineError, match=r"3 times in a row.*connection refused.*goes on"):
         _run(data_set, tmp_path / "out", [ScriptedPolicy(say)])
     healthy = ScriptedPolicy(lambda *_: _phrase("stop"))
-    resumed, _ = _run(data_set, tmp_path / "out", [healthy], resume=True)
+    resumed, _ = _run(data_set, tmp_path / "out", [healthy])
     assert len(healthy.observations) == 24, "the finished episode is not asked again, the broken one is"
     assert resumed == _run(data_set, tmp_path / "whole", [ScriptedPolicy(lambda *_: _phrase("stop"))])[0]
 
@@ -189,13 +188,14 @@ import itertools, sys, time
 import numpy as np
 from pathlib import Path
 from vlm_local.data import open_episodes
-from vlm_local.lab.offline.study import Plan, evaluate
+from vlm_local.lab.offline.run import EvaluationPlan, evaluate
 from vlm_local.types import Decision
 
 acts = itertools.count(1)
 
 class Policy:
     metadata = {}
+    max_workers = 2
     def reset(self, seed):
         self.random = np.random.default_rng(seed)
     def act(self, observation):
@@ -211,35 +211,33 @@ class Policy:
         pass
 
 data, out = sys.argv[1:3]
-evaluate(Plan("policy", "data"), Path(out), lambda report: open_episodes(data, report=report), Policy,
-         workers=2, resume="--resume" in sys.argv)
+evaluate(EvaluationPlan("policy", "data"), Path(out), lambda report: open_episodes(data, report=report), Policy,
+         workers=2)
 """
 
 
 @pytest.mark.slow
-def test_a_killed_evaluation_resumes_without_losing_or_doubling_a_row(data_set, tmp_path):
+def test_a_killed_evaluation_goes_on_without_losing_or_doubling_a_row(data_set, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-c", EVALUATE, str(data_set)]
     subprocess.run([*command, str(whole)], check=True)
-    for resume in ([], ["--resume"]):
-        with subprocess.Popen([*command, str(broken), "--until-killed", *resume], stdout=subprocess.PIPE) as process:
+    for _ in range(2):
+        with subprocess.Popen([*command, str(broken), "--until-killed"], stdout=subprocess.PIPE) as process:
             assert process.stdout.readline() == b"kill me\n"
             process.kill()
     assert 0 < len((broken / "rows.jsonl").read_bytes()) < len((whole / "rows.jsonl").read_bytes())
     with (broken / "rows.jsonl").open("a") as file:
         file.write('{"episode": 2, "st')  # the kill came within a line
-    subprocess.run([*command, str(broken), "--resume"], check=True)
+    subprocess.run([*command, str(broken)], check=True)
     assert (broken / "rows.jsonl").read_bytes() == (whole / "rows.jsonl").read_bytes()
 
 
 def _evaluate(data_set, out, name, **changes):
-    plan = Plan(name, "data", **{key: value for key, value in changes.items() if key != "resume"})
     return evaluate(
-        plan,
+        EvaluationPlan(name, "data", **changes),
         out,
         lambda report: open_episodes(data_set, report=report),
         lambda: pytest.fail("a baseline asks no model"),
-        resume=changes.get("resume", False),
     )
 
 
@@ -251,19 +249,21 @@ def test_a_baseline_scores_as_the_report_of_any_policy_says(data_set, tmp_path, 
     assert baseline["lead"]["difference"] == 0 and baseline["lead"]["p_value"] == 1
 
 
-def test_resuming_with_other_settings_is_refused(data_set, tmp_path):
+def test_going_on_with_other_settings_is_refused(data_set, tmp_path):
     _evaluate(data_set, tmp_path / "out", "oracle-label")
-    with pytest.raises(ConfigError, match="was made with seed 0"):
-        _evaluate(data_set, tmp_path / "out", "oracle-label", seed=1, resume=True)
-    again = _evaluate(data_set, tmp_path / "out", "oracle-label", resume=True)
+    with pytest.raises(ConfigError, match="seed was 0 and is 1"):
+        _evaluate(data_set, tmp_path / "out", "oracle-label", seed=1)
+    again = _evaluate(data_set, tmp_path / "out", "oracle-label")
     assert again["exact"] == 1 and again["steps"] == 36
 
 
 def test_rows_of_two_checkpoints_are_never_mixed(data_set, tmp_path):
     class Source(ScriptedPolicy):
         def __init__(self, sha256, fails):
-            super().__init__(lambda step, _: _phrase("stop", fault="broken" if fails and step > 3 else None))
+            num_good = 20 if fails else math.inf
+            super().__init__(lambda *_: _phrase("stop", fault="broken" if len(self.observations) > num_good else None))
             self.metadata = {"checkpoint_sha256": sha256}
+            self.max_workers = 1
 
         def build(self, robot):
             return self
@@ -271,17 +271,17 @@ def test_rows_of_two_checkpoints_are_never_mixed(data_set, tmp_path):
         def close(self):
             pass
 
-    def run(source, resume):
+    def run(source):
         def open_data(report):
             return open_episodes(data_set, report=report)
 
-        return evaluate(Plan("mine", "data"), tmp_path / "out", open_data, lambda: source, resume=resume)
+        return evaluate(EvaluationPlan("mine", "data"), tmp_path / "out", open_data, lambda: source)
 
     with pytest.raises(EngineError, match="broken"):
-        run(Source("aaa", fails=True), resume=False)
-    with pytest.raises(ConfigError, match="checkpoint_sha256 was 'aaa' and is 'bbb'"):
-        run(Source("bbb", fails=False), resume=True)
-    assert run(Source("aaa", fails=False), resume=True)["steps"] == 36
+        run(Source("aaa", fails=True))
+    with pytest.raises(ConfigError, match='checkpoint_sha256 was "aaa" and is "bbb"'):
+        run(Source("bbb", fails=False))
+    assert run(Source("aaa", fails=False))["steps"] == 36
 
 
 def test_data_without_a_single_label_is_an_error(tmp_path):

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlm_local.lab.spatial.changes import CHANGES, EMPTIES, KEEPS, TURNS
 from vlm_local.lab.spatial.run import ask
+from vlm_local.lab.spatial.scenes import CHANGES, EMPTIES, KEEPS, TURNS
 from vlm_local.lab.spatial.scores import score_study
 from vlm_local.lab.spatial.sets import Gallery, load_set, require_frozen
 from vlm_local.primitives import format_phrase

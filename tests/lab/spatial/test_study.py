@@ -1,6 +1,7 @@
 """A study from end to end: rows, a report with pictures, frozen sets, evidence."""
 
 import json
+import shutil
 
 import pytest
 
@@ -9,8 +10,8 @@ from vlm_local.cli import main
 from vlm_local.errors import DataError
 from vlm_local.lab.evidence.archive import pack
 from vlm_local.lab.evidence.verify import verify
-from vlm_local.lab.spatial.changes import CHANGES
 from vlm_local.lab.spatial.run import run_study
+from vlm_local.lab.spatial.scenes import CHANGES
 from vlm_local.lab.spatial.sets import SceneSet
 
 
@@ -33,7 +34,7 @@ def test_a_policy_that_always_goes_left(result):
     assert report["changes"]["blank"]["axes"]["y"]["value"] == 1 and report["changes"]["blank"]["value"] == 1 / 6
     page = (result / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") == 2 * 24  # the worst pairs, before and after
-    assert "scene mirrored" in page and "nothing is right" in page
+    assert "scene mirrored" in page and "no answer is right" in page
 
 
 def test_a_frozen_set_is_drawn_again_bit_for_bit_or_refused(result, tmp_path, capsys):
@@ -68,9 +69,13 @@ def test_a_set_with_a_number_of_scenes_that_is_none_is_refused(scenes, tmp_path,
     assert "2 scenes or more" in capsys.readouterr().err
 
 
-def test_a_folder_in_use_is_refused(result, capsys):
-    assert study(result, "--scenes", 2) == 2
-    assert "holds something already" in capsys.readouterr().err
+def test_scenes_may_be_added_to_a_finished_study(result, tmp_path):
+    out = shutil.copytree(result, tmp_path / "out")
+    same = ("--level", "easy", "--seed", 4)
+    assert study(out, *same, "--scenes", 3) == 0
+    assert (out / "rows.jsonl").read_bytes().startswith((result / "rows.jsonl").read_bytes())
+    assert json.loads((out / "report.json").read_text())["scenes"] == 3
+    assert verify(out).num_numbers > 0
 
 
 class StoppedAfter:
@@ -107,7 +112,7 @@ def test_a_study_that_was_stopped_goes_on_where_it_was(result, tmp_path, capsys)
         (("--temperature", 2), "temperature was 1.0 and is 2.0"),
     ):
         assert study(out, *same, *changes) == 2
-        assert f"holds another study: {said}" in capsys.readouterr().err
+        assert f"holds a result with other settings: {said}" in capsys.readouterr().err
     assert study(out, *same) == 0
     assert rows.read_bytes() == (result / "rows.jsonl").read_bytes()
     ours, whole = (json.loads((folder / "report.json").read_text()) for folder in (out, result))

@@ -1,53 +1,51 @@
-"""Scores -> figures: small multiples, a panel a task, lines with bands of 95 % intervals."""
+"""Scores -> figures: a panel for each task, lines with bands of 95 % intervals."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 
-from vlm_local.lab.ceiling.mistakes import DRAWS
+from vlm_local.lab.ceiling.error_models import BY_PLACE, BY_STEP, DRAWS, TOGETHER
 from vlm_local.lab.ceiling.scores import LIMITS
 from vlm_local.lab.ceiling.settings import ALL, MISSED, OPPOSITE, STUDIES, USUAL, WIDE
+from vlm_local.lab.pages import BLACK, BLUE, GREEN, GREY, ORANGE, QUARTERS, RED, styled
 
-_STYLE = {"svg.fonttype": "none", "svg.hashsalt": "vlm-local", "font.size": 9, "font.family": "sans-serif",
-          "axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": "#8a8f98",
-          "xtick.color": "#5d6673", "ytick.color": "#5d6673"}  # fmt: skip
-_BLUE, _ORANGE, _GREY, _BLACK = "#2166ac", "#d9822b", "#8a8f98", "#1d2430"
-_COLOURS = {USUAL: _BLUE, WIDE: _ORANGE,
-            "x": "#2166ac", "y": "#1e9e77", "z": "#d9822b", "gripper": "#9b59b6", ALL: _BLACK}  # fmt: skip
-_TASKS = ("#2166ac", "#67a9cf", "#1e7d46", "#8fbf6a", "#8e44ad", "#c39bd3", "#d9822b", "#c0392b")
-_DRAWN = {"step": "each axis for itself, each step", "together": "all axes in the same steps",
-          "place": "the same again at the same place"}  # fmt: skip
+_COLOURS = {
+    **{USUAL: BLUE, WIDE: ORANGE},
+    **{"x": BLUE, "y": "#1e9e77", "z": ORANGE, "gripper": "#9b59b6", ALL: BLACK},
+}
+_TASKS = (BLUE, "#67a9cf", GREEN, "#8fbf6a", "#8e44ad", "#c39bd3", ORANGE, RED)
+_DRAWN = {
+    BY_STEP: "each axis by itself, each step",
+    TOGETHER: "all axes in the same steps",
+    BY_PLACE: "the same again at the same place",
+}
 _COLUMNS = 4
 _STEPS = {"scale": USUAL, "hold": USUAL, "latency": USUAL, MISSED: ALL, OPPOSITE: ALL}  # study -> line
-_QUARTERS = ([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
 _SHORT, _LONG = (f"success_{limit}" for limit in LIMITS)
 
 Curves = Sequence[Mapping[str, Any]]
 
 
+@styled
 def draw_figures(curves: Curves, predictions: Sequence[Mapping[str, Any]]) -> dict[str, Figure]:
     """Name of the figure -> figure, in the order of the page."""
-    with matplotlib.rc_context(_STYLE):
-        figures = {study: _draw_study(study, _select(curves, study)) for study in ("scale", "hold", "latency")}
-        figures["steps"] = _draw_steps(curves)
-        figures["vocabulary"] = _draw_vocabulary(_select(curves, "vocabulary")[0])
-        figures |= {kind: _draw_study(kind, _select(curves, kind)) for kind in (MISSED, OPPOSITE)}
-        if predictions:
-            figures["predictions"] = _draw_predictions(predictions)
-        return figures
+    figures = {study: _draw_study(study, _select(curves, study)) for study in ("scale", "hold", "latency")}
+    figures["steps"] = _draw_steps(curves)
+    figures["vocabulary"] = _draw_vocabulary(_select(curves, "vocabulary")[0])
+    figures |= {kind: _draw_study(kind, _select(curves, kind)) for kind in (MISSED, OPPOSITE)}
+    if predictions:
+        figures["predictions"] = _draw_predictions(predictions)
+    return figures
 
 
-def save_svg(figure: Figure, file) -> None:
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
-
-
-def save_png(figure: Figure, path) -> None:
-    with matplotlib.rc_context(_STYLE):
-        figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
+@styled
+def save_png(figure: Figure, path: Path) -> None:
+    """For pages that cannot hold SVG, as Markdown on a website."""
+    figure.savefig(path, dpi=110, facecolor="white", metadata={"Software": None})
 
 
 def name_task(task: str) -> str:
@@ -68,15 +66,15 @@ def _draw_study(study: str, curves: Curves) -> Figure:
         for curve in curves:
             places = _place(panel, study, curve["xs"])
             _draw_line(panel, places, curve["tasks"][task], curve["line"], 0.13 if len(curves) < 3 else 0.07)
-        panel.set_title(name_task(task), fontsize=10, loc="left", color=_BLACK)
+        panel.set_title(name_task(task), fontsize=10, loc="left", color=BLACK)
         panel.set(ylim=(-0.03, 1.03))
-        panel.set_yticks(*_QUARTERS)
+        panel.set_yticks(*QUARTERS)
         _clean(panel)
     for panel in list(grid.flat)[len(tasks) :]:
         panel.set_visible(False)
-    figure.supxlabel(STUDIES[study], fontsize=10, color=_BLACK)
+    figure.supxlabel(STUDIES[study], fontsize=10, color=BLACK)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    dotted = matplotlib.lines.Line2D([], [], color=_GREY, linestyle=":", linewidth=1.2)
+    dotted = matplotlib.lines.Line2D([], [], color=GREY, linestyle=":", linewidth=1.2)
     figure.legend([*handles, dotted], [*labels, "within 120 steps"], frameon=False, loc="outside upper right",
                   ncols=len(labels) + 1)  # fmt: skip
     return figure
@@ -137,7 +135,7 @@ def _draw_vocabulary(curve: Mapping[str, Any]) -> Figure:
     figure = Figure(figsize=(11, 3), layout="constrained")
     panel = figure.subplots()
     width = 0.8 / len(curve["xs"])
-    for index, (size, colour) in enumerate(zip(curve["xs"], ("#b8c4d2", "#6aa5d3", _BLUE), strict=True)):
+    for index, (size, colour) in enumerate(zip(curve["xs"], ("#b8c4d2", "#6aa5d3", BLUE), strict=True)):
         for group, points in enumerate(tasks.values()):
             place = group + (index - 1) * width
             success = points[index][_SHORT]
@@ -146,7 +144,7 @@ def _draw_vocabulary(curve: Mapping[str, Any]) -> Figure:
             panel.plot([place, place], success["interval"], color="#333", linewidth=1)
     panel.set_xticks(range(len(tasks)), [name_task(task).replace(" ", "\n", 1) for task in tasks])
     panel.set(ylim=(0, 1.03))
-    panel.set_yticks(*_QUARTERS)
+    panel.set_yticks(*QUARTERS)
     _clean(panel)
     figure.legend(frameon=False, loc="outside upper right", ncols=3)
     return figure
@@ -158,7 +156,7 @@ def _draw_predictions(predictions: Sequence[Mapping[str, Any]]) -> Figure:
     grid = figure.subplots(1, len(DRAWS), sharey=True)
     colours = matplotlib.colormaps["tab10"].colors
     for panel, draw in zip(grid, DRAWS, strict=True):
-        panel.plot([0, 1], [0, 1], "--", color=_GREY, linewidth=1)
+        panel.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
         for colour, prediction in zip(colours, predictions, strict=False):
             for index, (task, ways) in enumerate(prediction["predicted"].items()):
                 truth, told = prediction["truth"][task], ways[draw]
@@ -168,8 +166,8 @@ def _draw_predictions(predictions: Sequence[Mapping[str, Any]]) -> Figure:
                 panel.plot(told["rate"], truth["rate"], "o", color=colour, markersize=4.5, label=label)
         panel.set_title(_DRAWN[draw], fontsize=10, loc="left")
         panel.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xlabel="predicted", aspect="equal")
-        panel.set_xticks(*_QUARTERS)
-        panel.set_yticks(*_QUARTERS)
+        panel.set_xticks(*QUARTERS)
+        panel.set_yticks(*QUARTERS)
         panel.grid(color="#e6e9ee", linewidth=0.8)
         panel.tick_params(length=0)
     grid[0].set_ylabel("observed success within 70 steps")

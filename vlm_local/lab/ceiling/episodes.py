@@ -6,7 +6,7 @@ same command goes on after a kill; with more episodes or tasks it adds those.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import product, repeat
@@ -14,20 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.files import encode_json, open_replacing, read_json_lines, write_json
+from vlm_local.files import read_json_lines
 from vlm_local.lab.ceiling.play import play_settings
 from vlm_local.lab.ceiling.settings import Setting
+from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.processes import open_pool
-from vlm_local.provenance import describe_machine, join_parts
+from vlm_local.provenance import describe_machine
 from vlm_local.sim.levels import find_level
 from vlm_local.sim.tasks import TASKS, find_task
 
-_PLAN_FILE, _ROWS_FILE = "ceiling.json", "rows.jsonl"
+SETTINGS = "ceiling.json"
+_ROWS_FILE = "rows.jsonl"
 _DECIDES = ("level", "seed", "settings")
 
 
 @dataclass(frozen=True)
-class Plan:
+class CeilingPlan:
     """What is played: seeds `seed` to `seed + episodes - 1` of each task, the same for every setting."""
 
     tasks: tuple[str, ...]
@@ -46,28 +48,25 @@ class Plan:
 
 
 class Episodes:
-    """The finished episodes of a folder. Raises ConfigError where it holds anything else."""
+    """The finished episodes of a result folder."""
 
-    def __init__(self, folder: Path, plan: Plan, settings: Sequence[Setting]):
-        self._folder, self._plan, self._settings, self._path = folder, plan, settings, folder / _ROWS_FILE
-        _open_folder(folder, plan, settings)
-        self._steps: dict[tuple[str, int], list[int | None]] = {}
-        if self._path.exists():
-            self._load()
-
-    def _load(self) -> None:
-        """Keeps whole lines; the one that a kill cut off is played again."""
-        torn: list[int] = []
+    def __init__(self, folder: ResultFolder, plan: CeilingPlan, settings: Sequence[Setting]):
+        """Raises ConfigError where the folder holds another study, DataError where its rows were changed."""
+        self._plan, self._settings = plan, settings
+        self._file = RowFile(folder.path / _ROWS_FILE)
+        rows = self._file.rows
         try:
-            rows = list(read_json_lines(self._path, torn.append))
-            self._steps = {(row["task"], row["seed"]): row["steps"] for row in rows}
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(f"{self._path}: {error!r}; it was changed by something else than `ceiling`") from None
-        if len(self._steps) < len(rows) or any(len(row["steps"]) != len(self._settings) for row in rows):
-            raise DataError(f"{self._path} has episodes twice or not all settings; it was changed by something else")
-        if torn:  # else the file is left as it is: another process may be adding to it
-            with open_replacing(self._path) as file:
-                file.writelines(encode_json(row) + "\n" for row in rows)
+            self._steps: dict[tuple[str, int], list[int | None]] = {(r["task"], r["seed"]): r["steps"] for r in rows}
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{folder.path / _ROWS_FILE}: {error!r}; something else changed the file") from None
+        here = {"level": plan.level, "seed": plan.seed, "settings": [asdict(setting) for setting in settings]}
+        plays = not rows or bool(self.find_missing())
+        folder.begin(here | (describe_machine() if plays else {}), _list_settings, bool(rows))
+        if len(self._steps) < len(rows) or any(len(row["steps"]) != len(settings) for row in rows):
+            raise DataError(f"{folder.path / _ROWS_FILE} has episodes twice or not all settings; it was changed")
+
+    def close(self) -> None:
+        self._file.close()
 
     def find_missing(self) -> list[tuple[str, int]]:
         """(task, seed) of the plan, seed by seed: what is there at any time has about as many of each task."""
@@ -76,14 +75,11 @@ class Episodes:
 
     def play(self, missing: Sequence[tuple[str, int]], workers: int, progress: Callable[[int], None]) -> None:
         """progress: is called with 1 after every episode."""
-        if missing:
-            _write_made(self._folder)
-        with self._path.open("a", encoding="utf-8") as file, open_players(workers) as play:
+        with open_players(workers) as play:
             tasks, seeds = [task for task, _ in missing], [seed for _, seed in missing]
             results = play(play_settings, tasks, repeat(self._plan.level), seeds, repeat(self._settings))
             for (task, seed), steps in zip(missing, results, strict=True):
-                file.write(encode_json({"task": task, "seed": seed, "steps": steps}) + "\n")
-                file.flush()
+                self._file.add({"task": task, "seed": seed, "steps": steps})
                 self._steps[task, seed] = steps
                 progress(1)
 
@@ -96,10 +92,10 @@ class Episodes:
         }
 
 
-def find_played(folder: Path) -> Plan:
+def find_played(folder: Path) -> CeilingPlan:
     """The largest study that is whole in this folder. Raises ConfigError where there is none."""
     try:
-        there = json.loads((folder / _PLAN_FILE).read_bytes())
+        there = json.loads((folder / SETTINGS).read_bytes())
         played = {(row["task"], row["seed"]) for row in read_json_lines(folder / _ROWS_FILE)}
     except (OSError, ValueError):
         played = set()
@@ -109,35 +105,16 @@ def find_played(folder: Path) -> Plan:
         episodes += 1
     if not episodes:
         raise ConfigError(f"{folder} holds no whole episode yet: `ceiling --out {folder}` plays some")
-    return Plan(tasks, there["level"], episodes, there["seed"])
+    return CeilingPlan(tasks, there["level"], episodes, there["seed"])
 
 
-def _open_folder(folder: Path, plan: Plan, settings: Sequence[Setting]) -> None:
-    path = folder / _PLAN_FILE
-    here = dict(zip(_DECIDES, (plan.level, plan.seed, [asdict(setting) for setting in settings]), strict=True))
-    if path.exists():
-        there = json.loads(path.read_bytes())
-        differing = [name for name in here if there.get(name) != here[name]]
-        if differing:
-            raise ConfigError(f"{folder} holds a study with another {', '.join(differing)}; choose another --out")
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} holds something else than a study of `ceiling`; choose another --out")
-    else:
-        write_json(path, here)
+def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: made[name] for name in _DECIDES}
 
 
-def _write_made(folder: Path) -> None:
-    """Into ceiling.json: what the rows are made with from now on, beside what those that are there were made with."""
-    path = folder / _PLAN_FILE
-    there, here = json.loads(path.read_bytes()), describe_machine()
-    is_first = not (folder / _ROWS_FILE).exists()
-    write_json(path, there | here if is_first else join_parts(there, here))
-
-
-def read_made(folder: Path) -> dict[str, Any]:
+def list_made_with(settings: Mapping[str, Any]) -> dict[str, Any]:
     """`versions`, `git`, `machine` of the rows, and `continued_with` where later ones differ."""
-    there = json.loads((folder / _PLAN_FILE).read_bytes())
-    return {name: value for name, value in there.items() if name not in _DECIDES}
+    return {name: value for name, value in settings.items() if name not in _DECIDES}
 
 
 @contextmanager

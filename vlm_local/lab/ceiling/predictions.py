@@ -1,9 +1,9 @@
-"""Success in the closed loop, predicted from how often a policy says what.
+"""Success in the closed loop, predicted from a policy's confusion matrices.
 
-The oracle plays, and each axis of its phrase is replaced by a draw from that axis' row of the confusion.
-Nothing is fitted. A confusion of single axes leaves open how mistakes come together, so they are drawn in
-three ways (mistakes.Confused): each axis for itself in every step, all axes in the same steps, and the
-same again wherever the same is seen.
+The oracle plays, and each axis of its phrase is replaced by a draw from that axis' confusion matrix. Nothing is
+fitted. Matrices of single axes do not say how errors coincide, so they are drawn in three ways
+(error_models.ConfusionErrors): each axis by itself in every step, all axes in the same steps, and the same again
+at the same place.
 """
 
 import json
@@ -17,14 +17,15 @@ import numpy as np
 
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import write_json
-from vlm_local.lab.ceiling.confusion import ANY_TASK, Confusions, load_confusions
+from vlm_local.lab.ceiling.confusion_matrices import ANY_TASK, ConfusionMatrices, load_confusion_matrices
 from vlm_local.lab.ceiling.episodes import open_players
-from vlm_local.lab.ceiling.mistakes import DRAWS
+from vlm_local.lab.ceiling.error_models import DRAWS
 from vlm_local.lab.ceiling.play import play_confused
-from vlm_local.lab.closed_loop.scores import AUTOEVAL_STEPS, wilson
 from vlm_local.lab.results import find_layout
+from vlm_local.lab.statistics import wilson
+from vlm_local.sim.tasks import AUTOEVAL_STEPS
 
-_GROUP = 5  # episodes that share a confusion
+_GROUP = 5  # episodes that share a draw of the confusion matrices
 
 
 def predict(folder: Path, source: Path, result: Path, seeds: range, workers: int, progress) -> dict[str, Any]:
@@ -34,7 +35,7 @@ def predict(folder: Path, source: Path, result: Path, seeds: range, workers: int
     with the number of episodes that were played. Raises DataError for folders that are no such results,
     ConfigError where they have no task in common.
     """
-    confusions, observed = load_confusions(source), load_observed(result)
+    confusions, observed = load_confusion_matrices(source), load_observed(result)
     tasks = [task for task in observed["tasks"] if task in confusions.counts or ANY_TASK in confusions.counts]
     if not tasks:
         raise ConfigError(f"{source} has answers for {', '.join(confusions.counts)}, {result} for other tasks")
@@ -54,7 +55,7 @@ def predict(folder: Path, source: Path, result: Path, seeds: range, workers: int
         progress(len(DRAWS) * len(tasks) * len(seeds))
         return there
     won = _play(confusions, tasks, observed["level"], seeds, workers, progress)
-    prediction = {**said, **score(won, said["truth"])}
+    prediction = {**said, **score_predictions(won, said["truth"])}
     write_json(path, prediction)
     return prediction
 
@@ -89,7 +90,7 @@ def load_observed(result: Path) -> dict[str, Any]:
     return {"policy": plan["policy"], "level": plan["level"], "tasks": tasks}
 
 
-def _find_counts(confusions: Confusions, task: str) -> np.ndarray:
+def _find_counts(confusions: ConfusionMatrices, task: str) -> np.ndarray:
     return confusions.counts.get(task, confusions.counts.get(ANY_TASK))
 
 
@@ -103,8 +104,14 @@ def _draw_counts(counts: np.ndarray, task: str, seeds: range) -> list[np.ndarray
     return drawn[: len(seeds)]
 
 
-def score(won: Mapping[str, Mapping[str, list[bool]]], truth: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """won: task -> way to draw -> success of each episode. Predictions, errors and their mean by way to draw."""
+def score_predictions(
+    won: Mapping[str, Mapping[str, list[bool]]], truth: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """won: task -> way to draw -> success of each episode. truth: task -> {rate}, observed.
+
+    Returns "predicted" (task -> way to draw -> `estimate`), "errors" (way to draw -> task -> difference of rates) and
+    "mean_error" (way to draw -> mean over tasks).
+    """
     predicted = {task: {draw: estimate(ways[draw]) for draw in DRAWS} for task, ways in won.items()}
     errors = {
         draw: {task: abs(ways[draw]["rate"] - truth[task]["rate"]) for task, ways in predicted.items()}
@@ -115,14 +122,16 @@ def score(won: Mapping[str, Mapping[str, list[bool]]], truth: Mapping[str, Mappi
 
 
 def estimate(won: list[bool]) -> dict[str, Any]:
-    """Rate with a 95 % interval for the chance of the episodes and that of what was recorded.
+    """Success rate with a 95 % interval that covers both the chance of the episodes and that of the recorded answers.
 
-    The variance between groups, beyond what equal chances would give, is that of the confusion; Wilson's
-    interval is taken for as many episodes as have the sum of both variances.
+    won: success of each episode, in groups of _GROUP with the same confusion matrices. Variance between the groups
+    beyond that of equal success rates comes from the matrices; Wilson's interval is taken for as many episodes as
+    would have the sum of both variances.
     """
     rate, num = float(np.mean(won)), len(won)
     groups = [np.mean(won[start : start + _GROUP]) for start in range(0, num, _GROUP)]
     chance = rate * (1 - rate)
     between = max(0.0, float(np.var(groups, ddof=1)) - chance / _GROUP) if len(groups) > 1 else 0.0
     enough = num if not chance else chance / (chance / num + between)
-    return {"rate": rate, "interval": wilson(rate * enough, enough), "n": num}
+    interval = [round(edge, 6) for edge in wilson(rate * enough, enough)]
+    return {"rate": rate, "interval": interval, "n": num}

@@ -15,12 +15,11 @@ _MOST_REST = 2.4  # 18 mm, which is what `reach` forgives
 class Setting:
     """One way of carrying out what the oracle says. The defaults are the server's own.
 
-    scale: of all step sizes. rest: of the step sizes that the oracle reckons with: an axis rests within 0.6
-    of these. hold: control steps for which a phrase is kept (wrappers.HoldPhrase). latency: the executed
-    phrase answers the observation of so many control steps ago; until the first is there the arm stands
-    still. grammar: the vocabulary (vocabulary.build_projection). axis: of types.AXES or "all"; kind:
-    "missed" (the axis says nothing) or "opposite"; rate: in this share of the steps in which the axis
-    should move, by chance.
+    scale: factor of all step sizes. rest: factor of the step sizes that the oracle assumes: an axis rests within 0.6
+    of these. hold: control steps for which a phrase is kept (policy.HoldPhrase). latency: the executed phrase
+    answers the observation of this many control steps ago; until the first answer the arm stands still. grammar:
+    the vocabulary (play.build_projection). axis: of types.AXES or "all"; kind: "missed" (the axis says nothing) or
+    "opposite"; rate: share of the steps in which the axis should move that are wrong, chosen at random.
     """
 
     scale: float = 1.0
@@ -54,7 +53,7 @@ STUDIES = {
     MISSED: "share of moving steps that say nothing",
     OPPOSITE: "share of moving steps that say the opposite",
 }
-SLIPPING_AXES = ("x", "y", "z", "gripper", ALL)
+ERROR_AXES = ("x", "y", "z", "gripper", ALL)
 TABLE_RATE = 0.05  # of the table of losses
 _RATES = (0.0, 0.01, 0.02, TABLE_RATE, 0.1, 0.2, 0.4)
 _VOCABULARIES = {27: "primitives_moves", 513: "primitives_labelable", 729: DEFAULT}
@@ -67,17 +66,17 @@ def list_curves() -> list[Curve]:
         *_list_rests("latency", (0, 1, 2, 3, 4, 6), lambda latency: 1 + latency),
         Curve("vocabulary", "", tuple(_VOCABULARIES), tuple(Setting(grammar=name) for name in _VOCABULARIES.values())),
         *(
-            Curve(kind, axis, _RATES, tuple(slip(axis, kind, rate) for rate in _RATES))
+            Curve(kind, axis, _RATES, tuple(build_error(axis, kind, rate) for rate in _RATES))
             for kind in (MISSED, OPPOSITE)
-            for axis in SLIPPING_AXES
+            for axis in ERROR_AXES
         ),
     ]
 
 
 def _list_rests(study: str, xs: tuple[float, ...], reckon: Callable[[float], float]) -> list[Curve]:
-    """Two oracles: one of the usual precision, one that rests within 0.6 of what a phrase moves.
+    """A curve for two oracles: of the usual precision, and one that rests within 0.6 of what a phrase moves.
 
-    reckon: a value -> steps of 0.0125 m that the arm goes before another phrase can stop it.
+    reckon: a value of xs -> steps of 0.0125 m that the arm goes before another phrase can stop it.
     """
     return [
         Curve(study, USUAL, xs, tuple(Setting(**{study: x}) for x in xs)),
@@ -85,8 +84,8 @@ def _list_rests(study: str, xs: tuple[float, ...], reckon: Callable[[float], flo
     ]
 
 
-def slip(axis: str, kind: str, rate: float) -> Setting:
-    """A rate of 0 is the plain oracle, whatever the axis: it is played once."""
+def build_error(axis: str, kind: str, rate: float) -> Setting:
+    """An axis that is wrong in a share `rate` of its moving steps. A rate of 0 is PLAIN, so that it is played once."""
     return Setting(axis=axis, kind=kind, rate=rate) if rate else PLAIN
 
 

@@ -1,8 +1,8 @@
-"""Episodes of a policy in parallel environments, into a run folder that can be continued.
+"""Episodes of a policy in parallel environments: into a result folder, then scores and a report.
 
-RUN/meta.json holds the plan; RUN/episodes/<task>-<n> the n-th episode, seeded with plan.seed + n, for
-the environment and, across /reset, for the policy. An episode counts once its meta.json has an
-`outcome`; continuing a run plays all others again, and those that faulted.
+RUN/meta.json holds the plan and what the policy says of itself; RUN/episodes/<task>-<n> the n-th episode, seeded with
+plan.seed + n, for the environment and, across /reset, for the policy. An episode counts once its meta.json has an
+`outcome`; the same command plays all others again, and those that faulted.
 """
 
 import json
@@ -17,12 +17,16 @@ from typing import Any
 
 from vlm_local.data.film import write_film, write_gif
 from vlm_local.data.runs import RunWriter
-from vlm_local.errors import ConfigError, DataError, EngineError, RequestError
-from vlm_local.files import encode_json
-from vlm_local.lab.closed_loop.stage import Scene, Stage
-from vlm_local.lab.sources import Cast, apply_control
+from vlm_local.errors import DataError, EngineError, RequestError
+from vlm_local.lab.closed_loop.controls import RandomPhrases, apply_control
+from vlm_local.lab.closed_loop.environment import State
+from vlm_local.lab.closed_loop.process import EnvironmentProcess
+from vlm_local.lab.closed_loop.report import write_report
+from vlm_local.lab.closed_loop.scores import score_run
+from vlm_local.lab.results import ResultFolder
+from vlm_local.lab.sources import PolicySource
 from vlm_local.policy import Policy
-from vlm_local.provenance import choose_deciding, join_parts, list_differences
+from vlm_local.provenance import choose_deciding, describe_machine
 from vlm_local.sim.levels import find_level
 from vlm_local.sim.tasks import find_task
 from vlm_local.types import Decision
@@ -32,10 +36,15 @@ IMAGE_SIZE = 256
 _FLOOR_EPISODES = 20  # of each task are also played by random phrases, which take long to fail
 _END_FRAMES = 5  # how long a film shows what came of it
 
+Progress = Callable[[Mapping[str, Any], int, int], None]
+
 
 @dataclass(frozen=True)
-class Plan:
-    """What is played. films: episodes of each task of which frames and film are kept; gif: also as GIF."""
+class RolloutPlan:
+    """What is played. films: episodes of each task of which frames and film are kept; gif: also as GIF.
+
+    noise: share of phrases replaced by random ones. control: one of controls.CONTROLS.
+    """
 
     policy: str
     tasks: tuple[str, ...]
@@ -53,49 +62,62 @@ class Plan:
         for task in self.tasks:
             find_task(task)
 
+    def list_episodes(self) -> list[tuple[str, int]]:
+        """(task, number) of every episode."""
+        return [(task, number) for task in self.tasks for number in range(self.episodes)]
 
-# What may differ when a run is continued: it can grow.
-_MAY_GROW = ("tasks", "episodes", "films", "gif")
+
+_MAY_GROW = ("tasks", "episodes", "films", "gif")  # what may differ when a run is continued
 
 
-def open_run(folder: Path, plan: Plan, meta: Mapping[str, Any]) -> list[tuple[str, int]]:
-    """Make or reopen the run; returns the (task, number) still to be played. meta: of the policy.
+def run_rollouts(
+    path: Path, plan: RolloutPlan, source: PolicySource, workers: int, progress: Progress = lambda *_: None
+) -> dict[str, Any]:
+    """Play what is missing in the folder, score it and write its report; returns the scores.
 
-    Raises ConfigError where the folder holds another run.
+    progress: is given each episode's outcome, how many have ended and how many there are. Raises ConfigError where
+    the folder holds another result.
     """
-    here = json.loads(encode_json({"simulator": asdict(plan), **meta}))
-    if (folder / "meta.json").exists():
-        here = _continue(folder, here)
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} is there and holds no run; name another --out")
-    RunWriter(folder, here).close()
-    left = []
-    for task in plan.tasks:
-        for number in range(plan.episodes):
-            episode = folder / "episodes" / f"{task}-{number}"
-            if (read_outcome(episode) or {"outcome": "faulted"})["outcome"] == "faulted":
-                shutil.rmtree(episode, ignore_errors=True)
-                left.append((task, number))
+    with ResultFolder(path, "sim", "meta.json") as folder:
+        places = {episode: path / "episodes" / "{}-{}".format(*episode) for episode in plan.list_episodes()}
+        left = _begin(folder, plan, source, places)
+        done = len(places) - len(left)
+
+        def count(ended: Mapping[str, Any]) -> None:
+            nonlocal done
+            done += 1
+            progress(ended, done, len(places))
+
+        _play(path, plan, source, left, min(workers, source.max_workers, len(left)), count)
+        episodes = [outcome for outcome in map(read_outcome, places.values()) if outcome]
+        scores = score_run(episodes, {task: find_task(task).stages for task in plan.tasks})
+        write_report(path, scores, episodes)
+        return scores
+
+
+def _begin(folder: ResultFolder, plan: RolloutPlan, source: PolicySource, places) -> list[tuple[str, int]]:
+    """The (task, number) still to be played; what is left of them is removed."""
+    episodes = folder.path / "episodes"
+    has_results = episodes.is_dir() and any(map(_has_counted, episodes.iterdir()))
+    here = {"simulator": asdict(plan), **source.metadata, **describe_machine()}
+    folder.begin(here, _list_settings, has_results, grows=("simulator",))
+    if not has_results:
+        shutil.rmtree(episodes, ignore_errors=True)
+    left = [episode for episode, place in places.items() if not _has_counted(place)]
+    for episode in left:
+        shutil.rmtree(places[episode], ignore_errors=True)
     return left
-
-
-def _continue(folder: Path, here: Mapping[str, Any]) -> dict[str, Any]:
-    """meta.json of the whole run: as it began, but for the plan, which may have grown."""
-    try:
-        there = json.loads((folder / "meta.json").read_bytes())
-        joined = join_parts(there, here)
-        differences = list(list_differences(_list_settings(there), _list_settings(here)))
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ConfigError(f"{folder}/meta.json is of no run of `sim` ({error!r}); name another --out") from None
-    if differences:
-        raise ConfigError(f"{folder} holds another run: {'; '.join(differences)}; name another --out")
-    return joined | {"simulator": here["simulator"]}
 
 
 def _list_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same in all parts of a run."""
     plan = {name: value for name, value in meta["simulator"].items() if name not in _MAY_GROW}
     return {**plan, **choose_deciding(meta)}
+
+
+def _has_counted(episode: Path) -> bool:
+    outcome = read_outcome(episode)
+    return outcome is not None and outcome["outcome"] != "faulted"
 
 
 def read_outcome(episode: Path) -> dict[str, Any] | None:
@@ -107,85 +129,89 @@ def read_outcome(episode: Path) -> dict[str, Any] | None:
     return meta if "outcome" in meta else None
 
 
-def play(folder: Path, plan: Plan, cast: Cast, left: list[tuple[str, int]], workers: int, report: Callable) -> None:
-    """Play what is left; `report(meta)` is called for every episode that ended."""
+def _play(
+    folder: Path, plan: RolloutPlan, source: PolicySource, left: list[tuple[str, int]], workers: int, count: Callable
+) -> None:
+    """Play what is left; `count` is given the outcome of every episode."""
     jobs: queue.SimpleQueue = queue.SimpleQueue()
     for job in left:
         jobs.put(job)
     done: queue.SimpleQueue = queue.SimpleQueue()
     stop = threading.Event()
-    actors = [_Actor(folder, plan, cast, worker, jobs, done, stop) for worker in range(min(workers, len(left)))]
+    robots = [_Robot(folder, plan, source, worker, jobs, done, stop) for worker in range(workers)]
     try:
-        for actor in actors:
-            actor.start()
+        for robot in robots:
+            robot.start()
         for _ in left:
             ended = done.get()
             if isinstance(ended, OSError):
                 raise DataError(f"{folder}: {ended}; the same command goes on from here once it is mended") from ended
             if isinstance(ended, BaseException):
                 raise ended
-            report(ended)
+            count(ended)
     finally:
         stop.set()
-        for actor in actors:
-            actor.join()
+        for robot in robots:
+            robot.join()
 
 
 class _Stopped(Exception):
     """The run ends before the episode: it is played again when the run goes on."""
 
 
-class _Actor(threading.Thread):
+class _Robot(threading.Thread):
     """One robot: an environment process, a policy, and the files of one episode after another."""
 
-    def __init__(self, folder: Path, plan: Plan, cast: Cast, worker: int, jobs, done, stop: threading.Event):
+    def __init__(self, folder: Path, plan: RolloutPlan, source: PolicySource, worker: int, jobs, done, stop):
         super().__init__(name=f"sim{worker}", daemon=True)
-        self._folder, self._plan, self._cast, self._worker = folder, plan, cast, worker
+        self._folder, self._plan, self._source, self._worker = folder, plan, source, worker
         self._jobs, self._done, self._stop_asked = jobs, done, stop
 
     def run(self) -> None:
-        stage = None
+        environment = None
         try:
-            stage = Stage(self._plan.level, IMAGE_SIZE)
-            policy, whisper = self._cast.build(self._worker)
+            environment = EnvironmentProcess(self._plan.level, IMAGE_SIZE)
+            policy = self._source.build(f"sim{self._worker}", read_oracle=lambda: self._state.oracle)
+            if self._plan.noise:
+                policy = RandomPhrases(policy, self._plan.noise)
             while not self._stop_asked.is_set():
                 task, number = self._jobs.get_nowait()
-                self._done.put(self._play(stage, policy, whisper, task, number))
+                self._done.put(self._play(environment, policy, task, number))
         except (queue.Empty, _Stopped):
             pass
         except BaseException as error:  # of the environment, the disk or the program: the run ends with it
             self._done.put(error)
         finally:
-            if stage is not None:
-                stage.close()
+            if environment is not None:
+                environment.close()
 
-    def _play(self, stage: Stage, policy: Policy, whisper, task: str, number: int) -> dict[str, Any]:
+    def _play(self, environment: EnvironmentProcess, policy: Policy, task: str, number: int) -> dict[str, Any]:
         seed = self._plan.seed + number
-        bounds = {"oracle_steps": stage.count_oracle_steps(task, seed, self._plan.max_steps)}
+        bounds = {"oracle_steps": environment.count_oracle_steps(task, seed, self._plan.max_steps)}
         if number < _FLOOR_EPISODES:
-            bounds["random_steps"] = stage.count_random_steps(task, seed, self._plan.max_steps)
+            bounds["random_steps"] = environment.count_random_steps(task, seed, self._plan.max_steps)
         writer = RunWriter(self._folder)
         keeps = number < self._plan.films
         episode = writer.start_episode(task, {"task": task, "level": self._plan.level, "seed": seed}, number)
-        model = self._cast.metadata.get("model") or self._plan.policy
+        model = self._source.metadata.get("model") or self._plan.policy
         film: list = []
         agreed = 0
 
-        def record(scene: Scene, decision: Decision, step: int) -> None:
+        def record(state: State, decision: Decision, step: int) -> None:
             nonlocal agreed
-            agreed += decision.phrase == scene.oracle
-            line = _build_line(scene, decision, model, task, number, step)
-            writer.add_step(line, scene.observation.image if keeps else None)
+            agreed += decision.phrase == state.oracle
+            line = _build_line(state, decision, model, task, number, step)
+            writer.add_step(line, state.observation.image if keeps else None)
             if keeps:
-                film.append((scene.observation.image, line))
+                film.append((state.observation.image, line))
 
-        scene = stage.reset(task, seed, drawn=keeps or self._cast.sees)
-        outcome, last = self._run_episode(stage, policy, whisper, scene, seed, record)
+        self._state = environment.reset(task, seed, drawn=keeps or self._source.sees)
+        outcome = self._run_episode(environment, policy, seed, record)
         if film:
             still = [0.0] * 6 + film[-1][1]["action"][6:]  # the gripper stays as it was told
             end = {"phrase": outcome["outcome"], "step": outcome["steps"], "action": still}
             end["instruction"] = outcome["instruction"]
-            film += [(last, end)] * _END_FRAMES
+            film += [(self._state.observation.image, end)] * _END_FRAMES
             write_film(episode / "film.mp4", film)
             if self._plan.gif:
                 write_gif(episode / "film.gif", film)
@@ -193,32 +219,35 @@ class _Actor(threading.Thread):
         writer.end_episode(task, ended)
         return ended
 
-    def _run_episode(self, stage: Stage, policy: Policy, whisper, scene: Scene, seed: int, record):
-        """-> (outcome "success", "lost" (the chance is gone), "late" (max_steps) or "faulted" ..., last image)."""
+    def _run_episode(self, environment: EnvironmentProcess, policy: Policy, seed: int, record) -> dict[str, Any]:
+        """outcome: "success", "lost" (the chance is gone), "late" (max_steps) or "faulted"."""
         fault, outcome, steps = None, "late", 0
-        instruction = scene.observation.instruction
+        instruction = self._state.observation.instruction
         try:
             policy.reset(seed)
             for step in range(self._plan.max_steps):
                 if self._stop_asked.is_set():
                     raise _Stopped
-                whisper(scene)
-                decision = policy.act(apply_control(self._plan.control, scene))
+                decision = policy.act(apply_control(self._plan.control, self._state))
                 fault = fault or decision.fault
-                record(scene, decision, step)
-                scene, steps = stage.step(decision.action), step + 1
-                if scene.success or scene.lost:
-                    outcome = "success" if scene.success else "lost"
+                record(self._state, decision, step)
+                self._state, steps = environment.step(decision.action), step + 1
+                if self._state.success or self._state.lost:
+                    outcome = "success" if self._state.success else "lost"
                     break
         except (EngineError, RequestError) as error:
             fault = str(error)
-        outcome = "faulted" if fault else outcome
-        result = {"instruction": instruction, "outcome": outcome, "steps": steps, "stage": scene.stage, "fault": fault}
-        return result, scene.observation.image
+        return {
+            "instruction": instruction,
+            "outcome": "faulted" if fault else outcome,
+            "steps": steps,
+            "stage": self._state.stage,
+            "fault": fault,
+        }
 
 
-def _build_line(scene: Scene, decision: Decision, model: str, task: str, number: int, step: int) -> dict[str, Any]:
+def _build_line(state: State, decision: Decision, model: str, task: str, number: int, step: int) -> dict[str, Any]:
     """A line of steps.jsonl; `oracle` is the oracle's phrase for the same state."""
     details = build_details(decision, model=model, robot=task, episode=number, step=step)
-    seen = {"instruction": scene.observation.instruction, "proprio": scene.observation.proprio}
-    return {**details, "time": time.time(), **seen, "oracle": scene.oracle}
+    seen = {"instruction": state.observation.instruction, "proprio": state.observation.proprio}
+    return {**details, "time": time.time(), **seen, "oracle": state.oracle}

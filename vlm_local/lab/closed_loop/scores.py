@@ -1,27 +1,16 @@
-"""Outcomes of episodes -> success rates with intervals, steps, efficiency, and where it failed."""
+"""Outcomes of episodes -> success rates with intervals, steps, step ratio, and where it failed."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-AUTOEVAL_STEPS = 70  # AutoEval's limit; success within it is always reported beside the run's own
-_Z = 1.959964  # 95 %
-
-
-def wilson(successes: int, num: int) -> tuple[float, float]:
-    """95 % score interval of a share (Wilson, 1927); (0, 1) for no trials."""
-    if num == 0:
-        return 0.0, 1.0
-    share, square = successes / num, _Z**2 / num
-    middle = (share + square / 2) / (1 + square)
-    half = _Z / (1 + square) * math.sqrt(share * (1 - share) / num + square / num / 4)
-    return round(max(0.0, middle - half), 6), round(min(1.0, middle + half), 6)
+from vlm_local.lab.statistics import describe_rate
+from vlm_local.sim.tasks import AUTOEVAL_STEPS
 
 
 def score_run(episodes: Sequence[Mapping[str, Any]], stages: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """episodes: what rollout.play reports. stages: task -> names of its stages, in order.
+    """episodes: what `run.play` reports of each. stages: task -> names of its stages, in order.
 
-    Faulted episodes say nothing of the policy: they are counted and left out of every rate.
+    Returns JSON values. Faulted episodes say nothing of the policy: they are counted and left out of every rate.
     """
     tasks = {task: _score_task([e for e in episodes if e["task"] == task], stages[task]) for task in stages}
     return {
@@ -42,21 +31,18 @@ def _score_task(episodes: list[Mapping[str, Any]], stages: Sequence[str]) -> dic
     return {
         "episodes": len(episodes),
         "faulted": len(episodes) - len(played),
-        "success": _rate(len(won), len(played)),
-        "success_70": _rate(sum(episode["steps"] <= AUTOEVAL_STEPS for episode in won), len(played)),
-        "oracle": _rate(sum(episode["oracle_steps"] is not None for episode in played), len(played)),
-        "random": _rate(sum(steps is not None for steps in floor), len(floor)),
+        "success": describe_rate(len(won), len(played)),
+        "success_70": describe_rate(sum(episode["steps"] <= AUTOEVAL_STEPS for episode in won), len(played)),
+        "oracle": describe_rate(sum(episode["oracle_steps"] is not None for episode in played), len(played)),
+        "random": describe_rate(sum(steps is not None for steps in floor), len(floor)),
         "steps": _mean([episode["steps"] for episode in won]),
         "oracle_steps": _mean([episode["oracle_steps"] for episode in won if episode["oracle_steps"]]),
+        # The step ratio: each episode's share is cut at 1, so that a lucky one makes up for no slow one.
         "efficiency": _mean([min(1.0, efficiency) for efficiency in efficiencies]),
         "agreement": sum(episode["agreed"] for episode in played) / num_steps if num_steps else None,
         "reached": {name: sum(e["stage"] > index for e in played) for index, name in enumerate(stages)},
         "lost": sum(episode["outcome"] == "lost" for episode in played),
     }
-
-
-def _rate(successes: int, num: int) -> dict[str, Any]:
-    return {"rate": successes / num if num else None, "interval": wilson(successes, num), "count": successes, "n": num}
 
 
 def _mean(values: Sequence[float]) -> float | None:

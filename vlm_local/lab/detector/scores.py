@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.lab.offline.tally import NUM_BINS
+from vlm_local.lab.statistics import NUM_BINS, area_under_roc, find_bins, find_calibration_gap, wilson
 
-MIN_ROWS = 10  # a share of fewer is no number
-_Z = 1.959964  # of the 95 % interval
+MIN_ROWS = 10  # a share of fewer has no interval
 
 Row = Mapping[str, Any]
 
@@ -19,9 +18,8 @@ Row = Mapping[str, Any]
 def score_answers(rows: Sequence[Row], choices: Sequence[str], precision: float) -> dict[str, Any]:
     """All scores, JSON values only. A failure counts as a wrong answer.
 
-    precision: the share of right ones among the answers that count, which the thresholds are to
-        reach. Intervals are Wilson's, 95 %: they take pictures for independent, which frames of one
-        recording are not.
+    precision: share of right answers, 0..1, that the thresholds of `by_answer` are to reach. Intervals are Wilson's,
+    95 %: they take pictures for independent, which frames of one recording are not.
     """
     right = np.array([row["answer"] == row["label"] for row in rows])
     labels = np.array([choices.index(row["label"]) for row in rows])
@@ -29,7 +27,7 @@ def score_answers(rows: Sequence[Row], choices: Sequence[str], precision: float)
     report = {
         "images": len(rows),
         "accuracy": float(right.mean()),
-        "interval": wilson(int(right.sum()), len(rows)),
+        "interval": _find_interval(int(right.sum()), len(rows)),
         "failed": sum(row["answer"] is None for row in rows),
         "majority": {"answer": choices[int(counts.argmax())], "accuracy": float(counts.max() / counts.sum())},
         "choices": list(choices),
@@ -47,32 +45,11 @@ def score_answers(rows: Sequence[Row], choices: Sequence[str], precision: float)
     return report
 
 
-def wilson(part: int, whole: int) -> list[float] | None:
-    """95 % interval of a share (Wilson, 1927); None for fewer than MIN_ROWS."""
-    if whole < MIN_ROWS:
-        return None
-    share, spread = part / whole, _Z**2 / whole
-    middle = (share + spread / 2) / (1 + spread)
-    half = _Z * np.sqrt(share * (1 - share) / whole + spread / (4 * whole)) / (1 + spread)
-    return [float(max(0.0, middle - half)), float(min(1.0, middle + half))]
-
-
-def area_under_roc(scores: np.ndarray, is_positive: np.ndarray) -> float | None:
-    """Probability that a positive scores above a negative, ties half; None where one kind is missing."""
-    num_positive = int(is_positive.sum())
-    num_negative = len(is_positive) - num_positive
-    if num_positive == 0 or num_negative == 0:
-        return None
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    ranks = (counts.cumsum() - (counts - 1) / 2)[inverse]  # 1-based, ties share their mean
-    excess = ranks[is_positive].sum() - num_positive * (num_positive + 1) / 2
-    return float(excess / (num_positive * num_negative))
-
-
 def find_threshold(scores: np.ndarray, is_right: np.ndarray, precision: float) -> dict[str, Any] | None:
-    """The lowest score from which on answers are right at least so often; None where there is none.
+    """The lowest score from which on the share of right answers is at least `precision`; None where there is none.
 
-    scores, is_right: of the answers that were this choice. `kept` of `given` answers count then.
+    scores: float (N,), is_right: bool (N,), of the answers that were one choice. Returns the threshold, the precision
+    above it with its interval, and how many of the `given` answers are `kept`.
     """
     order = np.argsort(-scores, kind="stable")
     reached = np.arange(1, len(scores) + 1)
@@ -85,10 +62,15 @@ def find_threshold(scores: np.ndarray, is_right: np.ndarray, precision: float) -
     return {
         "threshold": float(scores[order][cut]),
         "precision": float(right[cut] / reached[cut]),
-        "interval": wilson(int(right[cut]), int(reached[cut])),
+        "interval": _find_interval(int(right[cut]), int(reached[cut])),
         "kept": int(reached[cut]),
         "given": len(scores),
     }
+
+
+def _find_interval(part: int, whole: int) -> list[float] | None:
+    """None for fewer than MIN_ROWS."""
+    return list(wilson(part, whole)) if whole >= MIN_ROWS else None
 
 
 def _count_confusion(rows: Sequence[Row], choices: Sequence[str]) -> list[list[int]]:
@@ -124,12 +106,12 @@ def _calibrate(told: Sequence[Row], probabilities: np.ndarray, choices: Sequence
     answer = np.array([choices.index(row["answer"]) for row in told])
     label = np.array([choices.index(row["label"]) for row in told])
     given = probabilities[np.arange(len(told)), answer]
-    which = np.minimum((given * NUM_BINS).astype(int), NUM_BINS - 1)
     bins = np.zeros((NUM_BINS, 3))
-    np.add.at(bins, which, np.stack([np.ones(len(told)), given, answer == label], axis=1))
+    np.add.at(bins, find_bins(given), np.stack([np.ones(len(told)), given, answer == label], axis=1))
     truth = np.eye(len(choices))[label]
+    gap, count = find_calibration_gap(bins)
     return {
-        "ece": float(np.abs(bins[:, 1] - bins[:, 2]).sum() / len(told)),
+        "ece": float(gap / count),
         "brier": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
         "bins": bins.tolist(),
     }

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.lab.closed_loop.rescore import rescore_simulation
+from vlm_local.lab.closed_loop.rescore import rescore as rescore_sim
 from vlm_local.lab.evidence.archive import build_manifest, seal, unpack
-from vlm_local.lab.offline.rescore import rescore_evaluation
-from vlm_local.lab.spatial.rescore import rescore_study
+from vlm_local.lab.offline.rescore import rescore as rescore_eval
+from vlm_local.lab.spatial.rescore import rescore as rescore_spatial
 
-_RESCORE = {"eval": rescore_evaluation, "sim": rescore_simulation, "spatial": rescore_study}
+_RESCORE = {"eval": rescore_eval, "sim": rescore_sim, "spatial": rescore_spatial}
 _SHOWN = 5  # differences that an error names
 
 # What a last digit may differ by between processors.
@@ -24,7 +24,7 @@ Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerifiedResult:
     """A result that holds.
 
     num_numbers: of the report, that follow. trusted: fields of the report that say how it was made.
@@ -38,7 +38,7 @@ class Verdict:
     trusted: list[str]
 
 
-def verify(path: Path, progress: Progress = lambda done, total: None) -> Verdict:
+def verify(path: Path, progress: Progress = lambda done, total: None) -> VerifiedResult:
     """path: an archive of `pack`, or a result folder, which is scored as it stands.
 
     progress: is told episodes played again and their number. Raises DataError for an archive that was
@@ -51,7 +51,7 @@ def verify(path: Path, progress: Progress = lambda done, total: None) -> Verdict
         return _verify_folder(path, Path(folder), manifest, progress)
 
 
-def _verify_folder(path: Path, folder: Path, manifest: Mapping[str, Any], progress: Progress) -> Verdict:
+def _verify_folder(path: Path, folder: Path, manifest: Mapping[str, Any], progress: Progress) -> VerifiedResult:
     kind = manifest["kind"]
     try:
         report = json.loads((folder / "report.json").read_bytes())
@@ -66,7 +66,7 @@ def _verify_folder(path: Path, folder: Path, manifest: Mapping[str, Any], progre
             f"{path}: the report does not follow from its own rows: {'; '.join(differing[:_SHOWN])}{more}. "
             "It was changed, or made with another version: make it again"
         )
-    return Verdict(kind, seal(manifest), len(manifest["files"]), _count_numbers(scored), report, sorted(stated))
+    return VerifiedResult(kind, seal(manifest), len(manifest["files"]), _count_numbers(scored), report, sorted(stated))
 
 
 def _compare(again: Any, told: Any, where: str) -> Iterator[str]:

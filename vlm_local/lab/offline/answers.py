@@ -125,7 +125,7 @@ class PolicyAnswerer:
         if self._faults >= _MAX_FAULTS_IN_A_ROW:
             raise EngineError(
                 f"the policy failed {self._faults} times in a row, last at {episode.source}, step {step}: "
-                f"{decision.fault}; mend it and go on with --resume"
+                f"{decision.fault}; mend it; the same command goes on"
             )
         return decision
 

@@ -4,7 +4,7 @@ ECoT's own code collects the actions of each phrase and never uses them; here th
 table. Only full windows count, for a short one acts like a larger threshold.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from vlm_local.types import AXES, Episode, Primitive
 MIN_COUNT = 30  # fewer moving steps than this say too little about a size
 _COLUMNS = (0, 1, 2, 4, 5, 6)  # of the state, for AXES; tilt is pitch unless roll gave the word
 _ROLL, _TILT = 3, 3
+_MAX_PHRASES = 20  # of a table in a terminal
 
 # Where the round trip begins: rounding differs from place to place.
 _STARTS = ((0, 0, 0, 0, 0, 0), (0.3, 0, 0.15, 0, 0, 0), (0.2137, -0.1093, 0.0719, 0.31, -0.73, 1.37))
@@ -171,3 +172,26 @@ def list_phrase_actions(calibration: Calibration) -> list[dict[str, Any]]:
         }
         for phrase, moments in ordered
     ]
+
+
+def format_calibration(cells: Sequence[Mapping[str, Any]], phrases: Sequence[Mapping[str, Any]]) -> str:
+    """For a terminal: `list_cells`, and the commonest of `list_phrase_actions`."""
+    lines = [f"{'label':26}{'steps':>8}  {'motion a step':>20}  {'commanded':>20}"]
+    for cell in cells:
+        motion, action = (_format_spread(cell, name) for name in ("motion", "action"))
+        few = "" if cell["trusted"] else "  too few"
+        lines.append(f"{cell['label']:26}{cell['count']:8}  {motion:>20}  {action:>20}{few}")
+    if phrases:
+        shown = phrases[:_MAX_PHRASES]
+        lines.append(f"\n{'phrase':46}{'steps':>7}  mean commanded action")
+        for row in shown:
+            numbers = " ".join(f"{number:+.4f}" for number in row["action_mean"])
+            lines.append(f"{row['phrase']:46}{row['count']:7}  {numbers}{'' if row['trusted'] else '  too few'}")
+        if len(phrases) > len(shown):
+            lines.append(f"and {len(phrases) - len(shown)} rarer phrases")
+    return "\n".join(lines)
+
+
+def _format_spread(cell: Mapping[str, Any], name: str) -> str:
+    mean = cell[f"{name}_mean"]
+    return "not recorded" if mean is None else f"{mean:+.4f} ± {cell[f'{name}_spread']:.4f}"

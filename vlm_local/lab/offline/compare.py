@@ -1,11 +1,4 @@
-"""Two policies on the same steps.
-
-The test is a permutation test over episodes: if both were equally good, each episode's two results
-could be swapped. The statistic is the difference of the exact shares; two-sided; all 2^E swaps are
-counted for up to MAX_EXACT episodes, NUM_SWAPS random ones otherwise (with the observed one counted
-in, so that p is never 0). Steps of one episode resemble each other, so swapping steps would claim
-far too much.
-"""
+"""Two evaluations on the steps that both answered."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,55 +6,18 @@ from typing import Any
 import numpy as np
 
 from vlm_local.errors import DataError
+from vlm_local.lab.formats import format_p, format_points, format_share, format_span
 from vlm_local.lab.offline.rows import Rows
 from vlm_local.lab.offline.tally import tally_phrases
-from vlm_local.lab.statistics import draw_weights, find_interval
+from vlm_local.lab.statistics import compare_sums
 from vlm_local.types import AXES
-
-MAX_EXACT = 14
-NUM_SWAPS = 10_000
-_CHUNK = 500
-
-
-def compare_exact(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray], seed: int = 0) -> dict[str, Any]:
-    """Difference of exact shares (ours - theirs), its bootstrap interval and p-value, from `tally_phrases`."""
-    return compare_sums(ours["exact"][:, 0], theirs["exact"][:, 0], ours["steps"][:, 0], seed)
-
-
-def compare_sums(ours: np.ndarray, theirs: np.ndarray, steps: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """Right answers (E,) of both and steps (E,) per episode -> difference, interval, p_value, episodes.
-
-    The interval is None for one episode.
-    """
-    lead = ours - theirs
-    result = {"difference": float(lead.sum() / steps.sum()), "episodes": len(lead), "interval": None}
-    if len(lead) > 1:
-        with np.errstate(invalid="ignore"):  # a draw of episodes without such a step
-            shares = [(weights @ lead) / (weights @ steps) for weights in draw_weights(len(lead), seed)]
-        result["interval"] = find_interval(np.concatenate(shares))
-    return result | {"p_value": _permutation_p(lead, np.random.default_rng(seed))}
-
-
-def _permutation_p(lead: np.ndarray, random: np.random.Generator) -> float:
-    """Two-sided p-value of sum(lead) under random signs of its terms."""
-    observed = abs(lead.sum())
-    differing = lead[lead != 0]  # swapping equal results changes nothing
-    if len(differing) <= MAX_EXACT:
-        sums = np.zeros(1)
-        for value in differing:
-            sums = np.concatenate([sums + value, sums - value])
-        return float(np.mean(np.abs(sums) >= observed - 1e-9))
-    hits = 0
-    for _ in range(NUM_SWAPS // _CHUNK):
-        kept = random.integers(0, 2, (_CHUNK, len(differing)), np.int8).astype(np.float64)
-        hits += int((np.abs(2 * (kept @ differing) - differing.sum()) >= observed - 1e-9).sum())
-    return (hits + 1) / (NUM_SWAPS + 1)
 
 
 def compare_rows(ours: Rows, theirs: Rows, seed: int = 0) -> dict[str, Any]:
-    """Both evaluations on the steps they share: exact share, moving steps alone, and accuracy per axis.
+    """Both evaluations on the steps they share: "steps", and the comparison of "exact", "moving" and each axis.
 
-    Raises DataError where they share no step, or disagree on a label: then the data differ.
+    Each comparison is `statistics.compare_sums` with the shares "ours" and "theirs" and the number of "steps", or None
+    without a step. Raises DataError where no step is shared or a label differs: then the data differ.
     """
     ours, theirs = _align(ours, theirs)
     a, b = (tally_phrases(rows, rows.answer, rows.answered) for rows in (ours, theirs))
@@ -103,3 +59,26 @@ def _align(ours: Rows, theirs: Rows) -> tuple[Rows, Rows]:
             f"{episode}, step {step}; both must be of the same data set"
         )
     return a, b
+
+
+def format_comparison(result: Mapping[str, Any], ours: str, theirs: str) -> str:
+    """`compare_rows` as a table for a terminal; a line is a score."""
+    lines = [
+        f"A {ours}\nB {theirs}\n{result['steps']} shared steps; A - B in percentage points\n",
+        f"{'':10}{'steps':>7}{'A':>9}{'B':>9}{'A - B':>9}  {'95 %':>16}{'p':>8}",
+    ]
+    for name, scores in result.items():
+        if name == "steps":
+            continue
+        if scores is None:
+            lines.append(f"{name:10}{0:7}")
+            continue
+        shares = "".join(f"{format_share(scores[whose]):>9}" for whose in ("ours", "theirs"))
+        difference = format_points(scores["difference"], 1, "+")
+        interval = format_span(scores["interval"], 1, "+")
+        lines.append(
+            f"{name:10}{scores['steps']:7}{shares}{difference:>9}  {interval:>16}{format_p(scores['p_value']):>8}"
+        )
+    lines.append("\nexact, moving: phrases that are right; axes: signs that are right")
+    lines.append("p: permutation test over episodes, two-sided, one test a line")
+    return "\n".join(lines)

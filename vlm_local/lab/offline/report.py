@@ -1,80 +1,80 @@
-"""Scores and rows -> report.json and one self-contained report.html."""
+"""Scores and rows -> report.json, one self-contained report.html, and a table for a terminal."""
 
-import base64
-import io
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
-from PIL import Image
 
 from vlm_local.errors import DataError
-from vlm_local.files import open_replacing, write_json
-from vlm_local.lab.offline.plots import draw_confusion, draw_exact, draw_reliability
+from vlm_local.files import write_json
+from vlm_local.lab.formats import format_p, format_points, format_share, format_span
+from vlm_local.lab.offline.plots import draw_confusion, draw_exact
 from vlm_local.lab.offline.rows import Rows
 from vlm_local.lab.offline.scores import MIN_STEPS
+from vlm_local.lab.pages import draw_reliability, encode_thumbnail, list_warnings, write_page
 from vlm_local.primitives import format_phrase
 from vlm_local.types import AXES, Episode, Primitive
 
 MAX_FRAMES = 96
-_HERE = Path(__file__).parent
-_THUMBNAIL_PX = 192
-_JPEG_QUALITY = 80
+TOO_FEW = "too few"  # instead of a share of fewer than MIN_STEPS steps
 
 
 def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: Iterable[Episode]) -> None:
-    """report: `score_rows` plus `policy`, `data` and how it was made. episodes: the data set once more,
-    for the frames that are shown; read as far as the last of them.
+    """Write `folder`/report.json and report.html.
+
+    report: `score_rows` with `policy`, `data` and how it was made. episodes: the data set once more, for
+    the frames that are shown; read as far as the last of them. Raises ConfigError where nothing can be written.
     """
     write_json(folder / "report.json", report)
     chosen = choose_frames(rows)
     images = load_thumbnails(episodes, rows, chosen)
-    frames = [_describe_frame(rows, index) | {"image": images[index]} for index in chosen if index in images]
     baselines = report["baselines"]
-    template = open_template("report.html")
-    html = template.render(
-        report=report,
-        frames=frames,
+    scored = [report, *baselines.values()]
+    write_page(
+        folder / "report.html",
+        "offline/report.html",
+        report,
+        made=("policy", "data", "seed", "labels_sha256", "answer_ms"),
+        cards=_list_cards(report),
+        warnings=_list_warnings(report),
+        frames=[_describe_frame(rows, index) | {"image": images[index]} for index in chosen if index in images],
         axes=AXES,
         min_steps=MIN_STEPS,
+        too_few=TOO_FEW,
         confusion=[draw_confusion(axis, report["axes"][axis]["confusion"]) for axis in AXES],
         reliability=draw_reliability(report["reliability"]),
         bars=draw_exact(
             [report["policy"]["name"], *(name.replace("_", "-") for name in baselines)],
-            [report["exact"], *(scores["exact"] for scores in baselines.values())],
-            [scores["intervals"].get("exact") for scores in (report, *baselines.values())],
+            [scores["exact"] for scores in scored],
+            [scores["intervals"].get("exact") for scores in scored],
         ),
     )
-    with open_replacing(folder / "report.html") as file:
-        file.write(html)
 
 
-def open_template(name: str, *folders: Path) -> jinja2.Template:
-    """A page of `folders`, else of this one, with the reports' ways to write numbers.
+def _list_cards(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    majority, interval = report["baselines"]["majority"], report["intervals"].get("exact")
+    return [
+        (format_share(report["exact"]), "exact phrase" + (f", {format_span(interval)} %" if interval else "")),
+        (format_share(majority["exact"]), f"always “{majority['phrase']}”"),
+        (format_share(report["baselines"]["repeat_last"]["exact"]), "repeating the last true label"),
+        (format_share(report["opposite"], TOO_FEW), "opposite direction, of moving axes"),
+        (
+            format_share(report["moving"]["exact"], TOO_FEW),
+            f"exact on moving steps ({report['counts']['moving.exact']})",
+        ),
+    ]
 
-    share, number, interval, probability.
-    """
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([*folders, _HERE, _HERE.parent]),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    environment.filters |= {
-        "share": _format_share,
-        "number": _format_number,
-        "interval": _format_interval,
-        "probability": _format_p,
-    }
-    return environment.get_template(name)
+
+def _list_warnings(report: Mapping[str, Any]) -> list[str]:
+    unanswered = f"{report['unanswered']} steps got no answer, because the policy failed; they count as not exact."
+    return [unanswered] * bool(report["unanswered"]) + list_warnings(report["policy"], report["left_out"])
 
 
 def choose_frames(rows: Rows) -> list[int]:
-    """Indices of the rows to show, worst first: most opposite signs, most wrong signs, surest of it.
+    """Indices of the rows to show, worst first: most opposite signs, most wrong signs, highest probability.
 
-    Right answers come last, the least sure first.
+    Right answers come last, the least probable first.
     """
     wrong = (rows.answer != rows.label).sum(axis=1)
     opposite = (rows.answer * rows.label < 0).sum(axis=1)
@@ -101,15 +101,6 @@ def load_thumbnails(episodes: Iterable[Episode], rows: Rows, indices: list[int])
     return images
 
 
-def encode_thumbnail(image: np.ndarray) -> str:
-    """uint8 (H, W, 3) -> base64 of a small JPEG."""
-    picture = Image.fromarray(image)
-    picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def _describe_frame(rows: Rows, index: int) -> dict[str, Any]:
     label, answer = rows.label[index].tolist(), rows.answer[index].tolist()
     probability = rows.probability[index]
@@ -127,20 +118,24 @@ def _describe_frame(rows: Rows, index: int) -> dict[str, Any]:
     }
 
 
-def _format_share(value: float | None) -> str:
-    return "too few" if value is None else f"{value:.1%}".replace("%", " %")
+def format_report(report: Mapping[str, Any]) -> str:
+    """A table for a terminal: the policy's headline scores, its baselines' below."""
+    lines = [
+        f"{report['steps']} steps of {report['episodes']} episodes, {len(report['left_out'])} left out",
+        f"{'':24}{'exact':>8}  {'95 %':>12}{'moving':>9}{'all axes':>10}{'opposite':>10}{'lead':>8}{'p':>8}",
+        _format_scores(report["policy"]["name"], report),
+    ]
+    lines += [_format_scores(name.replace("_", "-"), scores) for name, scores in report["baselines"].items()]
+    lines.append("lead: of the policy over the baseline in percentage points; p: permutation test over episodes")
+    if report["unanswered"]:
+        lines.append(f"{report['unanswered']} steps got no answer and count as wrong")
+    return "\n".join(lines)
 
 
-def _format_number(value: float | None) -> str:
-    return "too few" if value is None else f"{value:.3g}"
-
-
-def _format_interval(interval: list[float] | None, as_number: bool = False) -> str:
-    if interval is None:
-        return ""
-    low, high = interval
-    return f"{low:.2f} to {high:.2f}" if as_number else f"{100 * low:.0f} to {100 * high:.0f}"
-
-
-def _format_p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.2g}"
+def _format_scores(name: str, scores: Mapping[str, Any]) -> str:
+    shares = (scores["exact"], scores["moving"]["exact"], scores["axis_accuracy"], scores["opposite"])
+    exact, moving, axes, opposite = (format_share(share, TOO_FEW) for share in shares)
+    interval = format_span(scores["intervals"].get("exact"))
+    line = f"{name[:23]:24}{exact:>8}  {interval:>12}{moving:>9}{axes:>10}{opposite:>10}"
+    lead = scores.get("lead")
+    return f"{line}{format_points(lead['difference'], 1, '+'):>8}{format_p(lead['p_value']):>8}" if lead else line

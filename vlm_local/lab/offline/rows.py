@@ -1,19 +1,20 @@
 """The rows of an evaluation: on disk as JSON lines, in memory as arrays.
 
-rows.jsonl has a row a step. episodes.jsonl gets a line when an episode is done: a resumed run keeps
-the rows of the episodes named there and does the others again, so that no row is lost or doubled.
+rows.jsonl has a row a step. episodes.jsonl gets a line when an episode is finished: an evaluation that goes on keeps
+the rows of the episodes named there and asks about the others again, so that no row is lost or doubled.
 """
 
-import threading
-from collections.abc import Iterable, Mapping, Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlm_local.errors import ConfigError, DataError
-from vlm_local.files import encode_json, open_replacing, read_json_lines
+from vlm_local.errors import DataError
+from vlm_local.files import read_json_lines
+from vlm_local.lab.results import RowFile
 from vlm_local.primitives import list_phrases, parse_phrase
 from vlm_local.types import AXES
 
@@ -22,65 +23,31 @@ _NO_ANSWER = (0,) * len(AXES)
 
 
 class RowWriter:
-    """Appends rows, flushed one by one. Threads may share it."""
+    """Rows of episodes that are answered in parallel. Threads may share it.
 
-    def __init__(self, folder: Path, resume: bool):
-        """Raises ConfigError where `folder` holds rows already and `resume` is not asked for.
+    An episode's rows count once it is finished; those of the others are dropped when the folder is opened again.
+    episodes: a line for each finished episode. done: their numbers.
+    """
 
-        A run that ended before its first row leaves empty files; they are no evaluation.
-        """
-        self._rows_path, episodes_path = folder / "rows.jsonl", folder / "episodes.jsonl"
-        self.is_begun = any(path.exists() and path.stat().st_size for path in (self._rows_path, episodes_path))
-        if self.is_begun and not resume:
-            raise ConfigError(f"{folder} holds an evaluation already; go on with --resume, or choose another --out")
-        self.episodes = _read_lines(episodes_path)
+    def __init__(self, folder: Path):
+        self._finished = RowFile(folder / "episodes.jsonl")
+        self.episodes = list(self._finished.rows)
         self.done = {line["episode"] for line in self.episodes}
-        rows = [row for row in _read_lines(self._rows_path) if row["episode"] in self.done]
-        self.num_rows = len(rows)
-        _rewrite(self._rows_path, rows)
-        _rewrite(episodes_path, self.episodes)
-        self._rows = self._rows_path.open("a", encoding="utf-8")
-        self._episodes_file = episodes_path.open("a", encoding="utf-8")
-        self._lock = threading.Lock()
+        self._rows = RowFile(folder / "rows.jsonl", keep=lambda row: row["episode"] in self.done)
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        with self._lock:
-            self._rows.write(encode_json(row) + "\n")
-            self._rows.flush()
-            self.num_rows += 1
+        self._rows.add(row)
 
     def finish_episode(self, line: Mapping[str, Any]) -> None:
         """line: episode, and what was left out of it: `unscored` {step: reason} or `left_out` reason."""
-        with self._lock:
-            self._episodes_file.write(encode_json(line) + "\n")
-            self._episodes_file.flush()
-            self.episodes.append(dict(line))
-            self.done.add(line["episode"])
+        self._finished.add(line)
+        self.episodes.append(dict(line))
+        self.done.add(line["episode"])
 
     def close(self) -> None:
-        """Rows of parallel episodes are mixed until here; now they stand in order."""
+        self._finished.close()
         self._rows.close()
-        self._episodes_file.close()
-        rows = _read_lines(self._rows_path)
-        ordered = sorted(rows, key=lambda row: (row["episode"], row["step"]))
-        if rows != ordered:
-            _rewrite(self._rows_path, ordered)
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    try:
-        return list(read_json_lines(path))
-    except ValueError as error:
-        raise DataError(
-            f"{error}; this line was not cut off by a kill, so the file was changed by something else"
-        ) from None
-
-
-def _rewrite(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
-    with open_replacing(path) as file:
-        file.writelines(encode_json(line) + "\n" for line in lines)
+        self._rows.sort(key=lambda row: (row["episode"], row["step"]))
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,7 +98,10 @@ def load_rows(path: Path) -> Rows:
     path = path / "rows.jsonl" if path.is_dir() else path
     if not path.exists():
         raise DataError(f"there is no {path}; expected the --out folder of an evaluation")
-    rows = _read_lines(path)
+    try:
+        rows = list(read_json_lines(path))
+    except ValueError as error:
+        raise DataError(f"{error}; something else changed the file") from None
     if not rows:
         raise DataError(f"{path} holds no rows: no step could be scored")
     try:
@@ -176,3 +146,11 @@ def _stack(values: Sequence[Any], shape: tuple[int, ...]) -> np.ndarray:
     """Values of one shape, None where missing -> float (N, *shape) with NaN."""
     missing = np.full(shape, np.nan)
     return np.array([missing if value is None else value for value in values], np.float64).reshape(-1, *shape)
+
+
+def hash_labels(rows: Rows) -> str:
+    """sha256 of (episode, step, label) of all rows: alike for two evaluations of the same steps."""
+    digest = hashlib.sha256()
+    for episode, step, label in zip(rows.episode_ids[rows.episode], rows.step, rows.label_phrases, strict=True):
+        digest.update(f"{episode}/{step}/{label}\n".encode())
+    return digest.hexdigest()

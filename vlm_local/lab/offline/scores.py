@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 
 from vlm_local.lab.offline.baselines import NAMES, answer_baseline, find_majority
-from vlm_local.lab.offline.compare import compare_exact
 from vlm_local.lab.offline.rows import Rows, encode_signs
 from vlm_local.lab.offline.tally import SPLITS, tally_actions, tally_calibration, tally_phrases
-from vlm_local.lab.statistics import draw_weights, find_interval
+from vlm_local.lab.statistics import compare_sums, draw_weights, find_calibration_gap, find_interval
 from vlm_local.types import AXES
 
 MIN_STEPS = 10  # a cell with fewer says its count and no percentage
@@ -50,7 +49,7 @@ def _score_baseline(rows: Rows, name: str, model: Sums, seed: int) -> dict[str, 
     sums = tally_phrases(rows, encode_signs(said), np.full(len(rows), True))
     report = _summarise(sums, seed)
     report["exact"] = float(sums["exact"][:, 0].sum() / len(rows))
-    report["lead"] = compare_exact(model, sums, seed)
+    report["lead"] = compare_sums(model["exact"][:, 0], sums["exact"][:, 0], sums["steps"][:, 0], seed)
     return report | ({"phrase": majority} if name == "majority" else {})
 
 
@@ -83,7 +82,8 @@ def _ratio(part: np.ndarray, whole: np.ndarray) -> float | None:
 
 def _summarise(sums: Sums, seed: int) -> dict[str, Any]:
     """Sums per episode -> nested scores, with "counts" and "intervals" by dotted name."""
-    total = {name: (float(value), int(count)) for name, value, count in _measure(_add_episodes(sums))}
+    whole = {name: values.sum(axis=0) for name, values in sums.items()}
+    total = {name: (float(value), int(count)) for name, value, count in _measure(whole)}
     intervals = _bootstrap(sums, seed)
     report: dict[str, Any] = {"counts": {name: count for name, (_, count) in total.items()}, "intervals": {}}
     for name, (value, count) in total.items():
@@ -96,10 +96,6 @@ def _summarise(sums: Sums, seed: int) -> dict[str, Any]:
         if enough and name in intervals:
             report["intervals"][name] = intervals[name]
     return report
-
-
-def _add_episodes(sums: Sums) -> dict[str, np.ndarray]:
-    return {name: values.sum(axis=0) for name, values in sums.items()}
 
 
 def _bootstrap(sums: Sums, seed: int) -> dict[str, list[float]]:
@@ -156,9 +152,8 @@ def _measure_axes(confusion: np.ndarray):
 
 
 def _measure_calibration(bins: np.ndarray, brier: np.ndarray):
-    """bins (..., 7, NUM_BINS, 3): count, sum of probabilities, right. Expected calibration error and Brier score."""
-    counts = bins[..., 0].sum(axis=-1)  # (..., 7)
-    gaps = np.abs(bins[..., 1] - bins[..., 2]).sum(axis=-1)
+    """bins (..., 7, NUM_BINS, 3) as `tally_calibration`; brier (..., 7)."""
+    gaps, counts = find_calibration_gap(bins)  # (..., 7)
     for kind, name in enumerate(("phrase", *AXES)):
         yield f"calibration.{name}.ece", *_divide(gaps[..., kind], counts[..., kind])
         yield f"calibration.{name}.brier", *_divide(brier[..., kind], counts[..., kind])

@@ -7,10 +7,10 @@ an answer are not exact, and are left out of every other sum.
 import numpy as np
 
 from vlm_local.lab.offline.rows import Rows
+from vlm_local.lab.statistics import NUM_BINS, find_bins
 from vlm_local.types import AXES
 
 GRIPPER_TOLERANCE_STEPS = 3  # a label looks this many steps ahead
-NUM_BINS = 10  # of probability
 SPLITS = ("all", "moving", "still", "full_window", "short_window")
 _GRIPPER = AXES.index("gripper")
 
@@ -76,9 +76,8 @@ def tally_calibration(rows: Rows) -> dict[str, np.ndarray]:
     right = np.concatenate([(rows.answer == rows.label).all(axis=1, keepdims=True), rows.answer == rows.label], axis=1)
     known = np.isfinite(probability) & rows.answered[:, None]
     probability = np.where(known, probability, 0.0)
-    which = np.minimum((probability * NUM_BINS).astype(int), NUM_BINS - 1)
     bins = np.zeros((len(rows.episode_ids), probability.shape[1], NUM_BINS, 3))
-    place = (rows.episode[:, None], np.arange(probability.shape[1]), which)
+    place = (rows.episode[:, None], np.arange(probability.shape[1]), find_bins(probability))
     np.add.at(bins, place, np.stack([known, probability, right & known], axis=2))
     return {"bins": bins, "brier": _sum_by_episode(rows, np.where(known, (probability - right) ** 2, 0.0))}
 

@@ -10,7 +10,7 @@ from vlm_local.lab.spatial.scores import score_study
 from vlm_local.lab.spatial.sets import Gallery, SceneSet, require_frozen
 
 
-def rescore_study(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, Any], dict[str, Any]]:
+def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, Any], dict[str, Any]]:
     """What the report must be: fields that were scored again, and fields that only say how it was made.
 
     Instructions and right answers are the simulator's own again; pictures are not drawn.

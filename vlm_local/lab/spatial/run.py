@@ -1,25 +1,22 @@
 """A policy before every scene of a set and every change of it: rows, scores, report, in one folder."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from contextlib import closing
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
 from vlm_local.errors import ConfigError, EngineError
-from vlm_local.files import encode_json, open_replacing, read_json_lines, write_json
+from vlm_local.files import write_json
+from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.lab.spatial.report import write_report
 from vlm_local.lab.spatial.scores import score_study
-from vlm_local.lab.spatial.sets import Gallery, SceneSet, require_frozen
-from vlm_local.lab.spatial.stage import View
+from vlm_local.lab.spatial.sets import Gallery, SceneSet, View, require_frozen
 from vlm_local.policy import Policy, derive_seed
 from vlm_local.primitives import format_phrase, parse_phrase
-from vlm_local.provenance import choose_deciding, describe_machine, join_parts, list_differences
+from vlm_local.provenance import choose_deciding, describe_machine
 from vlm_local.types import AXES, Decision
-
-_STUDY, _ROWS = "study.json", "rows.jsonl"
 
 Answer = Callable[[View, int], Decision]
 
@@ -28,64 +25,32 @@ def run_study(
     name: str,
     policy: Policy,
     scene_set: SceneSet,
-    folder: Path,
+    path: Path,
     progress: Callable[[int], None] = lambda views: None,
 ) -> dict[str, Any]:
-    """Ask, score and report into `folder`; returns the report. A study that was stopped goes on.
+    """Ask, score and report into the folder `path`; returns the report.
 
-    Raises ConfigError where the folder holds anything else or a frozen set comes out otherwise, EngineError
-    where the policy fails.
+    name: of the policy, as the user named it. progress: is given 1 for every view. Raises ConfigError where the
+    folder holds another result or a frozen set comes out otherwise, EngineError where the policy fails.
     """
-    made: dict[str, Any] = {"set": vars(scene_set), "frozen": scene_set.scenes_sha256 is not None}
-    made |= {"policy": {"name": name, **policy.metadata}, **describe_machine()}
-    made, rows = _open_folder(folder, json.loads(encode_json(made)))
-    gallery = Gallery(scene_set)
-    try:
-        with (folder / _ROWS).open("a", encoding="utf-8") as file:
-            rows = ask(gallery, lambda view, scene: _act(policy, view, scene), progress, rows, partial(_write, file))
+    here = {"set": vars(scene_set), "frozen": scene_set.scenes_sha256 is not None}
+    here |= {"policy": {"name": name, **policy.metadata}, **describe_machine()}
+    with ResultFolder(path, "spatial", "study.json") as folder, closing(Gallery(scene_set)) as gallery:
+        with closing(RowFile(path / "rows.jsonl")) as file:
+            folder.begin(here, _list_settings, bool(file.rows), grows=("set",))
+            rows = ask(gallery, lambda view, scene: _act(policy, view, scene), progress, file.rows, file.add)
         require_frozen(scene_set, gallery.frozen)
-        made["set"] = vars(gallery.frozen)
-        write_json(folder / _STUDY, made)
-        write_json(folder / "set.json", made["set"])
-        report = {**made, **score_study(rows, scene_set.seed)}
-        write_report(folder, report, rows, gallery)
-    finally:
-        gallery.close()
+        folder.update(set=vars(gallery.frozen))
+        write_json(path / "set.json", vars(gallery.frozen))
+        report = {**folder.settings, **score_study(rows, scene_set.seed)}
+        write_report(path, report, rows, gallery)
     return report
 
 
-def _open_folder(folder: Path, made: Mapping[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """study.json of the whole study, and the rows of one that was stopped; the line that a kill cut off is left out."""
-    path = folder / _STUDY
-    if (folder / "report.json").exists() or (folder.exists() and not path.exists() and any(folder.iterdir())):
-        raise ConfigError(f"{folder} holds something already; choose another --out")
-    rows = []
-    if path.exists():
-        try:
-            there = json.loads(path.read_bytes())
-            differences = list(list_differences(_list_settings(there), _list_settings(made)))
-            rows = list(read_json_lines(folder / _ROWS)) if (folder / _ROWS).exists() else []
-            made = join_parts(there, made)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ConfigError(f"{folder} holds no study that can go on ({error!r}); choose another --out") from None
-        if differences:
-            raise ConfigError(f"{folder} holds another study: {'; '.join(differences)}; choose another --out")
-    write_json(path, made)
-    with open_replacing(folder / _ROWS) as file:
-        for row in rows:
-            _write(file, row)
-    return dict(made), rows
-
-
 def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same in all parts of a study. The set's hashes are only known at its end."""
-    scenes = {name: made["set"][name] for name in ("level", "seed", "scenes")}
+    """What must be the same in all parts. Scenes may be added, and hashes of the set are known at its end."""
+    scenes = {name: made["set"][name] for name in ("level", "seed")}
     return {**scenes, "frozen": made["frozen"], "name": made["policy"]["name"], **choose_deciding(made["policy"])}
-
-
-def _write(file: TextIO, row: Mapping[str, Any]) -> None:
-    file.write(encode_json(row) + "\n")
-    file.flush()
 
 
 def ask(

@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.lab.spatial.changes import CHANGES, EMPTIES, KEEPS, NONE, TURNS
-from vlm_local.lab.statistics import draw_weights, find_interval
+from vlm_local.lab.spatial.scenes import CHANGES, EMPTIES, KEEPS, NONE, TURNS
+from vlm_local.lab.statistics import bootstrap_ratio
 from vlm_local.types import AXES
 
 MEASURES = {TURNS: "turned", KEEPS: "moved", EMPTIES: "left"}
@@ -87,14 +87,13 @@ def _summarise(values: np.ndarray, seed: int, axes: Sequence[str] = AXES) -> dic
 
 
 def _average(values: np.ndarray, seed: int) -> dict[str, Any]:
+    """values: (S, any) -> the mean of all, with its interval over scenes and the number of known values."""
     known = np.isfinite(values)
     sums, counts = np.where(known, values, 0.0).sum(axis=1), known.sum(axis=1).astype(np.float64)
     if not counts.sum():
         return {"value": None, "interval": None, "n": 0}
-    with np.errstate(invalid="ignore"):  # a draw of scenes without such an axis
-        draws = [(weights @ sums) / (weights @ counts) for weights in draw_weights(len(values), seed)]
     return {
         "value": float(sums.sum() / counts.sum()),
-        "interval": find_interval(np.concatenate(draws)),
+        "interval": bootstrap_ratio(sums, counts, seed),
         "n": int(counts.sum()),
     }
