@@ -11,8 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.slow import slow
-from tests.tiny_models import FAMILIES, tiny_checkpoint
+from tests.slow import FAMILIES, slow
+from tests.tiny_models import FAMILIES as ALL
+from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines.hf import open_hf_engine
@@ -29,7 +30,7 @@ NOISE = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
 PROMPT = Prompt("Answer in one phrase.", "put the spoon on the towel", "test")
 REQUEST = GenerationRequest(NOISE, PROMPT, PHRASES)
 QUANTISED = [("qwen2-vl", "8bit"), ("smolvlm2", "4bit")]
-OTHERS = [(family, bits) for family in FAMILIES for bits in ("8bit", "4bit") if (family, bits) not in QUANTISED]
+OTHERS = [(family, bits) for family in ALL for bits in ("8bit", "4bit") if (family, bits) not in QUANTISED]
 
 
 def _generate(engine, *requests):
@@ -43,7 +44,7 @@ def _open_processing(family):
 
 @pytest.mark.parametrize(
     ("family", "quantize"),
-    [*((family, "none") for family in FAMILIES), *QUANTISED, *(slow(*case) for case in OTHERS)],
+    [*((family, "none") for family in ALL), *QUANTISED, *(slow(*case) for case in OTHERS)],
 )
 def test_every_family_says_a_phrase_for_a_picture(family, quantize):
     checkpoint = open_checkpoint(tiny_checkpoint(family))

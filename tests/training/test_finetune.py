@@ -166,7 +166,7 @@ def tiny(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("more", [[], ["--lora", "2", "--bfloat16"]])
+@pytest.mark.parametrize("more", [slow([]), ["--lora", "2", "--bfloat16"]])
 def test_the_command_tunes_the_embedded_model_on_rlds(more, tmp_path, tiny, bridge, capsys):
     out = tmp_path / "out"
     arguments = ["--model", str(tiny), "--data", str(bridge), "--out", str(out), "--steps", "2"]

@@ -60,14 +60,14 @@ def test_following_one_of_the_other_answers_reaches_the_other_block():
 
 def test_a_seed_fixes_a_shard_and_a_file_keeps_it(tmp_path):
     def build(seed, learner=None):
-        return collect({"reach": 1.0, "open_drawer": 1.0}, "normal", 24, 128, (0, seed), learner)
+        return collect({"reach": 1.0, "open_drawer": 1.0}, "normal", 12, 128, (0, seed), learner)
 
     shard = build(1)
     save_shard(shard, tmp_path / "shard.npz")
     for again in (build(1), load_shard(tmp_path / "shard.npz")):
         assert (again.frames == shard.frames).all() and (again.proprio == shard.proprio).all()
         assert again.questions == shard.questions
-    assert shard.frames.shape == (24, 128, 128, 3)
+    assert shard.frames.shape == (12, 128, 128, 3)
     assert (build(2).proprio != shard.proprio).any()
 
 
@@ -85,10 +85,11 @@ def test_the_learner_moves_the_robot_and_the_oracle_labels_what_it_sees():
     assert all(label.z == -1 for label, high in zip(labels, lifted, strict=True) if high)
 
 
+@pytest.mark.slow
 def test_a_student_that_has_played_leaves_no_thread_behind(tmp_path):
     write_tiny(tmp_path / "student", seed=0)
     before = set(threading.enumerate())
-    lesson = Lesson(0, {"reach": 1.0}, "easy", 20, 128, 0, tmp_path / "student")
+    lesson = Lesson(0, {"reach": 1.0}, "easy", 8, 128, 0, tmp_path / "student")
     collect_round(lesson, tmp_path / "shard.npz")
     measured = measure_round(tmp_path / "student", ("reach",), "easy", 1)
     assert set(measured) == {"success reach"}

@@ -183,7 +183,7 @@ def serve_policy(options: PolicyOptions):
         server.stop()
 
 
-@pytest.mark.parametrize("policy", ["oracle", "move left", "server"])
+@pytest.mark.parametrize("policy", ["oracle", slow("move left"), "server"])
 def test_random_phrases_are_carried_out_with_the_step_table_of_the_policy(policy, tmp_path, capsys):
     table = StepTable(x_m=0.02, y_m=0.021, z_m=0.022, tilt_rad=0.03, yaw_rad=0.031, tilt_axis="roll")
     steps = tmp_path / "steps.json"
