@@ -23,6 +23,10 @@ if [ "${1:-}" = --doors ]; then
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+"$python" -m basedpyright --pythonpath "$python"
 # One thread in each: the models are small, and threads that wait for each other's core take many times as long.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$python" -m pytest -n auto "$@"
+# The tests start dozens of processes; where this is set, each would compile the whole package again.
+unset PYTHONDONTWRITEBYTECODE
+# Each process takes a stretch of neighbouring tests, so that what a file's tests share is mostly made once.
+exec "$python" -m pytest -n auto --dist worksteal "$@"

@@ -14,7 +14,7 @@ ROOT = Path(vlm_local.__file__).parent
 
 # A module imports from its own layer and from those above it in this list, never from those below.
 LAYERS = (
-    {"errors", "types", "files", "logs", "plain", "interrupts", "processes"},
+    {"errors", "types", "files", "logs", "plain", "interrupts", "processes", "progress"},
     {"provenance", "grammar", "actions", "primitives", "bounds", "wire", "embodiments"},
     {"prompts", "models", "checkpoint", "machine"},
     {"decoding"},

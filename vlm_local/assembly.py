@@ -1,4 +1,4 @@
-"""From options to policies: the one door of server, evaluation, simulator, benchmarks and training.
+"""Builds policies from options, for the server, the evaluation, the simulator, the benchmarks and the training.
 
 An option that is None comes from the checkpoint's vlm_local.json, else from DEFAULTS.
 """
@@ -52,7 +52,7 @@ _HUNG_S = 60.0  # past the deadline of a request: only then is a slow forward ta
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """What a user may say about a policy; field by field as the flags of `serve --help`.
+    """A user's choices about a policy; one field for each policy flag of `serve --help`, None where nothing is chosen.
 
     model: a registry name, folder or repository; "random", "stop" or any phrase for a baseline; the
         http(s) URL of a policy server; with engine "openai" the model's name at the server.
@@ -84,10 +84,10 @@ class PolicyOptions:
 
 
 class Policies:
-    """A policy for each robot, all on one engine. worker: the thread that owns it, None without one.
+    """Builds a policy for each robot, all on one engine. Any thread may use it.
 
-    answerer: puts typed questions to the same engine; None where there is no model to ask. embodiment: of the robots,
-    a name, a file or "auto".
+    worker: the thread that owns the engine, None for a remote policy. answerer: puts typed questions to the same
+    engine; None where there is no model to ask. embodiment: of the robots, a name, a file or "auto".
     """
 
     def __init__(
@@ -105,10 +105,10 @@ class Policies:
         self._metadata = metadata
 
     def build(self, robot: str | None, tell_all: bool = False) -> Policy:
-        """Waits until the engine is loaded and raises what its load raised.
+        """A policy for this robot. Waits until the engine is loaded and raises what its load raised.
 
         robot: None for a policy that no robot waits for.
-        tell_all: with the probabilities of all phrases, as far as the engine can tell them.
+        tell_all: with the probabilities of all phrases, as far as the engine can give them.
         """
         if self.worker is not None:
             self.worker.wait_loaded()
@@ -116,12 +116,13 @@ class Policies:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Of engine and policy alike; what only the loaded engine knows comes once it is loaded."""
+        """Of policy and engine, JSON values. What only the loaded engine knows is missing before it is loaded."""
         engine = {} if self.worker is None else self.worker.metadata
         versions = {"vlm_local": __version__, **engine.get("versions", {})}
         return {**self._metadata, **engine, "versions": versions}
 
     def close(self) -> None:
+        """Stop the engine; whatever waits for it fails."""
         if self.worker is not None:
             self.worker.close()
 
@@ -129,9 +130,10 @@ class Policies:
 def open_policies(
     options: PolicyOptions, wrap: Callable[[Engine], Engine] = lambda engine: engine, apart: bool = False
 ) -> Policies:
-    """Find everything that is asked for and start loading it.
+    """Read the files that the options name and start to load the model.
 
-    wrap: what the loaded engine is put into. apart: a model that runs on this machine runs in a process of its own.
+    wrap: applied to the loaded engine, for benchmarks. apart: a model that runs on this machine gets a process of its
+    own, so that the caller's other threads do not slow it down.
 
     Raises ConfigError at once for what is missing or contradicts itself; what only the load finds
     out (memory, damaged weights) is raised by `Policies.build` and by the worker.
@@ -143,17 +145,17 @@ def open_policies(
         policy = RemotePolicy(model, timeout_s)
         embodiment = options.embodiment or AUTO
         return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata, None, embodiment)
-    plan = _Plan(options)
-    plan.refuse_unused()
-    load = plan.load_apart if apart else plan.load
-    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, plan.build_warm_up())
-    answerer = plan.build_answerer(worker)
+    resolved = _ResolvedOptions(options)
+    resolved.refuse_unused()
+    load = resolved.load_apart if apart else resolved.load
+    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, resolved.build_warm_up())
+    answerer = resolved.build_answerer(worker)
     policies = Policies(
-        lambda robot, tell_all: plan.build_policy(robot, worker, policies.metadata, tell_all),
+        lambda robot, tell_all: resolved.build_policy(robot, worker, policies.metadata, tell_all),
         worker,
-        plan.metadata,
+        resolved.metadata,
         answerer,
-        plan.metadata["embodiment"],
+        resolved.metadata["embodiment"],
     )
     return policies
 
@@ -166,7 +168,7 @@ def is_url(model: str | None) -> bool:
 def refuse_all_but(options: PolicyOptions, *used: str) -> None:
     """For a policy that decides for itself: raises ConfigError for flags that it would ignore."""
     names = [field.name for field in fields(options) if field.name not in ("model", *used)]
-    _refuse(options, names, f"{hide_secrets(options.model)} takes no", ": it decides for itself")
+    _refuse(options, names, f"{hide_secrets(options.model or '')} takes no", ": it decides for itself")
 
 
 def _refuse(options: PolicyOptions, unused: Sequence[str], before: str, after: str) -> None:
@@ -178,13 +180,16 @@ def _refuse(options: PolicyOptions, unused: Sequence[str], before: str, after: s
 
 
 def open_engine(options: PolicyOptions) -> Engine:
-    """The engine alone, loaded, in the caller's thread."""
-    return _Plan(options).load()
+    """The engine alone, loaded in the caller's thread, which then owns it. Raises ConfigError and EngineError."""
+    return _ResolvedOptions(options).load()
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a policy is put together from, for those who time the parts. chosen: flags as they count."""
+    """The parts of a policy, for benchmarks that time them.
+
+    checkpoint: None for a baseline or a model behind an API. chosen: every option with its resolved value.
+    """
 
     checkpoint: Checkpoint | None
     grammar: Grammar
@@ -195,13 +200,13 @@ class Parts:
 
 def find_parts(options: PolicyOptions) -> Parts:
     """Everything but the engine; reads files, loads no weights."""
-    plan = _Plan(options)
-    chosen = {name: plan._choose(name) for name in DEFAULTS}
-    return Parts(plan._checkpoint, plan._grammar, plan._template, plan._settings, chosen)
+    resolved = _ResolvedOptions(options)
+    chosen = {name: resolved._choose(name) for name in DEFAULTS}
+    return Parts(resolved._checkpoint, resolved._grammar, resolved._template, resolved._settings, chosen)
 
 
-class _Plan:
-    """Options, sidecar and defaults put together; every file read but the weights."""
+class _ResolvedOptions:
+    """Options resolved against the checkpoint's vlm_local.json and DEFAULTS, with every file read but the weights."""
 
     def __init__(self, options: PolicyOptions):
         self._options = options
@@ -257,11 +262,12 @@ class _Plan:
             return self._connect()
         from vlm_local.engines.hf import open_hf_engine
 
+        assert self._checkpoint is not None  # found for every model that is neither a baseline nor behind an API
         chosen = {name: self._choose(name) for name in ("quantize", "device", "dtype", "decoder", "max_batch")}
         return open_hf_engine(self._checkpoint, **chosen)
 
     def load_apart(self) -> Engine:
-        """As `load`, where the engine holds a model; what was found here is found again there."""
+        """As `load`, but a model is loaded in another process, which resolves the same options again."""
         if self._checkpoint is None:
             return self.load()
         deadline_ms = self._options.deadline_ms

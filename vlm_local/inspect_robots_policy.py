@@ -3,6 +3,9 @@
 inspect-robots imports this module by its entry point. It needs numpy and nothing else of ours but the client.
 """
 
+# inspect-robots installs itself beside this package; it is no dependency of ours.
+# pyright: reportMissingImports=false
+
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
@@ -26,7 +29,7 @@ class VLMLocalPolicy:
     A failure of the server ends the trial as an error, never as a failure of the task.
     """
 
-    remedy = "start `vlm-local serve`, or give its address with -P server_url=http://HOST:PORT"
+    remedy = "start `serve`, or give its address with -P server_url=http://HOST:PORT"
 
     def __init__(self, server_url: str = "http://127.0.0.1:8000", camera: str = "", steps: int = 1):
         """server_url: also with /t/TOKEN or /s/ROBOT. camera: whose picture is sent; "" for the only one there is.
@@ -84,4 +87,4 @@ def _describe(rotation: Any) -> PolicyInfo:
 def _find_proprio(state: Mapping[str, np.ndarray]) -> np.ndarray | None:
     """[x, y, z, roll, pitch, yaw, gripper 0..1], where the embodiment tells it."""
     found = next((state[key] for key in _STATE_KEYS if key in state), None)
-    return np.asarray(found, np.float64) if np.shape(found) == (7,) else None
+    return None if found is None or np.shape(found) != (7,) else np.asarray(found, np.float64)

@@ -85,7 +85,9 @@ def _end_with_parent() -> None:
 
 
 def _await_parent() -> None:
-    multiprocessing.parent_process().join()
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # it runs in the pool's processes only
+    parent.join()
     os._exit(1)
 
 

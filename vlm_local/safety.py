@@ -1,6 +1,4 @@
-"""What no policy may do to a robot: step too far, leave the workspace, answer a number that is none; and what a robot
-is told when the model failed: stand still a few times, then an error.
-"""
+"""Wrappers that keep a robot safe: limits on every action, and a stand-still in place of a failed model's answer."""
 
 import logging
 from collections.abc import Mapping
@@ -10,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.actions import find_first_command
-from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError, suggest
 from vlm_local.policy import Policy
 from vlm_local.types import Decision, Observation
 
@@ -49,11 +47,18 @@ def parse_workspace(text: str) -> Workspace:
     if text in WORKSPACES:
         return WORKSPACES[text]
     try:
-        x, y, z = (tuple(float(number) for number in axis.split(":")) for axis in text.split(","))
+        x, y, z = map(_parse_range, text.split(","))
         return Workspace(x, y, z)
     except ValueError:
-        names = ", ".join(WORKSPACES)
-        raise ConfigError(f"workspace {text!r}: expected one of {names}, or x0:x1,y0:y1,z0:z1 in metres") from None
+        nearest, names = suggest(text, WORKSPACES), ", ".join(WORKSPACES)
+        raise ConfigError(
+            f"workspace {text!r}{nearest or ':'} expected one of {names}, or x0:x1,y0:y1,z0:z1 in metres"
+        ) from None
+
+
+def _parse_range(text: str) -> tuple[float, float]:
+    low, high = map(float, text.split(":"))
+    return low, high
 
 
 def parse_max_step(text: str) -> tuple[float, ...]:
@@ -112,19 +117,19 @@ class Guard:
         limits = np.append(self._max_step, np.inf)
         action = np.clip(action, -limits, limits)
         action[6] = np.clip(action[6], 0.0, 1.0)
-        if position is not None:
+        if position is not None and self._box is not None:
             low, high = self._box.T - position  # what is left in each direction; of the wrong sign when outside
             action[:3] = np.clip(action[:3], np.minimum(low, 0.0), np.maximum(high, 0.0))
         return action
 
 
 class HoldOnFault:
-    """Answers a fault of the inner policy with a stand-still, the gripper at `observation.gripper`.
+    """Answers a failure of the inner policy with a stand-still; the gripper stays at `observation.gripper`.
 
-    AutoEval ends a whole evaluation on anything but an array. After `max_held` faults in a row the
-    fault is raised as EngineError: a dead model must not look like a shy one. A reset does not
-    start the count again, only an answer does. An episode that could not be started (its policy is
-    elsewhere) is started before its next step.
+    Why: AutoEval ends a whole evaluation when it gets anything but an array. After `max_held` failures in a row the
+    failure is raised as EngineError, so that a dead model does not look like one that chooses not to move. Only an
+    answer resets the count, a reset does not. Where `reset` failed (a remote policy), it is tried again before the
+    next step.
     """
 
     def __init__(self, policy: Policy, max_held: int):
@@ -171,7 +176,7 @@ class HoldOnFault:
         self._num_held += 1
         command = observation.gripper
         if command is None:
-            command = find_first_command(None if observation.proprio is None else float(observation.proprio[6]))
+            command = find_first_command(observation.opening)
         return Decision(np.array([0.0] * 6 + [command]), fault=reason)
 
 

@@ -91,7 +91,7 @@ def encode_action(action: np.ndarray, form: str) -> bytes:
 
 def encode_array(array: np.ndarray) -> dict[str, Any]:
     """An array as json_numpy writes it."""
-    data = pybase64.b64encode_as_string(np.ascontiguousarray(array))
+    data = pybase64.b64encode_as_string(np.ascontiguousarray(array).data)
     return {"__numpy__": data, "dtype": array.dtype.str, "shape": list(array.shape)}
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
-from tests.tiny_models import FAMILIES, PALIGEMMA
+from tests.slow import FAMILIES
+from tests.tiny_models import PALIGEMMA
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.session import PrefixStore, count_reusable
 from vlm_local.decoding.tree import TreeDecoder

@@ -11,7 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.tiny_models import FAMILIES, tiny_checkpoint
+from tests.slow import FAMILIES, slow
+from tests.tiny_models import FAMILIES as ALL
+from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines.hf import open_hf_engine
@@ -27,6 +29,8 @@ PHRASES = load_phrase_grammar().sentences
 NOISE = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
 PROMPT = Prompt("Answer in one phrase.", "put the spoon on the towel", "test")
 REQUEST = GenerationRequest(NOISE, PROMPT, PHRASES)
+QUANTISED = [("qwen2-vl", "8bit"), ("smolvlm2", "4bit")]
+OTHERS = [(family, bits) for family in ALL for bits in ("8bit", "4bit") if (family, bits) not in QUANTISED]
 
 
 def _generate(engine, *requests):
@@ -38,14 +42,17 @@ def _open_processing(family):
     return loaded, Processing(loaded.processor, family, loaded.dtype)
 
 
-@pytest.mark.parametrize("quantize", ["none", "8bit", "4bit"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "quantize"),
+    [*((family, "none") for family in ALL), *QUANTISED, *(slow(*case) for case in OTHERS)],
+)
 def test_every_family_says_a_phrase_for_a_picture(family, quantize):
-    engine = open_hf_engine(open_checkpoint(tiny_checkpoint(family)), quantize, device="cpu")
+    checkpoint = open_checkpoint(tiny_checkpoint(family))
+    engine = open_hf_engine(checkpoint, quantize, device="cpu")
     (answer,) = _generate(engine, replace(REQUEST, posterior="exact"))
     assert answer.sentence in PHRASES and answer.probabilities.sum() == pytest.approx(1, abs=1e-3)
     assert engine.metadata["family"] == family and engine.metadata["quantize"] == quantize
-    kinds = {str(parameter.dtype) for parameter in engine._decoder._loaded.model.parameters()}
+    kinds = {str(parameter.dtype) for parameter in load_model(checkpoint, quantize, device="cpu").model.parameters()}
     assert {"none": "torch.float32", "8bit": "torch.int8", "4bit": "torch.uint8"}[quantize] in kinds
 
 

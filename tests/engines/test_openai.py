@@ -135,4 +135,4 @@ def test_a_wrong_url_is_refused(urls):
 def test_without_the_package_one_sentence_says_what_to_install():
     code = "import sys; sys.modules['openai'] = None; import vlm_local.engines.openai"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "pip install 'vlm-local[openai]'" in done.stderr.splitlines()[-1]
+    assert ".venv/bin/pip install -e '.[openai]'" in done.stderr.splitlines()[-1]

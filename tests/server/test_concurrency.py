@@ -141,7 +141,8 @@ def test_a_request_is_held_open_while_the_model_loads():
         assert [reset()[0], act()[0]] == [200, 200]
 
 
-def test_while_it_loads_it_says_so_at_once_where_no_request_is_to_be_held():
+def test_while_it_loads_it_says_so_at_once_where_no_request_is_to_be_held(caplog):
+    caplog.set_level("DEBUG")
     loaded = threading.Event()
     engine = SteeredEngine()
 
@@ -155,6 +156,8 @@ def test_while_it_loads_it_says_so_at_once_where_no_request_is_to_be_held():
             assert status == 503 and "still loading" in json.loads(body)["error"]
         status, _, body = server.get("/health")
         assert (status, json.loads(body)["status"]) == (503, "loading")
+        polls = [record.levelname for record in caplog.records if "route=/health" in record.getMessage()]
+        assert polls == ["DEBUG"]  # asked every second while a model loads
         assert server.get("/metadata")[0] == 200
         loaded.set()
         until(lambda: server.get("/health")[0] == 200)

@@ -43,7 +43,7 @@ class FaultyEngine:
     def metadata(self) -> Mapping[str, Any]:
         return {**self._engine.metadata, "injected_faults": dict(self._injected)}
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> Sequence[Outcome]:
         is_warm_up = any(request.episode == "warm-up" for request in requests)
         if not is_warm_up and self._random.random() < self._rate:
             self._fail(str(self._random.choice(list(KINDS), p=list(KINDS.values()))))
@@ -74,7 +74,7 @@ def main() -> None:
     share_heaps()
     wanted = json.loads(sys.argv[1])
     options = PolicyOptions(**wanted["options"])
-    hang_s = 1.5 * options.deadline_ms / 1e3
+    hang_s = 1.5 * (options.deadline_ms or 0.0) / 1e3
     policies = open_policies(
         options, wrap=lambda engine: FaultyEngine(engine, wanted["fault_rate"], wanted["seed"], hang_s), apart=True
     )

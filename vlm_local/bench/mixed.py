@@ -19,10 +19,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from vlm_local.bench.load import await_ready, summarise
 from vlm_local.bench.rough_robot import Diary, RoughRobot
+from vlm_local.progress import track
 from vlm_local.provenance import describe_machine
 
 MAX_RATIO = 1.5
@@ -86,25 +87,27 @@ def _play_rounds(url: str, other_url: str, settings: MixedSettings) -> tuple[dic
     _play(url, settings, _SETTLE_S)
     played, answers = {phase: [] for phase in PHASES}, Counter()
     seconds = settings.seconds / settings.rounds
-    for _ in range(settings.rounds):
+    for _ in track(range(settings.rounds), "alone, mixed, elsewhere", "round"):
         played["alone"] += _play(url, settings, seconds)
-        with _strangers(url, seconds) as strangers:
+        with _strangers(url, seconds) as told:
             played["mixed"] += _play(url, settings, seconds)
-            answers.update(json.loads(strangers.stdout.readline()))
-        with _strangers(other_url, seconds) as strangers:
+            answers.update(json.loads(told.readline()))
+        with _strangers(other_url, seconds) as told:
             played["elsewhere"] += _play(url, settings, seconds)
-            strangers.stdout.readline()  # until their last answer
+            told.readline()  # until their last answer
     return played, answers
 
 
 @contextmanager
-def _strangers(url: str, seconds: float) -> Iterator[subprocess.Popen]:
-    """Strangers that have begun; in the end they say what they were answered."""
+def _strangers(url: str, seconds: float) -> Iterator[IO[str]]:
+    """What strangers print, who have begun to ask; in the end they print what they were answered."""
     command = [sys.executable, "-m", "vlm_local.bench.strangers", url, str(seconds)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True) as strangers:
+        told = strangers.stdout
+        assert told is not None  # a pipe
         try:
-            strangers.stdout.readline()  # "ready"
-            yield strangers
+            told.readline()  # "ready"
+            yield told
         finally:
             strangers.kill()
 

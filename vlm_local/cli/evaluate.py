@@ -15,9 +15,10 @@ from vlm_local.cli.options import (
     seed,
     workers,
 )
+from vlm_local.cli.output import print_result
 from vlm_local.plain import escape_controls, hide_secrets
 
-_BAR = "{percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go{postfix}"
+_HEADLINES = ("steps", "episodes", "unanswered", "exact", "axis_accuracy", "opposite")
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -55,14 +56,13 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 def _eval(args: argparse.Namespace) -> int:
     from itertools import takewhile
 
-    from tqdm import tqdm
-
     from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
     from vlm_local.lab.offline import baselines
     from vlm_local.lab.offline.report import format_report
     from vlm_local.lab.offline.run import EvaluationPlan, evaluate
     from vlm_local.lab.sources import open_source
+    from vlm_local.progress import open_bar
 
     options = read_policy_options(args)
     if args.model in baselines.NAMES:
@@ -81,7 +81,7 @@ def _eval(args: argparse.Namespace) -> int:
         selection.embodiment,
     )
     num_episodes = min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
-    bar = tqdm(total=num_episodes, bar_format=_BAR, disable=None)
+    bar = open_bar("eval", num_episodes, "episode")
 
     def open_data(report):
         episodes = open_data_set(args.data, selection, report).episodes
@@ -98,7 +98,10 @@ def _eval(args: argparse.Namespace) -> int:
             progress=bar.update,
             warn=lambda text: bar.write(escape_controls(f"left out: {text}"), file=sys.stderr),
         )
-    print(f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}")
+    table = f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}"
+    result = {name: report[name] for name in _HEADLINES} | {"left_out": len(report["left_out"])}
+    result |= {"interval": report["intervals"].get("exact"), "policy": report["policy"]["name"], "out": str(args.out)}
+    print_result(args, table, result)
     return 0
 
 
@@ -107,7 +110,7 @@ def _compare(args: argparse.Namespace) -> int:
     from vlm_local.lab.offline.rows import load_rows
 
     result = compare_rows(load_rows(args.ours), load_rows(args.theirs))
-    print(format_comparison(result, str(args.ours), str(args.theirs)))
+    print_result(args, format_comparison(result, str(args.ours), str(args.theirs)), result)
     return 0
 
 
@@ -139,7 +142,8 @@ def _replay(args: argparse.Namespace) -> int:
             num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
     if not num_steps:
         raise DataError(f"{args.recording} holds no step")
-    print(f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})")
+    table = f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})"
+    print_result(args, table, {"steps": num_steps, "same": num_same})
     return 0
 
 

@@ -13,7 +13,7 @@ _DEADLINE_MS = 60_000.0  # a hung forward ends the wait; AutoEval itself would w
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("serve", help=_HELP, description=_HELP)
+    parser = subparsers.add_parser("serve", help=_HELP)
     add_policy_options(parser)
     parser.set_defaults(run=run, deadline_ms=_DEADLINE_MS)
     server = parser.add_argument_group("server").add_argument
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     from vlm_local.logs import STDOUT, LineWriter, start_logging
     from vlm_local.plain import make_log_plain
 
-    start_logging(_LOG_LINE)
+    start_logging(_LOG_LINE, logging.WARNING if args.quiet else logging.INFO)
     make_log_plain(_LOG_LINE)
     for client in ("httpx", "httpx2"):  # below the openai package: a line for every request
         logging.getLogger(client).setLevel(logging.WARNING)
@@ -82,6 +82,8 @@ def run(args: argparse.Namespace) -> int:
 
     def tell_loading():
         out.put(f"loading {policies.metadata.get('model')}; {url}/health tells when it answers")
+        recorded = "nothing is recorded" if server.run_folder is None else f"recording to {server.run_folder}"
+        out.put(f"open {url}/{'t/TOKEN/' if _find_token(args) else ''} in a browser; {recorded}")
 
     def tell_ready():
         trained = policies.metadata.get("trained")

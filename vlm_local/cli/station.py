@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from vlm_local.cli.options import count, number, seed
+from vlm_local.cli.output import print_result
 
 _TASKS = ("open_drawer", "close_drawer", "eggplant_in_sink", "eggplant_in_basket")
 
@@ -39,28 +40,27 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
-    from vlm_local.files import encode_json
-    from vlm_local.lab.station.run import JobPlan, run_job
+    from vlm_local.lab.station.run import JobPlan, format_report, run_job
+    from vlm_local.progress import open_bar
 
     plan = JobPlan(
         args.url, args.task, args.episodes, args.max_steps, args.clock, args.test_every, args.drop_tunnel, args.seed
     )
-    with tqdm(total=plan.episodes, unit="episode", disable=None) as bar:
+    with open_bar("station", plan.episodes, "episode") as bar:
         report = run_job(plan, args.out, lambda done: bar.update(1))
-    print(encode_json({name: report[name] for name in report if name not in ("versions", "git", "machine")}))
+    shown = {name: report[name] for name in report if name not in ("versions", "git", "machine")}
+    print_result(args, format_report(report), shown)
     return 1 if report["would_have_ended"] else 0
 
 
 def _run_outcomes(args: argparse.Namespace) -> int:
     from vlm_local.cli.data import ProblemPrinter
-    from vlm_local.files import encode_json, write_json
+    from vlm_local.files import write_json
     from vlm_local.lab.station.outcomes import format_outcomes, join_outcomes
 
     table = join_outcomes(args.recording, args.eval_data, ProblemPrinter())
-    print(format_outcomes(table))
     if args.out is not None:
         write_json(args.out, table)
-    print(encode_json({name: value for name, value in table.items() if name != "episodes"}))
+    shown = {name: value for name, value in table.items() if name != "episodes"}
+    print_result(args, format_outcomes(table), shown)
     return 0

@@ -219,9 +219,10 @@ def _is_late(trajectory: dict[str, Any]) -> bool:
 def _read_instructions(value: Any, num_steps: int, source: str) -> list[str]:
     """A trajectory's one instruction or none, or a teleop recording's for each step."""
     instructions = value if isinstance(value, list) and len(value) == num_steps else [value]
-    if not all(isinstance(instruction, str | None) for instruction in instructions):
+    texts = ["" if instruction is None else instruction for instruction in instructions]
+    if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{source}: the instruction must be text, not {type(value).__name__}")
-    return [(instruction or "").strip() for instruction in instructions]
+    return [str(text).strip() for text in texts]
 
 
 def _read_states(trajectory: dict[str, Any], embodiment: str, source: str) -> tuple[np.ndarray, str]:

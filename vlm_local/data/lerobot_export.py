@@ -147,7 +147,11 @@ class _Book:
             "data_path": _PATH.replace("{folder}", "data"),
             "video_path": None,
             "features": {
-                IMAGE: {"dtype": "image", "shape": list(self.image_shape), "names": ["height", "width", "channels"]},
+                IMAGE: {
+                    "dtype": "image",
+                    "shape": list(self.image_shape or ()),
+                    "names": ["height", "width", "channels"],
+                },
                 STATE: vector,
                 ACTION: vector,
                 "phrase": {"dtype": "string", "shape": [1], "names": None},

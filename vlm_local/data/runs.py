@@ -34,7 +34,7 @@ from vlm_local.types import Episode
 MAX_REFUSAL_BYTES = 4 << 20  # in each of two files: some 20,000 refusals
 
 # Run lengths alone, after the filters: a photo takes a third of the time of the default and no more room.
-_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+_PNG: dict[str, Any] = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 
 class RunWriter:
@@ -84,6 +84,7 @@ class RunWriter:
         for number in itertools.count(max(taken, default=-1) + 1):
             with suppress(FileExistsError):
                 return self._make_folder(robot, number)
+        raise AssertionError("the count never ends")
 
     def add_step(self, line: Mapping[str, Any], image: np.ndarray | None) -> int:
         """Append to the open episode of the robot that `line["robot"]` names; returns the bytes written.

@@ -13,13 +13,14 @@ from vlm_local.decoding.trie import TokenTrie
 from vlm_local.errors import EngineError
 from vlm_local.types import GenerationRequest
 
-FAST_MISSING = 0.01  # what the fast posterior may leave unassigned
+FAST_MISSING = 0.01  # probability that the fast posterior may leave unassigned
 
 
 class TrieDistribution:
-    """Log-probabilities of edges: of the nodes read so far, and 0 where only one token may follow.
+    """Log-probabilities of a trie's edges, as far as the model has read its nodes.
 
-    edge_log: float64 (E,), NaN where a node is unread. read: bool (N,).
+    edge_log: float64 (E,), NaN where an edge's node is unread, 0 where only one token may follow.
+    read: bool (N,), nodes whose edges are known.
     """
 
     def __init__(self, trie: TokenTrie):
@@ -28,9 +29,10 @@ class TrieDistribution:
         self.edge_log = np.where(trie.branching[trie.edge_node], np.nan, 0.0)
 
     def learn(self, nodes: np.ndarray, logits: np.ndarray) -> None:
-        """nodes: (n,) ids. logits: (n, V) of the trie's live tokens behind each of them.
+        """Fill in the edges of `nodes` from the model's logits.
 
-        Raises EngineError for logits that are not finite.
+        nodes: int (n,) ids. logits: float (n, V) of the trie's live tokens after each of them. Raises EngineError
+        for logits that are not finite.
         """
         trie = self.trie
         rows = np.flatnonzero(trie.branching[nodes])
@@ -54,7 +56,10 @@ class TrieDistribution:
         return np.nan_to_num(np.exp(values), nan=0.0)
 
     def spread(self, edge_probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(E,) -> node mass (N,) and sentence mass (S,): exact where all on the way was read, else 0."""
+        """Edge probabilities (E,) -> probability of each node (N,) and of each sentence (S,).
+
+        Exact where every node on the way was read, else 0.
+        """
         trie = self.trie
         mass = np.ones(len(trie))
         for start, end in zip(trie.levels[1:-1], trie.levels[2:], strict=True):
@@ -65,8 +70,11 @@ class TrieDistribution:
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """sentence: its index, or None while undecided; then `focus` is the mass (N,) of the unread nodes
-    it hangs on. margin: by how much, in log-probability, the closest choice was won.
+    """A strategy's result: a sentence, or what must be read before it can be chosen.
+
+    sentence: index of the chosen sentence, None while undecided. margin: lead over the closest alternative, in
+    log-probability. focus: float64 (N,), None once decided; focus[n] is the probability of unread node n that could
+    still change the choice.
     """
 
     sentence: int | None
@@ -75,11 +83,12 @@ class Choice:
 
 
 def decide(distribution: TrieDistribution, request: GenerationRequest, slack: float = 0.0) -> Choice:
-    """Follow the request's `decide`. slack: a lead in log-probability that counts as certain."""
+    """Choose by the request's `decide`. slack: a lead in log-probability that counts as certain."""
     if request.decide == "greedy":
         return decide_greedy(distribution)
     if request.decide == "map":
         return decide_map(distribution, slack)
+    assert request.uniform is not None  # every request that samples brings its draw
     return decide_sample(distribution, request.uniform, request.temperature)
 
 
@@ -132,7 +141,7 @@ def decide_sample(distribution: TrieDistribution, uniform: float, temperature: f
 
 
 def certify(distribution: TrieDistribution, posterior: str) -> np.ndarray | None:
-    """Mass (N,) of unread nodes that "fast" or "exact" still wants read; None when it is content."""
+    """Probability (N,) of the unread nodes that a "fast" or "exact" posterior still needs, None when it needs none."""
     mass, _ = distribution.spread(distribution.sharpen(1.0))
     frontier = np.where(distribution.read, 0.0, mass)
     allowed = FAST_MISSING if posterior == "fast" else 0.0

@@ -110,7 +110,7 @@ class Family:
         self.softcap = getattr(text, "final_logit_softcapping", None)
         self._first = 1 if self.is_bidirectional else 0  # PaliGemma counts positions from 1
         self._merge = model.config.vision_config.spatial_merge_size if self.axes == 3 else 1
-        self._vision_tower = inner.visual if self.axes == 3 else None
+        self._vision_tower: Any = inner.visual if self.axes == 3 else None
         levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
         self.num_deep_levels = len(levels)
         self._get_features = inner.get_image_features

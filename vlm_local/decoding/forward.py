@@ -7,6 +7,7 @@ file runs on a GPU without a stop, and under fake tensors without a GPU.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -74,7 +75,7 @@ class DynamicKV:
 
     def copy_columns(self, row: int, columns: np.ndarray) -> torch.Tensor:
         """A row's KV at `columns` (n,), in memory of its own: (layers, 2, heads, n, head_dim)."""
-        layers = self._cache.layers
+        layers: Any = self._cache.layers  # each with keys and values (B, heads, K, head_dim) once it was written to
         index = torch.as_tensor(columns, device=layers[0].keys.device)
         pairs = [torch.stack([layer.keys[row], layer.values[row]]).index_select(2, index) for layer in layers]
         return torch.stack(pairs)

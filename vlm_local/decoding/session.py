@@ -42,8 +42,8 @@ class PrefixStore:
         """KV (layers, 2, heads, m, head_dim) of the columns whose tokens, from the first on, are those of
         `ids` (n,); None where there is none.
         """
-        entry = self._entries.get(episode) if episode is not None else None
-        if entry is None:
+        entry = None if episode is None else self._entries.get(episode)
+        if episode is None or entry is None:
             return None
         self._entries.move_to_end(episode)
         shorter = min(len(ids), len(entry.ids))
@@ -64,7 +64,7 @@ class PrefixStore:
 
 @dataclass(frozen=True, eq=False)
 class GrammarCache:
-    """What is made once for a list of sentences."""
+    """What is computed once for a list of sentences: its trie, the draft's prior and the rows of the output head."""
 
     trie: TokenTrie
     prior: Prior
@@ -73,9 +73,11 @@ class GrammarCache:
 
 @dataclass(eq=False)
 class DecodeTask:
-    """One request on its way. kept: KV of its first columns from an earlier step of the episode, or None.
+    """One request that is being decoded.
 
-    expected: (N,) what the model thought of the trie's nodes one step ago, or None.
+    kept: KV of its first columns from an earlier step of the episode, or None.
+    expected: float64 (N,) probability of the trie's nodes one step ago, or None; only the draft uses it.
+    num_read: nodes read so far. is_draft_hit: whether the first forward settled the choice.
     """
 
     prepared: PreparedRequest
@@ -97,7 +99,7 @@ class DecodeTask:
 def build_task(
     family: Family, grammar: GrammarCache, prepared: PreparedRequest, store: PrefixStore | None
 ) -> DecodeTask:
-    """store: where KV of this episode's last step may be; None to read the whole prompt."""
+    """A task with nothing read yet. store: KV of this episode's last step; None to read the whole prompt again."""
     ids = prepared.input_ids.numpy()
     positions, behind = family.position_prompt(prepared)
     kept = store.find(prepared.request.episode, ids[: count_reusable(family, prepared)]) if store else None
@@ -135,7 +137,7 @@ class Session:
         self._is_fresh = True
 
     def read(self, nodes: Sequence[np.ndarray]) -> None:
-        """One forward that tells each task's distribution what is behind its `nodes` (ascending ids)."""
+        """Run one forward that fills in each task's distribution at its `nodes` (ascending ids)."""
         family, tasks = self._family, self.tasks
         missing = [task.row.list_missing(each) for task, each in zip(tasks, nodes, strict=True)]
         start = self._kv.filled

@@ -97,6 +97,7 @@ class StaticForwards:
             cache.kv.zero_()
 
     def find_step(self, cache: "_StaticCache", length: int, has_images: bool) -> "_Step":
+        """The forward for chunks of this padded length, made at its first use."""
         key = cache.rows, cache.width, length, has_images
         if key not in self._steps:
             self._steps[key] = _Step(self.family, cache, length, has_images, self._graphs)
@@ -219,8 +220,7 @@ class _Step:
 
     def record(self) -> None:
         """Capture it unless that is done; what is in the buffers does not matter."""
-        if self._replay is None:
-            self._replay = self._graphs.record(self._compute)
+        self._replay = self._replay or self._graphs.record(self._compute)
 
     def run(
         self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[PlacedImage], places: np.ndarray
@@ -230,7 +230,7 @@ class _Step:
         rows: of the cache, for each row of the chunk. filled: columns in use before it.
         """
         self._fill(chunk, rows, filled, images, places)
-        self.record()
+        self._replay = self._replay or self._graphs.record(self._compute)
         return self._replay()[: len(places)]
 
     def _split(self, numbers) -> tuple:

@@ -1,4 +1,4 @@
-"""The default decoder: a part of the token trie rides along with the prompt in one forward.
+"""The default decoder: one forward reads the prompt and a part of the token trie together.
 
 The trie's likeliest nodes are appended to the prompt as a tree under a 4D attention mask, so one
 forward gives the distribution behind each of them. A strategy then decides, or says which nodes must
@@ -85,6 +85,7 @@ class TreeDecoder:
         return {} if self._forwards is None else {"graphs": self._forwards.metadata}
 
     def forget(self, episode: str) -> None:
+        """Drop the KV and the draft's prior of an episode."""
         self._store.forget(episode)
         self._expected.pop(episode, None)
 
@@ -119,7 +120,7 @@ class TreeDecoder:
         if isinstance(grammar, str):
             raise GrammarError(grammar)
         task = build_task(self._family, grammar, prepared, store)
-        trie, expected = self._expected.get(prepared.request.episode, (None, None))
+        trie, expected = self._expected.get(prepared.request.episode or "", (None, None))
         if trie is grammar.trie:
             task.expected = expected
         return task
@@ -208,7 +209,7 @@ class TreeDecoder:
         session = self._open_session([plain])
         while plain.choice.sentence is None:
             plain.choice = decide(plain.distribution, plain.request)
-            if plain.choice.sentence is None:
+            if plain.choice.focus is not None:
                 target = int(plain.choice.focus.argmax())
                 path = plain.row.list_missing(np.array([target]))
                 session.read([path[:1] if len(path) else np.array([target])])
@@ -228,5 +229,6 @@ class TreeDecoder:
             "near_tie": float(was_near_tie),
             "reused_tokens": task.row.kept,
         }
+        assert task.choice.sentence is not None  # `_run` ends with every task decided
         sentence = task.request.sentences[task.choice.sentence]
         return Generation(sentence, probabilities, missing, dict(timings), stats)

@@ -1,4 +1,7 @@
-"""Engines turn requests into sentences. Heavy imports happen in the module of the engine asked for."""
+"""Engines answer a request with one of its sentences: the Protocols that hf, openai, scripted and process fulfil.
+
+Imports no torch; the module of each engine imports what it needs.
+"""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,13 +27,14 @@ class Engine(Protocol):
 
     max_batch: int
 
-    def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
+    def generate(self, requests: Sequence[GenerationRequest]) -> Sequence[Outcome]:
         """Answer 1 to `max_batch` requests; the result has one outcome for each, in the same order.
 
         The outcome of a request that fails alone is its error: RequestError where the request can never be
         answered, EngineError otherwise. Raises EngineError where the model failed for all; the caller then
         tries them again one by one.
         """
+        ...
 
     def forget(self, episode: str) -> None:
         """Drop what is kept for this episode (KV, drafts)."""
@@ -38,6 +42,7 @@ class Engine(Protocol):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """model, family, checkpoint hash, device, dtype, quantize, trained, versions: JSON values."""
+        ...
 
     def close(self) -> None:
         """Called by its owner when nothing will be asked any more; a second call changes nothing."""
@@ -49,11 +54,12 @@ class ConcurrentEngine(Engine, Protocol):
 
     def submit(self, request: GenerationRequest) -> "Future[Outcome]":
         """Begin to answer and return at once; any thread may call it. The engine keeps its own deadline."""
+        ...
 
 
 @contextmanager
 def as_engine_error(what: str) -> Iterator[None]:
-    """Whatever fails inside and is not an error of this package is logged, and raised as EngineError: `what`."""
+    """Log an exception of the block that is not an error of this package, and raise EngineError("`what`: ...")."""
     try:
         yield
     except VLMLocalError:

@@ -1,4 +1,4 @@
-"""A checkpoint in memory, through transformers: loaded once, asked under a grammar."""
+"""The local engine: a checkpoint loaded through transformers, and the decoder that answers under a grammar."""
 
 import logging
 import os
@@ -24,15 +24,18 @@ from vlm_local.errors import EngineError, GrammarError, RequestError, VLMLocalEr
 from vlm_local.types import Generation, GenerationRequest
 
 _NUM_THREADS = torch.get_num_threads()  # what torch chose for this machine
-_ONE_THREAD = 64 << 20  # bytes of weights
-# Of one sentence, where outlines decodes: a forward each, and every robot of this engine waits for all of them.
+_ONE_THREAD = 64 << 20  # bytes of weights up to which one CPU thread is fastest: see open_hf_engine
+# The longest sentence that outlines may decode: each token takes a forward, and every robot of this engine waits.
 MAX_OUTLINES_TOKENS = 32
 
 logger = logging.getLogger(__name__)
 
 
 class DefaultDecoder:
-    """refusals: why sentences were left to outlines, by the first of them, the latest; for metadata."""
+    """Decodes with the tree decoder where the sentences' tokens form a trie, else with the outlines reference.
+
+    refusals: first sentence of a list that outlines decodes -> why; the latest MAX_GRAMMARS, for the metadata.
+    """
 
     def __init__(self, loaded: LoadedModel, max_batch: int = 1):
         """max_batch: as TreeDecoder's."""

@@ -1,7 +1,8 @@
-"""From a checkpoint's folder to a model in memory: device, dtype, quantisation, adapter, end token."""
+"""Loads a checkpoint's folder into memory: device, dtype, quantisation, adapter, end token."""
 
 import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -64,9 +65,10 @@ def _read_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
     kind = f"{folder}, quantised by {method}," if method else str(folder)
     options = {} if quantization is None else {"quantization_config": quantization}
     try:
-        model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, local_files_only=True, output_loading_info=True, **options
         )
+        model, info = loaded  # a pair where output_loading_info is asked for
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, AttributeError, KeyError) as error:
         raise ConfigError(f"{kind} cannot be loaded: {error}") from error
     if missing := sorted(info["missing_keys"]):
@@ -88,7 +90,7 @@ def _choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"--device {name}: expected auto, cpu, or cuda:N") from None
     if device.type == "cuda" and not count:
-        raise ConfigError(f"--device {name}: torch {torch.__version__} sees no GPU; `vlm-local doctor` says why")
+        raise ConfigError(f"--device {name}: torch {torch.__version__} sees no GPU; `doctor` says why")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"--device {name}: this machine has cuda:0 to cuda:{count - 1}")
     if device.type not in ("cpu", "cuda"):
@@ -128,7 +130,7 @@ def _check_memory(checkpoint: Checkpoint, size: _Size, quantize: str, dtype: tor
     mend = f"--dtype bfloat16 --quantize {smaller[0]} would fit" if smaller else "take a smaller model"
     raise ConfigError(
         f"{checkpoint.name} needs about {needed / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')} with "
-        f"--quantize {quantize}, but {device} has {free / 1e9:.1f} GB free; {mend} (`vlm-local models` lists sizes)"
+        f"--quantize {quantize}, but {device} has {free / 1e9:.1f} GB free; {mend} (`models` lists sizes)"
     )
 
 
@@ -205,7 +207,7 @@ def settle_4bit(model, dtype: torch.dtype) -> None:
     Odd layers skip bitsandbytes' packed CPU kernel, which takes multiples of 64 inputs and 32 outputs. It is
     chosen by the processor alone, and the vision towers of PaliGemma and Qwen2.5-VL have others.
     """
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes.nn.modules import Linear4bit
 
     for module in model.modules():
         if isinstance(module, Linear4bit):

@@ -47,8 +47,9 @@ _DECIDE = (
 
 
 class OpenAIEngine:
-    """Drives a model elsewhere; every request is on its way alone, and none waits for another.
+    """Asks a model at other machines; every request is sent alone, and none waits for another.
 
+    Its event loop runs in a thread of its own; any thread may call `submit`.
     Failures are RemoteErrors, counted by kind in `counters`; see ServerPool for several servers.
     """
 
@@ -231,6 +232,7 @@ class OpenAIEngine:
             if not masses:
                 raise EngineError(f"{server.url} gave no usable log-probabilities; only --decide greedy does without")
             if request.decide == "sample":
+                assert request.uniform is not None  # every request that samples brings its draw
                 found = locate(spelling, masses, request.uniform)
             else:
                 found = find_likeliest(spelling, masses)

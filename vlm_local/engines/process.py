@@ -1,7 +1,7 @@
-"""An engine in a process of its own: its forwards do not wait for the server's threads, nor these for it.
+"""An engine in a process of its own, so that its forwards and the server's threads do not wait for each other.
 
-A forward is thousands of short calls into torch, and after each one Python's interpreter lock has to
-be got back from whoever decodes a request, prepares a picture or writes a recording meanwhile.
+A forward is thousands of short calls into torch. After each one it needs Python's interpreter lock, which other
+threads of the same process hold while they decode requests, encode pictures or write a recording.
 """
 
 import logging
@@ -31,7 +31,7 @@ _RESTART_EVERY_S = 30.0  # at the latest, where loading fails again and again
 
 
 class EngineProcess:
-    """The engine that `load` makes, on the other side of a pipe. A process that died or hung is started anew.
+    """The engine that `load` makes, in a process behind a pipe. A process that died or hung is started again.
 
     One thread watches the process and ends it where it must be
     ended, another loads a new one, both also while nobody asks. Whoever uses the pipe holds its lock.
@@ -81,7 +81,7 @@ class EngineProcess:
                 self._send(episode)
 
     def end(self) -> None:
-        """Give up whatever runs; any thread may call it. What waits for an answer, or for a load, fails at once."""
+        """Kill the process; whoever waits for an answer or for a load gets an error at once. Any thread may call it."""
         self._closed.set()
         self._process.kill()
 

@@ -1,4 +1,4 @@
-"""An image and a prompt -> what a family's model reads."""
+"""Turns an image and a prompt into the tensors that a family's model reads."""
 
 import inspect
 import re
@@ -18,7 +18,8 @@ from vlm_local.errors import ConfigError, RequestError
 from vlm_local.types import GenerationRequest, Prompt
 
 MAX_ASPECT = 190  # Qwen's image processor refuses 200
-MAX_PROMPT_TOKENS = 1536  # of text; more, from one client, would keep every robot of this engine waiting
+# Of text. Every robot of this engine waits for the longest prompt's prefill, so its length is bounded.
+MAX_PROMPT_TOKENS = 1536
 
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels")
 _MARK = re.compile(r"<\S+>")

@@ -1,4 +1,8 @@
-"""The one thread that owns an engine. Everyone else submits a request and waits for its answer."""
+"""The thread that owns an engine. All other threads submit a request and wait for its answer.
+
+One thread, because engines are not thread-safe and a GPU runs one forward at a time anyway. Lock: `_changed` guards
+the queues and is never held while the engine works.
+"""
 
 import logging
 import threading
@@ -30,7 +34,7 @@ class _Job:
 
 
 class EngineWorker:
-    """Loads an engine and feeds it, in a thread of its own.
+    """Loads an engine and gives it requests, in a thread of its own. Any thread may call the public methods.
 
     Requests that wait while a forward runs share the next one, up to the engine's max_batch; one that
     comes alone starts at once. Requests of an episode are a robot's: they go before others and share no
@@ -84,6 +88,7 @@ class EngineWorker:
 
     @property
     def num_waiting(self) -> int:
+        """Requests that no forward has taken yet."""
         return len(self._waiting)
 
     @property
@@ -102,7 +107,11 @@ class EngineWorker:
         return True
 
     def generate(self, request: GenerationRequest) -> Generation:
-        """Block until the engine answered. Raises EngineError where it failed or took too long."""
+        """Block until the engine has answered.
+
+        Raises EngineError where the engine failed or took longer than the deadline, EngineClosed where it is closed,
+        RequestError for a request that it cannot answer. `timings_ms` gets "queue" (waiting) and "engine" (the rest).
+        """
         self.wait_loaded()
         if not isinstance(self._engine, ConcurrentEngine):  # others wait for those beside them
             request = replace(request, image=scale_down(request.image))
@@ -152,24 +161,23 @@ class EngineWorker:
     def _run(self) -> None:
         try:
             with as_engine_error("loading the model failed"):
-                self._engine = self._open()
+                engine = self._engine = self._open()
         except VLMLocalError as error:
             self._failure = error
             return
         finally:
             self._loaded.set()
-        is_concurrent = isinstance(self._engine, ConcurrentEngine)
-        while (work := self._take()) is not None:
+        while (work := self._take(engine.max_batch)) is not None:
             forgotten, batch = work
             for episode in forgotten:
-                self._forget(episode)
-            if is_concurrent:
-                self._submit(batch)
+                _forget(engine, episode)
+            if isinstance(engine, ConcurrentEngine):
+                self._submit(engine, batch)
             elif batch:
-                self._answer(batch)
+                self._answer(engine, batch)
             self._running_since = None
             self._running = []
-        self._engine.close()
+        engine.close()
 
     def _open(self) -> Engine:
         """The engine, warm."""
@@ -178,11 +186,11 @@ class EngineWorker:
             for outcome in engine.generate([request]):
                 if isinstance(outcome, VLMLocalError):
                     raise outcome
-        for episode in {request.episode for request in self._warm_up} - {None}:
+        for episode in {request.episode for request in self._warm_up if request.episode is not None}:
             engine.forget(episode)
         return engine
 
-    def _take(self) -> tuple[list[str], list[_Job]] | None:
+    def _take(self, max_batch: int) -> tuple[list[str], list[_Job]] | None:
         """Wait for work; None once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._waiting or self._forgotten)
@@ -190,33 +198,27 @@ class EngineWorker:
                 return None
             forgotten, self._forgotten = self._forgotten, []
             batch = []
-            for job in self._choose_next():
+            for job in self._choose_next(max_batch):
                 self._waiting.remove(job)
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)
             self._running, self._running_since = batch, monotonic()  # forgetting takes its time, too
             return forgotten, batch
 
-    def _choose_next(self) -> list[_Job]:
+    def _choose_next(self, max_batch: int) -> list[_Job]:
         """Robots' requests, unless none waits or another one has waited too long. Called with the lock."""
         robots = [job for job in self._waiting if job.request.episode is not None]
         others = [job for job in self._waiting if job.request.episode is None]
         is_late = others and monotonic() - others[0].came > OTHERS_WAIT_S
-        return (others if is_late or not robots else robots)[: self._engine.max_batch]
+        return (others if is_late or not robots else robots)[:max_batch]
 
-    def _forget(self, episode: str) -> None:
-        try:
-            self._engine.forget(episode)
-        except Exception:
-            logger.exception("the engine could not forget episode %s", episode)
-
-    def _submit(self, jobs: list[_Job]) -> None:
+    def _submit(self, engine: ConcurrentEngine, jobs: list[_Job]) -> None:
         start = perf_counter()
         for job in jobs:
             with self._changed:
                 self._submitted.add(job)
             try:
-                self._engine.submit(job.request).add_done_callback(partial(self._finish, job, start))
+                engine.submit(job.request).add_done_callback(partial(self._finish, job, start))
             except Exception as error:
                 with self._changed:
                     self._submitted.discard(job)
@@ -233,18 +235,18 @@ class EngineWorker:
         except Exception as error:
             self._fail(job, error)
 
-    def _answer(self, batch: list[_Job]) -> None:
+    def _answer(self, engine: Engine, batch: list[_Job]) -> None:
         """One forward for all; where it fails, one for each, so that only the guilty request fails."""
         start = perf_counter()
         try:
-            generations = self._engine.generate([job.request for job in batch])
+            generations = engine.generate([job.request for job in batch])
             if len(generations) != len(batch):
                 raise EngineError(f"the engine gave {len(generations)} answers to {len(batch)} requests")
         except Exception as error:
             if len(batch) > 1:
                 for job in batch:
                     if not self._is_stuck():  # past the deadline, when nobody waits any more
-                        self._answer([job])
+                        self._answer(engine, [job])
                 return
             self._fail(batch[0], error)
             return
@@ -258,6 +260,13 @@ class EngineWorker:
         name = type(error).__name__
         failure = error if isinstance(error, EngineError) else EngineError(f"the model failed: {name}: {error}")
         _settle(job.future, failure)
+
+
+def _forget(engine: Engine, episode: str) -> None:
+    try:
+        engine.forget(episode)
+    except Exception:
+        logger.exception("the engine could not forget episode %s", episode)
 
 
 def _deliver(job: _Job, outcome: Outcome, engine_ms: float) -> None:

@@ -12,7 +12,7 @@ import ipaddress
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -30,6 +30,7 @@ _ROBOT = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _TOKEN = re.compile(r"[A-Za-z0-9_.~-]{8,}")
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+HeaderGetter = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def parse_address(path: str, prefix: str = "") -> Address:
 
 
 def longest_body(route: str) -> int:
-    """Bytes that a request's body may have."""
+    """The most bytes that the body of a request to `route` may have."""
     return MAX_BODY if route in ("/act", "/answer", "/live/try") else MAX_SMALL_BODY
 
 
@@ -94,7 +95,7 @@ def read_token(token: str | None, authorization: str) -> str | None:
 
 
 class Gate:
-    """Admits by token or by address. With neither set everyone who can connect is in."""
+    """Admits a request by its token or its client's address. With neither set, everyone who can connect is admitted."""
 
     def __init__(self, token: str | None = None, networks: Sequence[Network] = ()):
         if token is not None and not _TOKEN.fullmatch(token):
@@ -104,6 +105,7 @@ class Gate:
 
     @property
     def is_open(self) -> bool:
+        """Whether everyone is admitted."""
         return self._token is None and not self._networks
 
     def check(self, address: str, token: str | None, authorization: str) -> None:
@@ -157,20 +159,20 @@ class RateLimit:
 
 
 def check_origin(
-    method: str, route: str, headers: Mapping[str, str], has_token: bool, names: Collection[str] = ()
+    method: str, route: str, get_header: HeaderGetter, has_token: bool, names: Collection[str] = ()
 ) -> None:
     """Raises RequestError (403) for what a page of another site asks.
 
-    headers: by name in any case. has_token: it came with the server's token. names: of this server, beside
-    localhost and IP addresses.
+    get_header: name in any case -> value, None without one. has_token: it came with the server's token.
+    names: of this server, beside localhost and IP addresses.
     """
-    host, origin, site = (headers.get(name) for name in ("Host", "Origin", "Sec-Fetch-Site"))
-    if site not in (None, "same-origin", "none") and not _is_link(method, route, headers):
+    host, origin, site = (get_header(name) for name in ("Host", "Origin", "Sec-Fetch-Site"))
+    if site not in (None, "same-origin", "none") and not _is_link(method, route, get_header):
         raise RequestError(f"a page of another site ({site}) may ask nothing of this server", 403)
     if origin is not None and site != "same-origin" and not _is_same(origin, host or ""):
         raise RequestError(f"a page of {origin[:100]!r} may ask nothing of this server, which is {host!r}", 403)
     says_origin = origin is not None or site is not None
-    may_be_page = says_origin or (method in ("GET", "HEAD", "OPTIONS") and CLIENT_HEADER not in headers)
+    may_be_page = says_origin or (method in ("GET", "HEAD", "OPTIONS") and get_header(CLIENT_HEADER) is None)
     if may_be_page and host and not has_token and not is_known_host(host, {"localhost", *names}):
         raise RequestError(
             f"this server does not know itself as {host!r}, and a foreign site could call it so by DNS rebinding; "
@@ -190,9 +192,9 @@ def is_known_host(host: str, names: Collection[str]) -> bool:
     return True
 
 
-def _is_link(method: str, route: str, headers: Mapping[str, str]) -> bool:
+def _is_link(method: str, route: str, get_header: HeaderGetter) -> bool:
     """Whether a person follows a link to the live page, which does nothing yet and cannot be framed."""
-    goes = headers.get("Sec-Fetch-Mode") == "navigate" and headers.get("Sec-Fetch-Dest") == "document"
+    goes = get_header("Sec-Fetch-Mode") == "navigate" and get_header("Sec-Fetch-Dest") == "document"
     return goes and method == "GET" and route == "/"
 
 

@@ -10,7 +10,7 @@ import time
 from time import perf_counter
 
 from flask import Flask, Response, g, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.plain import hide_token
@@ -90,7 +90,7 @@ def _guard(app: Flask, service: Service) -> None:
         g.robot = address.check_robot()
         remote, authorization = request.remote_addr or "", request.headers.get("Authorization", "")
         has_token = gate.knows(read_token(address.token, authorization))
-        check_origin(request.method, address.route, request.headers, has_token, service.settings.names)
+        check_origin(request.method, address.route, request.headers.get, has_token, service.settings.names)
         try:
             gate.check(remote, address.token, authorization)
             g.is_known = True
@@ -111,7 +111,7 @@ def _guard(app: Flask, service: Service) -> None:
             logger.exception("request %s failed", g.id)
         g.reason = reason
         response = send_json({"error": reason, "request_id": g.id}, status)
-        if isinstance(error, HTTPException) and getattr(error, "valid_methods", None):
+        if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(error.valid_methods)
         return response
 
@@ -125,7 +125,8 @@ def _guard(app: Flask, service: Service) -> None:
         line = {"id": g.id, "method": request.method, "route": route, "robot": robot, "status": response.status_code}
         line |= {"ms": f"{total_ms:.1f}", **g.get("about", {})} | ({"error": g.reason} if g.reason else {})
         calm = logging.INFO if route in ("/act", "/reset") else logging.DEBUG  # a page asks for frames all the time
-        level = logging.WARNING if response.status_code >= 400 else calm
+        is_poll = route == "/health" and response.status_code == 503  # asked every second while a model loads
+        level = logging.WARNING if response.status_code >= 400 and not is_poll else calm
         logger.log(level, "request %s", " ".join(f"{key}={shlex.quote(str(value))}" for key, value in line.items()))
         return response
 
@@ -139,7 +140,7 @@ def _judge(error: Exception) -> tuple[int, str]:
     if isinstance(error, HTTPException) and error.code is not None:
         if error.code == 404:
             return 404, f"there is no {request.method} {hide_token(request.path)}; there is {_ROUTES}"
-        if error.code == 405:
+        if isinstance(error, MethodNotAllowed):
             methods = " or ".join(sorted(set(error.valid_methods or ()) - {"HEAD", "OPTIONS"}))
             return 405, f"{hide_token(request.path)} takes {methods}, not {request.method}"
         if error.code == 413:

@@ -1,11 +1,15 @@
-"""Connections that are bounded before a request is worked on. Waitress's loop runs all of this in its one thread,
-but for `Channel.service`; nothing here waits.
+"""Limits on connections and bodies, before a request is worked on.
 
-A request comes within REQUEST_S or not at all. Its headers decide whether its body is kept. While a robot is answered,
-a very large body is read at 25 MB/s at most. The bodies and unsent answers of all connections together stay below
-MAX_HELD, and where no connection is left, a new one takes the place of the one that has kept the server waiting
-longest.
+Threads: waitress's loop calls everything here in its one thread, except `Channel.service`, which runs in a worker
+thread of TwoPoolDispatcher. Nothing in the loop's thread waits.
+
+A request must arrive within REQUEST_S. Its headers decide whether its body is kept. While a robot is answered, a very
+large body is read at 25 MB/s at most. The bodies and unsent answers of all connections together stay below MAX_HELD.
+Where no connection is free, a new one takes the place of the one that has kept the server waiting longest.
 """
+
+# The stubs of waitress leave out attributes that it has, and type some of them too narrowly to be replaced.
+# pyright: reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false, reportArgumentType=false
 
 import json
 import logging
@@ -41,14 +45,17 @@ if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_IN
 
 _SPARE_THREADS = 4  # for what is refused at once, and /health
 _URGENT = ("/act", "/reset", "/hold", "/release", "/health")
-_GIVE_UP_READING = 2**30
+_GIVE_UP_READING = 2**30  # bytes of a refused body; the connection is closed instead
 _CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
-_CHUNKED_UNCHECKED = 2**16
-_CHUNKED_PAYLOAD = 0.9
+_CHUNKED_UNCHECKED = 2**16  # bytes of a chunked body before its chunks are judged
+_CHUNKED_PAYLOAD = 0.9  # of the bytes sent, the least share that must be payload rather than chunk headers
 
 
 class Parser(HTTPRequestParser):
-    """Reads a body that is not wanted to its end, unkept: a client hears why only once it has sent all."""
+    """An HTTP request on its way in. A body that is not wanted is read to its end, but not kept.
+
+    It is read because a client hears why it was refused only after it has sent everything.
+    """
 
     def __init__(self, adj, is_wanted: Callable[["Parser"], bool] = lambda parser: True):
         """is_wanted: asked once, when the headers are read."""
@@ -60,9 +67,8 @@ class Parser(HTTPRequestParser):
     @property
     def num_held(self) -> int:
         """Bytes of the body that are kept."""
-        return (
-            0 if self.body_rcv is None or isinstance(self.body_rcv.buf, _DiscardingBuffer) else self.body_bytes_received
-        )
+        is_kept = self.body_rcv is not None and not isinstance(self.body_rcv.buf, _DiscardingBuffer)
+        return self.body_bytes_received if is_kept else 0
 
     def received(self, data):
         consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv is not None else data)
@@ -83,7 +89,7 @@ class Parser(HTTPRequestParser):
         body = self.body_rcv
         self._drop_body()
         given_up = max(self.content_length, self.body_bytes_received) > _GIVE_UP_READING
-        self.completed = bool(body.completed or body.error or given_up)
+        self.completed = given_up or body is None or bool(body.completed or body.error)
 
     def _drop_body(self) -> None:
         if self.body_rcv is not None and not isinstance(self.body_rcv.buf, _DiscardingBuffer):
@@ -118,7 +124,7 @@ class _DiscardingBuffer:
 
 
 class _ErrorTask(ErrorTask):
-    """What waitress refuses by itself (not HTTP, too large), said in JSON like everything else."""
+    """The answer to what waitress refuses by itself (not HTTP, too large): JSON like every other error."""
 
     def execute(self):
         error = self.request.error
@@ -237,7 +243,8 @@ class Channel(HTTPChannel):
 
     def refuse(self, status: HTTPStatus, reason: str) -> None:
         """Hang up; the reason is for a client that has begun a request and waits for no other answer."""
-        if self.request is not None and self.is_waiting and not self.total_outbufs_len:
+        is_heard = self.request is not None and self.is_waiting and not self.total_outbufs_len
+        if is_heard and self.socket is not None:
             logger.warning("a connection from %s is closed: %s", self.addr[0], reason)
             body = json.dumps({"error": reason}) + "\n"
             head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: application/json\r\n"
@@ -251,7 +258,7 @@ class Channel(HTTPChannel):
         return "/" + getattr(request, "path", "").lstrip("/")
 
     def _is_wanted(self, request: Parser) -> bool:
-        """Whether the body will be looked at, by token and length; where not, the application says why not."""
+        """Whether the body is kept, by robot's name, token and length; otherwise the application answers why not."""
         try:
             address = parse_address(self._read_path(request), self._settings.prefix)
             address.check_robot()
@@ -289,7 +296,7 @@ def _make_room(channels: list[Channel]) -> None:
 
 
 def _keep_to_budget(channels: list[Channel]) -> None:
-    """Hang up on whoever has the most on its way, to us or from us, where all together are too much."""
+    """Close the connection that holds the most bytes, received or unsent, where all together exceed MAX_HELD."""
     under_way = [channel for channel in channels if channel.request is not None or channel.total_outbufs_len]
     if under_way and sum(channel.num_held for channel in channels) > MAX_HELD:
         largest = max(under_way, key=lambda channel: channel.num_held)

@@ -1,4 +1,9 @@
-"""Robots and their episodes. No client says which episode it is in, and some never reset."""
+"""Robots and their episodes.
+
+No client says which episode it is in, and some never send /reset, so the server finds the ends of episodes itself.
+Locks: `Robots` guards its table by a lock that is never held while a policy runs; `Robot.turn` is held by the one
+request that runs for the robot.
+"""
 
 import threading
 import time
@@ -23,8 +28,11 @@ _PLACES = 2  # one request of a robot runs, one waits
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    """seed: of the server. jump_m: a measured movement within one step that only a new start explains.
+    """How episodes begin.
 
+    seed: of the server; the seed of an episode without one of its own is derived from it.
+    jump_m: a measured movement within one step above this begins a new episode: the arm was put elsewhere.
+    idle_s: so does a pause above this.
     follow_gripper: whether a gripper that someone else moved counts as it is measured (see state.Gripper.follow).
     """
 
@@ -36,9 +44,10 @@ class EpisodeSettings:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One answered step of a robot. started_by: "reset", "first request", "instruction", "jump", "idle".
+    """One answered step of a robot.
 
-    observation and decision are in the Bridge frame; sent: the decision's action as the robot is told it.
+    episode, step: numbers, from 0. started_by: what began the episode: "reset", "first request", "instruction",
+    "jump" or "idle". observation and decision are in the Bridge frame; sent: the action as the robot is told it.
     """
 
     episode: int
@@ -51,7 +60,7 @@ class Step:
 
 
 class Robot:
-    """One robot's policy and the episode it is in. Whoever calls `reset` or `act` holds its `turn`."""
+    """One robot's policy and its present episode. The caller of `reset` or `act` holds `turn`."""
 
     def __init__(
         self,
@@ -88,21 +97,25 @@ class Robot:
 
     @property
     def episode(self) -> int:
+        """Number of the present episode, -1 before the first."""
         return self._episode
 
     def continue_after(self, episode: int) -> None:
-        """Number the episodes from the next one on: this robot was forgotten and comes back. Called while it is new."""
+        """Number episodes from `episode` + 1 on: a robot that was removed comes back. Only while `is_new`."""
         self._episode = episode
 
     def reset(self, seed: int | None = None) -> tuple[int, int]:
-        """End the episode at the client's word; returns (number, seed) of the new one."""
+        """Begin a new episode because the client said so; returns its (number, seed). seed: None derives one."""
         self._instruction = None
         self._start("reset", seed)
         self._states.set_gripper(self.name, replace(self._states.find_gripper(self.name), is_reset=True))
         return self._episode, self._seed
 
     def act(self, message: Message) -> Step:
-        """Raises RequestError where no instruction is known, and what the policy raises."""
+        """Answer one observation, in a new episode where the last one has ended.
+
+        Raises RequestError where no instruction is known, and what the policy raises.
+        """
         instruction = self._instruction if message.instruction is None else message.instruction
         if instruction is None:
             raise RequestError("instruction is null, but this episode has none yet; say what the robot shall do")
@@ -135,21 +148,20 @@ class Robot:
 
     def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
         """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
-        opening = None if observation.proprio is None else float(observation.proprio[6])
+        opening = observation.opening
         before = self._states.find_gripper(self.name)
         trusted = opening if self._settings.follow_gripper or before.command is None or before.is_reset else None
         gripper, moved_by = before.follow(trusted, observation.step == 0)
         asked = replace(observation, gripper=gripper.command)
-        hold = self._states.find_hold(self.name)
-        if hold is None:
-            try:
-                decision = self._policy.act(asked)
-                hold = self._states.find_hold(self.name)  # pressed meanwhile: the arm takes not one step more
-            except EngineError:
-                hold = self._states.find_hold(self.name)
-                if hold is None:
-                    raise
-        if hold is not None:
+        if (hold := self._states.find_hold(self.name)) is not None:
+            return self._stand_still(observation, before.keep(opening), hold)
+        try:
+            decision = self._policy.act(asked)
+        except EngineError:
+            if (hold := self._states.find_hold(self.name)) is None:
+                raise
+            return self._stand_still(observation, before.keep(opening), hold)
+        if (hold := self._states.find_hold(self.name)) is not None:  # pressed meanwhile: not one step more
             return self._stand_still(observation, before.keep(opening), hold)
         if moved_by is not None:
             decision = replace(decision, extra={**decision.extra, "gripper": moved_by})
@@ -170,8 +182,8 @@ class Robot:
             return None
         if instruction != self._instruction:
             return "instruction"
-        known = position is not None and self._position is not None
-        if known and np.linalg.norm(position - self._position) > self._settings.jump_m:
+        before = position if self._position is None else self._position
+        if position is not None and np.linalg.norm(position - before) > self._settings.jump_m:
             return "jump"
         if self._clock() - self._last > self._settings.idle_s:
             return "idle"
@@ -189,7 +201,7 @@ class Robot:
 
 
 class Robots:
-    """The robots that have called, by name."""
+    """The robots that have called, by name. Any thread may use it."""
 
     def __init__(
         self,
@@ -211,10 +223,10 @@ class Robots:
 
     @contextmanager
     def admit(self, name: str) -> Iterator[Robot]:
-        """One of the two places of a robot; take its `turn` to be served.
+        """The robot of this name during the block, made at its first request; take its `turn` to be served.
 
-        A robot is made at its first call, and removed where that fails. Raises RequestError: 503 where two of
-        its requests are inside, 403 above max_robots.
+        A robot is removed again if its first request fails. Raises RequestError: 503 if two of its requests are in
+        flight already (one runs, one waits), 403 above max_robots.
         """
         with self._lock:
             robot = self._robots.get(name) or self._add(name)

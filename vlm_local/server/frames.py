@@ -45,8 +45,8 @@ def _refuse_extension(code: int, data: bytes) -> None:
     raise RequestError(f"msgpack extension {code} is not read; send maps, lists, numbers, text and bytes")
 
 
-def pack(fields: Mapping[str, Any], spelling: Spelling) -> bytes:
-    """A map -> a binary frame; its arrays are written as the client reads them."""
+def pack(fields: Mapping[str, Any] | np.ndarray, spelling: Spelling) -> bytes:
+    """A map or an array -> a binary frame; arrays are written as the client reads them."""
 
     def encode(value: Any) -> Any:
         if isinstance(value, np.ndarray):
@@ -55,7 +55,9 @@ def pack(fields: Mapping[str, Any], spelling: Spelling) -> bytes:
             return value.item()
         raise TypeError(f"{type(value).__name__} cannot be sent")
 
-    return msgpack.packb(fields, default=encode)
+    frame = msgpack.packb(fields, default=encode)
+    assert frame is not None  # it is None only where the packer keeps its buffer, which is not asked for
+    return frame
 
 
 def _encode_array(array: np.ndarray, spelling: Spelling) -> dict[Any, Any]:
@@ -84,7 +86,7 @@ def read_array(value: Any, name: str) -> np.ndarray:
             return np.array(value, np.float64)
         except OverflowError:
             raise RequestError(f"{name}: a number is too large for a double") from None
-    if find_spelling(value) is None:
+    if not isinstance(value, dict) or find_spelling(value) is None:
         raise RequestError(f"{name}: expected a NumPy array, got {_show(value)}")
     fields = {_decode_name(key): entry for key, entry in value.items()}
     dtype, shape, data = fields.get("dtype", fields.get("type")), fields.get("shape"), fields.get("data")

@@ -1,4 +1,4 @@
-"""The application with all that watches it: the recording, the live page, the metrics."""
+"""The application with its observers: recording, live page and metrics."""
 
 import time
 from dataclasses import asdict
@@ -16,7 +16,7 @@ from vlm_local.server.state import RobotStates
 
 
 class ObservedApp:
-    """`app` is served; `end_streams` and `close` stop what watches it, before and after the last answer."""
+    """`app` is what a server serves. Call `end_streams` before the last answer and `close` after it."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What happened, for those who record, count or show it: never on the path of a request."""
+"""Records of what happened, and their delivery to subscribers (recording, metrics, live page) beside the requests."""
 
 import logging
 import queue
@@ -80,7 +80,10 @@ Subscriber = Callable[[Record], None]
 
 
 class Subscription:
-    """Hands records to one subscriber, in a thread of its own. A slow one loses records, counted."""
+    """Hands records to one subscriber, in a thread of its own. Where it falls behind, records are dropped and counted.
+
+    max_bytes: of records that wait. num_dropped: records lost so far.
+    """
 
     def __init__(self, subscriber: Subscriber, max_bytes: int = QUEUE_BYTES):
         self._subscriber = subscriber
@@ -94,9 +97,11 @@ class Subscription:
 
     @property
     def num_waiting(self) -> int:
+        """Records that are queued."""
         return self._queue.qsize()
 
     def put(self, record: Record) -> None:
+        """Queue a record; never waits. Any thread may call it."""
         size = _measure(record)
         with self._lock:
             if self._num_bytes + size > self._max_bytes:

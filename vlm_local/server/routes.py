@@ -38,6 +38,8 @@ _HEAD = 2**16  # bytes of a large body that show what it is
 
 
 def add_robot_routes(app: Flask, service: Service) -> None:
+    """POST /act and POST /reset of the robot that the address names."""
+
     tests = threading.BoundedSemaphore(MAX_TESTS)
 
     def read_message() -> Message:
@@ -101,7 +103,7 @@ def _answer_test(service: Service, message: Message, places: threading.Semaphore
 
 
 def _check_still_there() -> None:
-    """A client that gave up while it waited shall not move its successor's episode."""
+    """Raises RequestError (499) where the client has hung up: its step would move the episode of the next client."""
     is_gone = request.environ.get("waitress.client_disconnected")
     if is_gone is not None and is_gone():
         raise RequestError("the client went away while it waited", 499)
@@ -118,7 +120,10 @@ def _answer(record: StepRecord, form: str) -> Response:
 
 
 def add_hold_routes(app: Flask, service: Service) -> None:
-    """Neither route needs the model or a place of a robot: both work while everything else fails."""
+    """POST /hold and POST /release: a person stops all robots, or the one named in the path, and lets them go on.
+
+    Neither route needs the model or a place of a robot, so both work while everything else fails.
+    """
 
     @app.post("/hold")
     def hold():
@@ -135,7 +140,7 @@ def add_hold_routes(app: Flask, service: Service) -> None:
 
 
 def _read_reason(body: bytes) -> str:
-    """The body of /hold, empty or `{"reason": str}`. What cannot be read is no reason not to stop."""
+    """The body of /hold, empty or `{"reason": str}`. A body that cannot be read holds the robot all the same."""
     try:
         fields, _ = load_request(body)
         return check_text(fields["reason"], "reason", _MAX_REASON)
@@ -150,6 +155,7 @@ def _tell(robot: str | None, status: str, is_kept: bool, **more: str) -> Respons
 
 
 def add_answer_route(app: Flask, service: Service, answerer: Answerer) -> None:
+    """POST /answer: a question about a picture, answered by the model that also drives the robots."""
     places = threading.BoundedSemaphore(MAX_QUESTIONS)
 
     @app.post("/answer")
@@ -163,6 +169,8 @@ def add_answer_route(app: Flask, service: Service, answerer: Answerer) -> None:
 
 
 def add_status_routes(app: Flask, service: Service) -> None:
+    """GET /health and GET /metadata. /health is open to everyone; without access it says the state alone."""
+
     @app.get("/health")
     def health():
         state = service.state
@@ -175,10 +183,10 @@ def add_status_routes(app: Flask, service: Service) -> None:
 
 
 def read_body() -> bytes:
-    """All of it, in one read, which gives the interpreter's lock back meanwhile.
+    """The whole body of the present request, whose length has been checked.
 
-    Flask's get_data reads 64 kB at a time and copies them together: 141 ms of processor time for 60 MB, not 44.
-    Its length has been checked by then. Raises RequestError for a long list, before all of it is read.
+    Flask's get_data reads 64 kB at a time and joins the parts: 141 ms of processor time for 60 MB instead of 44.
+    Raises RequestError for a long list, before all of it is read.
     """
     stream, length = request.environ["wsgi.input"], request.content_length or 0
     if length > MAX_LISTED:

@@ -78,11 +78,13 @@ class HTTPServer:
         host, self.port = listener.getsockname()[:2]
         self.url = f"http://{_name_host(host)}:{self.port}"
         self._sockets: dict = {}  # of waitress: the listener and all connections
-        self._server = create_server(
+        # Waitress asks for add_task and shutdown of it, and has more attributes than its stubs know.
+        dispatcher: Any = TwoPoolDispatcher(2 * self.service.settings.max_robots, MAX_VIEWERS + MAX_QUESTIONS)
+        self._server: Any = create_server(
             app,
             map=self._sockets,
             sockets=[listener],
-            _dispatcher=TwoPoolDispatcher(2 * self.service.settings.max_robots, MAX_VIEWERS + MAX_QUESTIONS),
+            _dispatcher=dispatcher,
             max_request_body_size=MAX_BODY,
             inbuf_overflow=_KEEP_IN_MEMORY,
             recv_bytes=_READ_AT_ONCE,
@@ -115,7 +117,7 @@ class HTTPServer:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a server has beside its routes.
+    """What a server does beside answering requests.
 
     record: where runs are recorded, each start in a folder of its own; None records nothing.
     max_record_bytes: above it the oldest episodes of the run are deleted. websocket_port: 0 for any that is free, None
@@ -138,7 +140,7 @@ class RunningServer:
         self._options = options
         port = listener.getsockname()[1]
         previous = None if options.record is None else find_previous(options.record, port)
-        run = None if options.record is None else _make_run(options.record, policies.metadata)
+        run = self.run_folder = None if options.record is None else _make_run(options.record, policies.metadata)
         names = {socket.gethostname().lower()} | ({options.tunnel.host.lower()} if options.tunnel else set())
         settings = replace(settings, names=settings.names | names)
         self._observed = ObservedApp(policies, settings, run, options.max_record_bytes, previous, port)
@@ -155,9 +157,9 @@ class RunningServer:
             self.websocket_url = f"ws://{_name_host(host)}:{port}{settings.prefix}/"
         self._http = HTTPServer(self._observed.app, listener)
         self.url = self._http.url
-        self._tunnel = None if options.tunnel is None else Tunnel(options.tunnel, self._http.port)
-        if self._tunnel is not None:
-            self._service.report["tunnel"] = lambda: self._tunnel.state
+        tunnel = self._tunnel = None if options.tunnel is None else Tunnel(options.tunnel, self._http.port)
+        if tunnel is not None:
+            self._service.report["tunnel"] = lambda: tunnel.state
 
     def wait_loaded(self, is_stopped: Callable[[], bool]) -> bool:
         """Wait for the model; False when `is_stopped` came first. Raises what the load raised."""
@@ -172,7 +174,7 @@ class RunningServer:
         return True
 
     def stop(self) -> bool:
-        """Let those inside finish, refuse what is left, flush the recording. True when no forward runs any more."""
+        """Wait for requests in flight, refuse those left, flush the recording. True when no forward runs any more."""
         self._observed.end_streams()
         if not self._service.drain(GRACE_S):
             logger.warning("what did not finish within %g s gets a 503", GRACE_S)
@@ -210,7 +212,9 @@ def serve_until_stopped(
         if server.wait_loaded(stopped.is_set):
             tell_ready()
             while not stopped.wait(_TRIM_EVERY_S):
-                trim_heaps()  # or memory creeps up for hours: requests of 200 kB leave holes
+                # Requests of 200 kB leave holes in the heap that glibc never gives back: without this, memory
+                # grows for hours.
+                trim_heaps()
     finally:
         ended = server.stop()
     return ended
@@ -230,3 +234,4 @@ def _make_run(parent: Path, metadata: Mapping[str, Any]) -> Path:
         except OSError as error:
             reason = f"cannot record into {parent} ({error}); choose another --record DIR, or off"
             raise ConfigError(reason) from None
+    raise AssertionError("the count never ends")

@@ -1,17 +1,16 @@
-"""What the routes share: the robots, the model's health, who is inside, who listens."""
+"""State shared by all routes: robots, the engine's health, requests in flight, subscribers."""
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from vlm_local import __version__
-from vlm_local.answers import Answerer
+from vlm_local.assembly import Policies
 from vlm_local.embodiments import AUTO
 from vlm_local.embodiments.frame import Frame
-from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import RequestError
 from vlm_local.policy import Policy
 from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
@@ -44,7 +43,10 @@ _WHY_NOT = {
 
 @contextmanager
 def take_place(places: threading.Semaphore, refusal: str) -> Iterator[None]:
-    """One of `places`, or RequestError (503) at once: who waits for one would hold a thread that a robot may need."""
+    """Hold one of `places` during the block. Raises RequestError (503, `refusal`) at once where none is free.
+
+    Nobody waits for a place, because a request that waits holds a thread that a robot may need.
+    """
     if not places.acquire(blocking=False):
         raise RequestError(refusal, 503)
     try:
@@ -53,26 +55,19 @@ def take_place(places: threading.Semaphore, refusal: str) -> Iterator[None]:
         places.release()
 
 
-class Policies(Protocol):
-    """What the server needs of a model: a policy for each robot, answers to questions, word of its health."""
-
-    worker: EngineWorker | None
-    answerer: Answerer | None
-
-    def build(self, robot: str | None, tell_all: bool = False) -> Policy: ...
-
-    @property
-    def metadata(self) -> Mapping[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class ServerSettings:
-    """on_fault: "hold" or "error". rate_limit: requests to /act a second and address, None for any.
+    """Settings of a server, apart from the model's.
 
-    names: of this machine, by which it may be asked without a token (see access.check_origin).
-    workspace, max_step: what no robot is told to leave or exceed (see safety.Guard).
-    loading_s: how long a robot's request is held open while the model loads; AutoEval would end its job on a 503.
+    prefix: path below which the routes also answer, such as "/robots"; "" for none.
+    names: lower-case host names of this machine, by which it may be asked without a token (see access.check_origin).
+    on_fault: "hold" answers a failure of the model with a stand-still, "error" with 503.
+    max_held: failures in a row that are answered with a stand-still; the next one is a 503.
+    max_robots: named robots at the same time, beside the unnamed one.
+    rate_limit: requests to /act a second from one address, None for any number.
+    workspace, max_step: bounds that every action is cut to (see safety.Guard).
     embodiment: a name, a file or AUTO: what the numbers of states and actions mean (see embodiments/frame.py).
+    loading_s: how long a robot's request is held open while the model loads; AutoEval would end its job on a 503.
     """
 
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
@@ -115,6 +110,7 @@ class Service:
 
     @property
     def state(self) -> str:
+        """ "stopping", or the engine's: see EngineWorker.state. A policy without an engine is "healthy"."""
         if self.stopping.is_set():
             return "stopping"
         worker = self.policies.worker
@@ -126,6 +122,7 @@ class Service:
 
     @property
     def metadata(self) -> dict[str, Any]:
+        """The answer of /metadata: JSON values."""
         return {
             **self.policies.metadata,  # first: behind a remote policy stands a server with a state of its own
             "server": "vlm-local",
@@ -161,7 +158,10 @@ class Service:
 
     @contextmanager
     def enter(self) -> Iterator[None]:
-        """Count a request for a robot as in flight, unless nothing can be answered now."""
+        """Count a request as in flight during the block.
+
+        Raises RequestError (503) while the model is loading, and after it has failed or the server is stopping.
+        """
         with self._changed:
             state = self.state
             if state in ("loading", "failed", "stopping", "closed"):
@@ -176,9 +176,9 @@ class Service:
 
     @contextmanager
     def reading(self, num_bytes: int | None) -> Iterator[None]:
-        """While a body of this length is read and parsed: a small one at once, a large one when it is its turn.
+        """Wrap the reading and parsing of a body of `num_bytes`; at most MAX_LARGE_BODIES large ones at a time.
 
-        Raises RequestError (503) where that does not come soon.
+        Raises RequestError (503) for a large one that has waited for _LARGE_BODY_WAIT_S.
         """
         if (num_bytes or 0) <= LARGE_BODY:
             yield
@@ -191,7 +191,7 @@ class Service:
             self._large_bodies.release()
 
     def drain(self, grace_s: float) -> bool:
-        """Admit nobody any more and wait for those inside. True when they all left in time."""
+        """Refuse new requests and wait for those in flight, `grace_s` at most. True when all of them have ended."""
         self.stopping.set()
         with self._changed:
             return self._changed.wait_for(lambda: self._num_inside == 0, grace_s)

@@ -1,4 +1,7 @@
-"""What must outlast an episode, a robot's place and a restart: who is held, and each gripper's last command."""
+"""State of robots that outlives an episode and a restart: who is held by a person, and each gripper's last command.
+
+The server writes it to state.json in the run's folder, and the next server on this port goes on with it.
+"""
 
 import json
 import logging
@@ -27,7 +30,7 @@ _HELD_MOST = 0.85  # of the gripper's range: the widest that a held object is re
 
 @dataclass(frozen=True)
 class Gripper:
-    """What is known of one robot's gripper between two of its steps.
+    """The state of one robot's gripper between two of its steps.
 
     command: 0 closed..1 open, as last sent; None where nothing was. arrived: whether the measured
     opening has agreed with the command since it was given: a closing gripper still reads open for a
@@ -44,7 +47,7 @@ class Gripper:
 
     @property
     def kind(self) -> tuple[bool, ...]:
-        """What is worth writing down: not every fraction that a foreign policy commands."""
+        """The part that is written to disk when it changes; the exact command of a foreign policy is not."""
         return self.command is None, self.is_open, self.arrived, self.is_reset
 
     def keep(self, opening: float | None) -> "Gripper":
@@ -73,14 +76,14 @@ class Gripper:
         return self.keep(opening), None
 
     def tell(self, command: float) -> "Gripper":
-        """After `command` was sent."""
+        """The state after `command` (0 closed..1 open) was sent."""
         turns = (command > 0.5) != self.is_open
         return Gripper(command, self.arrived and not turns)
 
 
 @dataclass(frozen=True)
 class Hold:
-    """A person's word that an arm shall stand still. since: Unix seconds."""
+    """A person has stopped an arm. reason: in the person's words. since: Unix seconds."""
 
     reason: str
     since: float
@@ -108,7 +111,8 @@ class RobotStates:
         source = next((source for source in sources if source.is_file()), None)
         if source is not None:
             self._load(source)
-        if self._file is not None and self._file.write(_LONG_WAIT_S) and source != folder / FILE:
+        is_other = folder is not None and source != folder / FILE
+        if self._file is not None and self._file.write(_LONG_WAIT_S) and is_other:
             _put_aside(source)
 
     def on_hold(self, listener: Callable[[], None]) -> None:
@@ -139,14 +143,17 @@ class RobotStates:
         return self._file is not None and self._file.write(_LONG_WAIT_S)
 
     def find_hold(self, robot: str) -> Hold | None:
+        """The hold that counts for this robot, its own or that of all; None where it may move."""
         with self._lock:
             return self._robots.get(robot, self._all)
 
     def find_gripper(self, robot: str) -> Gripper:
+        """The gripper's last known state; that of an unknown gripper for a robot that never acted."""
         with self._lock:
             return self._grippers.get(robot, Gripper())
 
     def set_gripper(self, robot: str, gripper: Gripper) -> None:
+        """Remember a gripper's state. Waits for the disk, _WAIT_S at most, only when its command turns."""
         with self._lock:
             before = self._grippers.pop(robot, Gripper())
             self._grippers[robot] = gripper
@@ -190,7 +197,7 @@ def _read_hold(hold: Mapping[str, Any] | None) -> Hold | None:
 
 
 def _put_aside(path: Path | None) -> None:
-    """A run is continued once: a server that is started beside the one that continues it begins anew."""
+    """Rename the state that this run took over, so that no second server takes it over as well."""
     if path is not None:
         with suppress(OSError):
             path.rename(path.with_name("state.continued.json"))
@@ -211,7 +218,7 @@ def _read_port(path: Path) -> int | None:
 
 
 class _StateFile:
-    """One small file, written by a thread of its own, so that a disk that hangs holds nobody up for long."""
+    """One small file, written by a thread of its own, so that a disk that hangs keeps nobody waiting for long."""
 
     def __init__(self, path: Path, encode: Callable[[], str]):
         self._path = path

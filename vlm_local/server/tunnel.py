@@ -117,7 +117,7 @@ class Tunnel:
                 return f"cannot run ssh ({error}); install an ssh client"
         last = ""
         with self._process as process:
-            for line in process.stderr:
+            for line in process.stderr or ():
                 line = line.strip()
                 if match := _UP.search(line):
                     self._announce(match["port"] or self._target.remote_port)

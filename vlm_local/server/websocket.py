@@ -25,7 +25,16 @@ from websockets.sync.server import Server, ServerConnection, serve
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.server.access import Address, RateLimit, check_origin, parse_address
 from vlm_local.server.episodes import Step
-from vlm_local.server.frames import MAX_FRAME, find_spelling, list_names, pack, read_array, read_picture, unpack
+from vlm_local.server.frames import (
+    MAX_FRAME,
+    Spelling,
+    find_spelling,
+    list_names,
+    pack,
+    read_array,
+    read_picture,
+    unpack,
+)
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.service import Service
 from vlm_local.wire import MAX_INSTRUCTION, Message, check_state, check_text
@@ -72,9 +81,10 @@ class WebsocketDoor:
         self._limit = None if rate is None else RateLimit(rate)
         self._lock = threading.Lock()
         self.port = listener.getsockname()[1]
+        guarded: Any = _Listener(listener, self._make_room)  # of a socket, what `serve` uses of it
         self._server: Server = serve(
             self._talk,
-            sock=_Listener(listener, self._make_room),
+            sock=guarded,
             process_request=self._admit,
             compression=None,
             max_size=MAX_FRAME,
@@ -123,6 +133,7 @@ class WebsocketDoor:
         return None
 
     def _talk(self, connection: ServerConnection) -> None:
+        assert connection.request is not None  # it was admitted
         address = parse_address(connection.request.path.partition("?")[0], self._service.settings.prefix)
         with self._lock:
             peer = self._peers.get(connection.socket.fileno()) or _Peer(connection.socket)
@@ -181,7 +192,7 @@ def _check_entry(service: Service, headers: Headers, remote: str, address: Addre
         authorization = f"Bearer {key}"
     token = authorization.partition(" ")[2] or address.token
     # "POST": who says no Origin is no page, for browsers say it with every websocket
-    check_origin("POST", address.route, headers, settings.gate.knows(token), settings.names)
+    check_origin("POST", address.route, headers.get, settings.gate.knows(token), settings.names)
     if address.route not in ("/health", "/healthz"):
         settings.gate.check(remote, address.token, authorization)
 
@@ -194,7 +205,7 @@ class _Client:
     ):
         self.robot = robot
         self._connection, self._peer, self._service, self._limit = connection, peer, service, limit
-        self.spelling = "openpi"
+        self.spelling: Spelling = "openpi"
         self._frame_bytes = 0
 
     def receive(self) -> dict[Any, Any]:

@@ -67,8 +67,8 @@ def load_arm() -> mujoco.MjSpec:
 
 def _find_assets() -> Path:
     package = find_spec("trossen_arm_sim")
-    if package is None:
-        raise ConfigError("the simulator needs the arm's meshes: pip install trossen-arm-sim (or vlm-local[sim])")
+    if package is None or not package.submodule_search_locations:
+        raise ConfigError("the simulator needs the arm's meshes of trossen-arm-sim: .venv/bin/pip install -e .")
     return Path(package.submodule_search_locations[0]) / "assets"
 
 
@@ -110,7 +110,9 @@ class ArmController:
     def reset(self, data: mujoco.MjData, position: np.ndarray, opening: float = 1.0) -> None:
         """Put the arm there, gripper down. position: (3,) m of the tips; opening: 0 closed..1 open."""
         self._position, self._rotation = np.array(position, dtype=np.float64), np.eye(3)
-        self._joints = self._solve(_HOME, self._position, self._rotation, num_iterations=200)
+        joints = self._solve(_HOME, self._position, self._rotation, num_iterations=200)
+        assert joints is not None  # every start position is within reach
+        self._joints = joints
         data.qpos[:NUM_JOINTS] = self._joints
         data.qpos[NUM_JOINTS : NUM_JOINTS + 2] = opening * FINGER_RANGE_M
         data.ctrl[:NUM_JOINTS] = self._joints

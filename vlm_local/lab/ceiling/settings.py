@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vlm_local.grammar import DEFAULT
 
@@ -73,14 +74,18 @@ def list_curves() -> list[Curve]:
     ]
 
 
+def _set(study: str, value: Any, **more: Any) -> Setting:
+    return Setting(**{study: value, **more})
+
+
 def _list_rests(study: str, xs: tuple[float, ...], reckon: Callable[[float], float]) -> list[Curve]:
     """A curve for two oracles: of the usual precision, and one that rests within 0.6 of what a phrase moves.
 
     reckon: a value of xs -> steps of 0.0125 m that the arm goes before another phrase can stop it.
     """
     return [
-        Curve(study, USUAL, xs, tuple(Setting(**{study: x}) for x in xs)),
-        Curve(study, WIDE, xs, tuple(Setting(**{study: x}, rest=min(float(reckon(x)), _MOST_REST)) for x in xs)),
+        Curve(study, USUAL, xs, tuple(_set(study, x) for x in xs)),
+        Curve(study, WIDE, xs, tuple(_set(study, x, rest=min(float(reckon(x)), _MOST_REST)) for x in xs)),
     ]
 
 

@@ -31,7 +31,7 @@ _MAY_GROW = ("limit",)
 _MADE_WITH = ("versions", "git", "machine", "continued_with")
 
 OpenData = Callable[[Callable[[DataError], None]], Iterator[Episode]]
-Progress = Callable[[float], None]
+Progress = Callable[[float], object]
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def answer_episodes(
         raise failures[0]
 
 
-def _skip_done(episodes: Iterable[Episode], writer: RowWriter, progress: Callable[[float], None]) -> Iterator[Episode]:
+def _skip_done(episodes: Iterable[Episode], writer: RowWriter, progress: Progress) -> Iterator[Episode]:
     for episode in episodes:
         if episode.index in writer.done:
             progress(1)
@@ -216,6 +216,7 @@ def _answer_episode(episode, answerer, writer, every, progress, stop) -> None:
     reason = (
         None if episode.instruction else f"{episode.source}: the episode has no instruction, so nobody can be asked"
     )
+    labels, full_windows = [], []
     try:
         labels, full_windows = label_episode(episode.states)
     except DataError as error:

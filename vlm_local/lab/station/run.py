@@ -167,3 +167,19 @@ class _Job:
             "would_have_ended": tally.would_have_ended,
             **describe_machine(),
         }
+
+
+def format_report(report: Mapping[str, Any]) -> str:
+    """For a terminal."""
+    success, reached, ms = report["success"], report["reached"], report["answer_ms"]
+    low, high = (100 * edge for edge in success["interval"])
+    lines = [
+        f"success at the end {success['count']} of {success['n']} ({low:.0f} to {high:.0f} %), at some step "
+        f"{reached['count']}",
+        f"answers: median {ms['p50']:.0f} ms, 95 % within {ms['p95']:.0f}, longest {ms['max']:.0f}",
+        f"steps: {ms['n']}, clipped {report['clipped']}, out of reach {report['dropped']}",
+    ]
+    ended = report["would_have_ended"]
+    lines += [f"AutoEval would have ended the job {len(ended)} times" if ended else "nothing would have ended the job"]
+    lines += [f"  episode {each['episode']}, step {each['step']}, {each['exception']}" for each in ended]
+    return "\n".join(lines)
