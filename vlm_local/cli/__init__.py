@@ -25,7 +25,16 @@ ENGINE_THREAD = "engine"  # as engines.worker names it, which is not imported he
 GROUPS = {
     "serve a robot": ("serve", "doctor", "models", "fetch"),
     "look at what was recorded": ("runs", "replay", "export", "label", "calibrate"),
-    "find out how good a policy is": ("sim", "eval", "compare", "eval-answers", "spatial", "ceiling"),
+    "find out how good a policy is": (
+        "sim",
+        "station",
+        "outcomes",
+        "eval",
+        "compare",
+        "eval-answers",
+        "spatial",
+        "ceiling",
+    ),
     "show it to others": ("pack", "verify", "leaderboard"),
     "train, measure": ("train", "bench"),
     "set up a shell": ("completion",),
