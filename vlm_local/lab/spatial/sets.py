@@ -153,8 +153,8 @@ class Gallery:
     def _draw_drawer(self) -> np.ndarray:
         if self._drawer is None:
             env = SimEnv("open_drawer", self._level.name, IMAGE_SIZE)
-            observation, _ = env.reset(seed=0)
-            self._drawer = observation["image"]
+            env.reset(seed=0)
+            self._drawer = env.render()
             env.close()
         return self._drawer
 
