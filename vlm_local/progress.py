@@ -15,7 +15,10 @@ def set_quiet(quiet: bool) -> None:
 
 
 def open_bar(label: str, total: int | None = None, unit: str = "step", **settings: Any) -> Any:
-    """A tqdm bar, to be used in a `with` statement, shown where stderr is a terminal. total: how many units, None where that is not known before."""
+    """A tqdm bar for a `with` statement, shown where stderr is a terminal.
+
+    total: how many units, None where that is not known before.
+    """
     from tqdm import tqdm
 
     return tqdm(desc=label, total=total, unit=unit, disable=True if _quiet else None, **settings)
