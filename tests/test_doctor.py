@@ -125,8 +125,8 @@ def test_the_cases_are_requests_our_codec_reads_as_meant():
     assert messages["autoeval submission test"].instruction == "test connection"
     assert not messages["autoeval submission test"].image.any()
     assert messages["double-encoded"].form == "encoded"
-    assert messages["openvla with proprio"].proprio[6] == 1.0
-    assert messages["autoeval rollout"].proprio[6] == pytest.approx(0.38 / 0.39)
+    assert messages["openvla with proprio"].state[6] == 1.0
+    assert messages["autoeval rollout"].state[7] == pytest.approx(0.38)
     np.testing.assert_array_equal(messages["plain, base64 png"].image, messages["plain, nested list"].image)
 
 

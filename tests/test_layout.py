@@ -15,7 +15,7 @@ ROOT = Path(vlm_local.__file__).parent
 # A module imports from its own layer and from those above it in this list, never from those below.
 LAYERS = (
     {"errors", "types", "files", "logs", "plain", "interrupts", "processes", "progress"},
-    {"provenance", "grammar", "actions", "primitives", "bounds", "wire"},
+    {"provenance", "grammar", "actions", "primitives", "bounds", "wire", "embodiments"},
     {"prompts", "models", "checkpoint", "machine"},
     {"decoding"},
     {"engines"},
@@ -26,7 +26,7 @@ LAYERS = (
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 # Every layer may import these two, but they import little themselves.
 BESIDE = {
-    "data": {"types", "primitives", "errors", "files"},
+    "data": {"types", "primitives", "errors", "files", "embodiments"},
     "sim": {"types", "primitives", "errors", "actions"},
 }
 SEPARATE = ({"server", "lab"}, {"server", "sim"})  # neither imports the other

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from vlm_local import __version__
-from vlm_local.actions import StepTable, load_step_table
+from vlm_local.actions import build_step_table, load_step_table
 from vlm_local.answers import Answerer
 from vlm_local.checkpoint import Checkpoint
+from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
 from vlm_local.engines import Engine
 from vlm_local.engines.process import EngineProcess
 from vlm_local.engines.scripted import build_constant_engine, build_uniform_engine
@@ -39,6 +40,7 @@ DEFAULTS = {
     "temperature": 1.0,
     "posterior": "fast",
     "history": 0,
+    "embodiment": AUTO,
     "steps_per_phrase": 1,
     "max_batch": 8,
 }
@@ -55,7 +57,9 @@ class PolicyOptions:
     model: a registry name, folder or repository; "random", "stop" or any phrase for a baseline; the
         http(s) URL of a policy server; with engine "openai" the model's name at the server.
     engine: "local" or "openai". engine_url: base URLs of the latter, joined by commas.
-    steps: a step table's JSON file. deadline_ms: from a request to its answer, None for any time.
+    embodiment: a name, a file or "auto": steps and words about the camera come from it, and what else depends on the
+        robot. steps: a step table's JSON file, before the embodiment's.
+    deadline_ms: from a request to its answer, None for any time.
     """
 
     model: str | None = None
@@ -73,6 +77,7 @@ class PolicyOptions:
     history: int | None = None
     steps_per_phrase: int | None = None
     max_batch: int | None = None
+    embodiment: str | None = None
     steps: str | None = None
     offline: bool = False
     deadline_ms: float | None = None
@@ -82,7 +87,7 @@ class Policies:
     """Builds a policy for each robot, all on one engine. Any thread may use it.
 
     worker: the thread that owns the engine, None for a remote policy. answerer: puts typed questions to the same
-    engine; None where there is no model to ask.
+    engine; None where there is no model to ask. embodiment: of the robots, a name, a file or "auto".
     """
 
     def __init__(
@@ -91,7 +96,9 @@ class Policies:
         worker: EngineWorker | None,
         metadata: Mapping[str, Any],
         answerer: Answerer | None = None,
+        embodiment: str = AUTO,
     ):
+        self.embodiment = embodiment
         self.worker = worker
         self.answerer = answerer
         self._build = build
@@ -133,10 +140,11 @@ def open_policies(
     """
     model = options.model or DEFAULT
     if is_url(model):
-        refuse_all_but(options, "offline", "deadline_ms")
+        refuse_all_but(options, "offline", "deadline_ms", "embodiment")
         timeout_s = _REMOTE_S if options.deadline_ms is None else min(_REMOTE_S, options.deadline_ms / 1e3)
         policy = RemotePolicy(model, timeout_s)
-        return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata)
+        embodiment = options.embodiment or AUTO
+        return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata, None, embodiment)
     resolved = _ResolvedOptions(options)
     resolved.refuse_unused()
     load = resolved.load_apart if apart else resolved.load
@@ -147,6 +155,7 @@ def open_policies(
         worker,
         resolved.metadata,
         answerer,
+        resolved.metadata["embodiment"],
     )
     return policies
 
@@ -204,9 +213,12 @@ class _ResolvedOptions:
         self._model = options.model or DEFAULT
         self._checkpoint = self._find_checkpoint()
         self._grammar: Grammar = load_phrase_grammar(self._choose("grammar"))
-        self._template: Template = load_template(self._choose_prompt())
+        embodiment = self._choose("embodiment")
+        self._embodiment = load_embodiment(BRIDGE if embodiment == AUTO else embodiment)
+        self._template: Template = load_template(self._choose_prompt(), self._embodiment.camera)
         self._settings = Settings(*(self._choose(name) for name in ("decide", "temperature", "history", "posterior")))
-        self._table = load_step_table(options.steps) if options.steps else StepTable()
+        table = build_step_table(self._embodiment.steps or {})
+        self._table = load_step_table(options.steps) if options.steps else table
         self._hold = self._choose("steps_per_phrase")
         if self._hold < 1:
             raise ConfigError(f"--steps-per-phrase must be at least 1, but is {self._hold}")
@@ -225,6 +237,7 @@ class _ResolvedOptions:
                 "sentences": len(self._grammar.sentences),
             },
             "prompt": {"name": self._template.name, "sha256": self._template.sha256},
+            "embodiment": self._choose("embodiment"),
             "steps": asdict(self._table),
             **asdict(self._settings),
             "steps_per_phrase": self._hold,

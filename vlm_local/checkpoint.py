@@ -37,6 +37,7 @@ _SIDECAR_TYPES = {
     "history": int,
     "steps_per_phrase": int,
     "prompt": str,
+    "embodiment": str,
     "results": dict,
 }
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -51,7 +52,7 @@ class Checkpoint:
 
     name: how it was asked for. family: one of FAMILIES. adapter: the adapter's folder or None.
     sidecar: contents of vlm_local.json (trained, decide, temperature, history,
-        steps_per_phrase, prompt, results), empty without one. An adapter's own counts, not its base's.
+        steps_per_phrase, prompt, embodiment, results), empty without one. An adapter's own counts, not its base's.
     quant_method: how the model's weights are quantised in the folder, one of QUANT_METHODS, else None.
     """
 

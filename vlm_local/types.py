@@ -143,11 +143,13 @@ class Episode:
 
     index: 0-based reading order (ids in data sets are not unique).
     instruction: the first, "" where the recording has none.
-    states: float32 (T, 7) [x, y, z (m), roll, pitch, yaw (rad), gripper 0 closed..1 open].
+    states: float32 (T, 7) [x, y, z (m), roll, pitch, yaw (rad), gripper 0 closed..1 open], rotations measured from the
+        gripper pointing down.
     actions: float32 (T, 7) as Decision.action, or None where the recording has none.
     load_image: step -> uint8 (H, W, 3) RGB; raises DataError for a frame that cannot be read.
     source: file and record, for messages.
     step_instructions: one for each step, "" where it has none; None where `instruction` is that of all steps.
+    success: what the recording says of its end, None where it says nothing.
     """
 
     index: int
@@ -157,6 +159,7 @@ class Episode:
     load_image: Callable[[int], np.ndarray]
     source: str
     step_instructions: tuple[str, ...] | None = None
+    success: bool | None = None
 
     def __len__(self) -> int:
         return len(self.states)

@@ -28,8 +28,6 @@ MIN_SIDE, MAX_SIDE = 16, 4096
 MAX_BODY = 4 * (MAX_SIDE * MAX_SIDE * 3) // 3 + 2**20
 MAX_INSTRUCTION = 2000
 
-# AutoEval's 8 numbers measure the gripper's opening as 0..0.39, its 7 as 0..1.
-AUTOEVAL_GRIPPER_RANGE = 0.39
 MAX_MEASURED = 1000.0  # metres or radians; far beyond any arm, and squares and millimetres stay finite
 
 _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
@@ -41,13 +39,14 @@ _IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
 class Message:
     """A decoded /act request.
 
-    image: uint8 (H, W, 3) RGB. instruction: None keeps the episode's. proprio: as in
-    types.Observation. form: how the client wants its answer, "json_numpy", "encoded" or "list".
+    image: uint8 (H, W, 3) RGB. instruction: None keeps the episode's. state: float64 (7,) or (8,), the field
+    "proprio" as it was sent: what its numbers mean depends on the robot (embodiments/frame.py); None where none came.
+    form: how the client wants its answer, "json_numpy", "encoded" or "list".
     """
 
     image: np.ndarray
     instruction: str | None
-    proprio: np.ndarray | None
+    state: np.ndarray | None
     form: str
 
 
@@ -57,10 +56,16 @@ def decode_act(body: bytes) -> Message:
     for name in ("image", "instruction"):
         if name not in fields:
             raise RequestError(f"the field {name!r} is missing; a request is {{'image', 'instruction', 'proprio'}}")
-    image, instruction, proprio = fields["image"], fields["instruction"], fields.get("proprio")
-    if form == "list" and any(isinstance(value, dict) and "__numpy__" in value for value in (image, proprio)):
+    image, instruction, state = fields["image"], fields["instruction"], fields.get("proprio")
+    if form == "list" and any(isinstance(value, dict) and "__numpy__" in value for value in (image, state)):
         form = "json_numpy"
-    return Message(decode_image(image), _decode_instruction(instruction), _decode_proprio(proprio), form)
+    return Message(decode_image(image), _decode_instruction(instruction), _decode_state(state), form)
+
+
+def is_submission_test(message: Message) -> bool:
+    """Whether AutoEval's form asks if the address typed into it answers: a black picture, zeros and these words."""
+    is_empty = not message.image.any() and (message.state is None or not message.state.any())
+    return message.instruction == "test connection" and is_empty
 
 
 def decode_reset(body: bytes) -> int | None:
@@ -169,7 +174,7 @@ def check_text(value: Any, name: str, most: int) -> str:
     return value
 
 
-def _decode_proprio(value: Any) -> np.ndarray | None:
+def _decode_state(value: Any) -> np.ndarray | None:
     if value is None:
         return None
     expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
@@ -182,11 +187,11 @@ def _decode_proprio(value: Any) -> np.ndarray | None:
             raise RequestError(f"{expected}got one too large for a double") from None
     else:
         raise RequestError(f"{expected}got {_show(value)}")
-    return build_proprio(array)
+    return check_state(array)
 
 
-def build_proprio(array: np.ndarray) -> np.ndarray:
-    """7 or 8 measured numbers -> float64 (7,), as in types.Observation. Raises RequestError."""
+def check_state(array: np.ndarray) -> np.ndarray:
+    """7 or 8 measured numbers -> the same as float64. Raises RequestError."""
     expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
     if array.shape not in ((7,), (8,)) or array.dtype.kind not in "iuf":
         raise RequestError(f"{expected}got {array.dtype} of shape {array.shape}")
@@ -195,8 +200,7 @@ def build_proprio(array: np.ndarray) -> np.ndarray:
         raise RequestError(f"{expected}all finite, got {array.tolist()}")
     if np.abs(array).max() > MAX_MEASURED:
         raise RequestError(f"{expected}in metres and radians, none above {MAX_MEASURED:g}, got {array.tolist()}")
-    opening = array[6] if len(array) == 7 else array[7] / AUTOEVAL_GRIPPER_RANGE
-    return np.append(array[:6], np.clip(opening, 0.0, 1.0))
+    return array
 
 
 def decode_image(value: Any) -> np.ndarray:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vlm_local.cli.options import add_data_options, describe_data, read_data_options
+from vlm_local.cli.options import add_data_options, add_embodiment_option, describe_data, read_data_options
 from vlm_local.cli.output import print_result
 from vlm_local.plain import escape_controls
 
@@ -16,12 +16,14 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--out", required=True, metavar="F.jsonl", help="a row a step: episode, step, phrase, full_window"
     )
     add_data_options(parser)
+    add_embodiment_option(parser)
     parser.set_defaults(run=_label)
 
     parser = subparsers.add_parser("calibrate", help="step sizes from recorded data")
     parser.add_argument("--data", required=True, help="RLDS or LeRobot folder, recorded run, or AutoEval pickles")
     parser.add_argument("--out", required=True, type=Path, metavar="F.json", help="gets the step table for --steps")
     add_data_options(parser)
+    add_embodiment_option(parser)
     parser.set_defaults(run=_calibrate)
 
 

@@ -66,7 +66,7 @@ def _eval(args: argparse.Namespace) -> int:
 
     options = read_policy_options(args)
     if args.model in baselines.NAMES:
-        refuse_all_but(options, "offline")
+        refuse_all_but(options, "offline", "embodiment")
     selection = read_data_options(args)
     about = open_data_set(args.data, selection, lambda problem: None).about
     plan = EvaluationPlan(
@@ -78,6 +78,7 @@ def _eval(args: argparse.Namespace) -> int:
         args.seed,
         args.split,
         args.state_layout,
+        selection.embodiment,
     )
     num_episodes = min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
     bar = open_bar("eval", num_episodes, "episode")

@@ -21,12 +21,22 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     server("--port", type=count(0, MAX_PORT), default=8000, help="0 takes any that is free and prints it [8000]")
     server("--prefix", default="", metavar="/PATH", help="answer below this path, too")
     server("--seed", type=seed(), default=0, help="of the seeds of episodes that are reset without one [0]")
+    text = "hold a robot's request open while the model loads, then 503 [60]"
+    server("--hold-loading", type=number(0, 3600), default=60.0, metavar="S", help=text)
     server("--record", default="runs", metavar="DIR|off", help="where each start records its own run [runs]")
     text = "delete the run's oldest episodes above this [never]"
     server("--record-max-gb", type=number(0.001, 1e6), metavar="GB", help=text)
+    episodes = parser.add_argument_group("episodes of robots that never reset").add_argument
+    text = "a new one begins where the arm has moved further than this between two steps [0.1]"
+    episodes("--episode-jump", type=number(0.001, 10), default=0.1, metavar="M", help=text)
+    text = "and after a pause of this length [120]"
+    episodes("--episode-idle", type=number(0, 1e6), default=120.0, metavar="S", help=text)
+    text = "follow: a gripper that someone else moved counts as it is measured; ignore: as commanded [follow]"
+    episodes("--gripper-moved", choices=("follow", "ignore"), default="follow", help=text)
     safety = parser.add_argument_group("safety").add_argument
     safety("--workspace", metavar="NAME|BOX", help="autoeval-drawer, -sink, -cloth or x0:x1,y0:y1,z0:z1 in metres")
-    safety("--max-step", metavar="X,Y,Z,R,P,Y", help="largest step, metres and radians [0.05 m, 0.25 rad]")
+    text = "largest step, metres and radians [the embodiment's: 0.05 m, 0.25 rad]"
+    safety("--max-step", metavar="X,Y,Z,R,P,Y", help=text)
     safety("--on-fault", choices=("hold", "error"), default="hold", help="stand still, or answer 503 [hold]")
     safety("--max-held", type=count(0), default=5, metavar="N", help="faults in a row that are held [5]")
     access = parser.add_argument_group("who gets in").add_argument
@@ -65,6 +75,7 @@ def run(args: argparse.Namespace) -> int:
     settings, options = read_settings(args), read_run_options(args)
     listener = bind(args.host, args.port)
     policies = open_policies(read_policy_options(args), apart=True)
+    settings = fill_in(settings, args, policies.embodiment)
     server = RunningServer(policies, settings, options, listener)
     url = server.url + settings.prefix
     out = LineWriter(STDOUT)
@@ -117,7 +128,8 @@ def read_settings(args: argparse.Namespace):
     if args.prefix and not (args.prefix.startswith("/") and not args.prefix.endswith("/")):
         raise ConfigError(f"--prefix must start with '/' and not end with it, but is {args.prefix!r}")
     return ServerSettings(
-        episodes=EpisodeSettings(seed=args.seed),
+        episodes=EpisodeSettings(args.seed, args.episode_jump, args.episode_idle, args.gripper_moved == "follow"),
+        loading_s=args.hold_loading,
         gate=gate,
         prefix=args.prefix,
         names=frozenset(name.strip().lower() for name in args.host_name.split(",") if name.strip()),
@@ -127,6 +139,22 @@ def read_settings(args: argparse.Namespace):
         workspace=None if args.workspace is None else parse_workspace(args.workspace),
         max_step=MAX_STEP if args.max_step is None else parse_max_step(args.max_step),
     )
+
+
+def fill_in(settings, args: argparse.Namespace, name: str):
+    """ServerSettings with what no flag says, as the embodiment of this name has it."""
+    from dataclasses import replace
+
+    from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
+    from vlm_local.safety import Workspace
+
+    embodiment = load_embodiment(BRIDGE if name == AUTO else name)
+    changes = {"embodiment": name}
+    if args.max_step is None:
+        changes["max_step"] = tuple(embodiment.max_step)
+    if args.workspace is None and embodiment.workspace_m is not None:
+        changes["workspace"] = Workspace(*map(tuple, embodiment.workspace_m))
+    return replace(settings, **changes)
 
 
 def _find_token(args: argparse.Namespace) -> str | None:

@@ -6,6 +6,7 @@ from vlm_local.cli.options import (
     MAX_COUNT,
     MAX_HISTORY,
     add_data_options,
+    add_embodiment_option,
     count,
     describe_data,
     number,
@@ -33,6 +34,7 @@ def _add_finetune(parser) -> None:
     add("--out", type=Path, required=True, metavar="FOLDER", help="the result; a killed run goes on from there")
     add("--camera", metavar="NAME", help="[the data set's main one]")
     add_data_options(parser)
+    add_embodiment_option(parser)
     add("--lora", type=count(0, 4096), default=0, metavar="RANK", help="train adapters of this rank [0: all weights]")
     add("--steps", type=count(1, 10 * MAX_COUNT), default=1000, metavar="N", help="[1000]")
     add("--samples", type=count(1, 4096), default=16, metavar="N", help="of a step [16]")
@@ -75,6 +77,7 @@ def _run_finetune(args) -> int:
 
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data import count_episodes, open_data_set
+    from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
     from vlm_local.models import find_checkpoint
     from vlm_local.progress import track
     from vlm_local.prompts import load_template
@@ -91,7 +94,9 @@ def _run_finetune(args) -> int:
     num_episodes = sum(count_episodes(path, args.split) for path in args.data)
     read = (episode for data in data_sets for episode in data.episodes)
     episodes = track(read, "reading", "episode", num_episodes)
-    samples = RecordedSamples(hash_episodes(episodes, digest), load_template(prompt), history, args.seed)
+    embodiment = args.embodiment or checkpoint.sidecar.get("embodiment") or AUTO
+    template = load_template(prompt, load_embodiment(BRIDGE if embodiment == AUTO else embodiment).camera)
+    samples = RecordedSamples(hash_episodes(episodes, digest), template, history, args.seed)
     for path, data in zip(args.data, data_sets, strict=True):
         print(f"{path}: {describe_data(data.about)}")
     print(f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped")

@@ -65,7 +65,7 @@ def open_data_set(path: Path, selection: Selection, report: Callable[[DataError]
     except Exception as error:  # a damaged table or line raises nearly anything
         raise DataError(f"{path}/meta does not describe the episodes of a LeRobot data set: {error!r}") from None
     samples = _sample_states(info, lines)
-    layout = choose_layout(selection.state_layout, info.state_width, samples, str(path), info.state_names)
+    layout = choose_layout(selection, info.state_width, samples, str(path), info.state_names)
     about = {
         "format": f"LeRobot {info.version}",
         "camera": info.camera,

@@ -78,7 +78,7 @@ def open_data_set(path: Path, selection: Selection, report: Callable[[DataError]
         _report_missing(shards, report)
     states = _sample_states(shards, columns)
     description = str(features[columns.state].get("description", ""))
-    layout = choose_layout(selection.state_layout, columns.state_width, states, str(folder), description=description)
+    layout = choose_layout(selection, columns.state_width, states, str(folder), description=description)
     about = {
         "format": "RLDS",
         "camera": camera,

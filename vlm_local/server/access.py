@@ -21,6 +21,7 @@ from vlm_local.wire import MAX_BODY
 
 DEFAULT_ROBOT = "robot"
 # Keys of the WSGI environment: the request's Address, and its path as it came.
+CONNECTION = "vlm_local.connection"  # where it holds the request's connections.Channel
 ADDRESS, FULL_PATH = "vlm_local.address", "vlm_local.path"
 CLIENT_HEADER = "Sec-Vlm-Local"  # of client.py; a page cannot send a header whose name begins with "Sec-"
 MAX_SMALL_BODY = 2**16  # bytes, of requests without a picture

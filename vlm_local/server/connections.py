@@ -14,6 +14,7 @@ Where no connection is free, a new one takes the place of the one that has kept 
 import json
 import logging
 import resource
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,12 +24,12 @@ from io import BytesIO
 
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
-from waitress.task import ErrorTask, ThreadedTaskDispatcher
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
 from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
-from vlm_local.server.access import longest_body, parse_address
+from vlm_local.server.access import CONNECTION, longest_body, parse_address
 from vlm_local.server.service import ServerSettings
 from vlm_local.wire import MAX_BODY
 
@@ -139,10 +140,20 @@ class _ErrorTask(ErrorTask):
         self.write(body)
 
 
+class _Task(WSGITask):
+    """Tells the application which connection a request came over."""
+
+    def get_environment(self):
+        environ = super().get_environment()
+        environ[CONNECTION] = self.channel
+        return environ
+
+
 class Channel(HTTPChannel):
     """One connection."""
 
     error_task_class = _ErrorTask
+    task_class = _Task
 
     def __init__(self, settings: ServerSettings, server, *args, **kwargs):
         _make_room(list(server.active_channels.values()))
@@ -154,6 +165,16 @@ class Channel(HTTPChannel):
         self.serves_robot = False  # or says how the server is
         self.parser_class = partial(Parser, is_wanted=self._is_wanted)
         super().__init__(server, *args, **kwargs)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the client can still send, also where the loop has not read yet that it closed. For any thread."""
+        try:
+            return self.connected and self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return self.connected
+        except OSError:
+            return False
 
     @property
     def is_waiting(self) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from vlm_local.embodiments.frame import Frame, Sent
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import Policy, derive_seed
 from vlm_local.server.access import DEFAULT_ROBOT
@@ -32,11 +33,13 @@ class EpisodeSettings:
     seed: of the server; the seed of an episode without one of its own is derived from it.
     jump_m: a measured movement within one step above this begins a new episode: the arm was put elsewhere.
     idle_s: so does a pause above this.
+    follow_gripper: whether a gripper that someone else moved counts as it is measured (see state.Gripper.follow).
     """
 
     seed: int = 0
     jump_m: float = 0.1
     idle_s: float = 120.0
+    follow_gripper: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +47,7 @@ class Step:
     """One answered step of a robot.
 
     episode, step: numbers, from 0. started_by: what began the episode: "reset", "first request", "instruction",
-    "jump" or "idle".
+    "jump" or "idle". observation and decision are in the Bridge frame; sent: the action as the robot is told it.
     """
 
     episode: int
@@ -53,6 +56,7 @@ class Step:
     started_by: str
     observation: Observation
     decision: Decision
+    sent: Sent
 
 
 class Robot:
@@ -65,10 +69,12 @@ class Robot:
         settings: EpisodeSettings,
         clock: Callable[[], float] = time.monotonic,
         states: RobotStates | None = None,
+        frame: Frame | None = None,
     ):
-        """states: holds and grippers of all robots; None for some of its own."""
+        """states: holds and grippers of all robots; None for some of its own. frame: of its state and actions."""
         self.name = name
         self._states = RobotStates() if states is None else states
+        self._frame = Frame() if frame is None else frame
         self._policy = policy
         self._settings = settings
         self._clock = clock
@@ -113,12 +119,12 @@ class Robot:
         instruction = self._instruction if message.instruction is None else message.instruction
         if instruction is None:
             raise RequestError("instruction is null, but this episode has none yet; say what the robot shall do")
-        position = None if message.proprio is None else message.proprio[:3]
+        position = None if message.state is None else message.state[:3]
         reason = self._find_end(instruction, position)
         if reason:
             self._start(reason, None)
         self._instruction, self._position, self._last = instruction, position, self._clock()
-        observation = Observation(message.image, instruction, message.proprio, self._step)
+        observation = Observation(message.image, instruction, self._frame.read(message.state), self._step)
         self._step += 1
         try:
             observation, decision = self._decide(observation)
@@ -126,7 +132,8 @@ class Robot:
             self._step -= 1  # it never reached the model
             raise
         self.has_acted = True
-        return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision)
+        sent = self._frame.send(decision.action)
+        return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision, sent)
 
     def repeat(self, step: Step, count: int) -> list[Step]:
         """The same decision for the `count` control steps after it, for a client that asks less often than it moves."""
@@ -134,7 +141,8 @@ class Robot:
         for age in range(1, count + 1):
             observation = replace(step.observation, step=self._step)
             decision = replace(step.decision, timings_ms={}, extra={**step.decision.extra, "held": age})
-            steps.append(replace(step, step=self._step, observation=observation, decision=decision))
+            sent = self._frame.send_again(decision.action)
+            steps.append(replace(step, step=self._step, observation=observation, decision=decision, sent=sent))
             self._step += 1
         return steps
 
@@ -142,7 +150,8 @@ class Robot:
         """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
         opening = observation.opening
         before = self._states.find_gripper(self.name)
-        gripper, moved_by = before.follow(opening, observation.step == 0)
+        trusted = opening if self._settings.follow_gripper or before.command is None or before.is_reset else None
+        gripper, moved_by = before.follow(trusted, observation.step == 0)
         asked = replace(observation, gripper=gripper.command)
         if (hold := self._states.find_hold(self.name)) is not None:
             return self._stand_still(observation, before.keep(opening), hold)
@@ -186,6 +195,7 @@ class Robot:
         self._step = 0
         self._position = None
         self._started_by = reason
+        self._frame.begin(was_reset=reason == "reset")
         self._seed = derive_seed(self._settings.seed, self.name, self._episode) if seed is None else seed
         self._policy.reset(self._seed)
 
@@ -193,8 +203,17 @@ class Robot:
 class Robots:
     """The robots that have called, by name. Any thread may use it."""
 
-    def __init__(self, build: Callable[[str], Robot], max_robots: int, clock: Callable[[], float] = time.monotonic):
-        """max_robots: beside the unnamed one, which always has its place."""
+    def __init__(
+        self,
+        build: Callable[[str], Robot],
+        max_robots: int,
+        clock: Callable[[], float] = time.monotonic,
+        is_free: Callable[[str], bool] = lambda name: False,
+    ):
+        """max_robots: beside the unnamed one, which always has its place. is_free: whether a robot's connection, by
+        which alone it is known, has closed: it makes room before others do.
+        """
+        self._is_free = is_free
         self._build = build
         self._max_robots = max_robots
         self._clock = clock
@@ -233,14 +252,17 @@ class Robots:
     def _find_idle(self) -> Robot:
         """The longest idle of those that never acted, or else of those that did long ago."""
         idle = [robot for name, robot in self._robots.items() if name != DEFAULT_ROBOT and not robot.num_inside]
-        idle.sort(key=lambda robot: (robot.has_acted, robot.last_seen))
-        if not idle or (idle[0].has_acted and self._clock() - idle[0].last_seen < FORGET_S):
+        idle.sort(key=lambda robot: (self._stays(robot), robot.last_seen))
+        if not idle or (self._stays(idle[0]) and self._clock() - idle[0].last_seen < FORGET_S):
             raise RequestError(
                 f"this server serves {self._max_robots} robots and has them; use their names, "
                 f"or one that has been idle for {FORGET_S:g} s makes room",
                 403,
             )
         return idle[0]
+
+    def _stays(self, robot: Robot) -> bool:
+        return robot.has_acted and not self._is_free(robot.name)
 
     def _remove(self, robot: Robot) -> None:
         del self._robots[robot.name]

@@ -106,6 +106,7 @@ class ObservedApp:
         """meta.json of the run and of each episode."""
         metadata, settings = self._policies.metadata, self._settings
         kept = {"on_fault": settings.on_fault, "max_step": settings.max_step, "workspace_m": None}
+        kept["embodiment"] = settings.embodiment
         if settings.workspace is not None:
             kept["workspace_m"] = asdict(settings.workspace)
         versions = {**self._made_with["versions"], **metadata.get("versions", {})}

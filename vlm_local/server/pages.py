@@ -128,6 +128,7 @@ def _add_try_route(app: Flask) -> None:
             if not policies:
                 policies.append(service.policies.build(None))
             policies[0].reset(derive_seed(0, "try-it", 0))
-            decision = policies[0].act(Observation(message.image, message.instruction, message.proprio))
+            proprio = service.settings.build_frame().read(message.state)
+            decision = policies[0].act(Observation(message.image, message.instruction, proprio))
         where = {"model": service.metadata.get("model"), "robot": None, "episode": None, "step": None}
         return send_json({**build_details(decision, **where), "instruction": message.instruction})

@@ -23,7 +23,7 @@ class StepRecord:
     """One answered step.
 
     time: Unix seconds of the answer. started_by: why this episode began (see episodes.py).
-    details: the object of /act?details=1.
+    decision: with the action as it was sent. details: the object of /act?details=1.
     """
 
     time: float
@@ -67,9 +67,10 @@ def build_record(
 ) -> StepRecord:
     """began: perf_counter() at the request's first byte. waits: milliseconds of what came before the policy."""
     timings = {**waits, **step.decision.timings_ms, "total": 1e3 * (perf_counter() - began)}
-    decision = replace(step.decision, timings_ms=timings)
+    decision = replace(step.decision, action=step.sent.action, timings_ms=timings)
+    frame = {"frame": step.sent.frame, "meant": step.sent.meant.tolist(), "shadow": step.sent.shadow}
     where = {"model": model, "robot": robot, "episode": step.episode, "step": step.step}
-    details = build_details(decision, **where, seed=step.seed, started_by=step.started_by)
+    details = build_details(decision, **where, **frame, seed=step.seed, started_by=step.started_by)
     episode = step.episode, step.step, step.seed, step.started_by
     return StepRecord(time.time(), request_id, robot, *episode, step.observation, decision, details)
 

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from contextlib import ExitStack
 from time import perf_counter
 from typing import Any
 
@@ -11,29 +12,56 @@ from vlm_local.answers import Answerer, build_answer_details, decode_question
 from vlm_local.bounds import MAX_LISTED, check_one_text
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json
-from vlm_local.server.access import ADDRESS
+from vlm_local.server.access import ADDRESS, CONNECTION
 from vlm_local.server.records import StepRecord, build_record
 from vlm_local.server.service import Service, take_place
-from vlm_local.wire import check_text, decode_act, decode_reset, encode_action, load_request
+from vlm_local.wire import (
+    Message,
+    check_text,
+    decode_act,
+    decode_reset,
+    encode_action,
+    is_submission_test,
+    load_request,
+)
 
 logger = logging.getLogger(__name__)
 
+MAX_TESTS = 4  # submission tests at once
 MAX_QUESTIONS = 2  # at once: success detection shall not keep a robot waiting
 
 _DEFAULT_REASON = "POST /hold"
 _MAX_REASON = 200  # characters
+_TEST_S = 7.0  # while the model loads; the form waits 8 s for its test
+_OF_PROXIES = ("Via", "Forwarded", "X-Forwarded-For")
 _HEAD = 2**16  # bytes of a large body that show what it is
 
 
 def add_robot_routes(app: Flask, service: Service) -> None:
     """POST /act and POST /reset of the robot that the address names."""
 
+    tests = threading.BoundedSemaphore(MAX_TESTS)
+
+    def read_message() -> Message:
+        with service.reading(request.content_length):
+            return decode_act(read_body())
+
     @app.post("/act")
     def act():
-        with service.enter(), service.robots.admit(g.robot) as robot:
-            with service.reading(request.content_length):
-                message = decode_act(read_body())
+        early = None
+        if service.state == "loading":
+            early = read_message()
+            is_test = is_submission_test(early)
+            service.wait_loaded(min(_TEST_S, service.settings.loading_s) if is_test else service.settings.loading_s)
+        with service.enter(), ExitStack() as stack:
+            robot = stack.enter_context(service.robots.admit(g.robot)) if _is_named() else None
+            message = read_message() if early is None else early
             decoded = perf_counter()
+            if robot is None and is_submission_test(message):
+                return _answer_test(service, message, tests)
+            if robot is None:
+                g.robot = service.callers.find(_find_connection(), message.instruction)
+                robot = stack.enter_context(service.robots.admit(g.robot))
             with robot.turn:
                 _check_still_there()
                 entered = perf_counter()
@@ -47,10 +75,31 @@ def add_robot_routes(app: Flask, service: Service) -> None:
     @app.post("/reset")
     def reset():
         seed = decode_reset(read_body())
+        if not _is_named():
+            g.robot = service.callers.reset(_find_connection())
+        service.wait_loaded(service.settings.loading_s)
         with service.enter(), service.robots.admit(g.robot) as robot, robot.turn:
             episode, seed = robot.reset(seed)
         g.about = {"episode": episode, "seed": seed}
         return send_json({"status": "reset", "robot": robot.name, "episode": episode, "seed": seed})
+
+
+def _is_named() -> bool:
+    return request.environ[ADDRESS].robot is not None
+
+
+def _find_connection() -> Any:
+    """The request's own connection; None where a proxy may send those of several robots over it."""
+    is_shared = any(name in request.headers for name in _OF_PROXIES)
+    return None if is_shared else request.environ.get(CONNECTION)
+
+
+def _answer_test(service: Service, message: Message, places: threading.Semaphore) -> Response:
+    with take_place(places, f"{MAX_TESTS} submission tests are being answered already; try again"):
+        step = service.test(message)
+    g.about = {"submission_test": True, "phrase": step.decision.phrase}
+    record = build_record(step, g.robot, service.model, g.id, g.start, {})
+    return _answer(record, message.form)
 
 
 def _check_still_there() -> None:

@@ -1,6 +1,7 @@
 """State shared by all routes: robots, the engine's health, requests in flight, subscribers."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -8,12 +9,17 @@ from typing import Any
 
 from vlm_local import __version__
 from vlm_local.assembly import Policies
+from vlm_local.embodiments import AUTO
+from vlm_local.embodiments.frame import Frame
 from vlm_local.errors import RequestError
+from vlm_local.policy import Policy
 from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
 from vlm_local.server.access import Gate
-from vlm_local.server.episodes import EpisodeSettings, Robot, Robots
+from vlm_local.server.callers import Callers
+from vlm_local.server.episodes import EpisodeSettings, Robot, Robots, Step
 from vlm_local.server.records import Record, Subscriber, Subscription
 from vlm_local.server.state import RobotStates
+from vlm_local.wire import Message
 
 ACTION_CONVENTION = {
     "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
@@ -25,6 +31,7 @@ ACTION_CONVENTION = {
 LARGE_BODY = 2**20  # bytes; a 256x256 picture takes a quarter of it
 MAX_LARGE_BODIES = 2  # read at a time; the largest takes some 300 MB on its way from text to picture
 _LARGE_BODY_WAIT_S = 5.0
+_LOOK_EVERY_S = 0.05  # while a request is held open
 
 _WHY_NOT = {
     "loading": "the model is still loading; /health turns 200 when it can answer",
@@ -59,6 +66,8 @@ class ServerSettings:
     max_robots: named robots at the same time, beside the unnamed one.
     rate_limit: requests to /act a second from one address, None for any number.
     workspace, max_step: bounds that every action is cut to (see safety.Guard).
+    embodiment: a name, a file or AUTO: what the numbers of states and actions mean (see embodiments/frame.py).
+    loading_s: how long a robot's request is held open while the model loads; AutoEval would end its job on a 503.
     """
 
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
@@ -71,6 +80,12 @@ class ServerSettings:
     rate_limit: float | None = None
     workspace: Workspace | None = None
     max_step: tuple[float, ...] = MAX_STEP
+    embodiment: str = AUTO
+    loading_s: float = 60.0
+
+    def build_frame(self) -> Frame:
+        """For one robot. Its turns are as small as the largest of the three angles of `max_step`."""
+        return Frame(self.embodiment, max(self.max_step[3:]))
 
 
 class Service:
@@ -82,12 +97,14 @@ class Service:
     def __init__(self, policies: Policies, settings: ServerSettings, states: RobotStates | None = None):
         self.settings = settings
         self.states = RobotStates() if states is None else states
-        self.robots = Robots(self._build_robot, settings.max_robots)
+        self.callers = Callers(settings.max_robots, settings.episodes.idle_s, on_split=self._share_gripper)
+        self.robots = Robots(self._build_robot, settings.max_robots, is_free=self.callers.is_free)
         self.subscriptions: list[Subscription] = []
         self.stopping = threading.Event()
         self.report: dict[str, Callable[[], Any]] = {"held": self.states.describe}
         self.policies = policies
         self._large_bodies = threading.BoundedSemaphore(MAX_LARGE_BODIES)
+        self._held_open = threading.BoundedSemaphore(settings.max_robots)
         self._num_inside = 0
         self._changed = threading.Condition()
 
@@ -113,6 +130,7 @@ class Service:
             "state": self.state,
             "action": ACTION_CONVENTION,
             "on_fault": self.settings.on_fault,
+            "embodiment": self.settings.embodiment,
         }
 
     def subscribe(self, subscriber: Subscriber) -> Subscription:
@@ -125,6 +143,18 @@ class Service:
         """Tell all subscribers; never waits for one."""
         for subscription in self.subscriptions:
             subscription.put(record)
+
+    def wait_loaded(self, timeout_s: float) -> None:
+        """Hold a request open while the model loads, at most as many as there are robots.
+
+        Raises RequestError (503) for one more. What has become of the model then is for `enter` to say.
+        """
+        if self.state != "loading" or not timeout_s:
+            return
+        end = time.monotonic() + timeout_s
+        with take_place(self._held_open, _WHY_NOT["loading"]):
+            while self.state == "loading" and time.monotonic() < end:
+                self.stopping.wait(_LOOK_EVERY_S)
 
     @contextmanager
     def enter(self) -> Iterator[None]:
@@ -166,8 +196,21 @@ class Service:
         with self._changed:
             return self._changed.wait_for(lambda: self._num_inside == 0, grace_s)
 
+    def test(self, message: Message) -> Step:
+        """Answer AutoEval's submission test as a robot that nobody else is: no place is taken, nothing is kept."""
+        robot = Robot("test", self._build_policy("test"), self.settings.episodes, frame=self.settings.build_frame())
+        return robot.act(message)
+
+    def _share_gripper(self, old: str, new: str) -> None:
+        """One of them may hold something, and nobody knows which: neither lets go for that."""
+        self.states.set_gripper(new, self.states.find_gripper(old))
+
     def _build_robot(self, name: str) -> Robot:
+        policy = self._build_policy(name)
+        return Robot(name, policy, self.settings.episodes, states=self.states, frame=self.settings.build_frame())
+
+    def _build_policy(self, name: str) -> Policy:
         policy = Guard(self.policies.build(name), self.settings.workspace, self.settings.max_step)
         if self.settings.on_fault == "hold":
             policy = HoldOnFault(policy, self.settings.max_held)
-        return Robot(name, policy, self.settings.episodes, states=self.states)
+        return policy

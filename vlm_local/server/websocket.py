@@ -37,7 +37,7 @@ from vlm_local.server.frames import (
 )
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.service import Service
-from vlm_local.wire import MAX_INSTRUCTION, Message, build_proprio, check_text
+from vlm_local.wire import MAX_INSTRUCTION, Message, check_state, check_text
 
 logger = logging.getLogger(__name__)
 _library = logging.getLogger(__name__ + ".connections")
@@ -264,16 +264,16 @@ class _Client:
 
 def _build_message(image: Any, instruction: Any, state: Any) -> Message:
     text = None if instruction is None else check_text(instruction, "instruction", MAX_INSTRUCTION)
-    return Message(read_picture(image, "image"), text, _read_proprio(state), "list")
+    return Message(read_picture(image, "image"), text, _read_state(state), "list")
 
 
-def _read_proprio(state: Any) -> np.ndarray | None:
+def _read_state(state: Any) -> np.ndarray | None:
     """The state where it is surely a pose: 7 numbers, or 8 of which the seventh is 0. Others are other layouts."""
     if state is None:
         return None
     values = np.ravel(read_array(state, "state"))
     is_pose = values.dtype.kind in "iuf" and (len(values) == 7 or (len(values) == 8 and values[6] == 0))
-    return build_proprio(values) if is_pose else None
+    return check_state(values) if is_pose else None
 
 
 def _take(fields: Mapping[Any, Any], names: tuple[str, ...]) -> Any:

@@ -78,6 +78,10 @@ class SimEnv(gymnasium.Env):
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ConfigError(f"an action is 7 finite numbers, not {action}")
         self.world.step(np.clip(action, self._box.low, self._box.high))
+        return self.judge()
+
+    def judge(self) -> tuple[dict, float, bool, bool, dict]:
+        """What `step` returns, of the world as it is now: for who moves the arm by other means, a step at a time."""
         self._step += 1
         success = self.task.is_done(self.world)
         lost = not success and self.task.is_lost(self.world)

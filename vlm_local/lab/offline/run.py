@@ -38,7 +38,7 @@ Progress = Callable[[float], object]
 class EvaluationPlan:
     """What decides the rows. policy: as named by the user. data: path of the data set.
 
-    camera, split, state_layout: as data.Selection. every: ask every N-th step. limit: of episodes.
+    camera, split, state_layout, embodiment: as data.Selection. every: ask every N-th step. limit: of episodes.
     """
 
     policy: str
@@ -49,6 +49,7 @@ class EvaluationPlan:
     seed: int = 0
     split: str | None = None
     state_layout: str | None = None
+    embodiment: str = "auto"
 
 
 def evaluate(
