@@ -5,6 +5,7 @@ A scene has three blocks around the gripper, one of them named. A seed fixes it 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
