@@ -153,9 +153,9 @@ class Gallery:
     def _draw_drawer(self) -> np.ndarray:
         if self._drawer is None:
             env = SimEnv("open_drawer", self._level.name, IMAGE_SIZE)
-            env.reset(seed=0)
-            self._drawer = env.render()
+            observation, _ = env.reset(seed=0)
             env.close()
+            self._drawer = np.asarray(observation["image"])
         return self._drawer
 
 
