@@ -4,6 +4,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,16 +41,19 @@ OWNERS = {
 }
 
 
-def list_imports() -> Iterator[tuple[tuple[str, ...], str, str]]:
+@cache
+def list_imports() -> list[tuple[tuple[str, ...], str, str]]:
     """(importing module below vlm_local, imported name, file and line) of every import statement, nested ones too."""
+    found = []
     for path in sorted(ROOT.rglob("*.py")):
         module = path.relative_to(ROOT).with_suffix("").parts
         for node in ast.walk(ast.parse(path.read_text())):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.ImportFrom) and node.level == 0:
-                yield from ((module, f"{node.module}.{alias.name}", where) for alias in node.names)
+                found += [(module, f"{node.module}.{alias.name}", where) for alias in node.names]
             elif isinstance(node, ast.Import):
-                yield from ((module, alias.name, where) for alias in node.names)
+                found += [(module, alias.name, where) for alias in node.names]
+    return found
 
 
 def list_own_imports() -> Iterator[tuple[tuple[str, ...], tuple[str, ...], str]]:

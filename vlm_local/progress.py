@@ -1,7 +1,6 @@
 """Progress of work that takes longer than a few seconds, on stderr: what it is, how far, how fast, how long to go."""
 
 from collections.abc import Iterable, Iterator, Sized
-from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 _Item = TypeVar("_Item")
@@ -15,8 +14,11 @@ def set_quiet(quiet: bool) -> None:
     _quiet = quiet
 
 
-def open_bar(label: str, total: int | None = None, unit: str = "step", **settings: Any) -> AbstractContextManager[Any]:
-    """A tqdm bar, shown where stderr is a terminal. total: how many units, None where that is not known before."""
+def open_bar(label: str, total: int | None = None, unit: str = "step", **settings: Any) -> Any:
+    """A tqdm bar for a `with` statement, shown where stderr is a terminal.
+
+    total: how many units, None where that is not known before.
+    """
     from tqdm import tqdm
 
     return tqdm(desc=label, total=total, unit=unit, disable=True if _quiet else None, **settings)

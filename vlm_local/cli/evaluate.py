@@ -87,7 +87,7 @@ def _eval(args: argparse.Namespace) -> int:
         episodes = open_data_set(args.data, selection, report).episodes
         return takewhile(lambda episode: args.limit is None or episode.index < args.limit, episodes)
 
-    with bar:
+    with bar as shown:
         report = evaluate(
             plan,
             args.out,
@@ -95,8 +95,8 @@ def _eval(args: argparse.Namespace) -> int:
             lambda: open_source(options),
             args.workers,
             about_data=about,
-            progress=bar.update,
-            warn=lambda text: bar.write(escape_controls(f"left out: {text}"), file=sys.stderr),
+            progress=shown.update,
+            warn=lambda text: shown.write(escape_controls(f"left out: {text}"), file=sys.stderr),
         )
     table = f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}"
     result = {name: report[name] for name in _HEADLINES} | {"left_out": len(report["left_out"])}

@@ -10,10 +10,11 @@ from vlm_local.errors import suggest
 class Commands(argparse._SubParsersAction):
     """Subcommands. `help` of a command is also its description, unless it has a longer one."""
 
-    def add_parser(self, name: str, *, help: str = "", **kwargs: Any) -> "CommandParser":
-        kwargs.setdefault("description", f"{help[:1].upper()}{help[1:]}.")
-        parser = super().add_parser(name, help=help, **kwargs)
-        parser.summary = help
+    def add_parser(self, name: str, *, help: str | None = None, **kwargs: Any) -> "CommandParser":
+        summary = help or ""
+        kwargs.setdefault("description", f"{summary[:1].upper()}{summary[1:]}.")
+        parser = super().add_parser(name, help=summary, **kwargs)
+        parser.summary = summary
         return parser
 
 
@@ -24,8 +25,10 @@ class CommandParser(argparse.ArgumentParser):
     commands: Commands | None = None
 
     def add_subparsers(self, **kwargs: Any) -> Commands:
-        self.commands = super().add_subparsers(action=Commands, **kwargs)
-        return self.commands
+        commands = super().add_subparsers(action=Commands, **kwargs)
+        assert isinstance(commands, Commands)
+        self.commands = commands
+        return commands
 
     def walk(self, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], "CommandParser"]]:
         """(words, parser) of every command that runs, e.g. ("bench", "act")."""
@@ -54,7 +57,7 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"`{self.prog} --help` lists what it takes\n{self.prog}: {message}\n")
 
-    def parse_known_args(self, args=None, namespace=None):
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         found, unknown = super().parse_known_args(args, namespace)
         if unknown and self.commands is None:
             wrong = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)

@@ -56,7 +56,8 @@ class RecordedSamples:
                 self.num_skipped += 1
                 continue
             labels, full = label_episode(episode.states)
-            steps = np.array([step for step in np.flatnonzero(full) if episode.instruction_at(step)], np.int32)
+            whole = np.flatnonzero(full).tolist()
+            steps = np.array([step for step in whole if episode.instruction_at(step)], np.int32)
             is_held_out = len(self._episodes) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
             number = np.full_like(steps, len(self._episodes))
             (held_out if is_held_out else places).append(np.column_stack([number, steps]).astype(np.int32))
