@@ -57,7 +57,8 @@ class CommandParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"`{self.prog} --help` lists what it takes\n{self.prog}: {message}\n")
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    # argparse overloads it by the namespace's type; nobody gives one here.
+    def parse_known_args(self, args=None, namespace=None):  # pyright: ignore[reportIncompatibleMethodOverride]
         found, unknown = super().parse_known_args(args, namespace)
         if unknown and self.commands is None:
             wrong = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)

@@ -144,16 +144,17 @@ def read_settings(args: argparse.Namespace):
 def fill_in(settings, args: argparse.Namespace, name: str):
     """ServerSettings with what no flag says, as the embodiment of this name has it."""
     from dataclasses import replace
+    from typing import Any
 
     from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
     from vlm_local.safety import Workspace
 
     embodiment = load_embodiment(BRIDGE if name == AUTO else name)
-    changes = {"embodiment": name}
+    changes: dict[str, Any] = {"embodiment": name}
     if args.max_step is None:
         changes["max_step"] = tuple(embodiment.max_step)
     if args.workspace is None and embodiment.workspace_m is not None:
-        changes["workspace"] = Workspace(*map(tuple, embodiment.workspace_m))
+        changes["workspace"] = Workspace(*[(low, high) for low, high in embodiment.workspace_m])
     return replace(settings, **changes)
 
 

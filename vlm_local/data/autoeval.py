@@ -173,8 +173,8 @@ def _build_episode(index: int, path: Path, number: int, selection: Selection) ->
         states, actions = states[:-1], None if actions is None else actions[1:]
         if not len(states):
             raise DataError(f"{source}: a single step, of which the logger kept no observation")
-    load_image = require_one_size(load_image, source)
-    return Episode(index, said[0], states, actions, load_image, source, said[1], _read_success(trajectory))
+    load_one_size = require_one_size(load_image, source)
+    return Episode(index, said[0], states, actions, load_one_size, source, said[1], _read_success(trajectory))
 
 
 @dataclass(frozen=True, eq=False)

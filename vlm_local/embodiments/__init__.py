@@ -7,7 +7,7 @@ Every field of `Embodiment` but `name` stands in the file under its own name; do
 robots that are shipped. No file is read before it is asked for.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Embodiment:
         self._require(is_right, name, f"an object with the fields {', '.join(keys)}")
 
 
-def _is_rising(pair: list) -> bool:
+def _is_rising(pair: Sequence) -> bool:
     return len(pair) == 2 and all(isinstance(each, int | float) for each in pair) and pair[0] < pair[1]
 
 

@@ -73,7 +73,7 @@ class CommandedAngles:
             hypothesis = self._start(position, measured)
             note = None if self._angles is not None else "the robot sent no pose and was not reset: no rotation is sent"
         self._is_new = False
-        if measured is not None:
+        if measured is not None and self._angles is not None:  # `_start` has set them to a measured pose
             off_rad = measure_turn(euler_to_matrix(self._angles), euler_to_matrix(measured))
             if off_rad > FAR_RAD:
                 hypothesis, angles = min(self._suppose(), key=lambda each: _measure(each[1], measured))
@@ -118,19 +118,19 @@ class CommandedAngles:
         Called after `observe`, and only where the answer is sent: the shadow moves on.
         """
         about = {"commanded": self._angles, **self._about}
-        if about["note"] is not None or not meant.any():
+        if about["note"] is not None or self._angles is None or not meant.any():
             sent = np.zeros(3)
         else:
-            sent, note = self._solve(meant)
+            sent, note = self._solve(self._angles, meant)
             about["note"] = note
         if self._angles is not None:
             self._past = [*self._past[-_NUM_KEPT + 1 :], (self._angles, sent)]
             self._angles = _add(self._angles, sent)
         return sent, {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in about.items()}
 
-    def _solve(self, meant: np.ndarray) -> tuple[np.ndarray, str | None]:
-        """The change of the commanded angles (3,) that turns the gripper as meant, and what was cut."""
-        before, bridge, note = euler_to_matrix(self._angles), base_to_bridge(self._angles), None
+    def _solve(self, angles: np.ndarray, meant: np.ndarray) -> tuple[np.ndarray, str | None]:
+        """The change of the commanded `angles` (3,) that turns the gripper as meant, and what was cut."""
+        before, bridge, note = euler_to_matrix(angles), base_to_bridge(angles), None
         for _ in range(_MAX_CUTS):
             target = bridge_to_matrix(bridge + meant)
             turn = measure_turn(before, target)
@@ -140,7 +140,7 @@ class CommandedAngles:
             meant = meant * min(self._max_turn_rad / turn, 1 - 1e-6)
         else:
             return np.zeros(3), f"the turn cannot be cut to {self._max_turn_rad:g} rad: no rotation is sent"
-        sent = find_nearest_euler(target, self._angles) - self._angles
+        sent = find_nearest_euler(target, angles) - angles
         if np.abs(sent).max() > self._max_sent_rad:
             return np.zeros(3), f"the station would cut an angle of {np.abs(sent).max():.2f} rad: no rotation is sent"
         return sent, note

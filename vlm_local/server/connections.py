@@ -169,6 +169,8 @@ class Channel(HTTPChannel):
     @property
     def is_open(self) -> bool:
         """Whether the client can still send, also where the loop has not read yet that it closed. For any thread."""
+        if self.socket is None:
+            return False
         try:
             return self.connected and self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
         except BlockingIOError:

@@ -58,9 +58,9 @@ def _pickle_as_logger(fields: dict[str, Any]) -> bytes:
     try:
         for name in names:
             sys.modules[name] = types.ModuleType(name)
-        sys.modules[_MODULE].TrajData = kind
+        vars(sys.modules[_MODULE])["TrajData"] = kind
         trajectory = kind()
-        trajectory.__dict__.update(fields)
+        vars(trajectory).update(fields)
         return pickle.dumps(trajectory, 4)
     finally:
         for name, module in before.items():

@@ -70,7 +70,7 @@ def run_job(plan: JobPlan, out: Path, progress: Callable[[int], None] = lambda d
     except JobEnded as error:
         raise ConfigError(f"the submission test fails, so the form would not take this address: {error}") from None
     parts = urlsplit(plan.url)
-    relay = None if plan.drop_s is None else Relay((parts.hostname, parts.port or 80))
+    relay = None if plan.drop_s is None else Relay((parts.hostname or "", parts.port or 80))
     url = plan.url if relay is None else relay.url + parts.path
     env, client = SimEnv(plan.task, image_size=IMAGE_SIZE), StationClient(url)
     try:
@@ -118,7 +118,7 @@ class _Job:
             if plan.test_every and number % plan.test_every == 0 and step == test_at:
                 self._survive("submission test", number, step, lambda: submit_test(plan.url))
             if self._relay is not None and number == plan.episodes // 2 and step == drop_at:
-                self._relay.fall_silent(plan.drop_s)
+                self._relay.fall_silent(plan.drop_s or 0.0)
             image, info = self._take_step(number, step, image, steps)
             is_reached |= info["success"]
         self._tally.successes += info["success"]
