@@ -1,6 +1,8 @@
 import json
 from collections import Counter
 
+import pytest
+
 from vlm_local.assembly import PolicyOptions
 from vlm_local.bench.mixed import MixedSettings, judge, measure
 from vlm_local.bench.rough_robot import Diary
@@ -8,6 +10,7 @@ from vlm_local.bench.rough_robot import Diary
 SETTINGS = MixedSettings(robots=2, seconds=1.5, rounds=1, hz=4)
 
 
+@pytest.mark.slow
 def test_robots_beside_everybody_else_lose_nothing():
     result = measure(PolicyOptions(model="random"), SETTINGS)
     assert result["lost"] == {"alone": 0, "mixed": 0, "elsewhere": 0} and result["latency_ms"]["mixed"]["n"] > 0

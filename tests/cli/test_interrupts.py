@@ -14,6 +14,7 @@ import pytest
 
 from tests import recordings
 from tests.serving import until
+from tests.slow import slow
 from vlm_local.cli import main
 
 LATEST_S = 20.0  # for 2 s on an idle machine; RemotePolicy alone would wait for 30 s
@@ -90,8 +91,8 @@ def data_set(tmp_path):
     ("command", "goes_on"),
     [
         ("sim --task reach", "the same command goes on from here"),
-        ("spatial --scenes 2 --level easy", "the same command goes on from here"),
-        ("eval --data DATA --workers 2", "the same command goes on from here"),
+        slow("spatial --scenes 2 --level easy", "the same command goes on from here"),
+        slow("eval --data DATA --workers 2", "the same command goes on from here"),
     ],
 )
 def test_while_a_server_does_not_answer(command, goes_on, silent_server, data_set, tmp_path):

@@ -61,6 +61,7 @@ def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
 
 
+@pytest.mark.slow
 def test_adapters_are_a_folder_that_brings_its_base(samples, tmp_path):
     base = tiny_checkpoint("qwen2-vl")
     _tune(base, tmp_path, samples, num_steps=50, lora=16)
@@ -88,7 +89,7 @@ class KilledAt:
         return self._samples.draw(step, num_samples)
 
 
-@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize("lora", [slow(0), 4])
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(lora, samples, tmp_path):
     base = tiny_checkpoint("qwen2-vl")
     _tune(base, tmp_path / "whole", samples, num_steps=12, lora=lora)

@@ -208,7 +208,7 @@ def test_the_leaderboard_takes_verified_runs_only(simulation, evaluation, tmp_pa
     folder = shutil.copytree(simulation, tmp_path / "run")
     board, archive = tmp_path / "board.md", tmp_path / "run.evidence.zip"
     assert main(["pack", str(folder)]) == 0
-    stamp = capsys.readouterr().out.split()[-1]
+    stamp = json.loads(capsys.readouterr().out.splitlines()[-1])["seal"]
     assert main(["verify", str(archive)]) == 0
     assert f"seal {stamp}" in capsys.readouterr().out
     assert main(["leaderboard", str(archive), "--out", str(board)]) == 0
