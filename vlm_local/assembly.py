@@ -22,12 +22,11 @@ from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar, load_phrase_grammar
 from vlm_local.models import DEFAULT, find_checkpoint
 from vlm_local.plain import hide_secrets
-from vlm_local.policy import Policy, Settings, VLMPolicy
+from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
 from vlm_local.primitives import list_phrases
 from vlm_local.prompts import Template, build_prompt, load_template
 from vlm_local.remote_policy import RemotePolicy
 from vlm_local.types import GenerationRequest, Observation
-from vlm_local.wrappers import HoldPhrase
 
 DEFAULTS = {
     "model": DEFAULT,
@@ -87,7 +86,7 @@ class Policies:
 
     def __init__(
         self,
-        build: Callable[[str, bool], Policy],
+        build: Callable[[str | None, bool], Policy],
         worker: EngineWorker | None,
         metadata: Mapping[str, Any],
         answerer: Answerer | None = None,
@@ -97,9 +96,10 @@ class Policies:
         self._build = build
         self._metadata = metadata
 
-    def build(self, robot: str, tell_all: bool = False) -> Policy:
+    def build(self, robot: str | None, tell_all: bool = False) -> Policy:
         """Waits until the engine is loaded and raises what its load raised.
 
+        robot: None for a policy that no robot waits for.
         tell_all: with the probabilities of all phrases, as far as the engine can tell them.
         """
         if self.worker is not None:
@@ -256,7 +256,9 @@ class _Plan:
             return EngineProcess(load)
         return EngineProcess(load, deadline_ms / 1e3 + _HUNG_S, stopped_after_s=deadline_ms / 1e3)
 
-    def build_policy(self, robot: str, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool) -> Policy:
+    def build_policy(
+        self, robot: str | None, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool
+    ) -> Policy:
         best = "fast" if self._options.engine == "openai" else "exact"  # servers give bounds only
         policy = VLMPolicy(
             worker.generate,

@@ -29,7 +29,7 @@ _NO_SUCH_ROUTE = (404, 405, 501)
 
 
 # No page in a browser can send a header that begins with "Sec-", so a server of ours knows that it may answer
-# under whatever name it was reached (see server/origins.py).
+# under whatever name it was reached (see server/access.py).
 _NO_BROWSER = {"Sec-Vlm-Local": "client"}
 
 

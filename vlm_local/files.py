@@ -14,7 +14,8 @@ import numpy as np
 
 from vlm_local.errors import ConfigError
 
-_LOCK = ".lock"
+LOCK = ".lock"
+_PACKAGE = Path(__file__).resolve().parent
 MAX_JSON_BYTES = 64 << 20  # a description of a data set has a few kB
 
 
@@ -61,7 +62,7 @@ def lock_folder(folder: Path) -> TextIO:
 
     Raises ConfigError where another process has it.
     """
-    file = (folder / _LOCK).open("a")
+    file = (folder / LOCK).open("a")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -73,7 +74,7 @@ def lock_folder(folder: Path) -> TextIO:
 def is_locked(folder: Path) -> bool:
     """Whether a process has taken the folder by lock_folder."""
     try:
-        with (folder / _LOCK).open("rb") as file:
+        with (folder / LOCK).open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
@@ -142,3 +143,11 @@ def read_foreign_json_lines(path: Path, report: Callable[[str], None]) -> Iterat
                     yield parse_json(line)
                 except ValueError as error:
                     report(f"{path}, line {number}: {error}")
+
+
+def find_shipped(name: str) -> Path:
+    """Folder of shipped data, "grammars" or "checkpoints"."""
+    for folder in (_PACKAGE / name, _PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"the folder {name!r} is neither in {_PACKAGE} nor beside it; install the package again")

@@ -16,8 +16,8 @@ from lark.exceptions import GrammarError as LarkError
 from lark.exceptions import UnexpectedInput
 from lark.load_grammar import load_grammar as load_lark
 
-from vlm_local.errors import GrammarError
-from vlm_local.paths import find_shipped
+from vlm_local.errors import GrammarError, suggest
+from vlm_local.files import find_shipped
 from vlm_local.primitives import list_phrases
 
 DEFAULT = "primitives"
@@ -63,8 +63,11 @@ def _load(name: str | Path) -> tuple[Grammar, dict[str, _Pieces]]:
         data = path.read_bytes()
         text = data.decode("utf-8")
     except OSError:
-        shipped = ", ".join(sorted(file.stem for file in find_shipped("grammars").glob("*.lark")))
-        raise GrammarError(f"grammar {name}: there is no file {path}; the shipped grammars are {shipped}") from None
+        shipped = sorted(file.stem for file in find_shipped("grammars").glob("*.lark"))
+        raise GrammarError(
+            f"grammar {name}: there is no file {path}{suggest(path.stem, shipped)}; the shipped grammars are "
+            f"{', '.join(shipped)}"
+        ) from None
     except UnicodeDecodeError as error:
         raise GrammarError(f"{path} is not UTF-8 text: {error}") from None
     sentences = _Enumeration(str(path), text).list_sentences()

@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_local.checkpoint import ADAPTER, CONFIG, Checkpoint, estimate_memory, open_checkpoint
-from vlm_local.errors import ConfigError
-from vlm_local.files import read_json_object
-from vlm_local.paths import find_shipped
+from vlm_local.errors import ConfigError, suggest
+from vlm_local.files import find_shipped, read_json_object
 
 DEFAULT = "tiny"
 
@@ -220,8 +219,12 @@ def _check_disk(cache: Path, size: int, name: str) -> None:
 def _explain_unknown(name: str) -> str:
     if _is_path(name):
         return f"there is no folder {name}"
-    known = ", ".join(model.name for model in MODELS)
-    return f"there is no model {name!r}: give one of {known}; a folder; or a repository of the hub (org/name)"
+    names = [model.name for model in MODELS]
+    nearest = suggest(name, [*names, "random", "stop"])
+    return (
+        f"there is no model {name!r}{nearest or ':'} give one of {', '.join(names)}; a folder; or a repository of the "
+        "hub (org/name)"
+    )
 
 
 def _explain_missing(name: str, repository: str, reason: str) -> str:
@@ -237,7 +240,7 @@ def _explain_missing(name: str, repository: str, reason: str) -> str:
     looked = ", ".join(str(folder) for folder in _list_folders(name))
     return (
         f"{name} is not on this machine: there is no model in {looked}, nor {repository} in the Hugging Face cache "
-        f"{HF_HUB_CACHE}, and {reason}. Where there is internet, `python -m vlm_local fetch {name}` gets it{size}; "
-        f"a copy of the folder that it prints (cp -rL) may also lie in checkpoints/{model.name if model else name}."
-        f"{gate}"
+        f"{HF_HUB_CACHE}, and {reason}. Where there is internet, `.venv/bin/python -m vlm_local fetch {name}` gets "
+        f"it{size}; a copy of the folder that it prints (cp -rL) may also lie in "
+        f"checkpoints/{model.name if model else name}.{gate}"
     )

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -77,11 +77,14 @@ class VLMPolicy:
         template: Template,
         settings: Settings = Settings(),
         table: StepTable = StepTable(),
-        robot: str = "robot",
+        robot: str | None = "robot",
         forget: Callable[[str], None] = lambda episode: None,
         metadata: Mapping[str, Any] | None = None,
     ):
-        """generate: blocks until the engine answered. forget: drops what it kept of an episode."""
+        """generate: blocks until the engine answered. forget: drops what it kept of an episode.
+
+        robot: None where no robot waits for the answers; nothing is kept between them, and robots go first.
+        """
         self._generate = generate
         self._forget = forget
         self._grammar = grammar
@@ -93,22 +96,23 @@ class VLMPolicy:
         self._metadata = dict(metadata or {})
         self._latch = GripperLatch()
         self._episode = 0
-        self.reset(derive_seed(0, robot, 0))
+        self.reset(derive_seed(0, robot or "", 0))
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         return self._metadata
 
     def reset(self, seed: int) -> None:
-        self._forget(self._key)
+        if self._key is not None:
+            self._forget(self._key)
         self._episode += 1
         self._seed = seed
         self._phrases: list[str] = []
         self._latch.reset()
 
     @property
-    def _key(self) -> str:
-        return f"{self._robot}/{self._episode}"
+    def _key(self) -> str | None:
+        return None if self._robot is None else f"{self._robot}/{self._episode}"
 
     def act(self, observation: Observation) -> Decision:
         start = perf_counter()
@@ -157,3 +161,36 @@ class VLMPolicy:
             "marginals": marginals,
             "missing_mass": generation.missing_mass,
         }
+
+
+class HoldPhrase:
+    """Answers every decision of the inner policy for `steps` control steps, from memory in between.
+
+    ECoT's phrase describes three control steps. `extra["held"]` counts the steps since it was made. After
+    steps that something else answered, the inner policy is asked again.
+    """
+
+    def __init__(self, policy: Policy, steps: int):
+        self._policy = policy
+        self._steps = steps
+        self._decision: Decision | None = None
+        self._age = 0
+        self._last_step = -1
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return {**self._policy.metadata, "steps_per_phrase": self._steps}
+
+    def reset(self, seed: int) -> None:
+        self._decision = None
+        self._policy.reset(seed)
+
+    def act(self, observation: Observation) -> Decision:
+        follows = observation.step == self._last_step + 1
+        self._last_step = observation.step
+        if self._decision is not None and follows and self._age + 1 < self._steps:
+            self._age += 1
+            return replace(self._decision, timings_ms={}, extra={**self._decision.extra, "held": self._age})
+        self._decision, self._age = None, 0  # a fault leaves nothing to answer from
+        self._decision = self._policy.act(observation)
+        return self._decision

@@ -30,11 +30,11 @@ def choose_deciding(metadata: Mapping[str, Any]) -> dict[str, Any]:
 def join_parts(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:
     """`there`, which a result says of itself, where it is now continued with `here`.
 
-    `continued_with` lists what later parts were made with, where that differs.
+    `continued_with` lists what later parts were made with, where that differs; `here` may say nothing of it.
     """
     parts = [_choose(there, _MADE_WITH), *there.get("continued_with", [])]
     part = _choose(here, _MADE_WITH)
-    later = parts[1:] if part in parts else [*parts[1:], part]
+    later = parts[1:] if part in parts or not part else [*parts[1:], part]
     return {**there, **({"continued_with": later} if later else {})}
 
 

@@ -92,7 +92,7 @@ class GenerationRequest:
     sentences: the grammar's sentences in file order (the order sampling draws in); tuples are
         hashable and engines cache what they build from them.
     episode: key of the robot's current episode; KV and drafts are shared under the same key only.
-        None shares nothing.
+        None shares nothing and is no robot's: a question, or a try.
     drafts: sentences that are likely, likeliest first (the last ones said in this episode).
     decide: "greedy" token by token, "map" the most probable sentence, "sample" by `uniform`.
     temperature: divides the restricted logits of every token when sampling.

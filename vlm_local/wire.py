@@ -182,6 +182,12 @@ def _decode_proprio(value: Any) -> np.ndarray | None:
             raise RequestError(f"{expected}got one too large for a double") from None
     else:
         raise RequestError(f"{expected}got {_show(value)}")
+    return build_proprio(array)
+
+
+def build_proprio(array: np.ndarray) -> np.ndarray:
+    """7 or 8 measured numbers -> float64 (7,), as in types.Observation. Raises RequestError."""
+    expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
     if array.shape not in ((7,), (8,)) or array.dtype.kind not in "iuf":
         raise RequestError(f"{expected}got {array.dtype} of shape {array.shape}")
     array = array.astype(np.float64)
@@ -199,7 +205,7 @@ def decode_image(value: Any) -> np.ndarray:
         image = _decode_array(value, "image")
         if image.dtype != np.uint8:
             raise RequestError(f"image: expected dtype uint8 with values 0..255, got {image.dtype}")
-        _check_image_shape(image.shape)
+        check_image_shape(image.shape)
         return image
     if isinstance(value, str):
         return _decode_image_file(value)
@@ -208,7 +214,8 @@ def decode_image(value: Any) -> np.ndarray:
     raise RequestError(f"image: expected a json_numpy array, a nested list or a base64 PNG or JPEG, got {_show(value)}")
 
 
-def _check_image_shape(shape: tuple[int, ...]) -> None:
+def check_image_shape(shape: tuple[int, ...]) -> None:
+    """Raises RequestError unless it is (H, W, 3) with sides that a camera may have."""
     if len(shape) != 3 or shape[2] != 3 or not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
         raise RequestError(f"image: expected shape (H, W, 3) with sides {MIN_SIDE} to {MAX_SIDE}, got {shape}")
 
@@ -218,11 +225,15 @@ def _decode_array(value: Mapping[str, Any], name: str) -> np.ndarray:
     text, dtype, shape = (value.get(key) for key in ("__numpy__", "dtype", "shape"))
     if not isinstance(text, str) or not isinstance(dtype, str) or not isinstance(shape, list):
         raise RequestError(f"{name}: expected a json_numpy object with the keys '__numpy__', 'dtype' and 'shape'")
+    return build_array(_decode_base64(text, name), dtype, shape, name)
+
+
+def build_array(data: bytes, dtype: str, shape: list, name: str) -> np.ndarray:
+    """Bytes, a plain dtype's name and a shape -> array. Raises RequestError where they do not fit together."""
     if not _DTYPE.fullmatch(dtype):
         raise RequestError(f"{name}: dtype {dtype[:40]!r} is not allowed; send numbers such as '|u1' or '<f8'")
     if len(shape) > 4 or not all(type(side) is int and 0 < side <= 2**31 for side in shape):
         raise RequestError(f"{name}: {_show(shape)} is no shape; expected up to 4 whole numbers above 0")
-    data = _decode_base64(text, name)
     kind = np.dtype(dtype)
     expected = math.prod(shape) * kind.itemsize
     if len(data) != expected:
@@ -246,7 +257,7 @@ def _decode_nested(rows: list) -> np.ndarray:
     pixels = list(chain.from_iterable(rows))
     if not all(isinstance(pixel, list) and len(pixel) == 3 for pixel in pixels):
         raise RequestError("image: expected a nested list of shape (H, W, 3), but a pixel is not 3 numbers")
-    _check_image_shape((len(rows), width, 3))
+    check_image_shape((len(rows), width, 3))
     try:
         data = bytes(chain.from_iterable(pixels))
     except (TypeError, ValueError):
@@ -260,18 +271,22 @@ def _decode_image_file(text: str) -> np.ndarray:
     if prefix is None and text[:5].lower() == "data:":
         raise RequestError(f"image: a data URL must start with data:image/png;base64, or jpeg, not {text[:40]!r}")
     plain = text[prefix.end() if prefix else 0 :].encode("ascii", "replace")
-    data = _decode_base64(plain.translate(None, b" \t\r\n"), "image")
+    return decode_picture_file(_decode_base64(plain.translate(None, b" \t\r\n"), "image"))
+
+
+def decode_picture_file(data: bytes) -> np.ndarray:
+    """The bytes of a PNG or JPEG file -> uint8 (H, W, 3). Raises RequestError."""
     check_picture_file(data)
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
-            _check_image_shape((file.height, file.width, 3))
+            check_image_shape((file.height, file.width, 3))
             if file.mode not in _IMAGE_MODES:
                 raise RequestError(f"image: expected 8 bits a channel, got a file of mode {file.mode}")
             return np.array(file.convert("RGB"))
     except RequestError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds for a broken file
-        raise RequestError(f"image: the {len(data)} bytes in base64 are no PNG or JPEG file ({error})") from None
+        raise RequestError(f"image: the {len(data)} bytes are no PNG or JPEG file ({error})") from None
 
 
 def _show(value: Any) -> str:

@@ -11,7 +11,7 @@ from tests import recordings
 from vlm_local.cli import main
 from vlm_local.data import open_episodes
 from vlm_local.data.runs import RunWriter
-from vlm_local.evaluation.answers import PolicyAnswerer
+from vlm_local.lab.offline.answers import PolicyAnswerer
 from vlm_local.prompts import load_template
 from vlm_local.training.samples import RecordedSamples
 from vlm_local.types import Decision

@@ -103,7 +103,7 @@ def test_a_gripper_that_someone_closed_in_a_pause_stays_closed():
 
 
 def test_made_up_names_do_not_make_it_forgotten(monkeypatch):
-    monkeypatch.setattr("vlm_local.server.kept._MAX_NAMES", 3)
+    monkeypatch.setattr("vlm_local.server.state._MAX_NAMES", 3)
     with serve() as server:
         _close(server)
         for number in range(6):

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.slow import slow
 from vlm_local.actions import build_action
 from vlm_local.errors import ConfigError
 from vlm_local.primitives import parse_phrase
@@ -113,6 +114,7 @@ def _train(start, folder, num_rounds, seed=0, recipe=RECIPE, **fields):
     return SimulatedTraining(start, folder, course, recipe, seed).run()
 
 
+@pytest.mark.slow
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
     write_tiny(tmp_path / "start", seed=0)
     whole = _train(tmp_path / "start", tmp_path / "whole", 3)
@@ -137,7 +139,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
     assert (tmp_path / "whole" / "state.pt").read_bytes() == state and not (tmp_path / "whole" / "untrained").exists()
 
 
-@pytest.mark.parametrize("task", ["open_drawer", "eggplant_in_sink"])
+@pytest.mark.parametrize("task", ["open_drawer", slow("eggplant_in_sink")])
 def test_a_task_without_a_red_thing_is_learnt_from_the_first_round(task, tmp_path):
     write_tiny(tmp_path / "start", seed=0)
     student = _train(tmp_path / "start", tmp_path / "run", 1, mixes={0: {task: 1.0}})

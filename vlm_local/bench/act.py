@@ -21,6 +21,7 @@ import psutil
 
 from vlm_local.bench.sequences import load_sequences
 from vlm_local.errors import ConfigError, EngineError
+from vlm_local.progress import track
 from vlm_local.provenance import describe_machine
 from vlm_local.wire import encode_array
 
@@ -164,7 +165,7 @@ def list_flags(options) -> list[str]:
 def measure_alone(client: "Client", num_requests: int) -> dict[str, list[float]]:
     """One client alone: milliseconds in /act and of the round trip beyond the engine's, and the engine's."""
     times: dict[str, list[float]] = {"server_overhead_ms": [], "round_trip_overhead_ms": [], "engine_ms": []}
-    for index in range(_WARM_UP + num_requests):
+    for index in track(range(_WARM_UP + num_requests), "one robot", "request"):
         start = perf_counter()
         stages = client.act()
         round_trip = 1e3 * (perf_counter() - start)
@@ -190,7 +191,7 @@ def measure_together(
         client.act()
     rates: dict[int, list[float]] = {count: [] for count in counts}
     answers, cpu_s = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0.0)
-    for _ in range(rounds):
+    for _ in track(range(rounds), "robots at once", "round"):
         for count in counts:
             before = server.read_cpu_s()
             number, taken_s = _drive(clients[:count], seconds)

@@ -17,7 +17,7 @@ from vlm_local.bench.sequences import load_sequences
 from vlm_local.bench.steering import Steering, steer_tree
 from vlm_local.bench.subject import Subject, load_subject, play_episode
 from vlm_local.decoding import session, tree
-from vlm_local.decoding.belief import Belief
+from vlm_local.decoding.distribution import TrieDistribution
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import DynamicKV
 from vlm_local.decoding.static import StaticForwards, StaticKV
@@ -34,7 +34,7 @@ _PARTS = {
     "language model": ((StaticKV, "run"), (DynamicKV, "run")),
     "head": ((session.Session, "score"),),
     "keep prefix": ((session.Session, "keep_prefixes"),),
-    "learn": ((Belief, "learn"),),
+    "learn": ((TrieDistribution, "learn"),),
     "select nodes": ((tree, "select_nodes"),),
     "decide": ((tree, "decide"),),
     "certify": ((tree, "certify"),),

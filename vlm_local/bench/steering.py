@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from vlm_local.decoding.families import PreparedRequest
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.session import Session
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.decoding.trie import TokenTrie, tokenize_sentences
-from vlm_local.decoding.types import PreparedRequest
 from vlm_local.types import Generation
 
 BONUS = 6.0  # what a phrase gets from it is in the results, as said_probability
@@ -30,7 +30,7 @@ class _SteeredSession(Session):
         scores = super().score(nodes, hidden)
         if self.steering.target is not None:
             for task, read, logits in zip(self.tasks, nodes, scores, strict=True):
-                self._push(task.ground.trie, read, logits)
+                self._push(task.grammar.trie, read, logits)
         return scores
 
     def _push(self, trie: TokenTrie, nodes: np.ndarray, logits: np.ndarray) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from vlm_local.cli.options import count, seed, workers
+from vlm_local.cli.output import print_result
 
 _EPISODES, _SEED = 100, 100_000
 
@@ -39,19 +40,23 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vlm_local.ceiling.episodes import Plan
-    from vlm_local.ceiling.mistakes import DRAWS
-    from vlm_local.ceiling.study import run_predictions, run_study
+    from vlm_local.lab.ceiling.episodes import CeilingPlan
+    from vlm_local.lab.ceiling.error_models import DRAWS
+    from vlm_local.lab.ceiling.run import run_predictions, run_study
     from vlm_local.sim.tasks import TASKS
 
     tasks = tuple(TASKS) if args.tasks == "all" else tuple(dict.fromkeys(args.tasks.split(",")))
-    plan = Plan(tasks, args.level, args.episodes, args.seed)
+    plan = CeilingPlan(tasks, args.level, args.episodes, args.seed)
     if args.predict or args.observed:
         report = run_predictions(args.out, args.predict, args.observed, args.episodes, args.workers)
     else:
         report = run_study(args.out, plan, args.workers)
+    lines = []
     for prediction in report["predictions"]:
         errors = ", ".join(f"{100 * prediction['mean_error'][draw]:.1f} points {draw}" for draw in DRAWS)
-        print(f"{prediction['observed']} from {prediction['source']}: mean error {errors}")
-    print(f"report: {args.out / 'report.html'}")
+        lines.append(f"{prediction['observed']} from {prediction['source']}: mean error {errors}")
+    lines.append(f"report: {args.out / 'report.html'}")
+    numbers = ("observed", "source", "mean_error")
+    predictions = [{name: prediction[name] for name in numbers} for prediction in report["predictions"]]
+    print_result(args, "\n".join(lines), {**report["plan"], "predictions": predictions, "out": str(args.out)})
     return 0

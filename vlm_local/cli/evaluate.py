@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from contextlib import closing
 from pathlib import Path
 
 from vlm_local.cli.options import (
@@ -14,9 +15,10 @@ from vlm_local.cli.options import (
     seed,
     workers,
 )
+from vlm_local.cli.output import print_result
 from vlm_local.plain import escape_controls, hide_secrets
 
-_BAR = "{percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go{postfix}"
+_HEADLINES = ("steps", "episodes", "unanswered", "exact", "axis_accuracy", "opposite")
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -35,9 +37,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--limit", type=count(), metavar="N", help="only the first N episodes [all]")
     parser.add_argument("--seed", type=seed(), default=0, help="of draws, intervals and tests [0]")
     parser.add_argument("--workers", type=workers(), default=1, metavar="N", help="episodes at a time [1]")
-    parser.add_argument("--resume", action="store_true", help="go on with what stands in --out, and score it again")
+    parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # what is always done
     add_policy_options(parser, "--policy")
-    parser.set_defaults(run=_eval, goes_on="the same command with --resume goes on from here")
+    parser.set_defaults(run=_eval, goes_on="the same command goes on from here")
 
     parser = subparsers.add_parser("compare", help="two evaluations on the same steps, with p-values")
     parser.add_argument("ours", metavar="A", type=Path, help="--out folder of an evaluation")
@@ -54,20 +56,20 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 def _eval(args: argparse.Namespace) -> int:
     from itertools import takewhile
 
-    from tqdm import tqdm
-
     from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
-    from vlm_local.evaluation import baselines
-    from vlm_local.evaluation.offline import Plan, evaluate
-    from vlm_local.evaluation.tables import format_report
+    from vlm_local.lab.offline import baselines
+    from vlm_local.lab.offline.report import format_report
+    from vlm_local.lab.offline.run import EvaluationPlan, evaluate
+    from vlm_local.lab.sources import open_source
+    from vlm_local.progress import open_bar
 
     options = read_policy_options(args)
     if args.model in baselines.NAMES:
         refuse_all_but(options, "offline")
     selection = read_data_options(args)
     about = open_data_set(args.data, selection, lambda problem: None).about
-    plan = Plan(
+    plan = EvaluationPlan(
         hide_secrets(args.model or "tiny"),
         args.data,
         args.camera,
@@ -78,7 +80,7 @@ def _eval(args: argparse.Namespace) -> int:
         args.state_layout,
     )
     num_episodes = min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
-    bar = tqdm(total=num_episodes, bar_format=_BAR, disable=None)
+    bar = open_bar("eval", num_episodes, "episode")
 
     def open_data(report):
         episodes = open_data_set(args.data, selection, report).episodes
@@ -89,45 +91,34 @@ def _eval(args: argparse.Namespace) -> int:
             plan,
             args.out,
             open_data,
-            lambda: _open_policies(options, args.workers),
+            lambda: open_source(options),
             args.workers,
-            args.resume,
             about_data=about,
             progress=bar.update,
             warn=lambda text: bar.write(escape_controls(f"left out: {text}"), file=sys.stderr),
         )
-    print(f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}")
+    table = f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}"
+    result = {name: report[name] for name in _HEADLINES} | {"left_out": len(report["left_out"])}
+    result |= {"interval": report["intervals"].get("exact"), "policy": report["policy"]["name"], "out": str(args.out)}
+    print_result(args, table, result)
     return 0
 
 
-def _open_policies(options, workers: int):
-    """As ever, but workers that share a server of ours get a robot there each; other servers know no robots."""
-    from vlm_local.assembly import Policies, open_policies
-    from vlm_local.remote_policy import RemotePolicy
-
-    policies = open_policies(options)
-    if workers == 1 or policies.metadata.get("server") != "vlm-local" or "/s/" in options.model:
-        return policies
-    url = options.model.rstrip("/")
-    return Policies(lambda robot, tell_all: RemotePolicy(f"{url}/s/{robot}"), None, policies.metadata)
-
-
 def _compare(args: argparse.Namespace) -> int:
-    from vlm_local.evaluation.compare import compare_rows
-    from vlm_local.evaluation.rows import load_rows
-    from vlm_local.evaluation.tables import format_comparison
+    from vlm_local.lab.offline.compare import compare_rows, format_comparison
+    from vlm_local.lab.offline.rows import load_rows
 
     result = compare_rows(load_rows(args.ours), load_rows(args.theirs))
-    print(format_comparison(result, str(args.ours), str(args.theirs)))
+    print_result(args, format_comparison(result, str(args.ours), str(args.theirs)), result)
     return 0
 
 
 def _replay(args: argparse.Namespace) -> int:
-    from vlm_local.assembly import open_policies
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.runs import read_run
     from vlm_local.errors import DataError
-    from vlm_local.evaluation.replay import replay_episode
+    from vlm_local.lab.offline.replay import replay_episode
+    from vlm_local.lab.sources import open_source
 
     def replay(episode) -> list:
         """Print an episode's steps; returns them."""
@@ -140,20 +131,18 @@ def _replay(args: argparse.Namespace) -> int:
 
     if not (args.recording / "episodes").is_dir():
         raise DataError(f"{args.recording} is no recorded run: it has no folder episodes/")
-    policies = open_policies(read_policy_options(args))
     num_steps = num_same = 0
-    try:
-        policy = policies.build("replay")
+    with closing(open_source(read_policy_options(args))) as source:
+        policy = source.build("replay")
         for episode in read_run(args.recording, ProblemPrinter()):
             steps = replay(episode)
             different = [step.step for step in steps if step.differs]
             print(f"first divergence: step {different[0]}" if different else "they agree throughout")
             num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
-    finally:
-        policies.close()
     if not num_steps:
         raise DataError(f"{args.recording} holds no step")
-    print(f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})")
+    table = f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})"
+    print_result(args, table, {"steps": num_steps, "same": num_same})
     return 0
 
 

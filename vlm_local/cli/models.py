@@ -9,7 +9,7 @@ def add_commands(subparsers) -> None:
     fetch = subparsers.add_parser("fetch", help="download a model")
     fetch.add_argument("name", metavar="NAME", help="a name of `models`, or a repository of the hub (org/name)")
     fetch.add_argument("--offline", action="store_true", help="download nothing: only say where it is")
-    fetch.set_defaults(run=_fetch)
+    fetch.set_defaults(run=_fetch, goes_on="the same command goes on with what is here already")
 
 
 def _list_models(args: argparse.Namespace) -> int:

@@ -8,11 +8,12 @@ _HELP = "answer robots over HTTP"
 _TOKEN_VARIABLE = "VLM_LOCAL_TOKEN"
 _LOG_LINE = "%(asctime)s %(levelname)s %(message)s"
 MAX_PORT = 2**16 - 1
+MAX_HORIZON = 100  # steps; OpenPI's clients play 5 to 10
 _DEADLINE_MS = 60_000.0  # a hung forward ends the wait; AutoEval itself would wait for ever
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("serve", help=_HELP, description=_HELP)
+    parser = subparsers.add_parser("serve", help=_HELP)
     add_policy_options(parser)
     parser.set_defaults(run=run, deadline_ms=_DEADLINE_MS)
     server = parser.add_argument_group("server").add_argument
@@ -35,6 +36,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     access("--host-name", default="", metavar="NAME,...", help="names that this machine has elsewhere, as at a tunnel")
     access("--insecure", action="store_true", help="listen to other machines without token or --allow-from")
     access("--rate-limit", type=number(0.001, 1e6), metavar="N", help="requests to /act a second and address [any]")
+    websocket = parser.add_argument_group("websocket", "for clients of OpenPI, RoboArena and vla-eval").add_argument
+    text = "listen here, too; 0 takes any that is free and prints it [no websocket]"
+    websocket("--websocket-port", type=count(0, MAX_PORT), metavar="N", help=text)
+    text = "steps in an answer, for which its phrase holds [--steps-per-phrase]"
+    websocket("--horizon", type=count(1, MAX_HORIZON), metavar="N", help=text)
     tunnel = parser.add_argument_group("tunnel").add_argument
     tunnel("--tunnel", metavar="USER@HOST[:PORT]", help="keep a reverse ssh forward from there to here")
     tunnel("--remote-port", type=count(0, MAX_PORT), metavar="N", help="of the forward [--port]")
@@ -47,29 +53,32 @@ def run(args: argparse.Namespace) -> int:
     from vlm_local.logs import STDOUT, LineWriter, start_logging
     from vlm_local.plain import make_log_plain
 
-    start_logging(_LOG_LINE)
+    start_logging(_LOG_LINE, logging.WARNING if args.quiet else logging.INFO)
     make_log_plain(_LOG_LINE)
     for client in ("httpx", "httpx2"):  # below the openai package: a line for every request
         logging.getLogger(client).setLevel(logging.WARNING)
     from vlm_local.assembly import open_policies
-    from vlm_local.libc import share_heaps
-    from vlm_local.server.run import RunningServer, serve_until_stopped
-    from vlm_local.server.serve import bind
+    from vlm_local.processes import share_heaps
+    from vlm_local.server.serve import RunningServer, bind, serve_until_stopped
 
     share_heaps()
-    settings, around = read_settings(args), read_surroundings(args)
+    settings, options = read_settings(args), read_run_options(args)
     listener = bind(args.host, args.port)
     policies = open_policies(read_policy_options(args), apart=True)
-    server = RunningServer(policies, settings, around, listener)
+    server = RunningServer(policies, settings, options, listener)
     url = server.url + settings.prefix
     out = LineWriter(STDOUT)
 
     def tell_loading():
         out.put(f"loading {policies.metadata.get('model')}; {url}/health tells when it answers")
+        recorded = "nothing is recorded" if server.run_folder is None else f"recording to {server.run_folder}"
+        out.put(f"open {url}/{'t/TOKEN/' if _find_token(args) else ''} in a browser; {recorded}")
 
     def tell_ready():
         trained = policies.metadata.get("trained")
         out.put(f"ready: {policies.metadata.get('model')} at {url}" + (", trained" if trained else ""))
+        if server.websocket_url is not None:
+            out.put(f"websocket: {server.websocket_url} for OpenPI, {server.websocket_url}vla-eval for vla-eval")
         if trained is False:
             out.put("warning: the weights are untrained, so the answers mean nothing")
 
@@ -137,19 +146,23 @@ def _find_token(args: argparse.Namespace) -> str | None:
         raise ConfigError(f"--token-file {args.token_file} cannot be read ({error})") from None
 
 
-def read_surroundings(args: argparse.Namespace):
-    """Parsed flags -> Surroundings. Raises ConfigError."""
+def read_run_options(args: argparse.Namespace):
+    """Parsed flags -> RunOptions. Raises ConfigError."""
     from pathlib import Path
 
     from vlm_local.errors import ConfigError
-    from vlm_local.server.run import Surroundings
+    from vlm_local.server.serve import RunOptions
     from vlm_local.server.tunnel import parse_target
 
     remote_port = args.port if args.remote_port is None else args.remote_port
     if args.tunnel is None and args.remote_port is not None:
         raise ConfigError("--remote-port belongs to --tunnel, which is missing")
-    return Surroundings(
+    if args.websocket_port is None and args.horizon is not None:
+        raise ConfigError("--horizon belongs to --websocket-port, which is missing")
+    return RunOptions(
         record=None if args.record == "off" else Path(args.record),
         max_record_bytes=None if args.record_max_gb is None else int(1e9 * args.record_max_gb),
         tunnel=None if args.tunnel is None else parse_target(args.tunnel, remote_port),
+        websocket_port=args.websocket_port,
+        horizon=args.horizon,
     )

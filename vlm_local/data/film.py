@@ -56,6 +56,7 @@ def draw_step(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, room: float, colour: tuple) -> None:
     """One line of text: smaller where it is long, cut where it is too long for that."""
+    text = text[:_WIDTH]  # a letter is wider than a pixel; without this, cutting a long text takes seconds a frame
     while size > 12 and draw.textlength(text, _font(size)) > room:
         size -= 1
     while text and draw.textlength(text, _font(size)) > room:

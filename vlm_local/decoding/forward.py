@@ -17,7 +17,7 @@ from vlm_local.decoding.layout import Chunk
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class PlacedImage:
     """One row's image features and where they go: columns (n,) of the chunk."""
 
     features: ImageFeatures
@@ -48,7 +48,7 @@ class DynamicKV:
         for index, (keys, values) in enumerate(stacked):
             self._cache.update(keys, values, index)
 
-    def run(self, chunk: Chunk, images: Sequence[Placed], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Append a chunk. Returns hidden states (n, hidden) behind the last norm, for each row those at
         its `picks` (n,), columns of the chunk.
 
@@ -117,7 +117,7 @@ def _build_mask(family: Family, visible: torch.Tensor) -> torch.Tensor:
     return scores.masked_fill_(~visible, torch.finfo(family.dtype).min)[:, None]
 
 
-def _insert(base: torch.Tensor, images: Sequence[Placed], values: Sequence[torch.Tensor]) -> torch.Tensor:
+def _insert(base: torch.Tensor, images: Sequence[PlacedImage], values: Sequence[torch.Tensor]) -> torch.Tensor:
     """(B, T, hidden) with each row's `values` in its image's places."""
     length = base.shape[1]
     places = np.concatenate([row * length + placed.columns for row, placed in enumerate(images)])

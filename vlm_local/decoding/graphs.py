@@ -59,7 +59,7 @@ class GraphPool:
         return replay
 
 
-class Staged:
+class StagedBuffer:
     """A buffer on the model's device and its image in the CPU's memory, pinned where there is a GPU.
 
     The image may be written again once the device has been waited for, as every step does in its end.

@@ -14,9 +14,9 @@ import torch
 import transformers
 from outlines.backends.llguidance import LLGuidanceBackend
 
-from vlm_local.decoding.belief import refuse_not_finite
+from vlm_local.decoding.distribution import refuse_not_finite
+from vlm_local.decoding.families import LoadedModel, PreparedRequest
 from vlm_local.decoding.trie import MAX_GRAMMARS, tokenize_sentences
-from vlm_local.decoding.types import LoadedModel, PreparedRequest
 from vlm_local.errors import EngineError
 from vlm_local.types import Generation
 

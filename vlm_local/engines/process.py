@@ -18,10 +18,10 @@ from typing import Any
 
 import psutil
 
-from vlm_local.engines import Engine, Outcome, explained
+from vlm_local.engines import Engine, Outcome, as_engine_error
 from vlm_local.errors import EngineError, VLMLocalError
-from vlm_local.libc import die_with_parent
 from vlm_local.logs import start_logging, take_over_logging
+from vlm_local.processes import die_with_parent
 from vlm_local.types import GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ _RESTART_EVERY_S = 30.0  # at the latest, where loading fails again and again
 class EngineProcess:
     """The engine that `load` makes, on the other side of a pipe. A process that died or hung is started anew.
 
-    Requests are prepared over there, too. One thread watches the process and ends it where it must be
+    One thread watches the process and ends it where it must be
     ended, another loads a new one, both also while nobody asks. Whoever uses the pipe holds its lock.
     The process ends with the thread that started it, however that ends.
     """
@@ -68,9 +68,6 @@ class EngineProcess:
     def is_down(self) -> bool:
         """Whether the process cannot answer now: stopped, ended, or loading again. Any thread may ask."""
         return self._is_loading or self._stopped_since is not None or self._process.poll() is not None
-
-    def prepare(self, request: GenerationRequest) -> GenerationRequest:
-        return request
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         with self._talk():
@@ -210,7 +207,7 @@ def main() -> None:
 
 def _serve(pipe: Connection) -> None:
     try:
-        with explained("loading the model failed"):
+        with as_engine_error("loading the model failed"):
             engine = pipe.recv()()
     except VLMLocalError as error:
         return pipe.send(error)
@@ -222,25 +219,10 @@ def _serve(pipe: Connection) -> None:
             engine.forget(message)
             continue
         try:
-            with explained("the model failed"):
-                pipe.send((_answer(engine, message), engine.metadata))
+            with as_engine_error("the model failed"):
+                pipe.send((engine.generate(message), engine.metadata))
         except VLMLocalError as error:
             pipe.send(error)
-
-
-def _answer(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Outcome]:
-    prepared = [_prepare(engine, request) for request in requests]
-    ready = [each for each in prepared if not isinstance(each, VLMLocalError)]
-    generations = iter(engine.generate(ready) if ready else ())
-    return [each if isinstance(each, VLMLocalError) else next(generations) for each in prepared]
-
-
-def _prepare(engine: Engine, request: GenerationRequest) -> Any:
-    try:
-        with explained("the request could not be prepared"):
-            return engine.prepare(request)
-    except VLMLocalError as error:
-        return error
 
 
 if __name__ == "__main__":

@@ -14,9 +14,8 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 from PIL import Image
 
-from vlm_local.engines.dialects import DIALECTS, Dialect
+from vlm_local.engines.chat_api import DIALECTS, Completion, Dialect, read_completion, read_reason, shorten
 from vlm_local.engines.masses import Position, build_spelling, is_constrained, tells_end
-from vlm_local.engines.replies import Completion, read_completion, read_reason, shorten
 from vlm_local.errors import ConfigError, RemoteError
 from vlm_local.plain import hide_secrets
 from vlm_local.types import Prompt
@@ -25,7 +24,7 @@ try:
     import openai
 except ImportError:
     raise ConfigError(
-        "--engine openai needs the openai package; install it with: pip install 'vlm-local[openai]'"
+        "--engine openai needs the openai package; install it with: .venv/bin/pip install -e '.[openai]'"
     ) from None
 
 _CONNECT_S = 2.0

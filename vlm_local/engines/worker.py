@@ -2,7 +2,6 @@
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -11,35 +10,33 @@ from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
-import numpy as np
-
-from vlm_local.engines import ConcurrentEngine, Engine, Outcome, explained
-from vlm_local.errors import ConfigError, EngineError, VLMLocalError
+from vlm_local.engines import ConcurrentEngine, Engine, Outcome, as_engine_error, find_fault
+from vlm_local.engines.pictures import scale_down
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
 logger = logging.getLogger(__name__)
 
+OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
+
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """prepared: what the engine made of the request."""
+    """One request, and where its caller waits for the answer. came: monotonic seconds."""
 
     request: GenerationRequest
-    prepared: Any
     future: "Future[Generation]" = field(default_factory=Future)
-
-
-class EngineClosed(EngineError):
-    """The engine was closed while this request waited: the process is ending."""
+    came: float = field(default_factory=monotonic)
 
 
 class EngineWorker:
     """Loads an engine and feeds it, in a thread of its own.
 
-    A request is prepared in its caller's thread, beside the forward of others. Requests that wait
-    while a forward runs share the next one, up to the engine's max_batch; one that comes alone
-    starts at once. A forward cannot be interrupted: past the deadline its callers get an
-    EngineError, its late result is thrown away, and until it returns every new request fails at once.
+    Requests that wait while a forward runs share the next one, up to the engine's max_batch; one that
+    comes alone starts at once. Requests of an episode are a robot's: they go before others and share no
+    forward with them. Large pictures are scaled down in their callers' threads. A forward cannot be
+    interrupted: past the deadline its callers get an EngineError, its late result is thrown away, and
+    until it returns every new request fails at once.
     A ConcurrentEngine is given each request as it comes.
     """
 
@@ -63,7 +60,7 @@ class EngineWorker:
         self._closed = False
         self._loaded = threading.Event()  # or failed, or closed
         self._changed = threading.Condition()
-        self._waiting: deque[_Job] = deque()
+        self._waiting: list[_Job] = []
         self._running: list[_Job] = []
         self._running_since: float | None = None
         self._submitted: set[_Job] = set()
@@ -107,10 +104,10 @@ class EngineWorker:
     def generate(self, request: GenerationRequest) -> Generation:
         """Block until the engine answered. Raises EngineError where it failed or took too long."""
         self.wait_loaded()
-        start = perf_counter()
-        job = _Job(request, self._prepare(request))
+        if not isinstance(self._engine, ConcurrentEngine):  # others wait for those beside them
+            request = replace(request, image=scale_down(request.image))
         submitted = perf_counter()
-        prepare_s = submitted - start
+        job = _Job(request)
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed")
@@ -119,20 +116,14 @@ class EngineWorker:
             self._waiting.append(job)
             self._changed.notify()
         try:
-            generation = job.future.result(None if self._deadline_s is None else self._deadline_s - prepare_s)
+            generation = job.future.result(self._deadline_s)
         except (FutureTimeoutError, CancelledError):
             job.future.cancel()
             raise EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)") from None
         finally:
             del job  # its future holds the failure, which holds this function's variables: the picture for long
-        prepare_ms, waited_ms = 1e3 * prepare_s, 1e3 * (perf_counter() - submitted)
-        forward_ms = generation.timings_ms["engine"]
-        timings = {
-            "prepare": prepare_ms,
-            "queue": max(waited_ms - forward_ms, 0.0),
-            "engine": prepare_ms + forward_ms,
-        }
-        return _with_timings(generation, timings)
+        waited_ms = 1e3 * (perf_counter() - submitted)
+        return _with_timings(generation, {"queue": max(waited_ms - generation.timings_ms["engine"], 0.0)})
 
     def forget(self, episode: str) -> None:
         """Have the engine drop what it keeps of an episode, before its next forward."""
@@ -160,7 +151,7 @@ class EngineWorker:
 
     def _run(self) -> None:
         try:
-            with explained("loading the model failed"):
+            with as_engine_error("loading the model failed"):
                 self._engine = self._open()
         except VLMLocalError as error:
             self._failure = error
@@ -184,16 +175,12 @@ class EngineWorker:
         """The engine, warm."""
         engine = self._load()
         for request in self._warm_up:
-            for outcome in engine.generate([engine.prepare(request)]):
+            for outcome in engine.generate([request]):
                 if isinstance(outcome, VLMLocalError):
                     raise outcome
         for episode in {request.episode for request in self._warm_up} - {None}:
             engine.forget(episode)
         return engine
-
-    def _prepare(self, request: GenerationRequest) -> Any:
-        with explained("the request could not be prepared"):
-            return self._engine.prepare(request)
 
     def _take(self) -> tuple[list[str], list[_Job]] | None:
         """Wait for work; None once closed."""
@@ -203,12 +190,19 @@ class EngineWorker:
                 return None
             forgotten, self._forgotten = self._forgotten, []
             batch = []
-            while self._waiting and len(batch) < self._engine.max_batch:
-                job = self._waiting.popleft()
+            for job in self._choose_next():
+                self._waiting.remove(job)
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)
             self._running, self._running_since = batch, monotonic()  # forgetting takes its time, too
             return forgotten, batch
+
+    def _choose_next(self) -> list[_Job]:
+        """Robots' requests, unless none waits or another one has waited too long. Called with the lock."""
+        robots = [job for job in self._waiting if job.request.episode is not None]
+        others = [job for job in self._waiting if job.request.episode is None]
+        is_late = others and monotonic() - others[0].came > OTHERS_WAIT_S
+        return (others if is_late or not robots else robots)[: self._engine.max_batch]
 
     def _forget(self, episode: str) -> None:
         try:
@@ -222,7 +216,7 @@ class EngineWorker:
             with self._changed:
                 self._submitted.add(job)
             try:
-                self._engine.submit(job.prepared).add_done_callback(partial(self._finish, job, start))
+                self._engine.submit(job.request).add_done_callback(partial(self._finish, job, start))
             except Exception as error:
                 with self._changed:
                     self._submitted.discard(job)
@@ -243,7 +237,7 @@ class EngineWorker:
         """One forward for all; where it fails, one for each, so that only the guilty request fails."""
         start = perf_counter()
         try:
-            generations = self._engine.generate([job.prepared for job in batch])
+            generations = self._engine.generate([job.request for job in batch])
             if len(generations) != len(batch):
                 raise EngineError(f"the engine gave {len(generations)} answers to {len(batch)} requests")
         except Exception as error:
@@ -270,20 +264,10 @@ def _deliver(job: _Job, outcome: Outcome, engine_ms: float) -> None:
     if isinstance(outcome, VLMLocalError):
         logger.warning("%s", outcome)
         _settle(job.future, outcome)
-    elif fault := _find_fault(outcome, job.request):
+    elif fault := find_fault(outcome, job.request):
         _settle(job.future, EngineError(fault))
     else:
         _settle(job.future, _with_timings(outcome, {"engine": engine_ms}))
-
-
-def _find_fault(generation: Generation, request: GenerationRequest) -> str | None:
-    """Why an engine's answer is none, whatever engine it is."""
-    if generation.sentence not in request.sentences:
-        return f"the engine left the grammar and said {generation.sentence!r}"
-    told = generation.probabilities
-    if told is not None and not np.isfinite(told.sum()):
-        return f"the engine said {generation.sentence!r} with probabilities that are not finite"
-    return None
 
 
 def _with_timings(generation: Generation, timings: Mapping[str, float]) -> Generation:

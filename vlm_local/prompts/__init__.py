@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_local.errors import ConfigError
+from vlm_local.errors import ConfigError, suggest
 from vlm_local.types import Observation, Prompt
 
 _FOLDER = Path(__file__).resolve().parent
@@ -40,8 +40,11 @@ def load_template(name: str | Path) -> Template:
         data = path.read_bytes()
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        shipped = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.txt")))
-        raise ConfigError(f"prompt {name}: cannot read {path} ({error}); the shipped prompts are {shipped}") from None
+        shipped = sorted(file.stem for file in _FOLDER.glob("*.txt"))
+        raise ConfigError(
+            f"prompt {name}: cannot read {path} ({error}){suggest(path.stem, shipped)}; the shipped prompts are "
+            f"{', '.join(shipped)}"
+        ) from None
     head, before_mark, rest = text.partition("[before]\n")
     before, after_mark, after = rest.partition("[after]\n")
     if head.strip() or not before_mark or not after_mark:

@@ -1,9 +1,10 @@
 """Connections that are bounded before a request is worked on. Waitress's loop runs all of this in its one thread,
 but for `Channel.service`; nothing here waits.
 
-A request comes within REQUEST_S or not at all. Its headers decide whether its body is kept. The bodies and unsent
-answers of all connections together stay below MAX_HELD, and where no connection is left, a new one takes the place of
-the one that has kept the server waiting longest.
+A request comes within REQUEST_S or not at all. Its headers decide whether its body is kept. While a robot is answered,
+a very large body is read at 25 MB/s at most. The bodies and unsent answers of all connections together stay below
+MAX_HELD, and where no connection is left, a new one takes the place of the one that has kept the server waiting
+longest.
 """
 
 import json
@@ -18,9 +19,10 @@ from io import BytesIO
 
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
-from waitress.task import ErrorTask
+from waitress.task import ErrorTask, ThreadedTaskDispatcher
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
+from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
 from vlm_local.server.access import longest_body, parse_address
 from vlm_local.server.service import ServerSettings
@@ -32,9 +34,11 @@ REQUEST_S = 10.0  # from a request's first byte, or the connection's begin, to i
 UNREAD_S = 30.0  # an answer of which the client takes nothing
 MAX_HELD = 2**28  # bytes; 16 robots with 256x256 pictures hold 4 MB
 MAX_CONNECTIONS = 512
+PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is answered: 25 MB/s
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
+_SPARE_THREADS = 4  # for what is refused at once, and /health
 _URGENT = ("/act", "/reset", "/hold", "/release", "/health")
 _GIVE_UP_READING = 2**30
 _CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
@@ -55,7 +59,9 @@ class Parser(HTTPRequestParser):
     @property
     def num_held(self) -> int:
         """Bytes of the body that are kept."""
-        return 0 if self.body_rcv is None or isinstance(self.body_rcv.buf, _Nowhere) else self.body_bytes_received
+        return (
+            0 if self.body_rcv is None or isinstance(self.body_rcv.buf, _DiscardingBuffer) else self.body_bytes_received
+        )
 
     def received(self, data):
         consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv is not None else data)
@@ -79,9 +85,9 @@ class Parser(HTTPRequestParser):
         self.completed = bool(body.completed or body.error or given_up)
 
     def _drop_body(self) -> None:
-        if self.body_rcv is not None and not isinstance(self.body_rcv.buf, _Nowhere):
+        if self.body_rcv is not None and not isinstance(self.body_rcv.buf, _DiscardingBuffer):
             self.body_rcv.buf.close()
-            self.body_rcv.buf = _Nowhere()
+            self.body_rcv.buf = _DiscardingBuffer()
 
     def _check_chunks(self) -> None:
         """A body in chunks of a few bytes, or with long lines between them, costs much time and memory."""
@@ -91,7 +97,7 @@ class Parser(HTTPRequestParser):
             self.completed = True
 
 
-class _Nowhere:
+class _DiscardingBuffer:
     """A buffer that counts, but keeps nothing."""
 
     def __init__(self):
@@ -138,6 +144,8 @@ class Channel(HTTPChannel):
         self._opened = time.monotonic()
         self._nothing_unsent = time.time()  # when that was seen last
         self._has_asked = False
+        self._last_read = 0.0  # monotonic seconds
+        self.serves_robot = False  # or says how the server is
         self.parser_class = partial(Parser, is_wanted=self._is_wanted)
         super().__init__(server, *args, **kwargs)
 
@@ -160,16 +168,18 @@ class Channel(HTTPChannel):
     @property
     def is_urgent(self) -> bool:
         """Whether the request to be answered is a robot's, or asks how the server is."""
-        try:
-            return parse_address(self._read_path(self.requests[0]), self._settings.prefix).route in _URGENT
-        except RequestError:
-            return False
+        return parse_address(self._read_path(self.requests[0]), self._settings.prefix).route in _URGENT
 
     @property
     def num_held(self) -> int:
         """Bytes of bodies that came and of answers that are still to be sent."""
         requests = sum(request.num_held for request in (self.request, *self.requests) if request is not None)
         return requests + self.total_outbufs_len
+
+    @property
+    def has_large_body(self) -> bool:
+        """Whether a body above MAX_LISTED is on its way."""
+        return self.request is not None and self.request.content_length > MAX_LISTED
 
     def readable(self):
         """Asked before every wait for sockets, once a second at least."""
@@ -183,15 +193,26 @@ class Channel(HTTPChannel):
         elif now - max(self._nothing_unsent, self.last_activity) > UNREAD_S:
             self.handle_close()
             return False
-        return super().readable()
+        return super().readable() and not self._gives_way()
+
+    def _gives_way(self) -> bool:
+        """Whether a large body waits: its sender and its reader would take the processors that the model needs."""
+        if not self.has_large_body or time.monotonic() - self._last_read >= PACE_S:
+            return False
+        return any(channel.serves_robot for channel in list(self.server.active_channels.values()))
 
     def received(self, data):
+        self._last_read = time.monotonic()
         super().received(data)
         _keep_to_budget(list(self.server.active_channels.values()))
 
     def service(self):
         self._has_asked = True
-        super().service()
+        self.serves_robot = self.is_urgent
+        try:
+            super().service()
+        finally:
+            self.serves_robot = False
 
     def refuse(self, status: HTTPStatus, reason: str) -> None:
         """Hang up; the reason is for a client that has begun a request and waits for no other answer."""
@@ -212,10 +233,31 @@ class Channel(HTTPChannel):
         """Whether the body will be looked at, by token and length; where not, the application says why not."""
         try:
             address = parse_address(self._read_path(request), self._settings.prefix)
+            address.check_robot()
             self._settings.gate.check(self.addr[0], address.token, request.headers.get("AUTHORIZATION", ""))
         except RequestError:
             return False
         return request.content_length <= longest_body(address.route)
+
+
+class TwoPoolDispatcher:
+    """Two of waitress's thread pools, one for robots and one for all others.
+
+    Pages and questions, however many and slow, then hold no thread that a robot needs.
+    """
+
+    def __init__(self, num_robots: int, num_others: int):
+        """Threads of each kind, to which spare ones are added."""
+        self._robots, self._others = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
+        self._robots.set_thread_count(num_robots + _SPARE_THREADS)
+        self._others.set_thread_count(num_others + _SPARE_THREADS)
+
+    def add_task(self, channel: Channel) -> None:
+        (self._robots if channel.is_urgent else self._others).add_task(channel)
+
+    def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> None:
+        for threads in (self._robots, self._others):
+            threads.shutdown(cancel_pending, timeout)
 
 
 def _make_room(channels: list[Channel]) -> None:

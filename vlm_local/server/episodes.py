@@ -11,7 +11,7 @@ import numpy as np
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import Policy, derive_seed
 from vlm_local.server.access import DEFAULT_ROBOT
-from vlm_local.server.kept import Gripper, Hold, Kept
+from vlm_local.server.state import Gripper, Hold, RobotStates
 from vlm_local.types import Decision, Observation
 from vlm_local.wire import Message
 
@@ -50,11 +50,11 @@ class Robot:
         policy: Policy,
         settings: EpisodeSettings,
         clock: Callable[[], float] = time.monotonic,
-        kept: Kept | None = None,
+        states: RobotStates | None = None,
     ):
-        """kept: holds and grippers of all robots; None for some of its own."""
+        """states: holds and grippers of all robots; None for some of its own."""
         self.name = name
-        self._kept = Kept() if kept is None else kept
+        self._states = RobotStates() if states is None else states
         self._policy = policy
         self._settings = settings
         self._clock = clock
@@ -87,7 +87,7 @@ class Robot:
         """End the episode at the client's word; returns (number, seed) of the new one."""
         self._instruction = None
         self._start("reset", seed)
-        self._kept.set_gripper(self.name, replace(self._kept.find_gripper(self.name), is_reset=True))
+        self._states.set_gripper(self.name, replace(self._states.find_gripper(self.name), is_reset=True))
         return self._episode, self._seed
 
     def act(self, message: Message) -> Step:
@@ -110,30 +110,40 @@ class Robot:
         self.has_acted = True
         return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision)
 
+    def repeat(self, step: Step, count: int) -> list[Step]:
+        """The same decision for the `count` control steps after it, for a client that asks less often than it moves."""
+        steps = []
+        for age in range(1, count + 1):
+            observation = replace(step.observation, step=self._step)
+            decision = replace(step.decision, timings_ms={}, extra={**step.decision.extra, "held": age})
+            steps.append(replace(step, step=self._step, observation=observation, decision=decision))
+            self._step += 1
+        return steps
+
     def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
         """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
         opening = None if observation.proprio is None else float(observation.proprio[6])
-        before = self._kept.find_gripper(self.name)
+        before = self._states.find_gripper(self.name)
         gripper, moved_by = before.follow(opening, observation.step == 0)
         asked = replace(observation, gripper=gripper.command)
-        hold = self._kept.find_hold(self.name)
+        hold = self._states.find_hold(self.name)
         if hold is None:
             try:
                 decision = self._policy.act(asked)
-                hold = self._kept.find_hold(self.name)  # pressed meanwhile: the arm takes not one step more
+                hold = self._states.find_hold(self.name)  # pressed meanwhile: the arm takes not one step more
             except EngineError:
-                hold = self._kept.find_hold(self.name)
+                hold = self._states.find_hold(self.name)
                 if hold is None:
                     raise
         if hold is not None:
             return self._stand_still(observation, before.keep(opening), hold)
         if moved_by is not None:
             decision = replace(decision, extra={**decision.extra, "gripper": moved_by})
-        self._kept.set_gripper(self.name, gripper.tell(float(decision.action[6])))
+        self._states.set_gripper(self.name, gripper.tell(float(decision.action[6])))
         return asked, decision
 
     def _stand_still(self, observation: Observation, gripper: Gripper, hold: Hold) -> tuple[Observation, Decision]:
-        self._kept.set_gripper(self.name, gripper)
+        self._states.set_gripper(self.name, gripper)
         action = np.array([0.0] * 6 + [gripper.command])
         decision = Decision(action, fault=f"held by a person: {hold.reason}", extra={"hold": asdict(hold)})
         return replace(observation, gripper=gripper.command), decision

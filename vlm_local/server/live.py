@@ -24,7 +24,7 @@ _JPEG_QUALITY = 88
 
 
 class Hub:
-    """Takes records from its outlet's thread; viewers and frames are asked for by HTTP threads."""
+    """Takes records from its subscription's thread; viewers and frames are asked for by HTTP threads."""
 
     def __init__(self, report_status: Callable[[], Mapping[str, Any]]):
         """report_status: what the page's head shows beside the counts kept here."""

@@ -22,7 +22,7 @@ _MAX_OPEN = 64  # episodes; more than robots that act, and few enough that old o
 
 
 class Recorder:
-    """Writes records as they come; called by one thread, its outlet's, which may wait for the disk.
+    """Writes records as they come; called by one thread, its subscription's, which may wait for the disk.
 
     A step that cannot be written (a full disk) is lost alone, and the next one is tried again.
     """

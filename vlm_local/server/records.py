@@ -3,11 +3,15 @@
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
+from vlm_local.server.episodes import Step
 from vlm_local.types import Decision, Observation
+from vlm_local.wire import build_details
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,12 @@ class StepRecord:
     decision: Decision
     details: Mapping[str, Any]
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """For a line of log."""
+        about = {"episode": self.episode, "step": self.step, "phrase": self.decision.phrase}
+        return about | ({"fault": self.decision.fault} if self.decision.fault else {})
+
     def build_line(self) -> dict[str, Any]:
         """The step as a line of steps.jsonl, and as the live page shows it."""
         observation = self.observation
@@ -52,11 +62,23 @@ class Refusal:
     reason: str
 
 
+def build_record(
+    step: Step, robot: str, model: str | None, request_id: str, began: float, waits: Mapping[str, float]
+) -> StepRecord:
+    """began: perf_counter() at the request's first byte. waits: milliseconds of what came before the policy."""
+    timings = {**waits, **step.decision.timings_ms, "total": 1e3 * (perf_counter() - began)}
+    decision = replace(step.decision, timings_ms=timings)
+    where = {"model": model, "robot": robot, "episode": step.episode, "step": step.step}
+    details = build_details(decision, **where, seed=step.seed, started_by=step.started_by)
+    episode = step.episode, step.step, step.seed, step.started_by
+    return StepRecord(time.time(), request_id, robot, *episode, step.observation, decision, details)
+
+
 Record = StepRecord | Refusal
 Subscriber = Callable[[Record], None]
 
 
-class Outlet:
+class Subscription:
     """Hands records to one subscriber, in a thread of its own. A slow one loses records, counted."""
 
     def __init__(self, subscriber: Subscriber, max_bytes: int = QUEUE_BYTES):
@@ -66,7 +88,7 @@ class Outlet:
         self._num_bytes = 0
         self._lock = threading.Lock()
         self.num_dropped = 0
-        self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="subscription", daemon=True)
         self._thread.start()
 
     @property

@@ -1,7 +1,7 @@
 """What the routes share: the robots, the model's health, who is inside, who listens."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -11,12 +11,11 @@ from vlm_local.answers import Answerer
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import RequestError
 from vlm_local.policy import Policy
-from vlm_local.safety import MAX_STEP, Guard, Workspace
+from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
 from vlm_local.server.access import Gate
 from vlm_local.server.episodes import EpisodeSettings, Robot, Robots
-from vlm_local.server.faults import HoldOnFault
-from vlm_local.server.kept import Kept
-from vlm_local.server.records import Outlet, Record, Subscriber
+from vlm_local.server.records import Record, Subscriber, Subscription
+from vlm_local.server.state import RobotStates
 
 ACTION_CONVENTION = {
     "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
@@ -54,7 +53,7 @@ class Policies(Protocol):
     worker: EngineWorker | None
     answerer: Answerer | None
 
-    def build(self, robot: str, tell_all: bool = False) -> Policy: ...
+    def build(self, robot: str | None, tell_all: bool = False) -> Policy: ...
 
     @property
     def metadata(self) -> Mapping[str, Any]: ...
@@ -64,7 +63,7 @@ class Policies(Protocol):
 class ServerSettings:
     """on_fault: "hold" or "error". rate_limit: requests to /act a second and address, None for any.
 
-    names: of this machine, by which it may be asked without a token (see origins.check_origin).
+    names: of this machine, by which it may be asked without a token (see access.check_origin).
     workspace, max_step: what no robot is told to leave or exceed (see safety.Guard).
     """
 
@@ -81,21 +80,18 @@ class ServerSettings:
 
 
 class Service:
-    """What the routes share."""
+    """State shared by all routes: robots, the engine's health, requests in flight, subscribers. Any thread may use it.
 
-    def __init__(
-        self,
-        policies: Policies,
-        settings: ServerSettings,
-        subscribers: Sequence[Subscriber],
-        kept: Kept | None = None,
-    ):
+    report: lines of /health, name -> function that gives the value.
+    """
+
+    def __init__(self, policies: Policies, settings: ServerSettings, states: RobotStates | None = None):
         self.settings = settings
-        self.kept = Kept() if kept is None else kept
+        self.states = RobotStates() if states is None else states
         self.robots = Robots(self._build_robot, settings.max_robots)
-        self.outlets = [Outlet(subscriber) for subscriber in subscribers]
+        self.subscriptions: list[Subscription] = []
         self.stopping = threading.Event()
-        self.report: dict[str, Callable[[], Any]] = {"held": self.kept.describe}  # lines of /health: name -> value
+        self.report: dict[str, Callable[[], Any]] = {"held": self.states.describe}
         self.policies = policies
         self._large_bodies = threading.BoundedSemaphore(MAX_LARGE_BODIES)
         self._num_inside = 0
@@ -109,6 +105,10 @@ class Service:
         return "healthy" if worker is None else worker.state
 
     @property
+    def model(self) -> str | None:
+        return self.policies.metadata.get("model")
+
+    @property
     def metadata(self) -> dict[str, Any]:
         return {
             **self.policies.metadata,  # first: behind a remote policy stands a server with a state of its own
@@ -119,9 +119,16 @@ class Service:
             "on_fault": self.settings.on_fault,
         }
 
+    def subscribe(self, subscriber: Subscriber) -> Subscription:
+        """Have `subscriber` called with every record that is published from now on, in a thread of its own."""
+        subscription = Subscription(subscriber)
+        self.subscriptions.append(subscription)
+        return subscription
+
     def publish(self, record: Record) -> None:
-        for outlet in self.outlets:
-            outlet.put(record)
+        """Tell all subscribers; never waits for one."""
+        for subscription in self.subscriptions:
+            subscription.put(record)
 
     @contextmanager
     def enter(self) -> Iterator[None]:
@@ -164,4 +171,4 @@ class Service:
         policy = Guard(self.policies.build(name), self.settings.workspace, self.settings.max_step)
         if self.settings.on_fault == "hold":
             policy = HoldOnFault(policy, self.settings.max_held)
-        return Robot(name, policy, self.settings.episodes, kept=self.kept)
+        return Robot(name, policy, self.settings.episodes, states=self.states)

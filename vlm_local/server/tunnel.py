@@ -12,7 +12,7 @@ from functools import partial
 from time import monotonic
 
 from vlm_local.errors import ConfigError
-from vlm_local.libc import die_with_parent
+from vlm_local.processes import die_with_parent
 
 logger = logging.getLogger(__name__)
 

@@ -68,7 +68,7 @@ def load_arm() -> mujoco.MjSpec:
 def _find_assets() -> Path:
     package = find_spec("trossen_arm_sim")
     if package is None:
-        raise ConfigError("the simulator needs the arm's meshes: pip install trossen-arm-sim (or vlm-local[sim])")
+        raise ConfigError("the simulator needs the arm's meshes of trossen-arm-sim: .venv/bin/pip install -e .")
     return Path(package.submodule_search_locations[0]) / "assets"
 
 

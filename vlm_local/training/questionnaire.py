@@ -14,8 +14,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from vlm_local.decoding.families import Family
-from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.decoding.families import Family, LoadedModel, PreparedRequest
 from vlm_local.engines.processing import Processing
 from vlm_local.prompts import build_prompt, load_template
 from vlm_local.training.questions import SLOTS, Question

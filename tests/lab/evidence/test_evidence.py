@@ -1,0 +1,220 @@
+"""Archives of results: the same bytes again, scored without weights, refused once anything was changed."""
+
+import json
+import shutil
+import struct
+import zipfile
+
+import pytest
+
+from tests import recordings
+from vlm_local.cli import main
+from vlm_local.errors import ConfigError, DataError
+from vlm_local.lab.evidence.archive import MANIFEST, pack, seal
+from vlm_local.lab.evidence.verify import verify
+
+STOP = [0, 0, 0, 0, 0, 0, 1]
+
+
+@pytest.fixture(scope="module")
+def evaluation(tmp_path_factory):
+    place = tmp_path_factory.mktemp("eval")
+    records = [recordings.make_rlds_record(recordings.make_states(10, seed)) for seed in range(3)]
+    recordings.write_rlds(place / "data", records)
+    arguments = ["--data", str(place / "data"), "--out", str(place / "out"), "--policy", "random"]
+    assert main(["eval", *arguments]) == 0
+    return place / "out"
+
+
+@pytest.fixture(scope="module")
+def simulation(tmp_path_factory):
+    out = tmp_path_factory.mktemp("sim") / "out"
+    plan = ["--task", "reach", "--episodes", "2", "--max-steps", "14", "--films", "1", "--workers", "1", "--seed", "40"]
+    assert main(["sim", "--policy", "oracle", "--out", str(out), *plan]) == 0
+    return out
+
+
+@pytest.fixture(params=["evaluation", "simulation"])
+def result(request, tmp_path):
+    """A copy that a test may spoil."""
+    return shutil.copytree(request.getfixturevalue(request.param), tmp_path / "result")
+
+
+def change(path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+
+
+def rewrite(archive, changed=(), removed=(), added=(), **fields):
+    """The archive with members changed {name: bytes}, removed, or added [(name or ZipInfo, bytes)]."""
+    with zipfile.ZipFile(archive) as source:
+        members = {name: source.read(name) for name in source.namelist() if name not in removed}
+    manifest = json.loads(members[MANIFEST])
+    manifest |= fields
+    members |= {MANIFEST: (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode(), **dict(changed)}
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as target:
+        for name, data in [*members.items(), *added]:
+            target.writestr(name, data)
+
+
+def test_a_result_is_packed_to_the_same_bytes_and_follows(result, tmp_path):
+    one, other = tmp_path / "one.zip", tmp_path / "other.zip"
+    manifest = pack(result, one)
+    shutil.copytree(result, tmp_path / "copy")
+    assert seal(pack(tmp_path / "copy", other)) == seal(manifest)
+    assert one.read_bytes() == other.read_bytes()
+    assert "report.html" not in manifest["files"]
+    verdict = verify(one)
+    assert verdict.seal == seal(manifest) == verify(result).seal
+    assert verdict.report == json.loads((result / "report.json").read_text())
+    assert verdict.num_numbers > 20 and "versions" in verdict.trusted
+    assert not {"exact", "tasks", "success_rate"} & set(verdict.trusted)
+
+
+def test_pictures_can_stay_behind(simulation, tmp_path):
+    whole, light = pack(simulation, tmp_path / "whole.zip"), pack(simulation, tmp_path / "light.zip", pictures=False)
+    left = set(whole["files"]) - set(light["files"])
+    assert {name.rpartition(".")[2] for name in left} == {"png", "mp4"} and "episodes/reach-0/film.mp4" in left
+    assert verify(tmp_path / "light.zip").report == verify(tmp_path / "whole.zip").report
+
+
+@pytest.mark.parametrize(
+    ("source", "file", "old", "new", "message"),
+    [
+        ("evaluation", "report.json", '"exact": ', '"exact": 1', "exact is"),
+        ("evaluation", "report.json", '"seed": 0', '"seed": 1', "seed is 1 and comes out as 0"),
+        ("evaluation", "report.json", '"three_axis"', '"four_axis"', "four_axis is nothing that is scored"),
+        ("evaluation", "rows.jsonl", '"step": 1,', '"step": 2,', "a step twice"),
+        ("evaluation", "rows.jsonl", '"label": "', '"label": "stop, ', "is no evaluation's rows"),
+        ("simulation", "report.json", '"reach": 1.0', '"reach": 0.5', "reach is 0.5"),
+        ("simulation", "meta.json", '"seed": 40', '"seed": 41', "is of another episode"),
+        ("simulation", "episodes/reach-0/meta.json", '"oracle_steps": ', '"oracle_steps": 1', "played again"),
+        ("simulation", "episodes/reach-1/meta.json", '"agreed": ', '"agreed": 1', "played again"),
+        ("simulation", "episodes/reach-1/steps.jsonl", '"action": [', '"action": [0, ', "are not those"),
+        ("simulation", "episodes/reach-1/steps.jsonl", '"action": [', f'"action": {STOP}, "was": [', "played again"),
+    ],
+)
+def test_what_is_changed_before_packing_does_not_follow(source, file, old, new, message, request, tmp_path):
+    folder = shutil.copytree(request.getfixturevalue(source), tmp_path / "spoiled")
+    change(folder / file, old, new)
+    pack(folder, tmp_path / "spoiled.zip")
+    with pytest.raises(DataError, match=message):
+        verify(tmp_path / "spoiled.zip")
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_what_is_changed_after_packing_is_refused(result, tmp_path):
+    archive = tmp_path / "result.zip"
+    files = pack(result, archive)["files"]
+    report = (result / "report.json").read_bytes()
+    link = zipfile.ZipInfo("rows.jsonl.link")
+    link.external_attr = 0o120777 << 16
+    escape = {"bytes": 1, "sha256": "0" * 64}
+    for spoil, message in (
+        ({"changed": {"report.json": report.replace(b"1", b"2", 1)}}, "is not what was packed"),
+        ({"changed": {"report.json": report + b" "}}, "is longer than its"),
+        ({"changed": {"report.json": report[:-1]}}, "is not what was packed"),
+        ({"removed": ["report.json"]}, "lacks 'report.json'.*removed"),
+        ({"added": [("notes.txt", b"")]}, "holds 'notes.txt'.*added"),
+        ({"added": [("../evil", b"")]}, "added"),
+        ({"added": [(link, b"/etc/passwd")]}, "added"),
+        ({"added": [("report.json", report)]}, "holds a file twice"),
+        ({"added": [("../evil", b"x")], "files": files | {"../evil": escape}}, r"names '\.\./evil', which no result"),
+        ({"added": [("/evil", b"x")], "files": files | {"/evil": escape}}, "names '/evil', which no result"),
+        ({"files": {name: file for name, file in files.items() if name != "report.json"}}, "added after"),
+        ({"kind": "other"}, "reads no other"),
+        ({"format": "2"}, "reads no other"),
+        ({"files": files | {"report.json": files["report.json"] | {"bytes": 10**12}}}, "is not unpacked"),
+        ({"changed": {MANIFEST: b"{}"}}, "reads no other"),
+        ({"changed": {MANIFEST: b"[" * 10**6}}, "."),
+    ):
+        copy = tmp_path / "copy.zip"
+        shutil.copy(archive, copy)
+        rewrite(copy, **spoil)
+        with pytest.raises(DataError, match=message):
+            verify(copy)
+    assert not (tmp_path / "evil").exists() and not (tmp_path.parent / "evil").exists()
+
+
+def test_a_bomb_is_not_unpacked(evaluation, tmp_path):
+    """A member that says it is short and goes on, and one that says how long it is."""
+    archive = tmp_path / "bomb.zip"
+    files = pack(evaluation, archive)["files"]
+    rewrite(archive, changed={"rows.jsonl": bytes(10**8)}, files=files)
+    assert archive.stat().st_size < 10**6
+    with pytest.raises(DataError, match="is longer than its"):
+        verify(archive)
+    rewrite(archive, files=files | {"rows.jsonl": {"bytes": 10**8 * 10, "sha256": "0" * 64}})
+    with pytest.raises(DataError, match="would unpack to"):
+        verify(archive)
+
+
+def test_damaged_archives_are_a_sentence(evaluation, tmp_path):
+    archive = tmp_path / "result.zip"
+    pack(evaluation, archive)
+    whole = archive.read_bytes()
+    start = whole.index(b"rows.jsonl")
+    for damaged in (b"", whole[:-100], whole[:start] + bytes(64) + whole[start + 64 :], b"PK" + struct.pack("<H", 9)):
+        archive.write_bytes(damaged)
+        with pytest.raises(DataError, match=r"no archive|lacks|holds"):
+            verify(archive)
+    with pytest.raises(DataError, match="No such file"):
+        verify(tmp_path / "nothing.zip")
+
+
+def test_what_is_no_result_is_not_packed(evaluation, tmp_path):
+    with pytest.raises(DataError, match="is no result folder"):
+        pack(tmp_path, tmp_path / "x.zip")
+    unfinished = shutil.copytree(evaluation, tmp_path / "unfinished", ignore=shutil.ignore_patterns("report.json"))
+    with pytest.raises(DataError, match=r"without report\.json"):
+        pack(unfinished, tmp_path / "x.zip")
+    with pytest.raises(ConfigError, match="cannot write"):
+        pack(evaluation, evaluation / "report.json" / "x.zip")
+
+
+def test_a_token_is_never_packed(evaluation, tmp_path):
+    folder = shutil.copytree(evaluation, tmp_path / "old")
+    change(folder / "evaluation.json", '"policy": "random"', '"policy": "http://h/t/verysecret1"')
+    with pytest.raises(DataError, match="holds a token or password"):
+        pack(folder, tmp_path / "x.zip")
+    assert not (tmp_path / "x.zip").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["x | y", "<img src=a>", "[here](http://evil)", "a\nb", "\u202eelcaro", "", 121 * "x", "`code`", 5]
+)
+def test_the_leaderboard_shows_no_name_that_is_none(simulation, tmp_path, capsys, name):
+    folder = shutil.copytree(simulation, tmp_path / "run")
+    for file in ("meta.json", "report.json"):
+        change(folder / file, '"policy": "oracle"', f'"policy": {json.dumps(name)}')
+    assert main(["leaderboard", str(folder), "--out", str(tmp_path / "board.md")]) == 2
+    assert "is no name" in capsys.readouterr().err and not (tmp_path / "board.md").exists()
+
+
+def test_the_leaderboard_escapes_what_others_wrote(simulation, tmp_path, capsys):
+    folder = shutil.copytree(simulation, tmp_path / "run")
+    for file in ("meta.json", "report.json"):
+        change(folder / file, '"policy": "oracle"', '"policy": "_my_model, http://host/t/verysecret1"')
+    assert main(["leaderboard", str(folder), "--out", str(tmp_path / "board.md")]) == 0
+    assert "| `_my_model, http://host/t/***` | - |" in (tmp_path / "board.md").read_text()
+    change(folder / "report.json", '"git": ', '"git": "abc | def", "was": ')
+    change(folder / "meta.json", '"git": ', '"git": "abc | def", "was": ')
+    assert main(["leaderboard", str(folder), "--out", str(tmp_path / "board.md")]) == 2
+    assert "neither a sha256 nor a commit" in capsys.readouterr().err
+
+
+def test_the_leaderboard_takes_verified_runs_only(simulation, evaluation, tmp_path, capsys):
+    folder = shutil.copytree(simulation, tmp_path / "run")
+    board, archive = tmp_path / "board.md", tmp_path / "run.evidence.zip"
+    assert main(["pack", str(folder)]) == 0
+    stamp = capsys.readouterr().out.split()[-1]
+    assert main(["verify", str(archive)]) == 0
+    assert f"seal {stamp}" in capsys.readouterr().out
+    assert main(["leaderboard", str(archive), "--out", str(board)]) == 0
+    assert f"`{stamp[:12]}`" in board.read_text()
+    board.unlink()
+    change(folder / "report.json", '"faulted": 0', '"faulted": 1')
+    assert main(["leaderboard", str(archive), str(folder), "--out", str(board)]) == 2
+    assert "does not follow" in capsys.readouterr().err and not board.exists()
+    assert main(["leaderboard", str(evaluation), "--out", str(board)]) == 2

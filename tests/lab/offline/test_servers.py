@@ -1,0 +1,94 @@
+"""Policies behind real sockets: our own server, and one that only speaks AutoEval's protocol."""
+
+import json
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+
+from tests import recordings
+from tests.serving import PHRASE, serve, until
+from vlm_local.cli import main
+
+
+@pytest.fixture
+def data_set(tmp_path):
+    records = [recordings.make_rlds_record(recordings.make_states(9, seed)) for seed in range(3)]
+    recordings.write_rlds(tmp_path / "data", records)
+    return str(tmp_path / "data")
+
+
+def _eval(data_set, out, *flags):
+    status = main(["eval", "--data", data_set, "--out", str(out), *flags])
+    rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+    return status, rows
+
+
+@contextmanager
+def _foreign_server(action):
+    """Answers every /act with `action`, has neither /metadata nor /reset."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self):
+            self.rfile.read(int(self.headers["Content-Length"] or 0))
+            found = self.path == "/act"
+            body = json.dumps(action).encode() if found else b"{}"
+            self.send_response(200 if found else 404)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self):
+            self.send_error(404)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_our_own_server_says_phrases_and_probabilities(data_set, tmp_path, workers):
+    with serve() as served:
+        status, rows = _eval(data_set, tmp_path / "out", "--policy", served.url, "--workers", workers)
+        until(lambda: len(served.records) == 27)
+    assert status == 0 and len(rows) == 27
+    assert {(row["phrase"], row["phrase_source"], row["probability"]) for row in rows} == {(PHRASE, "phrase", 1.0)}
+    assert all(row["fault"] is None for row in rows)
+    # Each worker is a robot of its own, so that the server takes each recording for one episode.
+    assert set(Counter((record.robot, record.episode) for record in served.records).values()) == {9}
+    assert 1 <= len({record.robot for record in served.records}) <= int(workers)
+
+
+def test_a_foreign_server_is_scored_by_its_actions(data_set, tmp_path):
+    with _foreign_server([0.0, 0.02, 0.0, 0.0, 0.0, -0.2, 1.0]) as url:
+        status, rows = _eval(data_set, tmp_path / "out", "--policy", url, "--every", "3")
+    assert status == 0 and [row["step"] for row in rows] == [0, 3, 6] * 3
+    assert {row["phrase_source"] for row in rows} == {"actions"}
+    # The recordings begin closed, so the constant command opens the gripper once.
+    assert [row["phrase"] for row in rows[:3]] == [
+        "move left, rotate clockwise, open gripper",
+        "move left, rotate clockwise",
+        "move left, rotate clockwise",
+    ]
+    np.testing.assert_allclose(rows[0]["action"], [0, 0.02, 0, 0, 0, -0.2, 1])
+
+
+def test_a_server_that_goes_away_ends_the_evaluation_in_a_sentence(data_set, tmp_path, capsys):
+    with _foreign_server([0.0] * 7) as url:
+        pass
+    assert main(["eval", "--data", data_set, "--out", str(tmp_path / "out"), "--policy", url]) == 2
+    assert url.rpartition("/")[2] in capsys.readouterr().err

@@ -1,0 +1,94 @@
+"""Each statistic against published numbers, all cases counted, or what it promises on drawn data."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from vlm_local.lab.statistics import (
+    area_under_roc,
+    bootstrap_ratio,
+    compare_sums,
+    describe_rate,
+    find_bins,
+    find_calibration_gap,
+    find_paired_interval,
+    wilson,
+)
+
+
+@pytest.mark.parametrize(
+    ("successes", "num", "low", "high"),
+    [  # Newcombe, "Two-sided confidence intervals for the single proportion", 1998, table I, method 3
+        *[(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+        (45, 50, 0.7864, 0.9565),  # R's package binom
+    ],
+)
+def test_wilson(successes, num, low, high):
+    assert wilson(successes, num) == pytest.approx((low, high), abs=5e-5)
+
+
+def test_no_trials_say_nothing():
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_the_p_value_is_that_of_all_swaps_of_episodes():
+    random = np.random.default_rng(0)
+    ours, theirs = random.integers(0, 9, (2, 8)).astype(float)
+    lead = ours - theirs
+    swaps = [abs(np.dot(signs, lead)) >= abs(lead.sum()) for signs in itertools.product((1, -1), repeat=8)]
+    assert compare_sums(ours, theirs, np.full(8, 10.0))["p_value"] == pytest.approx(np.mean(swaps))
+
+
+def test_many_episodes_give_nearly_the_same_p_value_by_random_swaps():
+    random = np.random.default_rng(1)
+    lead = random.normal(0.15, 1, 200)
+    result = compare_sums(lead, np.zeros(200), np.ones(200))
+    statistic = lead.sum() / np.sqrt((lead**2).sum())
+    expected = np.mean(np.abs(random.normal(size=200_000)) >= abs(statistic))
+    assert result["p_value"] == pytest.approx(expected, abs=0.02)
+    assert compare_sums(lead, np.zeros(200), np.ones(200)) == result
+
+
+def test_equal_policies_differ_by_nothing():
+    result = compare_sums(np.array([3.0, 4]), np.array([3.0, 4]), np.array([5.0, 5]))
+    assert (result["difference"], result["p_value"], result["interval"]) == (0, 1, [0, 0])
+
+
+def test_paired_intervals_hold_what_they_promise():
+    """The first wins some episodes alone, the second others: 95 % of the intervals hold the difference."""
+    random, first_alone, second_alone, num = np.random.default_rng(0), 0.15, 0.05, 60
+    held = 0
+    for _ in range(400):
+        which, both = random.random(num), random.random(num) < 0.8
+        is_first, is_second = which < first_alone, which > 1 - second_alone
+        first, second = (both | is_first) & ~is_second, (both | is_second) & ~is_first
+        low, high = find_paired_interval(first, second)
+        held += low <= first_alone - second_alone <= high
+        assert find_paired_interval(second, first) == pytest.approx([-high, -low], abs=1e-5)
+    assert 0.92 <= held / 400 <= 0.99
+    certain = np.ones(100, bool)
+    assert find_paired_interval(certain, certain) == pytest.approx([-0.037, 0.037], abs=0.001)
+
+
+def test_ties_count_half_in_the_area():
+    assert area_under_roc(np.array([0.5, 0.5, 0.9]), np.array([True, False, True])) == 0.75
+    assert area_under_roc(np.array([0.5]), np.array([True])) is None
+
+
+def test_a_rate_says_what_it_rests_on():
+    assert describe_rate(0, 0) == {"rate": None, "interval": (0.0, 1.0), "count": 0, "n": 0}
+    assert describe_rate(1, 4)["interval"] == (0.045587, 0.699358)
+
+
+def test_a_bootstrap_of_a_ratio_draws_units():
+    parts, wholes = np.array([1.0, 0, 3, 0]), np.array([1.0, 0, 4, 2])
+    low, high = bootstrap_ratio(parts, wholes, seed=0)
+    assert 0 <= low < 4 / 7 < high <= 1 and bootstrap_ratio(parts, wholes, seed=0) == [low, high]
+    assert bootstrap_ratio(np.zeros(3), np.zeros(3), seed=0) is None
+
+
+def test_calibration_bins_hold_their_lower_edge():
+    assert find_bins(np.array([0.0, 0.09, 0.1, 0.95, 1.0])).tolist() == [0, 0, 1, 9, 9]
+    gap, count = find_calibration_gap(np.array([[[2, 0.3, 1], [2, 1.8, 1]]]))
+    assert gap == pytest.approx([0.7 + 0.8]) and count == [4]

@@ -1,0 +1,80 @@
+"""An environment in a process of its own: physics and pictures there, the policy here.
+
+The process ends with its parent, also when that is killed.
+"""
+
+import multiprocessing
+import os
+from typing import TYPE_CHECKING, Any
+
+from vlm_local.errors import VLMLocalError
+from vlm_local.processes import shielded_children
+
+if TYPE_CHECKING:
+    from vlm_local.lab.closed_loop.environment import State
+
+
+class EnvironmentDied(VLMLocalError):
+    """An environment's process died: no fault of the policy."""
+
+
+class EnvironmentProcess:
+    """environment.Environment, over a pipe. Not thread-safe. Raises EnvironmentDied where the process died."""
+
+    def __init__(self, level: str, image_size: int):
+        context = multiprocessing.get_context("spawn")
+        self._pipe, far_end = context.Pipe()
+        self._process = context.Process(target=_serve, args=(far_end, level, image_size), daemon=True)
+        with shielded_children():
+            self._process.start()
+        far_end.close()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def reset(self, task: str, seed: int, drawn: bool = True) -> "State":
+        return self._ask("reset", task, seed, drawn)
+
+    def step(self, action) -> "State":
+        return self._ask("step", action)
+
+    def count_oracle_steps(self, task: str, seed: int, max_steps: int) -> int | None:
+        return self._ask("count_oracle_steps", task, seed, max_steps)
+
+    def count_random_steps(self, task: str, seed: int, max_steps: int) -> int | None:
+        return self._ask("count_random_steps", task, seed, max_steps)
+
+    def close(self) -> None:
+        self._pipe.close()
+        self._process.join()
+
+    def _ask(self, name: str, *arguments) -> Any:
+        try:
+            self._pipe.send((name, arguments))
+            answer = self._pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            status = self._process.exitcode
+            raise EnvironmentDied(f"the simulator's process ended with status {status} (-9: out of memory?)") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def _serve(pipe, level: str, image_size: int) -> None:
+    """In the process: answer until the other end is closed."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is loaded: many environments share the cores
+    from vlm_local.lab.closed_loop.environment import Environment
+
+    environment = Environment(level, image_size)
+    while True:
+        try:
+            name, arguments = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            answer = getattr(environment, name)(*arguments)
+        except Exception as error:  # raised where the question was asked
+            answer = error
+        pipe.send(answer)

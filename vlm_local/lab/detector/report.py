@@ -1,0 +1,61 @@
+"""The scores of a success detector -> report.json and one self-contained report.html."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_local.files import write_json
+from vlm_local.lab.formats import format_number, format_share, format_span
+from vlm_local.lab.pages import draw_reliability, encode_thumbnail, list_warnings, write_page
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A picture, uint8 (H, W, 3), and its row."""
+
+    image: np.ndarray
+    row: Mapping[str, Any]
+
+    def rank(self) -> float:
+        """Smaller is shown first: minus the answer's probability where it is wrong, 1 plus it where it is right."""
+        told = self.row["probabilities"]
+        sureness = 0.0 if told is None or self.row["answer"] is None else told[self.row["answer"]]
+        return 1 + sureness if self.row["answer"] == self.row["label"] else -sureness
+
+
+def write_report(folder: Path, report: Mapping[str, Any], shown: Sequence[Shown]) -> None:
+    """Write `folder`/report.json and report.html.
+
+    report: `score_answers` with `policy`, `data`, `question` and how it was made. shown: the pictures of the page.
+    Raises ConfigError where nothing can be written.
+    """
+    write_json(folder / "report.json", report)
+    calibration = report["calibration"]
+    failed = f"{report['failed']} pictures got no answer; they count as wrong."
+    write_page(
+        folder / "report.html",
+        "detector/report.html",
+        report,
+        made=("policy",),
+        cards=_list_cards(report),
+        warnings=[failed] * bool(report["failed"]) + list_warnings(report["policy"], report["left_out"]),
+        reliability=None if calibration is None else draw_reliability(calibration["bins"]),
+        pictures=[{"image": encode_thumbnail(each.image), **each.row} for each in shown],
+    )
+
+
+def _list_cards(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    interval, majority, calibration = report["interval"], report["majority"], report["calibration"]
+    shown = report["choices"][: 1 if len(report["choices"]) == 2 else None]  # of two, both have the same area
+    cards = [
+        (format_share(report["accuracy"]), "right answers" + (f", {format_span(interval)} %" if interval else "")),
+        (format_share(majority["accuracy"]), f"always “{majority['answer']}”"),
+        *((format_number(report["by_answer"][choice]["auc"]), f"area under ROC, “{choice}”") for choice in shown),
+    ]
+    if calibration:
+        brier = format_number(calibration["brier"])
+        cards.append((format_number(calibration["ece"]), f"calibration error (Brier {brier})"))
+    return cards

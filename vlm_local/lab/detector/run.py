@@ -1,0 +1,102 @@
+"""A detector asked about every labelled picture of a folder: rows, scores, report."""
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_local.answers import Answer
+from vlm_local.data.questions import LabelledImage
+from vlm_local.errors import DataError, EngineError, RequestError
+from vlm_local.lab.detector.report import Shown, write_report
+from vlm_local.lab.detector.scores import Row, score_answers
+from vlm_local.lab.results import ResultFolder, RowFile
+from vlm_local.provenance import choose_deciding, describe_machine
+
+MAX_SHOWN = 48
+_MAX_FAULTS_IN_A_ROW = 3
+_DECIMALS = 6
+
+Ask = Callable[[np.ndarray], Answer]
+
+
+def evaluate_detector(
+    images: Iterable[LabelledImage],
+    choices: tuple[str, ...],
+    ask: Ask,
+    path: Path,
+    precision: float,
+    about: Mapping[str, Any],
+    left_out: list[str],
+    progress: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Rows go to rows.jsonl in the folder `path` as they come, scores to report.json and report.html.
+
+    ask: a picture -> the detector's answer to the question. precision: wanted of the answers that count. about:
+    policy, data and question. left_out: filled by the reader of `images`. Raises EngineError after three failures
+    in a row, ConfigError where the folder holds another result, DataError where there was no picture.
+    """
+    with ResultFolder(path, "eval-answers", "detector.json") as folder:
+        with closing(RowFile(path / "rows.jsonl", keep=lambda row: row["answer"] is not None)) as file:
+            folder.begin({**about, "choices": choices, **describe_machine()}, _list_settings, bool(file.rows))
+            rows, worst = _ask_all(images, ask, file, progress)
+        if not rows:
+            raise DataError("no picture could be read: " + "; ".join(left_out[:3]))
+        report = {**folder.settings, **score_answers(rows, choices, precision), "wanted_precision": precision}
+        report["left_out"] = left_out
+        write_report(path, report, worst)
+        return report
+
+
+def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in all parts; pictures may be added."""
+    policy = {"policy": made["policy"]["name"], **choose_deciding(made["policy"])}
+    return {**policy, **{name: made[name] for name in ("data", "question", "choices")}}
+
+
+def _ask_all(
+    images: Iterable[LabelledImage], ask: Ask, file: RowFile, progress: Callable[[], None]
+) -> tuple[list[Row], list[Shown]]:
+    """Rows of all pictures, and the pictures worth a look. A picture that was answered before is not asked again."""
+    known = {(row["source"], row["label"]): row for row in file.rows}
+    rows: list[Row] = []
+    worst: list[Shown] = []
+    faults = 0
+    for labelled in images:
+        row = known.get((labelled.source, labelled.answer))
+        if row is None:
+            row = {"source": labelled.source, "label": labelled.answer, **_ask(ask, labelled.image)}
+            file.add(row)
+        rows.append(row)
+        faults = faults + 1 if row["answer"] is None else 0
+        if faults == _MAX_FAULTS_IN_A_ROW:
+            raise EngineError(
+                f"the detector failed {faults} times in a row, last with: {row['fault']}; mend it, and the same "
+                "command goes on"
+            )
+        _keep_worst(worst, Shown(labelled.image, row))
+        progress()
+    return rows, worst
+
+
+def _ask(ask: Ask, image: np.ndarray) -> dict[str, Any]:
+    try:
+        answer = ask(image)
+    except (EngineError, RequestError) as error:
+        return {"answer": None, "probabilities": None, "missing_mass": None, "fault": str(error)}
+    told = answer.probabilities
+    return {
+        "answer": answer.choice,
+        "probabilities": None if told is None else {name: round(p, _DECIMALS) for name, p in told.items()},
+        "missing_mass": answer.missing_mass,
+        "fault": None,
+    }
+
+
+def _keep_worst(shown: list[Shown], new: Shown) -> None:
+    """The pictures worth a look: surely wrong first, then wrong, then right but unsure."""
+    shown.append(new)
+    shown.sort(key=Shown.rank)
+    del shown[MAX_SHOWN:]

@@ -1,0 +1,40 @@
+"""Numbers as text, in one form for pages, terminal tables and the leaderboard. None is `missing`."""
+
+from collections.abc import Sequence
+
+Interval = Sequence[float] | None
+
+
+def format_share(share: float | None, missing: str = "-", decimals: int = 1) -> str:
+    """0.1234 -> "12.3 %"."""
+    return missing if share is None else f"{format_points(share, decimals)} %"
+
+
+def format_points(share: float, decimals: int = 0, sign: str = "") -> str:
+    """A share, or a difference of shares, in percentage points: 0.1234 -> "12". sign: "+" also writes plus signs."""
+    return f"{round(100 * share, decimals) + 0.0:{sign}.{decimals}f}"  # adding 0.0 turns -0.0 into 0.0
+
+
+def format_span(interval: Interval, decimals: int = 0, sign: str = "") -> str:
+    """An interval of shares in percentage points, e.g. "36 to 51"; "" for None."""
+    return "" if interval is None else " to ".join(format_points(edge, decimals, sign) for edge in interval)
+
+
+def format_fixed(value: float | None, decimals: int = 2, missing: str = "-") -> str:
+    """0.1234 -> "0.12"."""
+    return missing if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}"
+
+
+def format_range(interval: Interval, decimals: int = 2) -> str:
+    """An interval of plain numbers, e.g. "0.12 to 0.34"; "" for None."""
+    return "" if interval is None else " to ".join(format_fixed(edge, decimals) for edge in interval)
+
+
+def format_number(value: float | None, missing: str = "-") -> str:
+    """Three significant digits, for errors of any size."""
+    return missing if value is None else f"{value:.3g}"
+
+
+def format_p(value: float) -> str:
+    """A p-value."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
