@@ -17,9 +17,13 @@ from vlm_local.training.tiny import write_tiny
 from vlm_local.types import Observation
 
 PROPRIO = np.array([[0.25, -0.012, 0.1, 0, 0, 0.1, 1.0], [0.3, 0.1, 0.05, 0, 0, 0, 0.4]], np.float32)
+RED, NOWHERE = {"colour": "red"}, (float("nan"),) * 3
 QUESTIONS = [
-    [Question("reach the red block", "move forward", 0, (0.1, 0, 0)), Question("stop it", "stop", 1, (0, 0, 0))],
-    [Question("open the drawer", "move left up, close gripper", 5, (0, 0.1, 0.1))],
+    [
+        Question("reach", RED, "reach the red block", "move forward", 0, (0.1, 0, 0)),
+        Question("reach", RED, "stop it", "stop", 0, NOWHERE),
+    ],
+    [Question("open_drawer", {}, "open the drawer", "move left up, close gripper", 5, (0, 0.1, 0.1))],
 ]
 PLAIN = np.tile(np.array([[1.0] * 3, [0.0] * 3]), (2, 1, 1))
 
@@ -43,9 +47,12 @@ def images():
     return np.stack([np.asarray(Image.fromarray(each).resize((256, 256))) for each in noise])
 
 
-def _build(folder, loaded, images, shown=(True, True)):
+THINGS = [QUESTIONS[0][:1], QUESTIONS[1]]
+
+
+def _build(folder, loaded, images, shown=(True, True), things=THINGS):
     frames = np.stack([shrink(image, 128) for image in images])
-    return Questionnaire(folder, loaded).build(frames, PROPRIO, QUESTIONS, QUESTIONS, np.array(shown), PLAIN)
+    return Questionnaire(folder, loaded).build(frames, PROPRIO, QUESTIONS, things, np.array(shown), PLAIN)
 
 
 def _list_samples(folder, images, shown=(True, True)):
@@ -84,3 +91,12 @@ def test_the_auxiliary_loss_teaches_every_part_of_the_model(folder, loaded, imag
     loss.backward()
     without = [name for name, parameter in pupil.named_parameters() if parameter.grad is None]
     assert not without
+
+
+def test_what_is_not_in_the_picture_counts_for_no_auxiliary_loss(folder, loaded, images):
+    torch.manual_seed(0)
+    pupil = Pupil(loaded.model)
+    both, one, none = (pupil(_build(folder, loaded, images, things=t))[1] for t in (THINGS, [[], THINGS[1]], [[], []]))
+    assert both["answer"] == one["answer"] == none["answer"]  # the words ask the same
+    assert len({each["auxiliary"] for each in (both, one, none)}) == 3
+    assert 0 < none["auxiliary"] < both["auxiliary"]  # where the thing is that is meant

@@ -1,6 +1,5 @@
 """Rounds in the simulator: whose labels they are, that a seed fixes them, that a kill changes nothing."""
 
-import re
 import threading
 from dataclasses import replace
 
@@ -11,17 +10,19 @@ from tests.slow import slow
 from vlm_local.actions import build_action
 from vlm_local.errors import ConfigError
 from vlm_local.primitives import parse_phrase
+from vlm_local.sim.block_tasks import RELATIONS
 from vlm_local.sim.environment import SimEnv
+from vlm_local.sim.furniture import NUM_BLOCKS
 from vlm_local.sim.oracle import Oracle
-from vlm_local.sim.tasks import TASKS
 from vlm_local.training.collect import collect, load_shard, save_shard
 from vlm_local.training.optimisation import Recipe
-from vlm_local.training.questions import add_fillers, list_questions
+from vlm_local.training.questions import list_questions
 from vlm_local.training.rounds import Lesson, collect_round, measure_round
 from vlm_local.training.simulated import Course, SimulatedTraining
 from vlm_local.training.tiny import write_tiny
 from vlm_local.types import Primitive
 
+# What is asked of one scene besides: a block named by its place, where that is clear.
 TASKS_OF_A_SCENE = [("reach", 4), ("push", 4), ("reach_relation", 5), ("open_drawer", 2), ("eggplant_in_sink", 2)]
 
 
@@ -34,16 +35,25 @@ def test_every_question_has_the_oracles_answer(task, num_questions):
     assert env.task is own and own.instruction == instruction  # the episode goes on as it was
     assert asked[0].instruction == instruction
     assert parse_phrase(asked[0].phrase) == Oracle(env).primitive()
-    assert len(asked) == num_questions == len({question.instruction for question in asked})
+    assert len({question.instruction for question in asked}) == len(asked)
+    assert len([question for question in asked[1:] if question.task != "reach_relation"]) == num_questions - 1
 
 
-def test_words_that_mean_nothing_are_not_those_of_the_level_words():
-    unseen = {word for kind in TASKS.values() for text in kind.unseen for word in re.findall("[a-z]+", text)}
-    seen = {word for kind in TASKS.values() for text in kind.words for word in re.findall("[a-z]+", text)}
-    rng = np.random.default_rng(0)
-    added = {word for _ in range(2000) for word in add_fillers("reach the block", rng).split()}
-    assert len(added) > 40
-    assert not added & unseen - seen
+def test_a_block_is_named_by_its_place_only_where_that_is_clear():
+    env, found = SimEnv("reach", image_size=None), 0
+    for seed in range(20):
+        env.reset(seed=seed)
+        for question in list_questions(env, np.random.default_rng(seed)):
+            if question.task == "reach_relation":
+                found += 1
+                side = np.array(RELATIONS[question.names["relation"]])
+                reference = env.world.place(f"block{env.task.colours.index(question.names['colour'])}")
+                beside = [
+                    (env.world.place(f"block{index}") - reference)[:2] @ side > 0.03 for index in range(NUM_BLOCKS)
+                ]
+                offset = env.world.tips + question.offset_m - reference
+                assert offset[:2] @ side > 0.08 and sum(beside) == 1
+    assert found > 5
 
 
 def test_following_one_of_the_other_answers_reaches_the_other_block():
@@ -60,7 +70,7 @@ def test_following_one_of_the_other_answers_reaches_the_other_block():
 
 def test_a_seed_fixes_a_shard_and_a_file_keeps_it(tmp_path):
     def build(seed, learner=None):
-        return collect({"reach": 1.0, "open_drawer": 1.0}, "normal", 12, 128, (0, seed), learner)
+        return collect({"reach": 1.0, "open_drawer": 1.0}, {"normal": 1.0, "varied": 1.0}, 24, 128, (0, seed), learner)
 
     shard = build(1)
     save_shard(shard, tmp_path / "shard.npz")
@@ -78,7 +88,7 @@ def test_the_learner_moves_the_robot_and_the_oracle_labels_what_it_sees():
         seen.append(observation.proprio[2])
         return Primitive(z=1)
 
-    shard = collect({"reach": 1.0}, "normal", 150, 128, (0, 3), rise)
+    shard = collect({"reach": 1.0}, {"normal": 1.0}, 150, 128, (0, 3), rise)
     labels = [parse_phrase(asked[0].phrase) for asked in shard.questions]
     lifted = shard.proprio[:, 2] > 0.22  # higher than any episode begins
     assert seen and lifted.sum() > 10
@@ -89,7 +99,7 @@ def test_the_learner_moves_the_robot_and_the_oracle_labels_what_it_sees():
 def test_a_student_that_has_played_leaves_no_thread_behind(tmp_path):
     write_tiny(tmp_path / "student", seed=0)
     before = set(threading.enumerate())
-    lesson = Lesson(0, {"reach": 1.0}, "easy", 8, 128, 0, tmp_path / "student")
+    lesson = Lesson(0, {"reach": 1.0}, {"easy": 1.0}, 8, 128, 0, tmp_path / "student")
     collect_round(lesson, tmp_path / "shard.npz")
     measured = measure_round(tmp_path / "student", ("reach",), "easy", 1)
     assert set(measured) == {"success reach"}

@@ -24,7 +24,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     add = parser.add_argument
     add("--task", default="reach", metavar="T[,T]|all", help=f"{_TASKS} [reach]")
-    add("--level", default="normal", help="easy, normal, hard; words, light: as normal, but for unseen ones [normal]")
+    add(
+        "--level",
+        default="normal",
+        help="easy, normal, varied, hard; words, light: as normal, but for unseen ones [normal]",
+    )
     add("--episodes", type=count(1, 100_000), default=10, metavar="N", help="of each task [10]")
     add("--seed", type=seed(), default=0, metavar="S", help="of the first episode; the next has the next [0]")
     add("--max-steps", type=count(), default=120, metavar="N", help="5 a second [120]")

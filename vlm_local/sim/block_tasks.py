@@ -95,7 +95,17 @@ class Reach(BlockTask):
         return any(_is_over(world, f"block{index}") for index in range(NUM_BLOCKS) if index != self.target)
 
 
-_SIDES = {"left": (0, 1), "right": (0, -1), "behind": (1, 0), "before": (-1, 0)}
+_SIDES = {"left": (0, 1), "right": (0, -1)}
+RELATIONS = {"left of": (0, 1), "right of": (0, -1), "behind": (1, 0), "in front of": (-1, 0)}
+
+
+def is_only_one_beside(side: np.ndarray, target: np.ndarray, reference: np.ndarray, other: np.ndarray) -> bool:
+    """Whether `target` lies clearly on that side of `reference`, and `other` clearly does not.
+
+    side: (2,), a unit vector of RELATIONS. target, reference, other: (2,) m.
+    """
+    along, across = ((np.array([target, other]) - reference) @ np.stack([side, side[::-1]], axis=1)).T
+    return bool(along[0] > 0.08 and abs(across[0]) < 0.06 and along[1] < 0.02)
 
 
 class ReachRelation(Reach):
@@ -109,19 +119,17 @@ class ReachRelation(Reach):
         "find the {colour} block and approach the one {relation} it",
         "touch what lies {relation} the {colour} cube",
     )
-    _relations = ("left of", "right of", "behind", "in front of")
 
     def sample(self, world, level, rng):
-        side = int(rng.integers(len(_SIDES)))
-        self._side = np.array(list(_SIDES.values())[side])
+        side = int(rng.integers(len(RELATIONS)))
+        relations = list(RELATIONS)
+        self._side = np.array(RELATIONS[relations[side]])
         self.sample_blocks(world, level, rng)
-        names = {"relation": self._relations[side], "colour": self.colours[1]}
-        self.phrase_instruction(level, rng, names, names | {"relation": self._relations[side ^ 1]})
+        names = {"relation": relations[side], "colour": self.colours[1]}
+        self.phrase_instruction(level, rng, names, names | {"relation": relations[side ^ 1]})
 
     def fits(self, places):
-        """Block 0 lies clearly on that side of block 1, block 2 clearly does not."""
-        along, across = ((places[:3] - places[1]) @ np.stack([self._side, self._side[::-1]], axis=1)).T
-        return along[0] > 0.08 and abs(across[0]) < 0.06 and along[2] < 0.02
+        return is_only_one_beside(self._side, places[0], places[1], places[2])
 
 
 class Lift(BlockTask):

@@ -35,6 +35,7 @@ LEVELS = {
         Level("easy", spread=0.6, light=0.0, camera=0.0, distractors=0, wording="first"),
         Level("normal"),
         Level("hard", light=1.0, camera=1.0, distractors=2, more_colours=True, wording="unseen"),
+        Level("varied", light=1.0, camera=1.0, distractors=2, more_colours=True),  # as hard, in words of training
         Level("words", wording="unseen"),  # as normal, and every instruction in words that training never had
         Level("light", coloured_light=True),  # as normal, and light of colours that training never had
     )

@@ -14,7 +14,8 @@ class Task:
 
     kind: of scene. stages: what is to be achieved, in order. words: instructions, the first one
     AutoEval's or the plainest; unseen: words kept out of training; wrong_words: of the opposite task.
-    `instruction` is of the episode, `wrong_instruction` asks for something else in the same scene.
+    `instruction` is of the episode, `wrong_instruction` asks for something else in the same scene;
+    `names` is what filled the words' places, such as {"colour": "red"}.
     """
 
     name: ClassVar[str]
@@ -25,6 +26,7 @@ class Task:
     wrong_words: ClassVar[str] = ""
     instruction: str
     wrong_instruction: str
+    names: dict[str, str]
 
     def sample(self, world: World, level: Level, rng: np.random.Generator) -> None:
         raise NotImplementedError
@@ -44,7 +46,8 @@ class Task:
         """Draw the words; names, wrong_names: what fills them, and what would ask for something else."""
         choices = {"first": self.words[:1], "seen": self.words, "unseen": self.unseen}[level.wording]
         words = choices[rng.integers(len(choices))]
-        self.instruction = words.format(**(names or {}))
+        self.names = names or {}
+        self.instruction = words.format(**self.names)
         self.wrong_instruction = (self.wrong_words or words).format(**(wrong_names or {}))
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from vlm_local.actions import GripperLatch, build_action
 from vlm_local.primitives import parse_phrase
 from vlm_local.sim.environment import SimEnv
+from vlm_local.sim.levels import find_level
 from vlm_local.sim.oracle import Oracle
 from vlm_local.training.questions import Question, list_questions
 from vlm_local.types import Observation, Primitive
@@ -27,7 +28,17 @@ _TELEPORT = 0.4  # share of scenes that begin anywhere instead of at the start
 _ANYWHERE_M = np.array([[0.20, -0.17, 0.06], [0.40, 0.17, 0.115]])  # all of it within reach
 _STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 _SCENE_STEPS = 16  # frames of one scene on average
-_UNSEEN_STEPS = {"blocks": 12, "drawer": 20, "sink": 45}  # of the oracle at most, before the first frame
+# Steps of the oracle at most before the first frame: about as many as it needs.
+_UNSEEN_STEPS = {
+    "reach": 12,
+    "reach_relation": 12,
+    "push": 20,
+    "lift": 20,
+    "open_drawer": 20,
+    "close_drawer": 20,
+    "eggplant_in_basket": 45,
+    "eggplant_in_sink": 45,
+}
 
 Actor = Callable[[Observation], Primitive]
 
@@ -42,21 +53,31 @@ class Shard:
 
 
 def collect(
-    tasks: Mapping[str, float], level: str, num_frames: int, image_px: int, seed: Sequence[int], learner: Actor | None
+    tasks: Mapping[str, float],
+    levels: Mapping[str, float],
+    num_frames: int,
+    image_px: int,
+    seed: Sequence[int],
+    learner: Actor | None,
 ) -> Shard:
-    """tasks: name -> share of the scenes. learner: who acts in half of the scenes, where given."""
+    """tasks, levels: name -> share of the scenes. learner: who acts in half of the scenes, where given."""
     rng = np.random.default_rng(seed)
-    shares = np.array(list(tasks.values())) / sum(tasks.values())
     frames, proprio, questions = [], [], []
     with ExitStack() as stack:
-        envs = [stack.enter_context(closing(SimEnv(name, level, _RENDER_PX))) for name in tasks]
+        envs = {name: stack.enter_context(closing(SimEnv(name, image_size=_RENDER_PX))) for name in tasks}
         while len(frames) < num_frames:
-            env = envs[rng.choice(len(shares), p=shares)]
+            env = envs[_draw_name(tasks, rng)]
+            env.level = find_level(_draw_name(levels, rng))
             for observation, asked in _play(env, rng, learner if rng.random() < 0.5 else None):
                 frames.append(shrink(observation.image, image_px))
                 proprio.append(observation.proprio)
                 questions.append(asked)
     return Shard(np.stack(frames[:num_frames]), np.array(proprio[:num_frames], np.float32), questions[:num_frames])
+
+
+def _draw_name(shares: Mapping[str, float], rng: np.random.Generator) -> str:
+    weights = np.array(list(shares.values()))
+    return list(shares)[rng.choice(len(weights), p=weights / weights.sum())]
 
 
 def shrink(image: np.ndarray, image_px: int) -> np.ndarray:
@@ -71,7 +92,7 @@ def _play(env: SimEnv, rng: np.random.Generator, learner: Actor | None):
     if rng.random() < _TELEPORT and env.task.kind == "blocks":
         env.world.put_arm(rng.uniform(*_ANYWHERE_M))
         env.step(_STILL)
-    elif rng.random() < 0.5 and _advance(env, latch, int(rng.integers(_UNSEEN_STEPS[env.task.kind]))):
+    elif rng.random() < 0.5 and _advance(env, latch, int(rng.integers(_UNSEEN_STEPS[env.task.name]))):
         return
     left, noise = 0, Primitive()
     num_steps = 1 + rng.poisson(_SCENE_STEPS - 1)
@@ -114,7 +135,9 @@ def _draw_noise(rng: np.random.Generator) -> Primitive:
 
 
 def save_shard(shard: Shard, path: Path) -> None:
-    texts = [[(q.instruction, q.phrase, q.slot, q.offset_m) for q in asked] for asked in shard.questions]
+    texts = [
+        [(q.task, q.names, q.instruction, q.phrase, q.slot, q.offset_m) for q in asked] for asked in shard.questions
+    ]
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez(file, frames=shard.frames, proprio=shard.proprio, questions=np.array(json.dumps(texts)))

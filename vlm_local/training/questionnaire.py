@@ -36,9 +36,9 @@ class Batch:
     pixels: float32 (B * P, 1536). grid: int64 (B, 3). picture: (Q,) which one is asked about.
     ids: int64 (Q, L), right-padded. positions: int64 (3, Q, L). targets: int64 (Q, L), the next
     token where it belongs to the answer, else -100. ends: (Q,) place of the prompt's last token.
-    meant: float32 (Q, 3), from the finger tips to the thing that is meant. seen_picture, seen_slot,
-    seen_offset: (S,), (S,), (S, 3), the same of all things in the pictures. tips: float32 (B, 3).
-    Lengths in _UNIT_M.
+    meant: float32 (Q, 3), from the finger tips to the thing that is meant, NaN for none. seen_picture,
+    seen_slot, seen_offset: (S,), (S,), (S, 3), the same of all things in the pictures. tips: float32
+    (B, 3), NaN where the picture does not show them. Lengths in _UNIT_M.
     """
 
     pixels: torch.Tensor
@@ -77,7 +77,8 @@ class Questionnaire:
     ) -> Batch:
         """frames: uint8 (B, S, S, 3), S as the processor shrinks them. proprio: (B, 7).
 
-        things: questions that name everything in a picture, for the auxiliary heads alone.
+        things: questions that name everything in a picture, for the auxiliary heads alone; none where it
+        is not of the simulator.
         shown: bool (B,), whether the prompt tells proprio. tint: float (B, 2, 3), a factor and a
         summand for each colour channel of pixels from 0 to 1.
         """
@@ -96,6 +97,7 @@ class Questionnaire:
             ids[row, :total] = head + answer[:-1]
             targets[row, len(head) - 1 : total] = answer
             positions[:, row] = self._count_positions(head, grid[index], length)
+        is_scene = np.array([[bool(named)] for named in things])
         return Batch(
             pixels,
             grid,
@@ -105,10 +107,10 @@ class Questionnaire:
             torch.from_numpy(targets),
             torch.tensor([len(head) - 1 for head in heads]),
             torch.tensor([q.offset_m for _, q in asked]) / _UNIT_M,
-            torch.tensor([index for index, _ in seen]),
-            torch.tensor([q.slot for _, q in seen]),
-            torch.tensor([q.offset_m for _, q in seen]) / _UNIT_M,
-            torch.from_numpy(proprio[:, :3]).float() / _UNIT_M,
+            torch.tensor([index for index, _ in seen], dtype=torch.int64),
+            torch.tensor([q.slot for _, q in seen], dtype=torch.int64),
+            torch.tensor([q.offset_m for _, q in seen]).view(-1, 3) / _UNIT_M,
+            torch.from_numpy(np.where(is_scene, proprio[:, :3], np.nan)).float() / _UNIT_M,
         )
 
     def _encode(self, texts: list[str]) -> list[list[int]]:
@@ -205,4 +207,7 @@ AttentionMaskInterface.register(_ATTENTION, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"]
 
 
 def _distance(said: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
-    return nn.functional.smooth_l1_loss(said.float(), true, beta=_SHARP)
+    """Mean over what is known: `true` is NaN elsewhere."""
+    is_known = true.isfinite()
+    total = nn.functional.smooth_l1_loss(said[is_known].float(), true[is_known], beta=_SHARP, reduction="sum")
+    return total / is_known.sum().clamp(min=1)

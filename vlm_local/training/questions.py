@@ -4,14 +4,23 @@ One frame labels an instruction for each block on the table, or for opening and 
 places of the eggplant; so a model cannot get along with what the picture alone says.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from itertools import permutations
 
 import numpy as np
 
 from vlm_local.primitives import format_phrase
-from vlm_local.sim.block_tasks import COLOURS, BlockTask, Lift, Push, Reach, ReachRelation
+from vlm_local.sim.block_tasks import (
+    COLOURS,
+    RELATIONS,
+    BlockTask,
+    Lift,
+    Push,
+    Reach,
+    ReachRelation,
+    is_only_one_beside,
+)
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.furniture import NUM_BLOCKS
 from vlm_local.sim.levels import Level
@@ -22,20 +31,17 @@ from vlm_local.sim.tasks import TASKS
 _BODY_OF_KIND = {"drawer": "drawer", "sink": "eggplant"}
 SLOTS = (*COLOURS, *_BODY_OF_KIND.values())
 
-# Words that mean nothing here, and that no instruction of the level `words` uses.
-_FILLERS = (
-    *("now", "then", "just", "so", "again", "next", "slowly", "carefully", "gently", "quickly", "straight", "robot"),
-    *("its", "this", "small", "little", "big", "round", "wooden", "metal", "large", "hand", "base", "corner", "toy"),
-    *("first", "second", "third", "near", "from", "by", "for", "or", "and", "a", "an", "all", "to", "on", "over"),
-    *("bowl", "cup", "plate", "pot", "box", "ball", "towel", "carrot", "banana", "corn", "white", "black", "orange"),
-)
-_MAX_FILLERS = 3
-
 
 @dataclass(frozen=True)
 class Question:
-    """slot: index into SLOTS of the thing that is meant. offset_m: from the finger tips to it, base frame."""
+    """task, names: of the simulator, see `Task.names`. instruction: in the simulator's words.
 
+    slot: index into SLOTS of the thing that is meant. offset_m: from the finger tips to it, base frame;
+    NaN where nothing is meant.
+    """
+
+    task: str
+    names: Mapping[str, str]
     instruction: str
     phrase: str
     slot: int
@@ -45,7 +51,7 @@ class Question:
 def list_questions(env: SimEnv, rng: np.random.Generator) -> list[Question]:
     """The episode's own question first; the others are in words drawn anew."""
     task = env.task
-    others = _vary_block(task, env.level, rng) if isinstance(task, BlockTask) else _vary_task(task, env.level, rng)
+    others = _vary_block(env, rng) if isinstance(task, BlockTask) else _vary_task(task, env.level, rng)
     asked = []
     for env.task in (task, *others):
         asked.append(_ask(env))
@@ -53,29 +59,39 @@ def list_questions(env: SimEnv, rng: np.random.Generator) -> list[Question]:
     return asked
 
 
-def add_fillers(instruction: str, rng: np.random.Generator) -> str:
-    """The instruction with up to three words more that mean nothing, so that strange words are read over."""
-    words = instruction.split(" ")
-    for _ in range(rng.integers(_MAX_FILLERS + 1)):
-        words.insert(rng.integers(len(words) + 1), _FILLERS[rng.integers(len(_FILLERS))])
-    return " ".join(words)
-
-
-def _vary_block(task: BlockTask, level: Level, rng: np.random.Generator) -> Iterator[BlockTask]:
-    """The same of every other block, and something else of one; a block named by its place also by its colour."""
+def _vary_block(env: SimEnv, rng: np.random.Generator) -> Iterator[BlockTask]:
+    """The same of every other block, something else of one, and one named by its place where that is clear."""
+    task: BlockTask = env.task
     kind = Reach if isinstance(task, ReachRelation) else type(task)
     others = [(kind, target) for target in range(NUM_BLOCKS) if kind is not type(task) or target != task.target]
     strange = [other for other in (Reach, Lift, Push) if other is not kind]
     others.append((strange[rng.integers(2)], int(rng.integers(NUM_BLOCKS))))
     for kind, target in others:
-        other: Any = kind()
-        vars(other).update(vars(task))
-        other.target = target
         side = ("left", "right")[rng.integers(2)]
+        names = {"colour": task.colours[target]} | ({"side": side} if kind is Push else {})
+        other = _copy(task, kind, target)
         other.way = np.array((0, 1 if side == "left" else -1))  # of Push alone
-        names = {"colour": task.colours[target], "side": side}
-        other.phrase_instruction(level, rng, names, names)
+        other.phrase_instruction(env.level, rng, names, names)
         yield other
+    places = np.array([env.world.place(f"block{index}")[:2] for index in range(NUM_BLOCKS)])
+    named = [(relation, *order) for relation in RELATIONS for order in permutations(range(NUM_BLOCKS))]
+    for index in rng.permutation(len(named)):
+        relation, target, reference, third = named[index]
+        names = {"relation": relation, "colour": task.colours[reference]}
+        if names != task.names and is_only_one_beside(
+            np.array(RELATIONS[relation]), *places[[target, reference, third]]
+        ):
+            other = _copy(task, ReachRelation, target)
+            other.phrase_instruction(env.level, rng, names, names)
+            yield other
+            return
+
+
+def _copy(task: BlockTask, kind: type[BlockTask], target: int) -> BlockTask:
+    other = kind()
+    vars(other).update(vars(task))
+    other.target = target
+    return other
 
 
 def _vary_task(task: Task, level: Level, rng: np.random.Generator) -> Iterator[Task]:
@@ -94,4 +110,5 @@ def _ask(env: SimEnv) -> Question:
         body = _BODY_OF_KIND[task.kind]
         slot = SLOTS.index(body)
     offset = np.round(env.world.place(body) - env.world.tips, 4)
-    return Question(task.instruction, format_phrase(Oracle(env).primitive()), slot, tuple(offset.tolist()))
+    phrase = format_phrase(Oracle(env).primitive())
+    return Question(task.name, task.names, task.instruction, phrase, slot, tuple(offset.tolist()))

@@ -24,7 +24,7 @@ class Lesson:
 
     number: int
     tasks: Mapping[str, float]
-    level: str
+    levels: Mapping[str, float]
     frames: int
     image_px: int
     seed: int
@@ -37,7 +37,7 @@ def collect_round(lesson: Lesson, path: Path) -> Path:
     if not path.exists():
         with _open_actor(lesson.student) as actor:
             seed = (lesson.seed, lesson.number)
-            shard = collect(lesson.tasks, lesson.level, lesson.frames, lesson.image_px, seed, actor)
+            shard = collect(lesson.tasks, lesson.levels, lesson.frames, lesson.image_px, seed, actor)
         save_shard(shard, path)
     return path
 

@@ -21,17 +21,16 @@ from vlm_local.engines.loading import load_model
 from vlm_local.processes import open_pool
 from vlm_local.sim.tasks import find_task
 from vlm_local.training.collect import Shard, load_shard
+from vlm_local.training.examples import Example, draw_example
 from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
 from vlm_local.training.questionnaire import Batch, Pupil, Questionnaire
-from vlm_local.training.questions import SLOTS, add_fillers
+from vlm_local.training.questions import SLOTS
 from vlm_local.training.rounds import Lesson, collect_round, measure_round
 from vlm_local.training.tiny import IMAGE_PX, write_tiny, write_weights
 
 _TINT_FACTOR, _TINT_SUMMAND = 0.15, 0.05
-# Which word is right is hard to tell near the thing: farther away, down to this share is learnt from.
-_NEAR_M, _FAR_SHARE = 0.05, 0.3
 _FIRST_SLOT = SLOTS.index("red")  # what the warm rounds ask for
-_FILL = 0.4  # share of pictures asked about with words that mean nothing
+_RATE, _RATE_ON = 1e-3, 5e-4  # learning rate from untrained and from trained weights
 _HIDE_PROPRIO = 0.1  # share of pictures whose prompt does not tell the measured state
 
 _ONLY_MEASURED = ("num_rounds", "measure_every", "measure_episodes")
@@ -40,14 +39,14 @@ _MIXES = {
     0: {"reach": 1.0},
     16: {"reach": 0.5, "open_drawer": 0.25, "close_drawer": 0.25},
     48: {
-        "reach": 0.12,
-        "reach_relation": 0.10,
-        "open_drawer": 0.09,
-        "close_drawer": 0.09,
-        "eggplant_in_basket": 0.20,
-        "eggplant_in_sink": 0.18,
+        "reach": 0.06,
+        "reach_relation": 0.20,
+        "open_drawer": 0.06,
+        "close_drawer": 0.06,
+        "eggplant_in_basket": 0.15,
+        "eggplant_in_sink": 0.13,
         "push": 0.14,
-        "lift": 0.08,
+        "lift": 0.20,
     },
 }
 
@@ -56,7 +55,8 @@ _MIXES = {
 class Course:
     """What is collected and how it is learnt.
 
-    mixes: round -> task name -> share of the scenes, from that round on. frames, steps: of a round.
+    mixes: round -> task name -> share of the scenes, from that round on. levels: name -> share of the
+    scenes; rollouts are of the first. frames, steps: of a round.
     pictures, asked: of a step: pictures, and questions about each. keep: rounds whose frames are
     drawn from. learner_from: first round in which the student acts in half of the scenes.
     warm_rounds: first ones that ask for red only where it is among the things, so that where things
@@ -65,12 +65,12 @@ class Course:
 
     num_rounds: int = 128
     mixes: Mapping[int, Mapping[str, float]] = field(default_factory=lambda: dict(_MIXES))
-    level: str = "normal"
-    frames: int = 1200
+    levels: Mapping[str, float] = field(default_factory=lambda: {"normal": 0.6, "varied": 0.4})
+    frames: int = 800
     steps: int = 250
     pictures: int = 24
-    asked: int = 1
-    keep: int = 12
+    asked: int = 2
+    keep: int = 16
     learner_from: int = 8
     warm_rounds: int = 2
     measure_every: int = 16
@@ -84,6 +84,7 @@ class Course:
     def settings(self) -> dict[str, Any]:
         """What decides the weights. How far it goes is the recipe's number of steps."""
         fields = asdict(self) | {"mixes": {str(start): dict(mix) for start, mix in self.mixes.items()}}
+        fields["levels"] = dict(self.levels)
         return {name: value for name, value in fields.items() if name not in _ONLY_MEASURED}
 
 
@@ -147,7 +148,11 @@ class SimulatedTraining:
         """Play rollouts when the collector comes to it."""
         course, step = self._course, self._optimisation.step
         played = pool.submit(
-            measure_round, self._student(number), tuple(course.mix(number)), course.level, course.measure_episodes
+            measure_round,
+            self._student(number),
+            tuple(course.mix(number)),
+            next(iter(course.levels)),
+            course.measure_episodes,
         )
         self._measured.append((step, played))
 
@@ -160,7 +165,7 @@ class SimulatedTraining:
     def _submit(self, pool: ProcessPoolExecutor, number: int) -> Future:
         course = self._course
         student = self._student(number - 2) if number >= max(2, course.learner_from) else None
-        lesson = Lesson(number, course.mix(number), course.level, course.frames, IMAGE_PX, self._seed, student)
+        lesson = Lesson(number, course.mix(number), course.levels, course.frames, IMAGE_PX, self._seed, student)
         return pool.submit(collect_round, lesson, self._shard(number))
 
     def _shard(self, number: int) -> Path:
@@ -184,25 +189,23 @@ class SimulatedTraining:
         course = self._course
         rng = np.random.default_rng([self._seed, 1, step])
         warm = step < course.warm_rounds * course.steps
-        frames, proprio, asked, things = [], [], [], []
-        while len(frames) < course.pictures:
-            shard = self._shards[rng.integers(len(self._shards))]
-            index = rng.integers(len(shard.frames))
-            questions = shard.questions[index]
-            chosen = [questions[place] for place in rng.permutation(len(questions))[: course.asked]]
-            if rng.random() < _FILL:
-                chosen = [replace(question, instruction=add_fillers(question.instruction, rng)) for question in chosen]
-            aside = min(np.hypot(*question.offset_m[:2]) for question in chosen)
-            is_later = warm and chosen[0].slot != _FIRST_SLOT and any(q.slot == _FIRST_SLOT for q in questions)
-            if rng.random() < max(_FAR_SHARE, _NEAR_M / max(aside, _NEAR_M)) and not is_later:
-                frames.append(shard.frames[index])
-                proprio.append(shard.proprio[index])
-                asked.append(chosen)
-                things.append(questions)
-        tint = rng.uniform(-1, 1, (len(frames), 2, 3)) * np.array([[_TINT_FACTOR], [_TINT_SUMMAND]])
+        drawn = []
+        while len(drawn) < course.pictures:
+            example = draw_example(self._shards, 1 if warm else course.asked, rng)
+            if not (warm and _comes_later(example)):
+                drawn.append(example)
+        tint = rng.uniform(-1, 1, (len(drawn), 2, 3)) * np.array([[_TINT_FACTOR], [_TINT_SUMMAND]])
         tint[:, 0] += 1
-        shown = rng.random(len(frames)) >= _HIDE_PROPRIO
-        return self._questionnaire.build(np.stack(frames), np.stack(proprio), asked, things, shown, tint)
+        shown = rng.random(len(drawn)) >= _HIDE_PROPRIO
+        frames, proprio = (np.stack([getattr(each, name) for each in drawn]) for name in ("frame", "proprio"))
+        asked, things = ([getattr(each, name) for each in drawn] for name in ("asked", "things"))
+        return self._questionnaire.build(frames, proprio, asked, things, shown, tint)
+
+
+def _comes_later(example: Example) -> bool:
+    """In the warm rounds: where red is among the things, only it is asked for."""
+    is_red_there = any(question.slot == _FIRST_SLOT for question in example.things)
+    return is_red_there and any(question.slot != _FIRST_SLOT for question in example.asked)
 
 
 def train_tiny(
@@ -224,7 +227,8 @@ def train_tiny(
     if num_rounds is not None:
         course = replace(course, num_rounds=num_rounds)
     bfloat16 = _has_bfloat16_products()
-    recipe = Recipe(course.num_rounds * course.steps, decay=0.45, save_every=course.steps, bfloat16=bfloat16)
+    rate = _RATE if start is None else _RATE_ON
+    recipe = Recipe(course.num_rounds * course.steps, rate, decay=0.45, save_every=course.steps, bfloat16=bfloat16)
     return SimulatedTraining(start, folder, course, recipe, seed).run()
 
 
