@@ -147,8 +147,5 @@ def save_shard(shard: Shard, path: Path) -> None:
 def load_shard(path: Path) -> Shard:
     with np.load(path) as arrays:
         texts = json.loads(str(arrays["questions"]))
-        questions = [
-            [Question(instruction, phrase, slot, tuple(offset_m)) for instruction, phrase, slot, offset_m in asked]
-            for asked in texts
-        ]
+        questions = [[Question(*words, tuple(offset)) for *words, offset in asked] for asked in texts]
         return Shard(arrays["frames"], arrays["proprio"], questions)
