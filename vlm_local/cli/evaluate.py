@@ -1,4 +1,4 @@
-"""Commands that ask policies about recorded steps: eval, compare, replay."""
+"""Commands that ask policies about recorded steps: eval, replay."""
 
 import argparse
 import sys
@@ -39,11 +39,6 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # what is always done
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_eval, goes_on="the same command goes on from here")
-
-    parser = subparsers.add_parser("compare", help="two evaluations on the same steps, with p-values")
-    parser.add_argument("ours", metavar="A", type=Path, help="--out folder of an evaluation")
-    parser.add_argument("theirs", metavar="B", type=Path, help="--out folder of another")
-    parser.set_defaults(run=_compare)
 
     parser = subparsers.add_parser("replay", help="answer a recorded run again, phrases side by side")
     parser.add_argument("recording", metavar="RUN", type=Path, help="folder that a server or the simulator recorded")
@@ -98,15 +93,6 @@ def _eval(args: argparse.Namespace) -> int:
             warn=lambda text: bar.write(escape_controls(f"left out: {text}"), file=sys.stderr),
         )
     print(f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}")
-    return 0
-
-
-def _compare(args: argparse.Namespace) -> int:
-    from vlm_local.lab.offline.compare import compare_rows, format_comparison
-    from vlm_local.lab.offline.rows import load_rows
-
-    result = compare_rows(load_rows(args.ours), load_rows(args.theirs))
-    print(format_comparison(result, str(args.ours), str(args.theirs)))
     return 0
 
 
