@@ -14,6 +14,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
         "compare", help="results on the same steps, episodes or scenes, with p-values", epilog=_EPILOG
     )
+    parser.description = "Compares results of one kind, paired: scores, differences of all pairs, intervals, p-values."
     add = parser.add_argument
     add("results", nargs="+", metavar="RESULT", type=Path, help="two or more --out folders of eval, sim or spatial")
     text = "of the first, second ... result in all tables; may be given again [its folder's]"

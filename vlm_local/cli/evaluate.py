@@ -15,6 +15,7 @@ from vlm_local.cli.options import (
     seed,
     workers,
 )
+from vlm_local.cli.runs import add_episode_option
 from vlm_local.plain import escape_controls, hide_secrets
 
 _BAR = "{percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go{postfix}"
@@ -43,6 +44,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("replay", help="answer a recorded run again, phrases side by side")
     parser.add_argument("recording", metavar="RUN", type=Path, help="folder that a server or the simulator recorded")
     parser.add_argument("--seed", type=seed(), default=0, help="for episodes recorded without one [0]")
+    add_episode_option(parser)
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_replay)
 
@@ -117,7 +119,7 @@ def _replay(args: argparse.Namespace) -> int:
     num_steps = num_same = 0
     with closing(open_source(read_policy_options(args))) as source:
         policy = source.build("replay")
-        for episode in read_run(args.recording, ProblemPrinter()):
+        for episode in read_run(args.recording, ProblemPrinter(), args.episode):
             steps = replay(episode)
             different = [step.step for step in steps if step.differs]
             print(f"first divergence: step {different[0]}" if different else "they agree throughout")
