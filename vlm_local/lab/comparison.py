@@ -83,7 +83,7 @@ def compare(results: Sequence[Trials], names: Sequence[str], seed: int = 0) -> d
     p_value, p_holm}, Holm's over the pairs of the measure. A measure without a trial has no scores and no pairs.
     Raises DataError, with the reason, for results that cannot be compared.
     """
-    places = _find_shared(results, names)
+    places = find_shared(results, names)
     first = results[0]
     units, unit = np.unique(first.units[places[0]], return_inverse=True)
     measures = []
@@ -105,8 +105,8 @@ def compare(results: Sequence[Trials], names: Sequence[str], seed: int = 0) -> d
     }
 
 
-def _find_shared(results: Sequence[Trials], names: Sequence[str]) -> list[np.ndarray]:
-    """For each result the indices of the trials that all have, in the order of the first."""
+def find_shared(results: Sequence[Trials], names: Sequence[str]) -> list[np.ndarray]:
+    """For each result the indices of the trials that all have, in the order of the first; raises as `compare`."""
     first, first_name = results[0], names[0]
     for result, name in zip(results[1:], names[1:], strict=True):
         _refuse_other_settings(first, result, first_name, name)
