@@ -4,7 +4,7 @@ from setuptools import find_packages, setup
 
 DATA = {"vlm_local.grammars": "grammars", "vlm_local.checkpoints.tiny": "checkpoints/tiny"}
 
-TEXT = ["*.txt", "*.html", "*.js", "*.css", "*.xml", "static/*", "templates/*"]
+TEXT = ["py.typed", "*.txt", "*.json", "*.html", "*.js", "*.css", "*.xml", "static/*", "templates/*"]
 
 setup(
     packages=[*find_packages(include=["vlm_local", "vlm_local.*"]), *DATA],

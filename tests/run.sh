@@ -2,6 +2,7 @@
 # Runs the tests in the project's virtual environment: bash tests/run.sh [options of pytest].
 # As many processes as cores, unless -n says otherwise. --slow also runs what takes minutes.
 # --cuda-dry runs the GPU path's own instead, without a GPU where there is none.
+# With --doors first: other harnesses' own packages against a running server.
 # With --vllm first: those against a real vLLM instead, without network but for the loopback.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -15,8 +16,17 @@ if [ "${1:-}" = --vllm ]; then
     exec unshare --net --map-root-user sh -c 'ip link set lo up && exec "$@"' - \
         "$python" -m pytest tests/vllm -s "$@"
 fi
+if [ "${1:-}" = --doors ]; then
+    shift
+    source tests/doors/venv.sh
+    exec "$python" -m pytest tests/doors "$@"
+fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
+"$python" -m basedpyright --pythonpath "$python"
 # One thread in each: the models are small, and threads that wait for each other's core take many times as long.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
-exec "$python" -m pytest -n auto "$@"
+# The tests start dozens of processes; where this is set, each would compile the whole package again.
+unset PYTHONDONTWRITEBYTECODE
+# Each process takes a stretch of neighbouring tests, so that what a file's tests share is mostly made once.
+exec "$python" -m pytest -n auto --dist worksteal "$@"

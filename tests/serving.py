@@ -95,7 +95,7 @@ class Served:
 
     def newest_record(self):
         """Of what was published before now; it comes out in a thread of its own."""
-        until(lambda: self.service.outlets[0]._num_bytes == 0)
+        until(lambda: self.service.subscriptions[0]._num_bytes == 0)
         return self.records[-1]
 
     def act(self, path="/act?details=1", **fields):
@@ -110,7 +110,8 @@ def serve(engine=None, settings=None, deadline_ms=None, **policy_settings):
     engine = SteeredEngine() if engine is None else engine
     policies = Policies(engine, deadline_ms, **policy_settings)
     records = []
-    app = create_app(policies, settings or ServerSettings(), [records.append])
+    app = create_app(policies, settings or ServerSettings())
+    app.extensions["vlm_local"].subscribe(records.append)
     server = HTTPServer(app, bind("127.0.0.1", 0))
     try:
         if not callable(engine):

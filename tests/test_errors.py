@@ -6,7 +6,7 @@ import pytest
 
 from vlm_local import errors
 from vlm_local.client import PolicyError
-from vlm_local.engines.worker import EngineClosed
+from vlm_local.errors import EngineClosed
 
 CASES = [
     errors.RequestError("too narrow", 422),

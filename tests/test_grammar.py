@@ -2,8 +2,8 @@ import lark
 import pytest
 
 from vlm_local.errors import GrammarError
+from vlm_local.files import find_shipped
 from vlm_local.grammar import load_grammar, load_phrase_grammar
-from vlm_local.paths import find_shipped
 from vlm_local.primitives import is_labelable, list_phrases, parse_phrase
 
 

@@ -7,8 +7,8 @@ import pytest
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import FAMILIES, open_checkpoint
 from vlm_local.errors import ConfigError
+from vlm_local.files import find_shipped
 from vlm_local.models import MODELS, find_checkpoint, find_local, find_model, name_base
-from vlm_local.paths import find_shipped
 
 
 @pytest.fixture(autouse=True)

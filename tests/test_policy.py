@@ -4,10 +4,9 @@ import pytest
 from vlm_local.engines.scripted import ScriptedEngine, build_constant_engine, build_uniform_engine
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import load_phrase_grammar
-from vlm_local.policy import Settings, VLMPolicy, derive_seed, draw_uniform
+from vlm_local.policy import HoldPhrase, Settings, VLMPolicy, derive_seed, draw_uniform
 from vlm_local.prompts import load_template
 from vlm_local.types import Observation
-from vlm_local.wrappers import HoldPhrase
 
 GRAMMAR = load_phrase_grammar()
 

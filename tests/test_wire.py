@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from vlm_local.bounds import MAX_LISTED
+from vlm_local.embodiments.frame import Frame
 from vlm_local.errors import RequestError
 from vlm_local.types import Decision
 from vlm_local.wire import build_details, decode_act, decode_reset, encode_action, encode_array
@@ -44,7 +45,7 @@ def _file(image: np.ndarray = SMALL, kind: str = "PNG", mode: str | None = None)
 def test_an_image_comes_in_many_forms(image, form):
     message = decode_act(_body(image))
     np.testing.assert_array_equal(message.image, SMALL)
-    assert (message.instruction, message.proprio, message.form) == ("lift the cup", None, form)
+    assert (message.instruction, message.state, message.form) == ("lift the cup", None, form)
 
 
 def test_a_jpeg_is_read_too():
@@ -57,18 +58,19 @@ def test_json_numpy_of_the_library_is_ours():
     body = json_numpy.dumps({"image": SMALL, "instruction": "go", "proprio": np.arange(7.0)}).encode()
     message = decode_act(body)
     np.testing.assert_array_equal(message.image, SMALL)
-    np.testing.assert_array_equal(message.proprio, [0, 1, 2, 3, 4, 5, 1])
+    np.testing.assert_array_equal(message.state, np.arange(7))
     action = np.linspace(-1, 1, 7)
     np.testing.assert_array_equal(json_numpy.loads(encode_action(action, "json_numpy")), action)
     np.testing.assert_array_equal(json_numpy.loads(json.loads(encode_action(action, "encoded"))), action)
 
 
 def test_eight_numbers_are_autoevals_and_seven_are_ours():
-    eight = decode_act(_body(proprio=[1, 2, 3, 4, 5, 6, 99, 0.195])).proprio
-    seven = decode_act(_body(proprio=[1, 2, 3, 4, 5, 6, 0.5])).proprio
-    np.testing.assert_allclose(eight, [1, 2, 3, 4, 5, 6, 0.5])
-    np.testing.assert_array_equal(seven, [1, 2, 3, 4, 5, 6, 0.5])
-    assert decode_act(_body(proprio=[0] * 7 + [0.4])).proprio[6] == 1.0
+    def read(proprio):
+        return Frame().read(decode_act(_body(proprio=proprio)).state)
+
+    np.testing.assert_allclose(read([1, 2, 3, 4, 5, 6, 99, 0.195]), [1, 2, 3, 4, 5, 6, 0.5])
+    np.testing.assert_array_equal(read([1, 2, 3, 4, 5, 6, 0.5]), [1, 2, 3, 4, 5, 6, 0.5])
+    assert read([0] * 7 + [0.4])[6] == 1.0
 
 
 @settings(max_examples=50, deadline=None)
@@ -80,10 +82,9 @@ def test_eight_numbers_are_autoevals_and_seven_are_ours():
     )
 )
 def test_proprio_survives_the_wire_in_any_precision_and_byte_order(proprio):
-    decoded = decode_act(_body(proprio=encode_array(proprio))).proprio
-    assert decoded.dtype == np.float64 and decoded.shape == (7,) and decoded.dtype.isnative
-    np.testing.assert_array_equal(decoded[:6], proprio[:6].astype(np.float64))
-    assert 0 <= decoded[6] <= 1
+    decoded = decode_act(_body(proprio=encode_array(proprio))).state
+    assert decoded.dtype == np.float64 and decoded.shape == proprio.shape and decoded.dtype.isnative
+    np.testing.assert_array_equal(decoded, proprio.astype(np.float64))
 
 
 @settings(max_examples=50, deadline=None)

@@ -21,7 +21,7 @@ MAX_QUESTION = 2000
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """image: uint8 (H, W, 3) RGB. choices: what may be answered, word for word."""
+    """A typed question. image: uint8 (H, W, 3) RGB. choices: the only possible answers, word for word."""
 
     image: np.ndarray
     text: str
@@ -30,9 +30,10 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """choice: one of the question's. probabilities: of each, None where the engine gives none.
+    """The answer to a Question.
 
-    missing_mass: what the engine could not assign to a choice; 0 when all is known.
+    choice: one of the question's choices. probabilities: of every choice, None where the engine gives none.
+    missing_mass: probability that the engine could not assign to a choice; 0 when all is known.
     """
 
     choice: str
@@ -46,7 +47,7 @@ class Answer:
 
 
 class Answerer:
-    """Asks an engine. Safe to share between threads when `generate` is."""
+    """Asks an engine typed questions. Thread-safe if `generate` is."""
 
     def __init__(self, generate: Callable[[GenerationRequest], Generation], template: Template):
         """template: shows the question where a robot's prompt shows the instruction."""
@@ -81,7 +82,7 @@ def ask_server(detector: Detector, question: Question) -> Answer:
         if error.status is not None and 400 <= error.status < 500:
             raise RequestError(str(error), error.status) from None
         raise EngineError(str(error)) from None
-    told = detector.last
+    told = detector.last or {}
     probabilities = _read_probabilities(told.get("probabilities"), question.choices)
     missing = read_number(told.get("missing_mass"), 0)
     return Answer(told["answer"], probabilities, missing, read_timings(told.get("timings_ms")))
@@ -91,7 +92,8 @@ def _read_probabilities(value: Any, choices: Sequence[str]) -> dict[str, float] 
     """One for each choice, or none at all."""
     told = value if isinstance(value, dict) else {}
     read = {choice: read_number(told.get(choice), 0) for choice in choices}
-    return None if None in read.values() else read
+    known = {choice: value for choice, value in read.items() if value is not None}
+    return known if len(known) == len(read) else None
 
 
 def complete_question(text: str, choices: Sequence[str]) -> str:

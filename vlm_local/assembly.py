@@ -1,4 +1,4 @@
-"""From options to policies: the one door of server, evaluation, simulator, benchmarks and training.
+"""Builds policies from options, for the server, the evaluation, the simulator, the benchmarks and the training.
 
 An option that is None comes from the checkpoint's vlm_local.json, else from DEFAULTS.
 """
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from vlm_local import __version__
-from vlm_local.actions import StepTable, load_step_table
+from vlm_local.actions import build_step_table, load_step_table
 from vlm_local.answers import Answerer
 from vlm_local.checkpoint import Checkpoint
+from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
 from vlm_local.engines import Engine
 from vlm_local.engines.process import EngineProcess
 from vlm_local.engines.scripted import build_constant_engine, build_uniform_engine
@@ -22,12 +23,11 @@ from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar, load_phrase_grammar
 from vlm_local.models import DEFAULT, find_checkpoint
 from vlm_local.plain import hide_secrets
-from vlm_local.policy import Policy, Settings, VLMPolicy
+from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
 from vlm_local.primitives import list_phrases
 from vlm_local.prompts import Template, build_prompt, load_template
 from vlm_local.remote_policy import RemotePolicy
 from vlm_local.types import GenerationRequest, Observation
-from vlm_local.wrappers import HoldPhrase
 
 DEFAULTS = {
     "model": DEFAULT,
@@ -40,6 +40,7 @@ DEFAULTS = {
     "temperature": 1.0,
     "posterior": "fast",
     "history": 0,
+    "embodiment": AUTO,
     "steps_per_phrase": 1,
     "max_batch": 8,
 }
@@ -51,12 +52,14 @@ _HUNG_S = 60.0  # past the deadline of a request: only then is a slow forward ta
 
 @dataclass(frozen=True)
 class PolicyOptions:
-    """What a user may say about a policy; field by field as the flags of `serve --help`.
+    """A user's choices about a policy; one field for each policy flag of `serve --help`, None where nothing is chosen.
 
     model: a registry name, folder or repository; "random", "stop" or any phrase for a baseline; the
         http(s) URL of a policy server; with engine "openai" the model's name at the server.
     engine: "local" or "openai". engine_url: base URLs of the latter, joined by commas.
-    steps: a step table's JSON file. deadline_ms: from a request to its answer, None for any time.
+    embodiment: a name, a file or "auto": steps and words about the camera come from it, and what else depends on the
+        robot. steps: a step table's JSON file, before the embodiment's.
+    deadline_ms: from a request to its answer, None for any time.
     """
 
     model: str | None = None
@@ -74,33 +77,38 @@ class PolicyOptions:
     history: int | None = None
     steps_per_phrase: int | None = None
     max_batch: int | None = None
+    embodiment: str | None = None
     steps: str | None = None
     offline: bool = False
     deadline_ms: float | None = None
 
 
 class Policies:
-    """A policy for each robot, all on one engine. worker: the thread that owns it, None without one.
+    """Builds a policy for each robot, all on one engine. Any thread may use it.
 
-    answerer: puts typed questions to the same engine; None where there is no model to ask.
+    worker: the thread that owns the engine, None for a remote policy. answerer: puts typed questions to the same
+    engine; None where there is no model to ask. embodiment: of the robots, a name, a file or "auto".
     """
 
     def __init__(
         self,
-        build: Callable[[str, bool], Policy],
+        build: Callable[[str | None, bool], Policy],
         worker: EngineWorker | None,
         metadata: Mapping[str, Any],
         answerer: Answerer | None = None,
+        embodiment: str = AUTO,
     ):
+        self.embodiment = embodiment
         self.worker = worker
         self.answerer = answerer
         self._build = build
         self._metadata = metadata
 
-    def build(self, robot: str, tell_all: bool = False) -> Policy:
-        """Waits until the engine is loaded and raises what its load raised.
+    def build(self, robot: str | None, tell_all: bool = False) -> Policy:
+        """A policy for this robot. Waits until the engine is loaded and raises what its load raised.
 
-        tell_all: with the probabilities of all phrases, as far as the engine can tell them.
+        robot: None for a policy that no robot waits for.
+        tell_all: with the probabilities of all phrases, as far as the engine can give them.
         """
         if self.worker is not None:
             self.worker.wait_loaded()
@@ -108,12 +116,13 @@ class Policies:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
-        """Of engine and policy alike; what only the loaded engine knows comes once it is loaded."""
+        """Of policy and engine, JSON values. What only the loaded engine knows is missing before it is loaded."""
         engine = {} if self.worker is None else self.worker.metadata
         versions = {"vlm_local": __version__, **engine.get("versions", {})}
         return {**self._metadata, **engine, "versions": versions}
 
     def close(self) -> None:
+        """Stop the engine; whatever waits for it fails."""
         if self.worker is not None:
             self.worker.close()
 
@@ -121,29 +130,32 @@ class Policies:
 def open_policies(
     options: PolicyOptions, wrap: Callable[[Engine], Engine] = lambda engine: engine, apart: bool = False
 ) -> Policies:
-    """Find everything that is asked for and start loading it.
+    """Read the files that the options name and start to load the model.
 
-    wrap: what the loaded engine is put into. apart: a model that runs on this machine runs in a process of its own.
+    wrap: applied to the loaded engine, for benchmarks. apart: a model that runs on this machine gets a process of its
+    own, so that the caller's other threads do not slow it down.
 
     Raises ConfigError at once for what is missing or contradicts itself; what only the load finds
     out (memory, damaged weights) is raised by `Policies.build` and by the worker.
     """
     model = options.model or DEFAULT
     if is_url(model):
-        refuse_all_but(options, "offline", "deadline_ms")
+        refuse_all_but(options, "offline", "deadline_ms", "embodiment")
         timeout_s = _REMOTE_S if options.deadline_ms is None else min(_REMOTE_S, options.deadline_ms / 1e3)
         policy = RemotePolicy(model, timeout_s)
-        return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata)
-    plan = _Plan(options)
-    plan.refuse_unused()
-    load = plan.load_apart if apart else plan.load
-    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, plan.build_warm_up())
-    answerer = plan.build_answerer(worker)
+        embodiment = options.embodiment or AUTO
+        return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata, None, embodiment)
+    resolved = _ResolvedOptions(options)
+    resolved.refuse_unused()
+    load = resolved.load_apart if apart else resolved.load
+    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, resolved.build_warm_up())
+    answerer = resolved.build_answerer(worker)
     policies = Policies(
-        lambda robot, tell_all: plan.build_policy(robot, worker, policies.metadata, tell_all),
+        lambda robot, tell_all: resolved.build_policy(robot, worker, policies.metadata, tell_all),
         worker,
-        plan.metadata,
+        resolved.metadata,
         answerer,
+        resolved.metadata["embodiment"],
     )
     return policies
 
@@ -156,7 +168,7 @@ def is_url(model: str | None) -> bool:
 def refuse_all_but(options: PolicyOptions, *used: str) -> None:
     """For a policy that decides for itself: raises ConfigError for flags that it would ignore."""
     names = [field.name for field in fields(options) if field.name not in ("model", *used)]
-    _refuse(options, names, f"{hide_secrets(options.model)} takes no", ": it decides for itself")
+    _refuse(options, names, f"{hide_secrets(options.model or '')} takes no", ": it decides for itself")
 
 
 def _refuse(options: PolicyOptions, unused: Sequence[str], before: str, after: str) -> None:
@@ -168,13 +180,16 @@ def _refuse(options: PolicyOptions, unused: Sequence[str], before: str, after: s
 
 
 def open_engine(options: PolicyOptions) -> Engine:
-    """The engine alone, loaded, in the caller's thread."""
-    return _Plan(options).load()
+    """The engine alone, loaded in the caller's thread, which then owns it. Raises ConfigError and EngineError."""
+    return _ResolvedOptions(options).load()
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """What a policy is put together from, for those who time the parts. chosen: flags as they count."""
+    """The parts of a policy, for benchmarks that time them.
+
+    checkpoint: None for a baseline or a model behind an API. chosen: every option with its resolved value.
+    """
 
     checkpoint: Checkpoint | None
     grammar: Grammar
@@ -185,22 +200,25 @@ class Parts:
 
 def find_parts(options: PolicyOptions) -> Parts:
     """Everything but the engine; reads files, loads no weights."""
-    plan = _Plan(options)
-    chosen = {name: plan._choose(name) for name in DEFAULTS}
-    return Parts(plan._checkpoint, plan._grammar, plan._template, plan._settings, chosen)
+    resolved = _ResolvedOptions(options)
+    chosen = {name: resolved._choose(name) for name in DEFAULTS}
+    return Parts(resolved._checkpoint, resolved._grammar, resolved._template, resolved._settings, chosen)
 
 
-class _Plan:
-    """Options, sidecar and defaults put together; every file read but the weights."""
+class _ResolvedOptions:
+    """Options resolved against the checkpoint's vlm_local.json and DEFAULTS, with every file read but the weights."""
 
     def __init__(self, options: PolicyOptions):
         self._options = options
         self._model = options.model or DEFAULT
         self._checkpoint = self._find_checkpoint()
         self._grammar: Grammar = load_phrase_grammar(self._choose("grammar"))
-        self._template: Template = load_template(self._choose_prompt())
+        embodiment = self._choose("embodiment")
+        self._embodiment = load_embodiment(BRIDGE if embodiment == AUTO else embodiment)
+        self._template: Template = load_template(self._choose_prompt(), self._embodiment.camera)
         self._settings = Settings(*(self._choose(name) for name in ("decide", "temperature", "history", "posterior")))
-        self._table = load_step_table(options.steps) if options.steps else StepTable()
+        table = build_step_table(self._embodiment.steps or {})
+        self._table = load_step_table(options.steps) if options.steps else table
         self._hold = self._choose("steps_per_phrase")
         if self._hold < 1:
             raise ConfigError(f"--steps-per-phrase must be at least 1, but is {self._hold}")
@@ -219,6 +237,7 @@ class _Plan:
                 "sentences": len(self._grammar.sentences),
             },
             "prompt": {"name": self._template.name, "sha256": self._template.sha256},
+            "embodiment": self._choose("embodiment"),
             "steps": asdict(self._table),
             **asdict(self._settings),
             "steps_per_phrase": self._hold,
@@ -243,11 +262,12 @@ class _Plan:
             return self._connect()
         from vlm_local.engines.hf import open_hf_engine
 
+        assert self._checkpoint is not None  # found for every model that is neither a baseline nor behind an API
         chosen = {name: self._choose(name) for name in ("quantize", "device", "dtype", "decoder", "max_batch")}
         return open_hf_engine(self._checkpoint, **chosen)
 
     def load_apart(self) -> Engine:
-        """As `load`, where the engine holds a model; what was found here is found again there."""
+        """As `load`, but a model is loaded in another process, which resolves the same options again."""
         if self._checkpoint is None:
             return self.load()
         deadline_ms = self._options.deadline_ms
@@ -256,7 +276,9 @@ class _Plan:
             return EngineProcess(load)
         return EngineProcess(load, deadline_ms / 1e3 + _HUNG_S, stopped_after_s=deadline_ms / 1e3)
 
-    def build_policy(self, robot: str, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool) -> Policy:
+    def build_policy(
+        self, robot: str | None, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool
+    ) -> Policy:
         best = "fast" if self._options.engine == "openai" else "exact"  # servers give bounds only
         policy = VLMPolicy(
             worker.generate,

@@ -20,14 +20,19 @@ _START_OF_SCAN = 0xDA
 def check_json(body: bytes) -> None:
     """Refuse what would take long to parse: all threads wait for the JSON parser, and each list takes 88 bytes."""
     if len(body) > MAX_LISTED:
-        if _holds_many(body, b",") or _holds_many(body, b"\\"):
-            raise RequestError(
-                f"the body has {len(body)} bytes; above {MAX_LISTED} the picture must be one text: "
-                "json_numpy, or a PNG or JPEG file in base64",
-                413,
-            )
+        check_one_text(body, len(body))
     elif len(body) > _SMALL_BODY and body.count(b"[") * _PIXEL_BYTES > len(body) + _SMALL_BODY:
         raise RequestError("image: the body has more lists than a nested list of pixels of its length")
+
+
+def check_one_text(part: bytes, num_bytes: int) -> None:
+    """Refuse a body of so many bytes, more than MAX_LISTED, for any part of it that shows lists."""
+    if _holds_many(part, b",") or _holds_many(part, b"\\"):
+        raise RequestError(
+            f"the body has {num_bytes} bytes; above {MAX_LISTED} the picture must be one text: "
+            "json_numpy, or a PNG or JPEG file in base64",
+            413,
+        )
 
 
 def _holds_many(body: bytes, mark: bytes) -> bool:

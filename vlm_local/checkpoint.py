@@ -37,6 +37,7 @@ _SIDECAR_TYPES = {
     "history": int,
     "steps_per_phrase": int,
     "prompt": str,
+    "embodiment": str,
     "results": dict,
 }
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -50,8 +51,8 @@ class Checkpoint:
     """A whole model folder, or a LoRA adapter's folder with its whole base.
 
     name: how it was asked for. family: one of FAMILIES. adapter: the adapter's folder or None.
-    sidecar: contents of vlm_local.json (FORMATS: trained, decide, temperature, history,
-        steps_per_phrase, prompt, results), empty without one. An adapter's own counts, not its base's.
+    sidecar: contents of vlm_local.json (trained, decide, temperature, history,
+        steps_per_phrase, prompt, embodiment, results), empty without one. An adapter's own counts, not its base's.
     quant_method: how the model's weights are quantised in the folder, one of QUANT_METHODS, else None.
     """
 
@@ -203,9 +204,8 @@ def _is_tensor(entry: Any) -> bool:
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         return False
     numbers = entry.get("shape"), entry.get("data_offsets")
-    return (
-        all(isinstance(each, list) and all(type(n) is int for n in each) for each in numbers) and len(numbers[1]) == 2
-    )
+    are_numbers = all(isinstance(each, list) and all(type(n) is int for n in each) for each in numbers)
+    return are_numbers and len(entry["data_offsets"]) == 2
 
 
 def estimate_memory(linear: int, rest: int, quantize: str, item_bytes: int = 2) -> int:

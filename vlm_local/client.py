@@ -29,7 +29,7 @@ _NO_SUCH_ROUTE = (404, 405, 501)
 
 
 # No page in a browser can send a header that begins with "Sec-", so a server of ours knows that it may answer
-# under whatever name it was reached (see server/origins.py).
+# under whatever name it was reached (see server/access.py).
 _NO_BROWSER = {"Sec-Vlm-Local": "client"}
 
 
@@ -139,9 +139,8 @@ class PolicyClient:
     def _exchange(self, method, path, body, headers, repeatable, end):
         if self._connection.sock is not None and _has_ended(self._connection.sock):
             self._connection.close()
-        was_open = self._connection.sock is not None
+        was_open, is_sent = self._connection.sock is not None, False
         try:
-            is_sent = False
             self._connection.request(method, path, body, headers)
             is_sent = True
             response = self._connection.getresponse()
@@ -208,7 +207,7 @@ def _read_json(text):
 
 
 def _encode_array(array):
-    data = base64.b64encode(np.ascontiguousarray(array)).decode("ascii")
+    data = base64.b64encode(np.ascontiguousarray(array).data).decode("ascii")
     return {"__numpy__": data, "dtype": array.dtype.str, "shape": list(array.shape)}
 
 
@@ -254,29 +253,31 @@ class Detector:
         if answer is not None and answer not in choices:
             raise ValueError(f"{answer!r} is none of the choices {choices}, so it could never be the answer")
         pixels = _as_pixels(image)
-        self.last = self._ask({"image": _encode_array(pixels), "question": prompt, "choices": choices})
-        result = self.last["answer"]
+        found = self.last = self._ask({"image": _encode_array(pixels), "question": prompt, "choices": choices})
+        result = found["answer"]
         if answer is not None:
-            result = result == answer and self._is_sure()
+            result = result == answer and self._is_sure(found["probability"])
         if self._save_dir is not None:
-            self._save(pixels, result)
+            self._save(self._save_dir, pixels, result)
         return result
 
-    def _is_sure(self):
+    def _is_sure(self, probability):
         if not self._threshold:
             return True
-        if self.last["probability"] is None:
+        if probability is None:
             raise PolicyError(f"{self._client.url} gives no probabilities, so no threshold can be held", 200)
-        return self.last["probability"] >= self._threshold
+        return probability >= self._threshold
 
     def _ask(self, question):
         """A question changes nothing, so it is asked again where a policy's step is not."""
         body = json.dumps(question).encode()
-        for left in reversed(range(self.TRIES)):
+        left = self.TRIES
+        while True:
+            left -= 1
             try:
                 found = _read_json(self._client.request("POST", "/answer", body))
             except PolicyError as error:
-                if left == 0 or error.status not in (None, 503):
+                if left <= 0 or error.status not in (None, 503):
                     raise
                 time.sleep(self.PAUSE_S)
                 continue
@@ -287,9 +288,9 @@ class Detector:
                 raise PolicyError(f"{self._client.url}/answer gave the probability {str(probability)[:200]!r}", 200)
             return found
 
-    def _save(self, pixels, result):
-        os.makedirs(self._save_dir, exist_ok=True)
-        stem = os.path.join(self._save_dir, str(self._num_saved))
+    def _save(self, folder, pixels, result):
+        os.makedirs(folder, exist_ok=True)
+        stem = os.path.join(folder, str(self._num_saved))
         with open(stem + "_img.png", "wb") as file:
             file.write(_write_png(pixels))
         with open(stem + "_success.txt", "w") as file:

@@ -158,7 +158,7 @@ class _Patient:
     def _connect(self, timeout_s: float):
         parts = urlsplit(self.url)
         make = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        with closing(make(parts.hostname, parts.port, timeout=timeout_s)) as connection:
+        with closing(make(parts.hostname or "", parts.port, timeout=timeout_s)) as connection:
             yield connection
 
     def check_health(self) -> str | Finding:
@@ -191,7 +191,7 @@ class _Patient:
     def check_case(self, case: Case, reset: bool = True) -> str:
         if reset:
             self._client.reset()
-        slowest = 0.0
+        found, slowest = "", 0.0
         with self._connect(case.timeout_s) as connection:
             for _ in range(case.num_steps):
                 status, body, ms = self._send(connection, "/act", case.body, case.headers)
@@ -268,7 +268,7 @@ class _Patient:
         self._client.reset(seed=0)
         answer = self._client.act(image, _INSTRUCTION, None)
         marginals = answer.get("marginals")
-        return answer["action"] if marginals is None else np.array(list(marginals.values()), np.float64).ravel()
+        return answer["action"] if marginals is None else np.array(list(dict(marginals).values()), np.float64).ravel()
 
 
 def _build_sights() -> Iterator[np.ndarray]:

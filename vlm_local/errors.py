@@ -1,4 +1,7 @@
-"""Every error this package raises on purpose. Messages say what was expected, what came, what to do."""
+"""The errors of this package. A message says what was expected, what came and what to do."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class VLMLocalError(Exception):
@@ -32,6 +35,10 @@ class EngineError(VLMLocalError):
     """The model's side failed: it raised, ran out of time or memory, or left the grammar."""
 
 
+class EngineClosed(EngineError):
+    """The engine was closed while a request waited: the process is ending."""
+
+
 REMOTE_KINDS = (
     "unauthorized",
     "not_found",
@@ -56,3 +63,9 @@ class RemoteError(EngineError):
     def __reduce__(self):
         """To be pickled: an exception is made again from its message alone."""
         return type(self), (str(self), self.kind)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """ "; did you mean X?" for the name nearest to a misspelt one, "" where none is near."""
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -15,6 +15,7 @@ import numpy as np
 from vlm_local.errors import ConfigError
 
 LOCK = ".lock"
+_PACKAGE = Path(__file__).resolve().parent
 MAX_JSON_BYTES = 64 << 20  # a description of a data set has a few kB
 
 
@@ -142,3 +143,11 @@ def read_foreign_json_lines(path: Path, report: Callable[[str], None]) -> Iterat
                     yield parse_json(line)
                 except ValueError as error:
                     report(f"{path}, line {number}: {error}")
+
+
+def find_shipped(name: str) -> Path:
+    """Folder of shipped data, "grammars" or "checkpoints"."""
+    for folder in (_PACKAGE / name, _PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise ConfigError(f"the folder {name!r} is neither in {_PACKAGE} nor beside it; install the package again")

@@ -10,14 +10,15 @@ import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NoReturn
 
 from lark import Token, Tree
 from lark.exceptions import GrammarError as LarkError
 from lark.exceptions import UnexpectedInput
 from lark.load_grammar import load_grammar as load_lark
 
-from vlm_local.errors import GrammarError
-from vlm_local.paths import find_shipped
+from vlm_local.errors import GrammarError, suggest
+from vlm_local.files import find_shipped
 from vlm_local.primitives import list_phrases
 
 DEFAULT = "primitives"
@@ -34,7 +35,7 @@ class Grammar:
 
 
 # A sentence while it is put together: pieces of text with the line that each stands on.
-_Pieces = tuple[tuple[str, int], ...]
+_Pieces = tuple[tuple[str, int | None], ...]
 
 
 def load_grammar(name: str | Path) -> Grammar:
@@ -63,8 +64,11 @@ def _load(name: str | Path) -> tuple[Grammar, dict[str, _Pieces]]:
         data = path.read_bytes()
         text = data.decode("utf-8")
     except OSError:
-        shipped = ", ".join(sorted(file.stem for file in find_shipped("grammars").glob("*.lark")))
-        raise GrammarError(f"grammar {name}: there is no file {path}; the shipped grammars are {shipped}") from None
+        shipped = sorted(file.stem for file in find_shipped("grammars").glob("*.lark"))
+        raise GrammarError(
+            f"grammar {name}: there is no file {path}{suggest(path.stem, shipped)}; the shipped grammars are "
+            f"{', '.join(shipped)}"
+        ) from None
     except UnicodeDecodeError as error:
         raise GrammarError(f"{path} is not UTF-8 text: {error}") from None
     sentences = _Enumeration(str(path), text).list_sentences()
@@ -102,7 +106,7 @@ class _Enumeration:
             raise GrammarError(f"{self._source}, line {line}: the grammar is empty or can say nothing at all")
         return sentences
 
-    def _fail(self, line: int, reason: str):
+    def _fail(self, line: int | None, reason: str) -> NoReturn:
         raise GrammarError(f"{self._source}, line {line}: {reason}")
 
     def _expand_name(self, name: str) -> list[_Pieces]:
@@ -144,17 +148,17 @@ class _Enumeration:
     def _expand_leaf(self, leaf) -> Iterator[_Pieces]:
         if isinstance(leaf, Tree):
             yield from self._expand(leaf)
-        elif isinstance(leaf, Token) and leaf.type == "STRING":
+        elif getattr(leaf, "type", None) == "STRING":
             if not leaf.endswith('"'):
                 self._fail(leaf.line, f"{leaf} has a flag; write the words as they are said")
             yield ((ast.literal_eval(str(leaf)), leaf.line),)
-        elif isinstance(leaf, Token) and leaf.type == "REGEXP":
+        elif getattr(leaf, "type", None) == "REGEXP":
             self._fail(leaf.line, f"the pattern {leaf} is not supported; write the words as quoted strings")
-        else:  # a rule or terminal, by name
+        else:  # a rule or terminal of lark, by name
             yield from self._expand_name(leaf.name)
 
-    def _expand_repeat(self, item, operator, *bounds) -> Iterator[_Pieces]:
-        if operator in ("*", "+"):
+    def _expand_repeat(self, item, operator: Any, *bounds) -> Iterator[_Pieces]:
+        if str(operator) in ("*", "+"):
             self._fail(operator.line, f"{str(operator)!r} repeats without end, so the grammar is infinite")
         least, most = (0, 1) if operator == "?" else (int(bounds[0]), int(bounds[-1]))
         choices = self._collect(self._expand(item), _first_line(item))
@@ -168,7 +172,7 @@ def _first_line(node) -> int:
     return next((token.line for token in node.scan_values(lambda leaf: isinstance(leaf, Token))), 1)
 
 
-def _find_wrong_line(pieces: _Pieces) -> int:
+def _find_wrong_line(pieces: _Pieces) -> int | None:
     """Line of the first piece after which no movement phrase can follow any more."""
     text = ""
     for piece, line in pieces:

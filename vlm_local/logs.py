@@ -23,6 +23,7 @@ class LineWriter:
         self._thread.start()
 
     def put(self, line: str) -> None:
+        """Queue a line; never waits, and drops it where the queue is full."""
         try:
             self._lines.put_nowait(line)
         except queue.Full:
@@ -64,9 +65,9 @@ class DroppingHandler(logging.Handler):
         super().close()
 
 
-def start_logging(line: str) -> None:
-    """Everything from INFO on, and Python's warnings, to stderr. line: as logging's `format`."""
-    logging.basicConfig(level=logging.INFO, format=line, handlers=[DroppingHandler()])
+def start_logging(line: str, level: int = logging.INFO) -> None:
+    """Everything from `level` on, and Python's warnings, to stderr. line: as logging's `format`."""
+    logging.basicConfig(level=level, format=line, handlers=[DroppingHandler()])
     logging.captureWarnings(True)
     if not os.isatty(STDERR):
         os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars write to stderr themselves

@@ -1,5 +1,6 @@
 """What this machine has: versions, memory, GPUs; which models fit and how fast; the mend for what is missing."""
 
+import os
 import platform
 import shutil
 import subprocess
@@ -53,6 +54,17 @@ def measure_free_memory(device: str) -> int:
     return max(free, 0)
 
 
+def describe_device() -> str:
+    """The device of --device auto: "cuda:0, NVIDIA H100", "cpu, 16 cores", or why torch cannot say."""
+    try:
+        import torch
+    except ImportError as error:
+        return f"unknown: torch cannot be imported ({error})"
+    if torch.cuda.is_available():
+        return f"cuda:0, {torch.cuda.get_device_name(0)}"
+    return f"cpu, {os.cpu_count()} cores"
+
+
 def has_fast_bfloat16(device: str) -> bool:
     """Whether matrices in bfloat16 are the faster ones: on GPUs from sm_80 on and on CPUs with AMX.
 
@@ -84,13 +96,8 @@ def examine() -> Iterator[Finding]:
             yield _describe_fit(model, speeds, device)
 
 
-_PACKAGES = (
-    ("torch", "pip install torch==2.13.0"),
-    ("transformers", "pip install 'transformers>=5.23,<5.24'"),
-    ("outlines", "pip install 'outlines>=1.3,<1.4' 'llguidance>=1.9,<2'"),
-    ("bitsandbytes", "pip install 'bitsandbytes>=0.50' for --quantize"),
-    ("num2words", "pip install num2words for smolvlm2"),
-)
+_NAMES = ("torch", "transformers", "outlines", "bitsandbytes", "num2words", "mujoco", "trossen-arm-sim", "pyarrow")
+_PACKAGES = tuple((name, ".venv/bin/pip install -e .") for name in _NAMES)
 
 
 @dataclass(frozen=True)
@@ -136,7 +143,7 @@ def _check_gpus() -> Iterator[tuple[Finding, str | None]]:
     if not drivers:
         yield Finding("warn", "gpu", "none (nvidia-smi finds no GPU); models run on the CPU"), None
     elif torch.version.cuda is None:
-        mend = "pip install --force-reinstall torch==2.13.0 from an index with CUDA builds"
+        mend = ".venv/bin/pip install --force-reinstall torch==2.13.0 from an index with CUDA builds"
         yield Finding("FAIL", "gpu", f"{drivers[0]} is there, but torch is a CPU build: {mend}"), None
     else:
         mend = f"the driver may be older than torch's CUDA {torch.version.cuda}: update it, or restart the machine"

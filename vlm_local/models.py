@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlm_local.checkpoint import ADAPTER, CONFIG, Checkpoint, estimate_memory, open_checkpoint
-from vlm_local.errors import ConfigError
-from vlm_local.files import read_json_object
-from vlm_local.paths import find_shipped
+from vlm_local.errors import ConfigError, suggest
+from vlm_local.files import find_shipped, read_json_object
 
 DEFAULT = "tiny"
 
@@ -115,7 +114,7 @@ def _holds_model(folder: Path) -> bool:
 def _list_folders(name: str) -> list[Path]:
     """checkpoints/NAME of the working folder, then of the clone or package."""
     model = find_model(name)
-    names = dict.fromkeys([name, *([model.name] if model else [])])
+    names: list[str] = list(dict.fromkeys([name, *([model.name] if model else [])]))
     roots = dict.fromkeys([Path("checkpoints").absolute(), find_shipped("checkpoints")])
     return [root / each for root in roots for each in names if not os.path.isabs(each)]
 
@@ -151,8 +150,9 @@ def name_base(checkpoint: Checkpoint) -> str:
     if cached := _SNAPSHOT.search(str(checkpoint.folder)):
         return f"{cached[1]}/{cached[2]}"
     model, folder = find_model(checkpoint.name), checkpoint.folder.resolve()
-    is_registered = model and folder in [each.resolve() for each in _list_folders(checkpoint.name)]
-    return (model.repository or model.name) if is_registered else str(folder)
+    if model is not None and folder in [each.resolve() for each in _list_folders(checkpoint.name)]:
+        return model.repository or model.name
+    return str(folder)
 
 
 def _find_base(adapter: Path, offline: bool) -> Path:
@@ -195,8 +195,9 @@ def _download(name: str, offline: bool) -> Path:
 
     try:
         info = HfApi().model_info(repository, files_metadata=True, timeout=_HUB_TIMEOUT_S)
-        wanted = set(filter_repo_objects([file.rfilename for file in info.siblings], allow_patterns=_PATTERNS))
-        size = sum(file.size or 0 for file in info.siblings if file.rfilename in wanted)
+        files = info.siblings or []
+        wanted = set(filter_repo_objects([file.rfilename for file in files], allow_patterns=_PATTERNS))
+        size = sum(file.size or 0 for file in files if file.rfilename in wanted)
         _check_disk(Path(HF_HUB_CACHE), size, name)
         print(f"Downloading {repository} ({size / 1e9:.1f} GB) to {HF_HUB_CACHE} ...", file=sys.stderr, flush=True)
         return Path(snapshot_download(repository, allow_patterns=_PATTERNS))  # by branch: the cache is looked up by it
@@ -220,8 +221,12 @@ def _check_disk(cache: Path, size: int, name: str) -> None:
 def _explain_unknown(name: str) -> str:
     if _is_path(name):
         return f"there is no folder {name}"
-    known = ", ".join(model.name for model in MODELS)
-    return f"there is no model {name!r}: give one of {known}; a folder; or a repository of the hub (org/name)"
+    names = [model.name for model in MODELS]
+    nearest = suggest(name, [*names, "random", "stop"])
+    return (
+        f"there is no model {name!r}{nearest or ':'} give one of {', '.join(names)}; a folder; or a repository of the "
+        "hub (org/name)"
+    )
 
 
 def _explain_missing(name: str, repository: str, reason: str) -> str:
@@ -237,7 +242,7 @@ def _explain_missing(name: str, repository: str, reason: str) -> str:
     looked = ", ".join(str(folder) for folder in _list_folders(name))
     return (
         f"{name} is not on this machine: there is no model in {looked}, nor {repository} in the Hugging Face cache "
-        f"{HF_HUB_CACHE}, and {reason}. Where there is internet, `python -m vlm_local fetch {name}` gets it{size}; "
-        f"a copy of the folder that it prints (cp -rL) may also lie in checkpoints/{model.name if model else name}."
-        f"{gate}"
+        f"{HF_HUB_CACHE}, and {reason}. Where there is internet, `.venv/bin/python -m vlm_local fetch {name}` gets "
+        f"it{size}; a copy of the folder that it prints (cp -rL) may also lie in "
+        f"checkpoints/{model.name if model else name}.{gate}"
     )

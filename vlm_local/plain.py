@@ -16,6 +16,7 @@ def hide_secrets(text: str) -> str:
 
 
 def holds_secret(text: str) -> bool:
+    """Whether `hide_secrets` would change the text."""
     return hide_secrets(text) != text
 
 
@@ -45,8 +46,8 @@ class PlainFormatter(logging.Formatter):
         record.message = escape_controls(hide_secrets(record.message))
         return super().formatMessage(record)
 
-    def formatException(self, exc_info) -> str:
-        return _indent(super().formatException(exc_info))
+    def formatException(self, ei) -> str:
+        return _indent(super().formatException(ei))
 
     def formatStack(self, stack_info: str) -> str:
         return _indent(super().formatStack(stack_info))

@@ -1,8 +1,8 @@
-"""Policy: `reset` and `act`, nothing else. VLMPolicy asks an engine; it knows nothing of HTTP."""
+"""Policies: `reset` and `act`. VLMPolicy asks an engine; HoldPhrase wraps any policy. Knows no HTTP and no torch."""
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from vlm_local.types import AXES, Decision, Generation, GenerationRequest, Obser
 
 DECIDE = ("greedy", "map", "sample")
 POSTERIOR = ("off", "fast", "exact")
+_NUM_DRAFTS = 8  # last phrases that an engine may draft from; older ones weigh 1/256 of the last one
 
 
 class Policy(Protocol):
@@ -30,15 +31,23 @@ class Policy(Protocol):
 
     def act(self, observation: Observation) -> Decision:
         """Answer one observation. Raises EngineError where the model's side failed."""
+        ...
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         """What it is, for records and reports: JSON values only."""
+        ...
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a phrase is chosen. history: how many of the episode's last phrases the prompt shows."""
+    """How a phrase is chosen.
+
+    decide: one of DECIDE. temperature: divides the logits when sampling. posterior: one of POSTERIOR, see
+    types.GenerationRequest. history: how many of the episode's last phrases the prompt shows.
+
+    Raises ConfigError for any other value.
+    """
 
     decide: str = "greedy"
     temperature: float = 1.0
@@ -68,7 +77,10 @@ def draw_uniform(seed: int, step: int) -> float:
 
 
 class VLMPolicy:
-    """prompt -> generate under the grammar -> parse again -> step table -> gripper latch."""
+    """Asks a VLM for a movement phrase and turns it into an action.
+
+    prompt -> engine under the grammar -> parse -> step table -> gripper latch. Not thread-safe: one per robot.
+    """
 
     def __init__(
         self,
@@ -77,11 +89,16 @@ class VLMPolicy:
         template: Template,
         settings: Settings = Settings(),
         table: StepTable = StepTable(),
-        robot: str = "robot",
+        robot: str | None = "robot",
         forget: Callable[[str], None] = lambda episode: None,
         metadata: Mapping[str, Any] | None = None,
     ):
-        """generate: blocks until the engine answered. forget: drops what it kept of an episode."""
+        """generate: blocks until the engine has answered. forget: has the engine drop what it keeps of an episode.
+
+        grammar: of movement phrases. robot: its name, part of the key under which the engine keeps an episode's KV;
+        None where no robot waits for the answers: nothing is kept between them, and robots go first.
+        metadata: what the policy says of itself.
+        """
         self._generate = generate
         self._forget = forget
         self._grammar = grammar
@@ -93,32 +110,34 @@ class VLMPolicy:
         self._metadata = dict(metadata or {})
         self._latch = GripperLatch()
         self._episode = 0
-        self.reset(derive_seed(0, robot, 0))
+        self.reset(derive_seed(0, robot or "", 0))
 
     @property
     def metadata(self) -> Mapping[str, Any]:
         return self._metadata
 
     def reset(self, seed: int) -> None:
-        self._forget(self._key)
+        if self._key is not None:
+            self._forget(self._key)
         self._episode += 1
         self._seed = seed
         self._phrases: list[str] = []
         self._latch.reset()
 
     @property
-    def _key(self) -> str:
-        return f"{self._robot}/{self._episode}"
+    def _key(self) -> str | None:
+        return None if self._robot is None else f"{self._robot}/{self._episode}"
 
     def act(self, observation: Observation) -> Decision:
+        """Raises EngineError where the engine failed or took too long, RequestError for what it cannot be asked."""
         start = perf_counter()
         request = self._build_request(observation)
         prompted = perf_counter()
         generation = self._generate(request)
         phrase = generation.sentence
-        primitive = parse_phrase(phrase)  # an engine that left the grammar raises here
+        primitive = parse_phrase(phrase)
         self._phrases.append(phrase)
-        opening = None if observation.proprio is None else float(observation.proprio[6])
+        opening = observation.opening
         command = self._latch.update(primitive.gripper, opening, observation.gripper)
         action = build_action(primitive, command, self._table)
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
@@ -133,7 +152,7 @@ class VLMPolicy:
             prompt=build_prompt(self._template, observation, shown),
             sentences=self._grammar.sentences,
             episode=self._key,
-            drafts=tuple(dict.fromkeys(reversed(self._phrases[-8:]))),
+            drafts=tuple(dict.fromkeys(reversed(self._phrases[-_NUM_DRAFTS:]))),
             decide=settings.decide,
             temperature=settings.temperature,
             uniform=draw_uniform(self._seed, observation.step) if settings.decide == "sample" else None,
@@ -157,3 +176,36 @@ class VLMPolicy:
             "marginals": marginals,
             "missing_mass": generation.missing_mass,
         }
+
+
+class HoldPhrase:
+    """Repeats every decision of the inner policy for `steps` control steps, because a phrase of ECoT describes three.
+
+    `extra["held"]` counts the steps since the decision was made. Where steps are missing in between (something else
+    answered them), the inner policy is asked again.
+    """
+
+    def __init__(self, policy: Policy, steps: int):
+        self._policy = policy
+        self._steps = steps
+        self._decision: Decision | None = None
+        self._age = 0
+        self._last_step = -1
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return {**self._policy.metadata, "steps_per_phrase": self._steps}
+
+    def reset(self, seed: int) -> None:
+        self._decision = None
+        self._policy.reset(seed)
+
+    def act(self, observation: Observation) -> Decision:
+        follows = observation.step == self._last_step + 1
+        self._last_step = observation.step
+        if self._decision is not None and follows and self._age + 1 < self._steps:
+            self._age += 1
+            return replace(self._decision, timings_ms={}, extra={**self._decision.extra, "held": self._age})
+        self._decision, self._age = None, 0  # a fault leaves nothing to answer from
+        self._decision = self._policy.act(observation)
+        return self._decision

@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance
 # What a policy says of itself that decides its answers.
 _DECIDES = (
     *("model", "checkpoint_sha256", "engine", "quantize", "dtype", "decoder", "grammar", "prompt", "steps"),
-    *("decide", "temperature", "history", "posterior", "steps_per_phrase", "workspace_m", "max_step"),
+    *("embodiment", "decide", "temperature", "history", "posterior", "steps_per_phrase", "workspace_m", "max_step"),
 )
 # What may differ between the parts of a result that was continued, so that each says its own.
 _MADE_WITH = ("versions", "git", "machine", "device", "max_batch")

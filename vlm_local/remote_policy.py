@@ -97,14 +97,17 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and -_LARGEST < value < _LARGEST
 
 
-def _read_marginals(value: Any) -> dict[str, tuple[float, ...]] | None:
+def _read_marginals(value: Any) -> dict[str, tuple[float, float, float]] | None:
     if not isinstance(value, dict) or set(value) != set(AXES):
         return None
-    read = {
-        axis: tuple(read_number(share, 0) for share in value[axis]) if isinstance(value[axis], list) else ()
-        for axis in AXES
-    }
-    return read if all(len(shares) == 3 and None not in shares for shares in read.values()) else None
+    read: dict[str, tuple[float, float, float]] = {}
+    for axis in AXES:
+        told = value[axis] if isinstance(value[axis], list) else []
+        shares = [share for each in told if (share := read_number(each, 0)) is not None]
+        if len(told) != 3 or len(shares) != 3:
+            return None
+        read[axis] = shares[0], shares[1], shares[2]
+    return read
 
 
 def read_timings(value: Any) -> dict[str, float]:

@@ -1,14 +1,18 @@
-"""What no policy may do to a robot: step too far, leave the workspace, answer a number that is none."""
+"""Wrappers that keep a robot safe: limits on every action, and a stand-still in place of a failed model's answer."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from vlm_local.errors import ConfigError, EngineError, RequestError
+from vlm_local.actions import find_first_command
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError, suggest
 from vlm_local.policy import Policy
 from vlm_local.types import Decision, Observation
+
+logger = logging.getLogger(__name__)
 
 JOINTS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # the columns of an action
 
@@ -43,11 +47,18 @@ def parse_workspace(text: str) -> Workspace:
     if text in WORKSPACES:
         return WORKSPACES[text]
     try:
-        x, y, z = (tuple(float(number) for number in axis.split(":")) for axis in text.split(","))
+        x, y, z = map(_parse_range, text.split(","))
         return Workspace(x, y, z)
     except ValueError:
-        names = ", ".join(WORKSPACES)
-        raise ConfigError(f"workspace {text!r}: expected one of {names}, or x0:x1,y0:y1,z0:z1 in metres") from None
+        nearest, names = suggest(text, WORKSPACES), ", ".join(WORKSPACES)
+        raise ConfigError(
+            f"workspace {text!r}{nearest or ':'} expected one of {names}, or x0:x1,y0:y1,z0:z1 in metres"
+        ) from None
+
+
+def _parse_range(text: str) -> tuple[float, float]:
+    low, high = map(float, text.split(":"))
+    return low, high
 
 
 def parse_max_step(text: str) -> tuple[float, ...]:
@@ -106,10 +117,67 @@ class Guard:
         limits = np.append(self._max_step, np.inf)
         action = np.clip(action, -limits, limits)
         action[6] = np.clip(action[6], 0.0, 1.0)
-        if position is not None:
+        if position is not None and self._box is not None:
             low, high = self._box.T - position  # what is left in each direction; of the wrong sign when outside
             action[:3] = np.clip(action[:3], np.minimum(low, 0.0), np.maximum(high, 0.0))
         return action
+
+
+class HoldOnFault:
+    """Answers a failure of the inner policy with a stand-still; the gripper stays at `observation.gripper`.
+
+    Why: AutoEval ends a whole evaluation when it gets anything but an array. After `max_held` failures in a row the
+    failure is raised as EngineError, so that a dead model does not look like one that chooses not to move. Only an
+    answer resets the count, a reset does not. Where `reset` failed (a remote policy), it is tried again before the
+    next step.
+    """
+
+    def __init__(self, policy: Policy, max_held: int):
+        self._policy = policy
+        self._max_held = max_held
+        self._num_held = 0
+        self._seed_due: int | None = None  # of an episode that is to be started
+
+    @property
+    def metadata(self) -> Mapping[str, Any]:
+        return self._policy.metadata
+
+    def reset(self, seed: int) -> None:
+        self._seed_due = seed
+        try:
+            self._start_due()
+        except (RequestError, EngineClosed):
+            raise
+        except Exception:
+            logger.exception("the episode could not be started; its next step tries again")
+
+    def _start_due(self) -> None:
+        if self._seed_due is not None:
+            self._policy.reset(self._seed_due)
+            self._seed_due = None
+
+    def act(self, observation: Observation) -> Decision:
+        try:
+            self._start_due()
+            decision = self._policy.act(observation)
+        except (RequestError, EngineClosed):
+            raise
+        except Exception as error:
+            return self._hold(error, observation)
+        self._num_held = 0
+        return decision
+
+    def _hold(self, error: Exception, observation: Observation) -> Decision:
+        reason = str(error) if isinstance(error, EngineError) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, EngineError):
+            logger.exception("the policy failed")
+        if self._num_held >= self._max_held:
+            raise EngineError(f"{reason} (after {self._num_held} faults in a row that were held)") from error
+        self._num_held += 1
+        command = observation.gripper
+        if command is None:
+            command = find_first_command(observation.opening)
+        return Decision(np.array([0.0] * 6 + [command]), fault=reason)
 
 
 def _read_position(observation: Observation) -> np.ndarray:

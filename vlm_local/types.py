@@ -1,4 +1,4 @@
-"""The nouns of the project: frozen dataclasses with shapes, dtypes, units and frames. numpy only.
+"""The types that pass between the parts: frozen dataclasses with shapes, dtypes, units and frames. numpy only.
 
 Frame: the robot's base, +x forward, +y left, +z up; metres and radians. Images: uint8 RGB.
 """
@@ -45,6 +45,11 @@ class Observation:
     step: int = 0
     gripper: float | None = None
 
+    @property
+    def opening(self) -> float | None:
+        """The gripper's measured opening, 0 closed..1 open; None without proprio."""
+        return None if self.proprio is None else float(self.proprio[6])
+
 
 @dataclass(frozen=True, eq=False)
 class Decision:
@@ -74,9 +79,10 @@ class Decision:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What the model reads, around the image. Text that stays the same in an episode is `before`.
+    """The text that the model reads before and after the image.
 
-    before, after: plain text in the model's own style (chat content, or PaliGemma's prefix).
+    before: stays constant in an episode, so its KV can be reused. after: may change at every step. Both are plain
+        text in the model's own style (chat content, or PaliGemma's prefix).
     style: name of the template it was made from.
     """
 
@@ -87,13 +93,14 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class GenerationRequest:
-    """One question to an engine: say exactly one of `sentences` about `image`.
+    """One request to an engine: answer with exactly one of `sentences` about `image`.
 
     sentences: the grammar's sentences in file order (the order sampling draws in); tuples are
         hashable and engines cache what they build from them.
     episode: key of the robot's current episode; KV and drafts are shared under the same key only.
-        None shares nothing.
-    drafts: sentences that are likely, likeliest first (the last ones said in this episode).
+        None shares nothing and is no robot's: a question, or a try.
+    drafts: sentences that are likely, likeliest first (the last answers of this episode). They make an answer
+        faster and never change it.
     decide: "greedy" token by token, "map" the most probable sentence, "sample" by `uniform`.
     temperature: divides the restricted logits of every token when sampling.
     uniform: in [0, 1); the sentence at which the CDF over `sentences` passes it is the sample.
@@ -113,12 +120,12 @@ class GenerationRequest:
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """An engine's answer: one of the request's sentences, with what is known of the others.
+    """An engine's answer: one of the request's sentences, with the probabilities of all as far as they are known.
 
-    sentence: always one of the request's sentences; an engine raises EngineError otherwise.
+    sentence: one of the request's sentences; EngineWorker refuses any other.
     probabilities: float64 (len(sentences),) lower bounds at temperature 1 in the request's order,
         or None where the engine gives none.
-    missing_mass: 1 - probabilities.sum(): what is certainly not assigned to any sentence yet.
+    missing_mass: 1 - probabilities.sum(): probability that is not assigned to any sentence yet.
     timings_ms: stage -> milliseconds; "engine" is the total.
     stats: counters for benchmarks and metrics (forwards, draft_hit, near_tie ...).
     """
@@ -136,11 +143,13 @@ class Episode:
 
     index: 0-based reading order (ids in data sets are not unique).
     instruction: the first, "" where the recording has none.
-    states: float32 (T, 7) [x, y, z (m), roll, pitch, yaw (rad), gripper 0 closed..1 open].
+    states: float32 (T, 7) [x, y, z (m), roll, pitch, yaw (rad), gripper 0 closed..1 open], rotations measured from the
+        gripper pointing down.
     actions: float32 (T, 7) as Decision.action, or None where the recording has none.
     load_image: step -> uint8 (H, W, 3) RGB; raises DataError for a frame that cannot be read.
     source: file and record, for messages.
     step_instructions: one for each step, "" where it has none; None where `instruction` is that of all steps.
+    success: what the recording says of its end, None where it says nothing.
     """
 
     index: int
@@ -150,9 +159,11 @@ class Episode:
     load_image: Callable[[int], np.ndarray]
     source: str
     step_instructions: tuple[str, ...] | None = None
+    success: bool | None = None
 
     def __len__(self) -> int:
         return len(self.states)
 
     def instruction_at(self, step: int) -> str:
+        """The instruction of step `step`, "" where the recording has none."""
         return self.instruction if self.step_instructions is None else self.step_instructions[step]

@@ -28,8 +28,6 @@ MIN_SIDE, MAX_SIDE = 16, 4096
 MAX_BODY = 4 * (MAX_SIDE * MAX_SIDE * 3) // 3 + 2**20
 MAX_INSTRUCTION = 2000
 
-# AutoEval's 8 numbers measure the gripper's opening as 0..0.39, its 7 as 0..1.
-AUTOEVAL_GRIPPER_RANGE = 0.39
 MAX_MEASURED = 1000.0  # metres or radians; far beyond any arm, and squares and millimetres stay finite
 
 _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
@@ -41,13 +39,14 @@ _IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
 class Message:
     """A decoded /act request.
 
-    image: uint8 (H, W, 3) RGB. instruction: None keeps the episode's. proprio: as in
-    types.Observation. form: how the client wants its answer, "json_numpy", "encoded" or "list".
+    image: uint8 (H, W, 3) RGB. instruction: None keeps the episode's. state: float64 (7,) or (8,), the field
+    "proprio" as it was sent: what its numbers mean depends on the robot (embodiments/frame.py); None where none came.
+    form: how the client wants its answer, "json_numpy", "encoded" or "list".
     """
 
     image: np.ndarray
     instruction: str | None
-    proprio: np.ndarray | None
+    state: np.ndarray | None
     form: str
 
 
@@ -57,10 +56,16 @@ def decode_act(body: bytes) -> Message:
     for name in ("image", "instruction"):
         if name not in fields:
             raise RequestError(f"the field {name!r} is missing; a request is {{'image', 'instruction', 'proprio'}}")
-    image, instruction, proprio = fields["image"], fields["instruction"], fields.get("proprio")
-    if form == "list" and any(isinstance(value, dict) and "__numpy__" in value for value in (image, proprio)):
+    image, instruction, state = fields["image"], fields["instruction"], fields.get("proprio")
+    if form == "list" and any(isinstance(value, dict) and "__numpy__" in value for value in (image, state)):
         form = "json_numpy"
-    return Message(decode_image(image), _decode_instruction(instruction), _decode_proprio(proprio), form)
+    return Message(decode_image(image), _decode_instruction(instruction), _decode_state(state), form)
+
+
+def is_submission_test(message: Message) -> bool:
+    """Whether AutoEval's form asks if the address typed into it answers: a black picture, zeros and these words."""
+    is_empty = not message.image.any() and (message.state is None or not message.state.any())
+    return message.instruction == "test connection" and is_empty
 
 
 def decode_reset(body: bytes) -> int | None:
@@ -86,7 +91,7 @@ def encode_action(action: np.ndarray, form: str) -> bytes:
 
 def encode_array(array: np.ndarray) -> dict[str, Any]:
     """An array as json_numpy writes it."""
-    data = pybase64.b64encode_as_string(np.ascontiguousarray(array))
+    data = pybase64.b64encode_as_string(np.ascontiguousarray(array).data)
     return {"__numpy__": data, "dtype": array.dtype.str, "shape": list(array.shape)}
 
 
@@ -169,7 +174,7 @@ def check_text(value: Any, name: str, most: int) -> str:
     return value
 
 
-def _decode_proprio(value: Any) -> np.ndarray | None:
+def _decode_state(value: Any) -> np.ndarray | None:
     if value is None:
         return None
     expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
@@ -182,6 +187,12 @@ def _decode_proprio(value: Any) -> np.ndarray | None:
             raise RequestError(f"{expected}got one too large for a double") from None
     else:
         raise RequestError(f"{expected}got {_show(value)}")
+    return check_state(array)
+
+
+def check_state(array: np.ndarray) -> np.ndarray:
+    """7 or 8 measured numbers -> the same as float64. Raises RequestError."""
+    expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
     if array.shape not in ((7,), (8,)) or array.dtype.kind not in "iuf":
         raise RequestError(f"{expected}got {array.dtype} of shape {array.shape}")
     array = array.astype(np.float64)
@@ -189,8 +200,7 @@ def _decode_proprio(value: Any) -> np.ndarray | None:
         raise RequestError(f"{expected}all finite, got {array.tolist()}")
     if np.abs(array).max() > MAX_MEASURED:
         raise RequestError(f"{expected}in metres and radians, none above {MAX_MEASURED:g}, got {array.tolist()}")
-    opening = array[6] if len(array) == 7 else array[7] / AUTOEVAL_GRIPPER_RANGE
-    return np.append(array[:6], np.clip(opening, 0.0, 1.0))
+    return array
 
 
 def decode_image(value: Any) -> np.ndarray:
@@ -199,7 +209,7 @@ def decode_image(value: Any) -> np.ndarray:
         image = _decode_array(value, "image")
         if image.dtype != np.uint8:
             raise RequestError(f"image: expected dtype uint8 with values 0..255, got {image.dtype}")
-        _check_image_shape(image.shape)
+        check_image_shape(image.shape)
         return image
     if isinstance(value, str):
         return _decode_image_file(value)
@@ -208,7 +218,8 @@ def decode_image(value: Any) -> np.ndarray:
     raise RequestError(f"image: expected a json_numpy array, a nested list or a base64 PNG or JPEG, got {_show(value)}")
 
 
-def _check_image_shape(shape: tuple[int, ...]) -> None:
+def check_image_shape(shape: tuple[int, ...]) -> None:
+    """Raises RequestError unless it is (H, W, 3) with sides that a camera may have."""
     if len(shape) != 3 or shape[2] != 3 or not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
         raise RequestError(f"image: expected shape (H, W, 3) with sides {MIN_SIDE} to {MAX_SIDE}, got {shape}")
 
@@ -218,11 +229,15 @@ def _decode_array(value: Mapping[str, Any], name: str) -> np.ndarray:
     text, dtype, shape = (value.get(key) for key in ("__numpy__", "dtype", "shape"))
     if not isinstance(text, str) or not isinstance(dtype, str) or not isinstance(shape, list):
         raise RequestError(f"{name}: expected a json_numpy object with the keys '__numpy__', 'dtype' and 'shape'")
+    return build_array(_decode_base64(text, name), dtype, shape, name)
+
+
+def build_array(data: bytes, dtype: str, shape: list, name: str) -> np.ndarray:
+    """Bytes, a plain dtype's name and a shape -> array. Raises RequestError where they do not fit together."""
     if not _DTYPE.fullmatch(dtype):
         raise RequestError(f"{name}: dtype {dtype[:40]!r} is not allowed; send numbers such as '|u1' or '<f8'")
     if len(shape) > 4 or not all(type(side) is int and 0 < side <= 2**31 for side in shape):
         raise RequestError(f"{name}: {_show(shape)} is no shape; expected up to 4 whole numbers above 0")
-    data = _decode_base64(text, name)
     kind = np.dtype(dtype)
     expected = math.prod(shape) * kind.itemsize
     if len(data) != expected:
@@ -246,7 +261,7 @@ def _decode_nested(rows: list) -> np.ndarray:
     pixels = list(chain.from_iterable(rows))
     if not all(isinstance(pixel, list) and len(pixel) == 3 for pixel in pixels):
         raise RequestError("image: expected a nested list of shape (H, W, 3), but a pixel is not 3 numbers")
-    _check_image_shape((len(rows), width, 3))
+    check_image_shape((len(rows), width, 3))
     try:
         data = bytes(chain.from_iterable(pixels))
     except (TypeError, ValueError):
@@ -260,18 +275,22 @@ def _decode_image_file(text: str) -> np.ndarray:
     if prefix is None and text[:5].lower() == "data:":
         raise RequestError(f"image: a data URL must start with data:image/png;base64, or jpeg, not {text[:40]!r}")
     plain = text[prefix.end() if prefix else 0 :].encode("ascii", "replace")
-    data = _decode_base64(plain.translate(None, b" \t\r\n"), "image")
+    return decode_picture_file(_decode_base64(plain.translate(None, b" \t\r\n"), "image"))
+
+
+def decode_picture_file(data: bytes) -> np.ndarray:
+    """The bytes of a PNG or JPEG file -> uint8 (H, W, 3). Raises RequestError."""
     check_picture_file(data)
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
-            _check_image_shape((file.height, file.width, 3))
+            check_image_shape((file.height, file.width, 3))
             if file.mode not in _IMAGE_MODES:
                 raise RequestError(f"image: expected 8 bits a channel, got a file of mode {file.mode}")
             return np.array(file.convert("RGB"))
     except RequestError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds for a broken file
-        raise RequestError(f"image: the {len(data)} bytes in base64 are no PNG or JPEG file ({error})") from None
+        raise RequestError(f"image: the {len(data)} bytes are no PNG or JPEG file ({error})") from None
 
 
 def _show(value: Any) -> str:

@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Checks of the prediction, into docs/ceiling: `predictions.sh noise` and `predictions.sh tiny`.
-# A run goes on where it was stopped; after new weights remove runs/ceiling/*tiny* first.
+# A run goes on where it was stopped; after new weights remove results/ceiling/*tiny* first.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python="${PYTHON:-.venv/bin/python}"
 episodes="${EPISODES:-100}"
 tasks="${TASKS:-all}"
 level="${LEVEL:-normal}"
-runs=runs/ceiling
+runs=results/ceiling
 
 sim() { "$python" -m vlm_local sim --max-steps 70 --films 0 "$@"; }
 

@@ -4,11 +4,11 @@ from vlm_local.cli import main
 
 
 def test_it_measures_a_real_server_and_ends_in_one_json_object(capsys):
-    flags = ["--model", "stop", "--requests", "20", "--clients", "1,2", "--seconds", "2", "--rounds", "1"]
+    flags = ["--model", "stop", "--requests", "10", "--clients", "1,2", "--seconds", "0.5", "--rounds", "1"]
     assert main(["bench", "act", *flags]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     overhead = result["server_overhead_ms"]
-    assert 0 < overhead["p50"] <= overhead["p95"] and overhead["n"] == 20
+    assert 0 < overhead["p50"] <= overhead["p95"] and overhead["n"] == 10
     assert result["round_trip_overhead_ms"]["p50"] > overhead["p50"]
     for name in ("requests_per_s", "times_the_first", "server_cpu_ms_per_request"):
         assert set(result[name]) == {"1", "2"} and min(result[name].values()) > 0

@@ -1,8 +1,11 @@
 import json
 
+import pytest
+
 from vlm_local.cli import main
 
 
+@pytest.mark.slow
 def test_two_servers_are_asked_in_turns_and_compared(capsys):
     assert main(["bench", "act", "--model", "stop", "--beside", "random", "--requests", "5"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import recordings
+from tests import recordings, serving
 from vlm_local.cli import main
 
 EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
@@ -121,6 +121,18 @@ def test_the_same_comparison_writes_the_same_bytes(studies, tmp_path, capsys):
 def test_what_cannot_be_compared_is_refused_with_the_reason(runs, capsys, names, says):
     status, _, told = _compare(capsys, runs, *names)
     assert status == 2 and re.search(says, told)
+
+
+def test_jobs_of_a_station_are_paired_by_their_seeds(tmp_path, capsys):
+    with serving.serve() as server:
+        for name, steps in (("first", "3"), ("second", "3"), ("longer", "4")):
+            job = ["--task", "open_drawer", "--episodes", "2", "--max-steps", steps, "--test-every", "0"]
+            assert main(["station", server.url, *job, "--out", str(tmp_path / name)]) == 0
+    status, out, _ = _compare(capsys, tmp_path, "first", "second")
+    assert status == 0 and "2 shared episodes; task open_drawer, max steps 3, clock step" in out
+    assert json.loads(out.splitlines()[-1])["measures"][1]["name"] == "reached"
+    status, _, told = _compare(capsys, tmp_path, "first", "longer")
+    assert status == 2 and "max_steps is 3 in first and 4 in longer" in told
 
 
 def test_results_of_different_commands_are_refused(runs, studies, capsys):

@@ -91,7 +91,7 @@ def data_set(tmp_path):
     [
         ("sim --task reach", "the same command goes on from here"),
         ("spatial --scenes 2 --level easy", "the same command goes on from here"),
-        ("eval --data DATA --workers 2", "the same command with --resume goes on from here"),
+        ("eval --data DATA --workers 2", "the same command goes on from here"),
     ],
 )
 def test_while_a_server_does_not_answer(command, goes_on, silent_server, data_set, tmp_path):
@@ -103,6 +103,14 @@ def test_while_a_server_does_not_answer(command, goes_on, silent_server, data_se
     error = interrupt(process)
     assert error.splitlines()[-1] == f"vlm-local {words[0]}: stopped; {goes_on}"
     assert "Traceback" not in error
+
+
+def test_a_command_that_keeps_nothing_ends_as_soon(silent_server):
+    url, asked = silent_server
+    asked.clear()
+    process = start("doctor", url)
+    until(lambda: asked.is_set() or process.poll() is not None)
+    assert interrupt(process).splitlines() == ["", "vlm-local doctor: stopped"]
 
 
 def test_while_episodes_of_a_ceiling_are_played(tmp_path):
@@ -120,6 +128,7 @@ def kill_helpers(process):
                 child.kill()
 
 
+@pytest.mark.slow
 def test_a_helper_that_is_killed_ends_the_command_with_a_sentence(tmp_path):
     process = start("ceiling", "--tasks", "reach", "--level", "easy", "--workers", 2, "--out", tmp_path / "out")
     until(lambda: process.poll() is not None or kill_helpers(process))
@@ -129,6 +138,7 @@ def test_a_helper_that_is_killed_ends_the_command_with_a_sentence(tmp_path):
     until(lambda: not is_any_left(process.pid))
 
 
+@pytest.mark.slow
 def test_helpers_end_with_a_command_that_is_killed(tmp_path):
     process = start("ceiling", "--tasks", "reach", "--level", "easy", "--workers", 2, "--out", tmp_path / "out")
     until(lambda: (tmp_path / "out" / "rows.jsonl").exists() or process.poll() is not None)
@@ -137,6 +147,7 @@ def test_helpers_end_with_a_command_that_is_killed(tmp_path):
     until(lambda: not is_any_left(process.pid))
 
 
+@pytest.mark.slow
 def test_while_the_frames_of_a_round_are_collected(tmp_path):
     process = start("train", "tiny", "--task", "lift", "--rounds", 2, "--out", tmp_path / "run")
     until(lambda: (tmp_path / "run" / "shards").exists() or process.poll() is not None)
@@ -145,6 +156,7 @@ def test_while_the_frames_of_a_round_are_collected(tmp_path):
     assert "Traceback" not in error
 
 
+@pytest.mark.slow
 def test_while_a_model_is_tuned(tmp_path, data_set):
     assert main(["train", "init-tiny", "--out", str(tmp_path / "tiny")]) == 0
     flags = ("--model", tmp_path / "tiny", "--data", data_set, "--out", tmp_path / "out", "--samples", 64)

@@ -10,9 +10,8 @@ from vlm_local.cli import build_parser, main
 NONSENSE = ["-1", "nan", "inf", "-inf", "1e999", "9" * 40, "9" * 5000, "", "many"]
 
 
-def list_options(parser=None, words=()):
+def list_options(parser, words=()):
     """(words of the command, option) of every option of every command that takes something else than text or a path."""
-    parser = parser or build_parser()
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for word, below in action.choices.items():
@@ -21,7 +20,8 @@ def list_options(parser=None, words=()):
             yield words, action.option_strings[0]
 
 
-OPTIONS = list(list_options())
+PARSER = build_parser()
+OPTIONS = list(list_options(PARSER))
 
 
 def test_the_options_that_take_numbers_are_found():
@@ -33,7 +33,7 @@ def test_the_options_that_take_numbers_are_found():
 def test_a_number_that_makes_no_sense_is_refused_with_what_is_expected(words, option, capsys):
     for value in NONSENSE:
         with pytest.raises(SystemExit) as end:
-            main([*words, f"{option}={value}"])
+            PARSER.parse_args([*words, f"{option}={value}"])
         error = capsys.readouterr().err.splitlines()[-1]
         assert end.value.code == 2
         assert f"argument {option}: must be a" in error and " to " in error and len(error) < 150

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from tests.slow import slow
 from vlm_local.data.runs import RunWriter
 
 
@@ -20,9 +21,15 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("command", [["runs", "RUN"], ["replay", "RUN", "--policy", "stop"], ["models"]])
-@pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("buffered", [False, True])
+@pytest.mark.parametrize(
+    ("command", "both", "buffered"),
+    [
+        (["runs", "RUN"], True, False),
+        (["models"], False, True),
+        slow(["replay", "RUN", "--policy", "stop"], False, False),
+        slow(["replay", "RUN", "--policy", "stop"], True, True),
+    ],
+)
 def test_a_reader_that_has_seen_enough_ends_the_command_without_a_word(run, command, both, buffered):
     """As `| head -1` and `2>&1 | head -1` do. Without a buffer the first line meets the closed pipe, else the last."""
     reading, writing = os.pipe()

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 from tests import recordings
-from vlm_local.data import open_episodes
+from tests.embodiments.station import from_bridge
+from vlm_local.data import open_data_set, open_episodes
+from vlm_local.data.selection import Selection
 from vlm_local.errors import DataError
 
 
@@ -35,13 +37,14 @@ def logger_modules(monkeypatch):
 
 
 def _trajectory(states, seed=0, **changes):
+    """As the logger writes it: the action of a step beside the frame and proprio that follow it."""
     pad = np.insert(states, 6, 0, axis=1).astype(np.float64)
     pad[:, 7] *= 0.39
     return {
         "language_command": "open the drawer",
         "success": True,
         "obs": {"image_primary": list(recordings.make_images(len(states), seed)), "image_wrist": [None] * len(states)},
-        "action": list(np.diff(states, axis=0, append=states[-1:])),
+        "action": list(np.diff(states, axis=0, prepend=states[:1])),
         "proprio": list(pad),
         "max_joint_efforts": Histogram(bins=np.arange(3)),
         **changes,
@@ -59,11 +62,26 @@ def test_a_logged_trajectory_is_read(tmp_path, protocol):
         data = pickle.dumps(TrajData(**_trajectory(states, number)), protocol)
         (tmp_path / f"traj_{number}.pkl").write_bytes(data)
     episodes = list(open_episodes(tmp_path))
-    assert [(episode.index, len(episode)) for episode in episodes] == [(0, 6), (1, 8), (2, 16)]
-    assert episodes[1].instruction == "open the drawer"
-    np.testing.assert_allclose(episodes[1].states, recordings.make_states(8, 2), rtol=1e-6)
+    assert [(episode.index, len(episode)) for episode in episodes] == [(0, 5), (1, 7), (2, 15)]
+    assert (episodes[1].instruction, episodes[1].success) == ("open the drawer", True)
+    states = recordings.make_states(8, 2)
+    np.testing.assert_allclose(episodes[1].states, states[:-1], rtol=1e-6)
     np.testing.assert_array_equal(episodes[1].load_image(3), recordings.make_images(8, 2)[3])
-    assert episodes[1].actions.shape == (8, 7)
+    # Each action leads from the state beside it to the next one.
+    np.testing.assert_allclose(episodes[1].states + episodes[1].actions, states[1:], atol=1e-5)
+
+
+def test_a_stations_rotations_are_measured_from_the_gripper_pointing_down(tmp_path):
+    bridge = recordings.make_states(9)
+    bridge[:, 3:6] *= 0.3
+    base = bridge.copy()
+    base[:, 3:6] = [from_bridge(angles) for angles in bridge[:, 3:6]]
+    (tmp_path / "traj_0.pkl").write_bytes(pickle.dumps(TrajData(**_trajectory(base))))
+    (episode,) = open_episodes(tmp_path)
+    np.testing.assert_allclose(episode.states, bridge[:-1], atol=1e-5)
+    for name, expected in (("autoeval-widowx", bridge), ("bridge-widowx", base)):
+        (episode,) = open_data_set(tmp_path, Selection(embodiment=name)).episodes
+        np.testing.assert_allclose(episode.states, expected[:-1], atol=1e-5)
 
 
 def test_the_loggers_later_format_is_read_compressed_and_stacked(tmp_path):

@@ -1,6 +1,8 @@
 import json
 
+import av
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from vlm_local.cli import main
@@ -9,9 +11,6 @@ from vlm_local.data.film import draw_step, write_film
 from vlm_local.data.runs import RunWriter, read_run
 from vlm_local.data.summary import list_runs, summarise_run
 from vlm_local.errors import DataError
-
-av = pytest.importorskip("av", reason="films need av: pip install 'vlm-local[export]'")
-pq = pytest.importorskip("pyarrow.parquet", reason="LeRobot tables need pyarrow: pip install 'vlm-local[export]'")
 
 PHRASES = ("move forward", "move up, close gripper", None)
 

@@ -13,9 +13,8 @@ from torch.overrides import TorchFunctionMode
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
 from tests.tiny_models import FAMILIES
 from vlm_local.decoding import forward, session, tree
-from vlm_local.decoding.families import Family, ImageFeatures
+from vlm_local.decoding.families import Family, ImageFeatures, LoadedModel
 from vlm_local.decoding.tree import TreeDecoder
-from vlm_local.decoding.types import LoadedModel
 from vlm_local.engines.processing import Processing
 
 CUDA = torch.device("cuda:0")
@@ -55,10 +54,10 @@ class DrySession(session.Session):
 
     @under_mode
     def score(self, nodes, hidden):
-        scores = [task.ground.head.read(each) for task, each in zip(self.tasks, hidden, strict=True)]
+        scores = [task.grammar.head.read(each) for task, each in zip(self.tasks, hidden, strict=True)]
         for task, each, logits in zip(self.tasks, nodes, scores, strict=True):
             assert logits.device == CUDA and logits.dtype == torch.float32
-            assert logits.shape == (len(each), len(task.ground.trie.live_tokens))
+            assert logits.shape == (len(each), len(task.grammar.trie.live_tokens))
         return [self.generator.normal(size=tuple(each.shape)) for each in scores]
 
 

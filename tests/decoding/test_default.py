@@ -4,8 +4,8 @@ import logging
 from dataclasses import replace
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
-from vlm_local.decoding.default import MAX_OUTLINES_TOKENS, DefaultDecoder
 from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.engines.hf import MAX_OUTLINES_TOKENS, DefaultDecoder
 from vlm_local.errors import RequestError
 
 CUT = ("clos", "close gripper", "stop")  # the tokens of the first do not begin those of the second
@@ -30,8 +30,8 @@ def test_a_grammar_without_a_trie_goes_to_outlines_with_the_reason(caplog):
 
 
 def test_what_is_kept_of_grammars_is_bounded(monkeypatch):
-    for module in ("default", "outlines", "tree"):
-        monkeypatch.setattr(f"vlm_local.decoding.{module}.MAX_GRAMMARS", 2)
+    for module in ("engines.hf", "decoding.outlines", "decoding.tree"):
+        monkeypatch.setattr(f"vlm_local.{module}.MAX_GRAMMARS", 2)
     loaded, processing = share_tiny("qwen2-vl")
     decoder = DefaultDecoder(loaded)
     grammars = [(word[:-1], word, "stop") for word in ("close", "drawer", "gripper")]
@@ -39,7 +39,7 @@ def test_what_is_kept_of_grammars_is_bounded(monkeypatch):
     for prepared in prepare(processing, *requests):
         decoder.decode([prepared])
     assert list(decoder.refusals) == ["drawe", "grippe"]
-    assert decoder._outlines._keep_grammar.cache_info().currsize == len(decoder._tree._grounds) == 2
+    assert decoder._outlines._keep_grammar.cache_info().currsize == len(decoder._tree._grammars) == 2
 
 
 def test_nothing_is_refused_without_a_reason():

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
-from tests.tiny_models import FAMILIES
+from tests.slow import FAMILIES
 from vlm_local.decoding.outlines import OutlinesDecoder, build_token_grammar, list_allowed, read_answer
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.errors import EngineError

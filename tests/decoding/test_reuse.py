@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
-from tests.tiny_models import FAMILIES, PALIGEMMA
+from tests.slow import FAMILIES
+from tests.tiny_models import PALIGEMMA
 from vlm_local.decoding.families import Family
-from vlm_local.decoding.reuse import PrefixStore
-from vlm_local.decoding.session import count_reusable
+from vlm_local.decoding.session import PrefixStore, count_reusable
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.types import Prompt
 

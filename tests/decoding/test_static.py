@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
-from tests.tiny_models import FAMILIES
+from tests.slow import FAMILIES
 from vlm_local.decoding import session, static
 from vlm_local.decoding.static import round_up
 from vlm_local.decoding.tree import TreeDecoder

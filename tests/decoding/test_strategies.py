@@ -1,4 +1,4 @@
-"""Strategies, prior and belief against brute force, on random tries with random distributions."""
+"""Strategies, prior and distribution against brute force, on random tries with random distributions."""
 
 import itertools
 
@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_local.decoding.belief import Belief
+from vlm_local.decoding.distribution import TrieDistribution, certify, decide_greedy, decide_map, decide_sample
 from vlm_local.decoding.prior import Prior, select_nodes
-from vlm_local.decoding.strategies import certify, decide_greedy, decide_map, decide_sample
 from vlm_local.decoding.trie import build_trie
 
 END = 99
@@ -45,16 +44,16 @@ class World:
         return values[self.trie.edge_token[edge]] - np.log(np.exp(values[allowed]).sum())
 
     def play(self, judge, limit, drafts=()):
-        """Read nodes as asked until `judge` has decided; the verdict and how many nodes were read."""
-        belief, weights, read = Belief(self.trie), Prior(self.trie).weigh(drafts), 0
-        verdict = judge(belief)
-        while verdict.sentence is None:
-            nodes = select_nodes(self.trie, weights, verdict.focus, limit)
-            assert len(nodes) and not belief.read[nodes[self.trie.branching[nodes]]].any()
-            belief.learn(nodes, self.logits[nodes])
+        """Read nodes as asked until `judge` has decided; the choice and how many nodes were read."""
+        distribution, weights, read = TrieDistribution(self.trie), Prior(self.trie).weigh(drafts), 0
+        choice = judge(distribution)
+        while choice.sentence is None:
+            nodes = select_nodes(self.trie, weights, choice.focus, limit)
+            assert len(nodes) and not distribution.read[nodes[self.trie.branching[nodes]]].any()
+            distribution.learn(nodes, self.logits[nodes])
             read += len(nodes)
-            verdict = judge(belief)
-        return verdict, read
+            choice = judge(distribution)
+        return choice, read
 
 
 worlds = given(st.integers(0, 2**32 - 1), st.sampled_from([1, 3, 16, 1000]))
@@ -76,12 +75,12 @@ def test_greedy_follows_the_best_token_everywhere(seed, limit):
 def test_map_finds_the_most_probable_sentence_and_its_lead(seed, limit):
     world = World(seed)
     scores = np.sort(world.score())
-    verdict, _ = world.play(decide_map, limit)
-    assert verdict.sentence == world.score().argmax()
+    choice, _ = world.play(decide_map, limit)
+    assert choice.sentence == world.score().argmax()
     lead = np.log(scores[-1] / scores[-2]) if len(scores) > 1 else np.inf
-    assert verdict.margin <= lead + 1e-9
-    certain, _ = world.play(lambda belief: decide_map(belief, slack=lead + 1), limit)
-    assert certain.sentence == verdict.sentence and certain.margin == pytest.approx(lead)
+    assert choice.margin <= lead + 1e-9
+    certain, _ = world.play(lambda distribution: decide_map(distribution, slack=lead + 1), limit)
+    assert certain.sentence == choice.sentence and certain.margin == pytest.approx(lead)
 
 
 @worlds
@@ -91,27 +90,27 @@ def test_sample_is_the_inverse_cdf_in_the_order_of_the_sentences(seed, limit):
     for temperature, uniform in itertools.product((0.5, 1.0, 2.0), (0.0, 0.1, 0.37, 0.5, 0.9, 1 - 2**-53)):
         cdf = world.score(temperature).cumsum()
         expected = np.searchsorted(cdf / cdf[-1], uniform, side="right")
-        verdict, _ = world.play(lambda belief, u=uniform, t=temperature: decide_sample(belief, u, t), limit)
-        assert verdict.sentence == expected
+        choice, _ = world.play(lambda distribution, u=uniform, t=temperature: decide_sample(distribution, u, t), limit)
+        assert choice.sentence == expected
 
 
 @worlds
 @settings(max_examples=40, deadline=None)
 def test_what_a_partial_belief_says_is_never_too_much_and_ends_exact(seed, limit):
     world = World(seed)
-    belief, weights, truth = Belief(world.trie), Prior(world.trie).weigh(()), world.score()
+    distribution, weights, truth = TrieDistribution(world.trie), Prior(world.trie).weigh(()), world.score()
     for posterior in ("fast", "exact"):
-        while (focus := certify(belief, posterior)) is not None:
-            assert 1 - focus.sum() == pytest.approx(known(belief).sum())
+        while (focus := certify(distribution, posterior)) is not None:
+            assert 1 - focus.sum() == pytest.approx(known(distribution).sum())
             nodes = select_nodes(world.trie, weights, focus, limit)
-            belief.learn(nodes, world.logits[nodes])
-            assert (known(belief) <= truth + 1e-12).all()
-        assert 1 - known(belief).sum() <= (0.01 if posterior == "fast" else 1e-9)
-    np.testing.assert_allclose(known(belief), truth, atol=1e-12)
+            distribution.learn(nodes, world.logits[nodes])
+            assert (known(distribution) <= truth + 1e-12).all()
+        assert 1 - known(distribution).sum() <= (0.01 if posterior == "fast" else 1e-9)
+    np.testing.assert_allclose(known(distribution), truth, atol=1e-12)
 
 
-def known(belief):
-    return belief.spread(belief.sharpen(1.0))[1]
+def known(distribution):
+    return distribution.spread(distribution.sharpen(1.0))[1]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60))
@@ -141,7 +140,7 @@ def test_what_was_said_last_is_read_first():
 
 def test_a_trie_of_one_sentence_needs_no_model():
     trie = build_trie(["only"], [[3, 4, 5]], END)
-    belief = Belief(trie)
-    assert decide_greedy(belief).sentence == decide_map(belief).sentence == 0
-    assert decide_sample(belief, 0.99, 1.0).sentence == 0
-    assert certify(belief, "exact") is None
+    distribution = TrieDistribution(trie)
+    assert decide_greedy(distribution).sentence == decide_map(distribution).sentence == 0
+    assert decide_sample(distribution, 0.99, 1.0).sentence == 0
+    assert certify(distribution, "exact") is None

@@ -7,8 +7,8 @@ import torch
 import transformers
 
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.decoding.types import LoadedModel, PreparedRequest
-from vlm_local.engines.chat import Frame, find_frame
+from vlm_local.decoding.families import LoadedModel, PreparedRequest
+from vlm_local.engines.chat import AnswerFrame, find_frame
 from vlm_local.engines.processing import Processing, is_chat, load_processor
 from vlm_local.grammar import load_grammar
 from vlm_local.types import GenerationRequest, Prompt
@@ -21,7 +21,7 @@ def load_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedMo
     folder, device = tiny_checkpoint(family, seed), torch.device("cpu")
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
     processor = load_processor(folder, family)
-    frame = find_frame(processor, folder) if is_chat(family) else Frame()
+    frame = find_frame(processor, folder) if is_chat(family) else AnswerFrame()
     end_token = model.generation_config.eos_token_id
     loaded = LoadedModel(model, processor.tokenizer, processor, family, device, dtype, end_token, frame.lead)
     return loaded, Processing(processor, family, dtype)

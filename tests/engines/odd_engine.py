@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vlm_local.engines.scripted import ScriptedEngine
-from vlm_local.errors import ConfigError, RequestError
+from vlm_local.errors import ConfigError, EngineError, RequestError
 from vlm_local.types import GenerationRequest, Prompt
 
 CHOICES = ("yes", "no", "perhaps")
@@ -25,13 +25,6 @@ class OddEngine(ScriptedEngine):
     def metadata(self):
         return {**super().metadata, "pid": os.getpid(), "forgotten": list(self.forgotten)}
 
-    def prepare(self, request):
-        if request.prompt.after == "narrow":
-            raise RequestError("the picture is too narrow", 422)
-        if request.prompt.after == "odd":
-            raise ValueError("an odd picture")
-        return request
-
     def generate(self, requests):
         for request in requests:
             if request.prompt.after == "raise":
@@ -40,7 +33,14 @@ class OddEngine(ScriptedEngine):
                 os.kill(os.getpid(), signal.SIGKILL)
             if request.prompt.after == "hang":
                 time.sleep(600)
-        return super().generate(requests)
+        return list(map(self._answer_alone, requests))
+
+    def _answer_alone(self, request):
+        if request.prompt.after == "narrow":
+            return RequestError("the picture is too narrow", 422)
+        if request.prompt.after == "odd":
+            return EngineError("the request could not be prepared: ValueError: an odd picture")
+        return super().generate([request])[0]
 
     def forget(self, episode):
         self.forgotten.append(episode)

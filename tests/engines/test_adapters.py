@@ -11,6 +11,7 @@ import torch
 import transformers
 
 from tests.hearing import differ, hear
+from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.loading import load_model
@@ -73,14 +74,14 @@ _KINDS = {
 }
 
 
-@pytest.mark.parametrize("kind", _KINDS)
+@pytest.mark.parametrize("kind", [slow(kind) if kind in ("embedding", "whole head") else kind for kind in _KINDS])
 def test_every_kind_of_adapter_is_what_peft_makes_of_it(kind, tmp_path):
     adapter = _adapt("qwen2-vl", tmp_path / "adapter", lora_alpha=6, **_KINDS[kind])
     assert differ(adapter, _merge("qwen2-vl", adapter, tmp_path / "whole")) < 1e-4
     assert differ(adapter, tiny_checkpoint("qwen2-vl")) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["paligemma2", "smolvlm2"])
+@pytest.mark.parametrize("family", ["paligemma2", slow("smolvlm2")])
 def test_adapters_of_other_families_on_a_tied_head(family, tmp_path):
     adapter = _adapt(family, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
     assert differ(adapter, _merge(family, adapter, tmp_path / "whole")) < 1e-4
@@ -91,8 +92,8 @@ def test_adapters_of_other_families_on_a_tied_head(family, tmp_path):
     ("family", "new", "old"),
     [
         ("qwen2-vl", "model.model.language_model.", "model.model."),
-        ("qwen2.5-vl", "model.model.visual.", "model.visual."),
-        ("paligemma", "model.model.language_model.", "model.language_model.model."),
+        slow("qwen2.5-vl", "model.model.visual.", "model.visual."),
+        slow("paligemma", "model.model.language_model.", "model.language_model.model."),
         ("paligemma", "lora_A.weight", "lora_A.default.weight"),
     ],
 )

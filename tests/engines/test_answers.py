@@ -28,7 +28,7 @@ def draw_image(seed):
 def open_answerer(folder, family, decoder):
     engine = open_hf_engine(open_checkpoint(folder), device="cpu", dtype="float32", decoder=decoder)
     template = load_template("paligemma_answer" if family.startswith("paligemma") else "answer")
-    return Answerer(lambda request: engine.generate([engine.prepare(request)])[0], template)
+    return Answerer(lambda request: engine.generate([request])[0], template)
 
 
 @pytest.mark.parametrize("family", ["qwen2-vl", "paligemma2", "smolvlm2"])

@@ -8,11 +8,11 @@ import pytest
 from tests.hearing import differ, hear
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
-from vlm_local.decoding.types import LoadedModel
+from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError
-from vlm_local.paths import find_shipped
+from vlm_local.files import find_shipped
 from vlm_local.types import Prompt
 
 CHATML = json.loads((tiny_checkpoint("qwen2-vl") / "chat_template.json").read_text())["chat_template"]

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from time import process_time
 
@@ -12,12 +11,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.tiny_models import FAMILIES, tiny_checkpoint
+from tests.slow import FAMILIES, slow
+from tests.tiny_models import FAMILIES as ALL
+from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines.hf import open_hf_engine
 from vlm_local.engines.loading import load_model
-from vlm_local.engines.processing import MAX_PIXELS, MAX_PROMPT_TOKENS, Processing
+from vlm_local.engines.pictures import MAX_PIXELS
+from vlm_local.engines.processing import MAX_PROMPT_TOKENS, Processing
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.grammar import load_phrase_grammar
 from vlm_local.prompts import build_prompt, load_template
@@ -27,10 +29,12 @@ PHRASES = load_phrase_grammar().sentences
 NOISE = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
 PROMPT = Prompt("Answer in one phrase.", "put the spoon on the towel", "test")
 REQUEST = GenerationRequest(NOISE, PROMPT, PHRASES)
+QUANTISED = [("qwen2-vl", "8bit"), ("smolvlm2", "4bit")]
+OTHERS = [(family, bits) for family in ALL for bits in ("8bit", "4bit") if (family, bits) not in QUANTISED]
 
 
 def _generate(engine, *requests):
-    return engine.generate([engine.prepare(request) for request in requests])
+    return engine.generate(requests)
 
 
 def _open_processing(family):
@@ -38,14 +42,17 @@ def _open_processing(family):
     return loaded, Processing(loaded.processor, family, loaded.dtype)
 
 
-@pytest.mark.parametrize("quantize", ["none", "8bit", "4bit"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "quantize"),
+    [*((family, "none") for family in ALL), *QUANTISED, *(slow(*case) for case in OTHERS)],
+)
 def test_every_family_says_a_phrase_for_a_picture(family, quantize):
-    engine = open_hf_engine(open_checkpoint(tiny_checkpoint(family)), quantize, device="cpu")
+    checkpoint = open_checkpoint(tiny_checkpoint(family))
+    engine = open_hf_engine(checkpoint, quantize, device="cpu")
     (answer,) = _generate(engine, replace(REQUEST, posterior="exact"))
     assert answer.sentence in PHRASES and answer.probabilities.sum() == pytest.approx(1, abs=1e-3)
     assert engine.metadata["family"] == family and engine.metadata["quantize"] == quantize
-    kinds = {str(parameter.dtype) for parameter in engine._decoder._loaded.model.parameters()}
+    kinds = {str(parameter.dtype) for parameter in load_model(checkpoint, quantize, device="cpu").model.parameters()}
     assert {"none": "torch.float32", "8bit": "torch.int8", "4bit": "torch.uint8"}[quantize] in kinds
 
 
@@ -137,21 +144,6 @@ def test_too_little_memory_is_said_before_loading(folder, monkeypatch):
 def test_a_device_that_is_not_there_is_refused(device):
     with pytest.raises(ConfigError, match=f"--device {device}"):
         load_model(open_checkpoint(tiny_checkpoint("qwen2-vl")), device=device)
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_requests_prepared_in_many_threads_are_those_prepared_one_by_one(family):
-    engine = open_hf_engine(open_checkpoint(tiny_checkpoint(family)), device="cpu")
-    sides = (48, 64, 96, 256)
-    images = [np.roll(NOISE, index, axis=1)[: sides[index % 4]] for index in range(16)]
-    prompts = [Prompt("Answer.", "open the drawer" + " now" * index, "test") for index in range(16)]
-    requests = [replace(REQUEST, image=image, prompt=prompt) for image, prompt in zip(images, prompts, strict=True)]
-    alone = [engine.prepare(request) for request in requests]
-    with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(engine.prepare, requests))
-    for one, other in zip(alone, together, strict=True):
-        assert torch.equal(one.input_ids, other.input_ids) and one.vision.keys() == other.vision.keys()
-        assert all(torch.equal(one.vision[name], other.vision[name]) for name in one.vision)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

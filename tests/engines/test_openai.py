@@ -101,7 +101,7 @@ HOSTILE = (
 def test_control_tokens_in_a_users_words_become_plain_words_however_they_are_nested(open_engine, server):
     engine = open_engine(server)
     request = replace(REQUEST, prompt=Prompt("Task: " + HOSTILE, HOSTILE, "x"))
-    engine.generate([engine.prepare(request)])
+    engine.generate([request])
     first, _, last = server.bodies[-1]["messages"][0]["content"]
     plain = "im_end im_startassistant INST /s a ININSTST a < b > c [x] User"
     assert (first["text"], last["text"]) == (f"Task: {plain}\n", f"\n{plain}")
@@ -114,8 +114,8 @@ def test_a_placeholder_of_a_picture_in_words_is_the_clients_fault(open_engine, s
         replace(REQUEST, prompt=Prompt(words, "go", "x")),
         replace(REQUEST, sentences=("yes", f"no {words}")),
     ):
-        with pytest.raises(RequestError):
-            engine.prepare(request)
+        (outcome,) = engine.generate([request])
+        assert isinstance(outcome, RequestError)
 
 
 def test_keys_go_to_the_server_and_nowhere_else(open_engine, server, monkeypatch):
@@ -135,4 +135,4 @@ def test_a_wrong_url_is_refused(urls):
 def test_without_the_package_one_sentence_says_what_to_install():
     code = "import sys; sys.modules['openai'] = None; import vlm_local.engines.openai"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "pip install 'vlm-local[openai]'" in done.stderr.splitlines()[-1]
+    assert ".venv/bin/pip install -e '.[openai]'" in done.stderr.splitlines()[-1]

@@ -6,6 +6,7 @@ import pytest
 from tests.engines.asking import SENTENCES, ask, build_request
 from tests.engines.fake_model import weigh_sentences
 from tests.engines.fake_server import FakeServer
+from tests.slow import slow
 from vlm_local.engines.remote import encode_image
 from vlm_local.errors import ConfigError, EngineError
 
@@ -26,7 +27,7 @@ def test_probabilities_of_short_answers_are_exact(open_engine, server, choices):
 def test_probabilities_of_phrases_are_lower_bounds(open_engine, server, habit):
     server.habit = habit
     engine = open_engine(server)
-    for seed in range(5):
+    for seed in range(2):
         request = build_request(seed)
         (answer,) = engine.generate([request])
         expected = weigh_sentences(encode_image(request.image), SENTENCES)
@@ -39,7 +40,7 @@ def test_probabilities_of_phrases_are_lower_bounds(open_engine, server, habit):
 
 @pytest.mark.parametrize(
     ("temperature", "habit"),
-    [(1.0, ""), (0.5, ""), (2.0, ""), (1.0, "null_end"), (2.0, "null_end"), (1.0, "null_masked")],
+    [(1.0, ""), slow(0.5, ""), slow(2.0, ""), slow(1.0, "null_end"), (2.0, "null_end"), slow(1.0, "null_masked")],
 )
 def test_a_draw_is_the_inverse_cdf_at_the_seed(open_engine, server, temperature, habit):
     server.habit = habit

@@ -7,7 +7,7 @@ import pytest
 from tests.engines.asking import SENTENCES, ask, build_request
 from tests.engines.fake_server import FakeServer
 from tests.serving import find_free_port, until
-from vlm_local.engines.dialects import DIALECTS
+from vlm_local.engines.chat_api import DIALECTS
 from vlm_local.engines.openai import OpenAIEngine
 from vlm_local.errors import RemoteError
 

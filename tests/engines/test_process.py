@@ -49,7 +49,7 @@ def test_a_model_answers_as_it_does_in_this_process():
         answers = apart.generate(requests)
     finally:
         apart.close()
-    expected = here.generate([here.prepare(request) for request in requests])
+    expected = here.generate(requests)
     for answer, other in zip(answers, expected, strict=True):
         assert answer.sentence == other.sentence
         np.testing.assert_array_equal(answer.probabilities, other.probabilities)

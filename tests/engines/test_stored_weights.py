@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from tests.hearing import differ, hear
+from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import count_packed_bytes, count_weights, open_checkpoint
 from vlm_local.errors import ConfigError
@@ -38,11 +39,11 @@ def _store(family, bits, folder):
     ("family", "bits"),
     [
         ("qwen2-vl", "4bit"),
-        ("qwen2.5-vl", "4bit"),
-        ("qwen3-vl", "8bit"),
-        ("paligemma", "4bit"),
+        slow("qwen2.5-vl", "4bit"),
+        slow("qwen3-vl", "8bit"),
+        slow("paligemma", "4bit"),
         ("paligemma2", "8bit"),
-        ("smolvlm2", "8bit"),
+        slow("smolvlm2", "8bit"),
     ],
 )
 def test_a_folder_of_bitsandbytes_is_served_by_its_own_configuration(family, bits, tmp_path):

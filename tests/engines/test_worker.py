@@ -1,12 +1,14 @@
 import threading
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from vlm_local.engines.pictures import MAX_PIXELS, scale_down
 from vlm_local.engines.scripted import ScriptedEngine
-from vlm_local.engines.worker import EngineClosed, EngineWorker
-from vlm_local.errors import ConfigError, EngineError, RequestError
+from vlm_local.engines.worker import EngineWorker
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError
 from vlm_local.types import Generation, GenerationRequest, Prompt
 
 SENTENCES = ("move up", "move down", "stop")
@@ -26,11 +28,6 @@ class GatedEngine(ScriptedEngine):
         self.entered = threading.Semaphore(0)
         self.batches: list[list[str]] = []
         self.forgotten: list[str] = []
-        self.preparers: list[threading.Thread] = []
-
-    def prepare(self, request):
-        self.preparers.append(threading.current_thread())
-        return super().prepare(request)
 
     def generate(self, requests):
         self.batches.append([request.prompt.after for request in requests])
@@ -105,36 +102,70 @@ def test_a_lone_request_starts_at_once_and_those_that_wait_share_the_next_forwar
     assert generations[5].timings_ms["queue"] > 100
 
 
-def test_a_request_is_prepared_by_its_caller_while_a_forward_runs(make_worker):
+def _queue(worker, engine, *requests):
+    """Callers of requests that wait, in this order, while the first one's forward runs."""
+    callers = [Caller(worker, requests[0])]
+    assert engine.entered.acquire(timeout=60)
+    for count, request in enumerate(requests[1:], 1):
+        callers.append(Caller(worker, request))
+        _until(lambda count=count: worker.num_waiting == count)
+    return callers
+
+
+def test_robots_go_before_questions_and_share_no_forward_with_them(make_worker, monkeypatch):
+    monkeypatch.setattr("vlm_local.engines.worker.OTHERS_WAIT_S", 3600.0)
     engine = GatedEngine()
     worker = make_worker(engine)
-    first = Caller(worker, _request("first"))
-    assert engine.entered.acquire(timeout=60)
-    second = Caller(worker, _request("second"))
-    _until(lambda: worker.num_waiting == 1)
-    assert engine.preparers == [first, second] and engine.batches == [["first"]]
-    engine.gate.release(2)
-    timings = [caller.finish().timings_ms for caller in (first, second)]
-    assert all(each["engine"] > each["prepare"] > 0 for each in timings)
+    robots = [_request(name, episode=f"{name}/1") for name in ("left", "right")]
+    callers = _queue(worker, engine, _request("running"), _request("first"), robots[0], _request("second"), robots[1])
+    engine.gate.release(3)
+    assert {caller.finish().sentence for caller in callers} == {"move up"}
+    assert engine.batches == [["running"], ["left", "right"], ["first", "second"]]
 
 
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (RequestError("too thin a picture"), RequestError("too thin a picture")),
-        (ValueError("odd"), EngineError("the request could not be prepared: ValueError: odd")),
-    ],
-)
-def test_what_cannot_be_prepared_never_reaches_the_model(make_worker, error, told):
+def test_a_question_waits_for_robots_only_so_long(make_worker, monkeypatch):
+    monkeypatch.setattr("vlm_local.engines.worker.OTHERS_WAIT_S", 0.05)
+    engine = GatedEngine()
+    worker = make_worker(engine)
+    robot = _request("robot", episode="robot/1")
+    callers = _queue(worker, engine, _request("running"), _request("question"), robot)
+    time.sleep(0.1)
+    engine.gate.release(3)
+    assert {caller.finish().sentence for caller in callers} == {"move up"}
+    assert engine.batches == [["running"], ["question"], ["robot"]]
+
+
+def test_a_large_picture_is_scaled_down_once(make_worker):
+    seen = []
+    worker = make_worker(lambda: ScriptedEngine(lambda request: seen.append(request.image) or np.ones(3), "seen"))
+    large = np.random.default_rng(0).integers(0, 256, (2000, 700, 3), np.uint8)
+    small = np.zeros((16, 16, 3), np.uint8)
+    for image in (large, small):
+        worker.generate(replace(_request(), image=image))
+    assert seen[0].shape == (1693, 592, 3) and seen[0].size <= 3 * MAX_PIXELS and seen[1] is small
+    assert scale_down(seen[0]) is seen[0]
+
+
+@pytest.mark.parametrize("error", [RequestError("too thin a picture"), EngineError("an odd picture")])
+def test_an_error_in_the_place_of_an_answer_is_its_callers_alone(make_worker, error):
     class Picky(GatedEngine):
-        def prepare(self, request):
-            raise error
+        def generate(self, requests):
+            answers = super().generate(requests)
+            return [
+                error if each.prompt.after == "thin" else answer for each, answer in zip(requests, answers, strict=True)
+            ]
 
     engine = Picky()
     worker = make_worker(engine)
-    with pytest.raises(type(told), match=str(told)):
-        worker.generate(_request())
-    assert engine.batches == [] and worker.state == "healthy"
+    first = Caller(worker, _request("first"))
+    assert engine.entered.acquire(timeout=60)
+    callers = [Caller(worker, _request(name)) for name in ("thin", "fine")]
+    _until(lambda: worker.num_waiting == 2)
+    engine.gate.release(2)
+    assert first.finish().sentence == "move up"
+    thin, fine = (caller.finish() for caller in callers)
+    assert type(thin) is type(error) and str(thin) == str(error) and fine.sentence == "move up"
+    assert sorted(map(len, engine.batches)) == [1, 2] and worker.state == "healthy"
 
 
 def test_a_request_that_fails_spoils_no_other_of_its_batch(make_worker):

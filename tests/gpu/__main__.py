@@ -67,7 +67,7 @@ def describe_card(rehearses: bool) -> dict[str, str]:
     if rehearses:
         return {"name": "none: a rehearsal on the CPU"}
     if not torch.cuda.is_available():
-        sys.exit("torch sees no GPU: `vlm-local doctor` says why, and --rehearse needs none")
+        sys.exit("torch sees no GPU: `doctor` says why, and --rehearse needs none")
     query = ["nvidia-smi", "--query-gpu=driver_version,memory.total", "--format=csv,noheader", "--id=0"]
     driver, _, memory = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip().partition(", ")
     return {"name": torch.cuda.get_device_name(0), "memory": memory, "driver": driver, "cuda": torch.version.cuda}

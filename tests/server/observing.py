@@ -4,7 +4,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.serving import Policies, Served, SteeredEngine
-from vlm_local.server.observed import ObservedApp
+from vlm_local.server.observers import ObservedApp
 from vlm_local.server.serve import HTTPServer, bind
 from vlm_local.server.service import ServerSettings
 

@@ -14,8 +14,8 @@ from vlm_local.answers import Answerer
 from vlm_local.client import Detector, PolicyError, read_choices
 from vlm_local.engines.scripted import ScriptedEngine
 from vlm_local.prompts import load_template
-from vlm_local.server.answers import MAX_QUESTIONS
 from vlm_local.server.app import create_app
+from vlm_local.server.routes import MAX_QUESTIONS
 from vlm_local.server.serve import HTTPServer, bind
 from vlm_local.server.service import ServerSettings
 from vlm_local.wire import encode_array

@@ -23,11 +23,11 @@ def _post_in_background(server, path, body=None):
 def test_one_request_runs_one_waits_and_the_third_is_refused():
     with serve() as server:
         server.engine.gate.clear()
-        first = _post_in_background(server, "/act")
+        first = _post_in_background(server, "/s/arm/act")
         until(lambda: len(server.engine.requests) == 1)
-        second = _post_in_background(server, "/act")
-        until(lambda: server.service.robots._robots["robot"].num_inside == 2)
-        status, _, body = server.post("/act", build_body())
+        second = _post_in_background(server, "/s/arm/act")
+        until(lambda: server.service.robots._robots["arm"].num_inside == 2)
+        status, _, body = server.post("/s/arm/act", build_body())
         assert status == 503 and "one request running and one waiting" in json.loads(body)["error"]
         server.engine.gate.set()
         assert [first()[0], second()[0]] == [200, 200]
@@ -97,32 +97,32 @@ def test_the_unnamed_robot_is_one_robot():
 def test_a_client_that_gave_up_while_waiting_does_not_move_the_episode():
     with serve() as server:
         server.engine.gate.clear()
-        first = _post_in_background(server, "/act")
+        first = _post_in_background(server, "/s/arm/act")
         until(lambda: len(server.engine.requests) == 1)
         body = build_body()
         with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            connection.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
-            until(lambda: server.service.robots._robots["robot"].num_inside == 2)
+            connection.sendall(b"POST /s/arm/act HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            until(lambda: server.service.robots._robots["arm"].num_inside == 2)
             num_sockets = len(server.http._sockets)
         until(lambda: len(server.http._sockets) < num_sockets)  # the server has seen it go
         server.engine.gate.set()
         assert first()[0] == 200
         until(lambda: server.service._num_inside == 0)
         assert len(server.engine.requests) == 1
-        assert server.act()["step"] == 1
+        assert server.act("/s/arm/act?details=1")["step"] == 1
 
 
 def test_a_flood_is_refused_and_the_robot_goes_on():
     with serve() as server:
         server.engine.gate.clear()
-        flood = [_post_in_background(server, "/act") for _ in range(80)]
+        flood = [_post_in_background(server, "/s/arm/act") for _ in range(80)]
         until(lambda: len(server.records) == 78)
         server.engine.gate.set()
         assert sorted(result()[0] for result in flood) == [200] * 2 + [503] * 78
         server.act()
 
 
-def test_while_it_loads_it_says_so_at_once():
+def test_a_request_is_held_open_while_the_model_loads():
     loaded = threading.Event()
     engine = SteeredEngine()
 
@@ -130,12 +130,34 @@ def test_while_it_loads_it_says_so_at_once():
         loaded.wait(60)
         return engine
 
-    with serve(load) as server:
+    with serve(load, ServerSettings(max_robots=2)) as server:
+        reset = _post_in_background(server, "/reset", b"")
+        act = _post_in_background(server, "/act")
+        until(lambda: server.service._held_open._value == 0)
+        status, _, body = server.post("/act", build_body())  # one more than there are robots
+        assert status == 503 and "still loading" in json.loads(body)["error"]
+        assert server.get("/health")[0] == 503
+        loaded.set()
+        assert [reset()[0], act()[0]] == [200, 200]
+
+
+def test_while_it_loads_it_says_so_at_once_where_no_request_is_to_be_held(caplog):
+    caplog.set_level("DEBUG")
+    loaded = threading.Event()
+    engine = SteeredEngine()
+
+    def load():
+        loaded.wait(60)
+        return engine
+
+    with serve(load, ServerSettings(loading_s=0)) as server:
         for path in ("/act", "/reset"):
             status, _, body = server.post(path, build_body() if path == "/act" else b"")
             assert status == 503 and "still loading" in json.loads(body)["error"]
         status, _, body = server.get("/health")
         assert (status, json.loads(body)["status"]) == (503, "loading")
+        polls = [record.levelname for record in caplog.records if "route=/health" in record.getMessage()]
+        assert polls == ["DEBUG"]  # asked every second while a model loads
         assert server.get("/metadata")[0] == 200
         loaded.set()
         until(lambda: server.get("/health")[0] == 200)
@@ -145,7 +167,7 @@ def test_while_it_loads_it_says_so_at_once():
 def test_those_inside_may_finish_when_the_server_stops_and_nobody_new_comes_in():
     with serve() as server:
         server.engine.gate.clear()
-        first = _post_in_background(server, "/act")
+        first = _post_in_background(server, "/s/arm/act")
         until(lambda: len(server.engine.requests) == 1)
         drained = []
         thread = threading.Thread(target=lambda: drained.append(server.service.drain(60)))

@@ -3,6 +3,7 @@
 import json
 import socket
 import threading
+from contextlib import contextmanager
 
 import numpy as np
 import psutil
@@ -85,6 +86,40 @@ def test_bodies_together_have_a_budget_and_the_largest_goes(server, connect, lim
     assert head.startswith(b"HTTP/1.1 503") and "large bodies" in json.loads(body)["error"]
     robot.sendall(small[100_000:])
     assert read_answer(robot).startswith(b"HTTP/1.1 200")
+
+
+@contextmanager
+def _being_answered(server):
+    """While a robot's request is at the model."""
+    server.engine.gate.clear()
+    robot = threading.Thread(target=server.act)
+    robot.start()
+    try:
+        until(lambda: server.engine.requests)
+        yield
+    finally:
+        server.engine.gate.set()
+        robot.join(60)
+
+
+def test_a_very_large_body_gives_way_to_a_robot(limit):
+    lists = b'{"image":[' + b"[]," * 4_000_000 + b"1]}"
+    with serve() as server:
+        limit("PACE_S", 3600.0)
+        assert server.post("/act", lists)[0] == 413
+        with _being_answered(server):
+            stranger = threading.Thread(target=server.post, args=("/s/stranger/act", lists), daemon=True)
+            stranger.start()
+            stranger.join(0.5)
+            assert stranger.is_alive()
+        stranger.join(60)
+        assert not stranger.is_alive()
+
+
+def test_a_very_large_body_is_read_while_a_robot_waits_for_its_answer():
+    image = np.zeros((1600, 1600, 3), np.uint8)
+    with serve() as server, _being_answered(server):
+        assert server.post("/s/stranger/act", build_body(image=image, instruction=None))[0] == 400
 
 
 def test_a_body_of_tiny_chunks_is_refused(server):

@@ -36,8 +36,13 @@ def clock():
 
 
 @pytest.fixture
-def robot(clock):
-    return Robot("left", SpyPolicy(), EpisodeSettings(seed=9), clock)
+def policy():
+    return SpyPolicy()
+
+
+@pytest.fixture
+def robot(policy, clock):
+    return Robot("left", policy, EpisodeSettings(seed=9), clock)
 
 
 def _message(instruction="lift the cup", x=None):
@@ -63,10 +68,10 @@ def test_a_reset_before_the_first_step_uses_no_number(robot):
     assert _play(robot, _message()) == [(0, 0, "reset")]
 
 
-def test_another_instruction_begins_an_episode_and_null_does_not(robot):
+def test_another_instruction_begins_an_episode_and_null_does_not(robot, policy):
     played = _play(robot, _message("a"), _message(None), _message("b"), _message(None))
     assert played == [(0, 0, "first request"), (0, 1, "first request"), (1, 0, "instruction"), (1, 1, "instruction")]
-    assert [o.instruction for o in robot._policy.observations] == ["a", "a", "b", "b"]
+    assert [o.instruction for o in policy.observations] == ["a", "a", "b", "b"]
 
 
 def test_null_without_an_instruction_is_refused_and_begins_nothing(robot):
@@ -79,12 +84,12 @@ def test_null_without_an_instruction_is_refused_and_begins_nothing(robot):
     assert _play(robot, _message()) == [(1, 0, "reset")]
 
 
-def test_a_jump_of_the_arm_begins_an_episode_that_keeps_the_instruction(robot):
+def test_a_jump_of_the_arm_begins_an_episode_that_keeps_the_instruction(robot, policy):
     played = _play(
         robot, _message("a", 0.30), _message(None, 0.39), _message(None, 0.50), _message(None), _message("a", 0.9)
     )
     assert [step[2] for step in played] == ["first request"] * 2 + ["jump"] * 3
-    assert robot._policy.observations[2].instruction == "a"
+    assert policy.observations[2].instruction == "a"
 
 
 def test_two_idle_minutes_begin_an_episode(robot, clock):
@@ -98,22 +103,22 @@ def test_two_idle_minutes_begin_an_episode(robot, clock):
     assert (robot.act(_message()).seed, seed) == (77, 77)
 
 
-def test_seeds_come_from_the_client_or_from_server_robot_and_number(robot):
+def test_seeds_come_from_the_client_or_from_server_robot_and_number(robot, policy):
     assert robot.act(_message()).seed == derive_seed(9, "left", 0)
     assert robot.reset(5) == (1, 5)
     robot.act(_message())
     assert robot.reset() == (2, derive_seed(9, "left", 2))
-    assert robot._policy.seeds == [derive_seed(9, "left", 0), 5, derive_seed(9, "left", 2)]
+    assert policy.seeds == [derive_seed(9, "left", 0), 5, derive_seed(9, "left", 2)]
 
 
-def test_a_fault_uses_its_step_up_and_a_refusal_does_not(robot):
-    robot._policy.error = EngineError("dead")
+def test_a_fault_uses_its_step_up_and_a_refusal_does_not(robot, policy):
+    policy.error = EngineError("dead")
     with pytest.raises(EngineError):
         robot.act(_message())
-    robot._policy.error = RequestError("no proprio")
+    policy.error = RequestError("no proprio")
     with pytest.raises(RequestError):
         robot.act(_message())
-    robot._policy.error = None
+    policy.error = None
     assert _play(robot, _message()) == [(0, 1, "first request")]
 
 

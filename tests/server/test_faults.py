@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from tests.serving import SteeredEngine, build_body, serve, until
-from vlm_local.engines.worker import EngineClosed
-from vlm_local.errors import EngineError, RequestError
-from vlm_local.server.faults import HoldOnFault
+from vlm_local.errors import EngineClosed, EngineError, RequestError
+from vlm_local.policy import VLMPolicy
+from vlm_local.safety import HoldOnFault
 from vlm_local.server.service import ServerSettings
 from vlm_local.types import Decision, Observation
 
@@ -44,7 +44,8 @@ def test_a_fault_leaves_the_gripper_under_its_command(error, fault, gripper):
 
 def test_so_many_faults_in_a_row_are_held_and_no_more():
     faults = [EngineError("dead")] * 3
-    policy = HoldOnFault(MoodyPolicy(*faults, *faults, 1.0, *faults), 2)
+    moody = MoodyPolicy(*faults, *faults, 1.0, *faults)
+    policy = HoldOnFault(moody, 2)
     for _ in range(2):
         assert policy.act(_observe()).fault
     with pytest.raises(EngineError, match="after 2 faults in a row"):
@@ -52,7 +53,7 @@ def test_so_many_faults_in_a_row_are_held_and_no_more():
     policy.reset(0)  # a new episode does not bring a dead model back to life
     with pytest.raises(EngineError):
         policy.act(_observe())
-    policy._policy.outcomes = [1.0, EngineError("again")]
+    moody.outcomes = [1.0, EngineError("again")]
     assert policy.act(_observe()).fault is None
     assert policy.act(_observe()).fault == "again"
 
@@ -105,9 +106,12 @@ def test_a_hanging_model_is_held_then_refused_and_comes_back():
         assert server.act()["fault"] is None
 
 
-def test_a_bug_in_the_policy_is_a_500_without_traceback_where_faults_are_errors():
+def test_a_bug_in_the_policy_is_a_500_without_traceback_where_faults_are_errors(monkeypatch):
+    def act(policy, observation):
+        raise KeyError("bug")
+
     with serve(settings=ServerSettings(on_fault="error")) as server:
         server.act()
-        server.service.robots._robots["robot"]._policy = MoodyPolicy(KeyError("bug"))
+        monkeypatch.setattr(VLMPolicy, "act", act)
         status, _, body = server.post("/act", build_body())
         assert status == 500 and b"Traceback" not in body and "KeyError" in json.loads(body)["error"]

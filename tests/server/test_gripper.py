@@ -93,6 +93,14 @@ def test_a_gripper_that_someone_opened_counts_as_open_and_the_record_says_so():
         assert "gripper" not in server.act(proprio=_measure(1.0))["extra"]
 
 
+def test_who_trusts_the_command_alone_can_say_so():
+    with serve(settings=ServerSettings(EpisodeSettings(follow_gripper=False))) as server:
+        _close(server)
+        assert [_command(server, opening) for opening in (0.3, 1.0, 1.0)] == [0, 0, 0]
+        server.post("/reset")
+        assert _command(server, 1.0) == 1
+
+
 def test_a_gripper_that_someone_closed_in_a_pause_stays_closed():
     with serve(settings=PAUSES) as server:
         server.engine.phrase = "open gripper"
@@ -103,7 +111,7 @@ def test_a_gripper_that_someone_closed_in_a_pause_stays_closed():
 
 
 def test_made_up_names_do_not_make_it_forgotten(monkeypatch):
-    monkeypatch.setattr("vlm_local.server.kept._MAX_NAMES", 3)
+    monkeypatch.setattr("vlm_local.server.state._MAX_NAMES", 3)
     with serve() as server:
         _close(server)
         for number in range(6):

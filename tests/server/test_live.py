@@ -13,9 +13,8 @@ from tests.server.observing import observe
 from tests.serving import IMAGE, PHRASE, ask, build_body, until
 from vlm_local.client import PolicyClient
 from vlm_local.errors import EngineError
-from vlm_local.server.access import Gate
+from vlm_local.server.access import Gate, is_known_host
 from vlm_local.server.live import MAX_VIEWERS
-from vlm_local.server.origins import is_known_host
 from vlm_local.server.service import ServerSettings
 
 JSON = {"Content-Type": "application/json"}
@@ -191,6 +190,24 @@ def test_who_tries_while_another_does_is_refused_at_once():
         server.engine.gate.set()
         first.join(60)
         assert _try(server)[0] == 200
+
+
+def test_a_try_is_answered_after_robots_that_wait(monkeypatch):
+    monkeypatch.setattr("vlm_local.engines.worker.OTHERS_WAIT_S", 3600.0)
+    with observe() as server:
+        server.engine.gate.clear()
+        asking = [threading.Thread(target=server.act, args=("/s/left/act?details=1",))]
+        asking[0].start()
+        until(lambda: len(server.engine.requests) == 1)
+        asking += [threading.Thread(target=_try, args=(server,)), threading.Thread(target=server.act)]
+        for num_waiting, each in enumerate(asking[1:], 1):
+            each.start()
+            until(lambda num_waiting=num_waiting: server.service.policies.worker.num_waiting == num_waiting)
+        server.engine.gate.set()
+        for each in asking:
+            each.join(60)
+        assert server.engine.batch_sizes == [1, 1, 1]
+        assert ["lift the cup" in str(request.prompt) for request in server.engine.requests] == [False, False, True]
 
 
 def test_the_page_lets_nothing_foreign_in():

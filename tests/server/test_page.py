@@ -50,6 +50,7 @@ def test_robots_stand_side_by_side_and_follow_their_steps(browser, server):
     assert not browser.read_log()
 
 
+@pytest.mark.slow
 def test_everything_works_below_a_token(browser, tmp_path):
     settings = ServerSettings(gate=Gate("secret-token"))
     with observe(tmp_path, settings) as server:
@@ -60,6 +61,7 @@ def test_everything_works_below_a_token(browser, tmp_path):
         assert browser.text("#state") == "healthy" and not browser.read_log()
 
 
+@pytest.mark.slow
 def test_a_fault_and_its_end_are_seen(browser, server):
     server.engine.fault = EngineError("out of memory <b>now</b>")
     server.act()
@@ -102,6 +104,7 @@ def test_a_robot_is_stopped_and_let_go_by_its_buttons(browser, server):
     assert not browser.read_log()
 
 
+@pytest.mark.slow
 def test_the_space_bar_stops_all_and_never_starts_them_again(browser, server):
     server.act()
     _open_anew(browser, f"{server.url}/s/robot/")  # also here, all means all
@@ -121,6 +124,7 @@ def test_the_space_bar_stops_all_and_never_starts_them_again(browser, server):
     assert not browser.read_log()
 
 
+@pytest.mark.slow
 def test_a_stop_that_does_not_reach_the_server_is_said_loudly(browser):
     with observe() as server:
         _open_anew(browser, server.url)
@@ -130,6 +134,7 @@ def test_a_stop_that_does_not_reach_the_server_is_said_loudly(browser):
     browser.read_log()  # the failed connections
 
 
+@pytest.mark.slow
 def test_the_page_says_when_the_server_is_gone(browser):
     with observe() as server:
         browser.open(server.url)
@@ -138,6 +143,7 @@ def test_the_page_says_when_the_server_is_gone(browser):
     browser.read_log()  # the failed connections
 
 
+@pytest.mark.slow
 def test_a_past_episode_is_played(browser, server):
     for phrase in ("move up", "move down", "stop"):
         server.engine.phrase = phrase
@@ -154,6 +160,7 @@ def test_a_past_episode_is_played(browser, server):
     assert not browser.read_log()
 
 
+@pytest.mark.slow
 def test_the_try_it_box_shows_an_answer(browser, server, tmp_path):
     Image.fromarray(np.zeros((64, 80, 3), np.uint8)).save(tmp_path / "black.png")
     browser.open(f"{server.url}/#try")
@@ -169,6 +176,7 @@ def test_the_try_it_box_shows_an_answer(browser, server, tmp_path):
     assert "503" in refusal
 
 
+@pytest.mark.slow
 def test_the_try_it_box_borrows_what_a_robot_sees(browser, server):
     server.act("/s/left/act?details=1", instruction="open the drawer")
     browser.open(f"{server.url}/#try")
@@ -182,6 +190,7 @@ def test_the_try_it_box_borrows_what_a_robot_sees(browser, server):
     assert not browser.read_log()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("device", WIDTHS)
 @pytest.mark.parametrize("dark", [False, True])
 def test_it_fits_the_screen_dark_and_light(browser, server, device, dark):

@@ -137,7 +137,7 @@ def test_details_are_an_object_whatever_the_form(server):
         status, _, answer = server.post("/act?details=1", body)
         details = json.loads(answer)
         assert status == 200 and details["action"] == ACTION and details["phrase"] == serving.PHRASE
-    assert (details["episode"] >= 0, details["step"], details["seed"], details["robot"]) == (True, 1, 5, "robot")
+    assert (details["episode"] >= 0, details["step"], details["seed"], details["robot"][:5]) == (True, 1, 5, "robot")
     assert details["fault"] is None and details["model"] == "steered"
     assert set(details["axes"]) == set(details["marginals"]) == {"x", "y", "z", "tilt", "yaw", "gripper"}
     assert {"decode", "wait", "engine", "total"} <= set(details["timings_ms"])

@@ -12,7 +12,7 @@ import pytest
 from vlm_local.data.runs import RunWriter, read_run
 from vlm_local.errors import ConfigError
 from vlm_local.server.recorder import Recorder
-from vlm_local.server.records import Outlet, Refusal, StepRecord
+from vlm_local.server.records import Refusal, StepRecord, Subscription
 from vlm_local.types import Decision, Observation
 from vlm_local.wire import build_details
 
@@ -131,8 +131,8 @@ def test_robots_that_went_away_do_not_keep_the_oldest_episodes(tmp_path, monkeyp
 RECORD_FOREVER = """
 import sys
 sys.path.insert(0, sys.argv[2])
-from tests.server.test_recorder import Outlet, Recorder, _record
-outlet = Outlet(Recorder(sys.argv[1], dict))
+from tests.server.test_recorder import Subscription, Recorder, _record
+outlet = Subscription(Recorder(sys.argv[1], dict))
 for step in range(10**6):
     outlet.put(_record(step, side=128))
     print(step, flush=True)
@@ -160,7 +160,7 @@ def test_a_disk_that_hangs_never_holds_up_who_hands_over_a_record(tmp_path, monk
     recorder = Recorder(tmp_path, dict)
     hanging = threading.Event()
     monkeypatch.setattr(recorder._writer, "add_step", lambda line, image: hanging.wait(60))
-    outlet = Outlet(recorder, max_bytes=30_000)
+    outlet = Subscription(recorder, max_bytes=30_000)
     for step in range(50):
         outlet.put(_record(step))
     assert recorder.stats()["written"] == 0  # the first is still being written

@@ -42,8 +42,20 @@ def test_what_is_no_target_is_refused(text):
 def test_the_command_forwards_to_this_server_and_asks_nothing():
     command = build_command(TunnelTarget("gpu", 9000, "me", 2222), 8000, ("ssh",))
     assert command[-3:] == ["9000:127.0.0.1:8000", "--", "me@gpu"]
-    assert {"BatchMode=yes", "ExitOnForwardFailure=yes", "ServerAliveInterval=10"} <= set(command)
+    assert {"BatchMode=yes", "ExitOnForwardFailure=yes", "ServerAliveInterval=5"} <= set(command)
     assert "-p 2222 -R" in " ".join(command)
+
+
+def test_a_port_that_is_still_taken_is_explained_with_its_mend(tmp_path):
+    ssh = tmp_path / "ssh"
+    ssh.write_text("#!/bin/sh\necho 'Error: remote port forwarding failed for listen port 9000' >&2\nexit 255\n")
+    ssh.chmod(0o755)
+    tunnel = Tunnel(TunnelTarget("gate", 9000), 8000, (str(ssh),))
+    try:
+        until(lambda: tunnel.state.startswith("down: "))
+        assert "ClientAliveInterval 5" in tunnel.state and "Port 9000 there is taken" in tunnel.state
+    finally:
+        tunnel.close()
 
 
 class Sshd:

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 
 from tests import recordings
+from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.checkpoint import open_checkpoint
@@ -54,7 +55,7 @@ def _ask(folder, colour):
         policies.close()
 
 
-@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma", "smolvlm2"])
+@pytest.mark.parametrize("family", ["qwen2-vl", slow("paligemma"), slow("smolvlm2")])
 def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
     _tune(tiny_checkpoint(family), tmp_path, samples)
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
@@ -76,6 +77,7 @@ class KilledAt:
     def __init__(self, step, samples):
         self._step, self._samples = step, samples
         self.num_episodes = samples.num_episodes
+        self.draw_held_out = samples.draw_held_out
 
     def __len__(self):
         return len(self._samples)
@@ -164,7 +166,7 @@ def tiny(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("more", [[], ["--lora", "2", "--bfloat16"]])
+@pytest.mark.parametrize("more", [slow([]), ["--lora", "2", "--bfloat16"]])
 def test_the_command_tunes_the_embedded_model_on_rlds(more, tmp_path, tiny, bridge, capsys):
     out = tmp_path / "out"
     arguments = ["--model", str(tiny), "--data", str(bridge), "--out", str(out), "--steps", "2"]
@@ -224,3 +226,18 @@ def bridge():
     if not folder.exists():
         pytest.skip("needs ../shared/data/bridge_dev beside the repository")
     return folder
+
+
+def test_every_twentieth_episode_is_never_trained_on_and_its_loss_is_logged(tmp_path):
+    """Episodes that are trained on are white and go forward; the one that is kept apart is black and goes up."""
+    records = [_record(index, 2 if index == 19 else 0, 0 if index == 19 else 255) for index in range(21)]
+    samples = RecordedSamples(records, load_template(PROMPT), 0, seed=0)
+    assert len(samples) == 20 * 3 and samples.num_episodes == 21
+    drawn = [sample for step in range(20) for sample in samples.draw(step, 6)]
+    assert {(sample.phrase, int(sample.image.max())) for sample in drawn} == {("move forward", 255)}
+    assert {(sample.phrase, int(sample.image.max())) for sample in samples.draw_held_out(64)} == {("move up", 0)}
+    _tune(tiny_checkpoint("qwen2-vl"), tmp_path / "out", samples, num_steps=10)
+    lines = [json.loads(line) for line in (tmp_path / "out/training/log.jsonl").read_text().splitlines()]
+    held_out = [line for line in lines if "loss held_out" in line]
+    assert [line["step"] for line in held_out] == [5, 10] and all(line["loss held_out"] > 0 for line in held_out)
+    assert held_out[-1]["exact held_out"] == 0

@@ -10,7 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from vlm_local.cli import main
 from vlm_local.decoding.trie import check_prefixes, tokenize_sentences
 from vlm_local.engines.processing import Processing, load_processor
-from vlm_local.paths import find_shipped
+from vlm_local.files import find_shipped
 from vlm_local.primitives import list_phrases
 from vlm_local.prompts import build_prompt, load_template
 from vlm_local.training.tiny import write_tiny

@@ -9,7 +9,7 @@ import pytest
 import vlm_local.engines.remote
 from tests.vllm.server import MODEL
 from vlm_local.checkpoint import open_checkpoint
-from vlm_local.engines.dialects import Dialect
+from vlm_local.engines.chat_api import Dialect
 from vlm_local.engines.hf import open_hf_engine
 from vlm_local.engines.openai import OpenAIEngine
 from vlm_local.engines.worker import EngineWorker
@@ -109,7 +109,7 @@ def test_probabilities_are_those_of_our_own_engine(vllm, open_engine, checkpoint
     local = open_hf_engine(open_checkpoint(checkpoint), device="cpu", dtype="float32")
     for seed in range(5):
         (told,) = remote.generate([build_request(seed)])
-        (exact,) = local.generate([local.prepare(build_request(seed, posterior="exact"))])
+        (exact,) = local.generate([build_request(seed, posterior="exact")])
         known = told.probabilities > 0.01
         assert known.any()
         assert told.probabilities[known] == pytest.approx(exact.probabilities[known], abs=0.01)
@@ -121,11 +121,11 @@ def test_vllm_says_what_our_own_engine_says(vllm, open_engine, checkpoint):
     local = open_hf_engine(open_checkpoint(checkpoint), device="cpu", dtype="float32")
     different, phrases = [], set()
     for seed in range(NUM_PARITY):
-        (ours,) = local.generate([local.prepare(build_request(seed))])
+        (ours,) = local.generate([build_request(seed)])
         (theirs,) = remote.generate([build_request(seed)])
         phrases.add(ours.sentence)
         if ours.sentence != theirs.sentence:
-            (exact,) = local.generate([local.prepare(build_request(seed, posterior="exact"))])
+            (exact,) = local.generate([build_request(seed, posterior="exact")])
             first, second = (exact.probabilities[GRAMMAR.sentences.index(g.sentence)] for g in (ours, theirs))
             different.append((seed, ours.sentence, theirs.sentence, float(first), float(second)))
     print(f"{NUM_PARITY - len(different)} of {NUM_PARITY} the same, {len(phrases)} phrases; different: {different}")

@@ -21,6 +21,7 @@ import psutil
 
 from vlm_local.bench.sequences import load_sequences
 from vlm_local.errors import ConfigError, EngineError
+from vlm_local.progress import track
 from vlm_local.provenance import describe_machine
 from vlm_local.wire import encode_array
 
@@ -115,12 +116,15 @@ def load_steps(sequences: Path | None) -> tuple[str, list[RobotStep]]:
         proprio = np.array([0.3, 0.0, 0.15, 0.0, 0.0, 0.0, 0.0, 0.39])  # with a zero before the gripper
         return "noise, 256x256", [_write_step(image, "lift the cup", proprio, begins=False) for image in images]
     source, episodes = load_sequences(sequences)
-    if not all(episode.load_image and episode.proprios is not None for episode in episodes):
-        raise ConfigError(f"--sequences {sequences}: bench act needs the pictures and states of every step")
+    steps = []
+    for episode in episodes:
+        if episode.load_image is None or episode.proprios is None:
+            raise ConfigError(f"--sequences {sequences}: bench act needs the pictures and states of every step")
+        steps.append((episode.load_image, episode.instruction, episode.proprios, len(episode.phrases)))
     return source, [
-        _write_step(episode.load_image(step), episode.instruction, episode.proprios[step], begins=step == 0)
-        for episode in episodes
-        for step in range(len(episode.phrases))
+        _write_step(load_image(step), instruction, proprios[step], begins=step == 0)
+        for load_image, instruction, proprios, count in steps
+        for step in range(count)
     ]
 
 
@@ -140,7 +144,7 @@ def start_server(options, folder: Path, flags: Sequence[str] = ()) -> Iterator[B
     log = (folder / "server.log").open("w")
     with log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ) as process:
         try:
-            line = next((line for line in process.stdout if line.startswith("ready: ")), None)
+            line = next((line for line in process.stdout or () if line.startswith("ready: ")), None)
             if line is None:
                 raise ConfigError(f"the server did not start: {(folder / 'server.log').read_text().strip()[-2000:]}")
             model, _, where = line.removeprefix("ready: ").partition(" at ")
@@ -164,7 +168,7 @@ def list_flags(options) -> list[str]:
 def measure_alone(client: "Client", num_requests: int) -> dict[str, list[float]]:
     """One client alone: milliseconds in /act and of the round trip beyond the engine's, and the engine's."""
     times: dict[str, list[float]] = {"server_overhead_ms": [], "round_trip_overhead_ms": [], "engine_ms": []}
-    for index in range(_WARM_UP + num_requests):
+    for index in track(range(_WARM_UP + num_requests), "one robot", "request"):
         start = perf_counter()
         stages = client.act()
         round_trip = 1e3 * (perf_counter() - start)
@@ -190,7 +194,7 @@ def measure_together(
         client.act()
     rates: dict[int, list[float]] = {count: [] for count in counts}
     answers, cpu_s = dict.fromkeys(counts, 0), dict.fromkeys(counts, 0.0)
-    for _ in range(rounds):
+    for _ in track(range(rounds), "robots at once", "round"):
         for count in counts:
             before = server.read_cpu_s()
             number, taken_s = _drive(clients[:count], seconds)
@@ -224,7 +228,7 @@ class Client:
 
     def __init__(self, url: str, robot: str, steps: Sequence[RobotStep]):
         parts = urlsplit(url)
-        self._connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=60)
+        self._connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=60)
         self._path = f"{parts.path}/s/{robot}"
         self._steps = itertools.cycle(steps)
 

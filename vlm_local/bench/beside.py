@@ -8,6 +8,7 @@ from pathlib import Path
 from time import perf_counter
 
 from vlm_local.bench.act import Client, load_steps, start_server, summarise
+from vlm_local.progress import track
 from vlm_local.provenance import describe_machine
 
 _WARM_UP = 10
@@ -39,7 +40,7 @@ def run(options, beside: str, num_requests: int) -> int:
 def _measure(clients: list[Client], num_requests: int) -> list[tuple[list[float], list[float]]]:
     """For each client its round trips and its engine's times, in milliseconds, from requests in turns."""
     times: list[tuple[list[float], list[float]]] = [([], []) for _ in clients]
-    for index in range(_WARM_UP + num_requests):
+    for index in track(range(_WARM_UP + num_requests), "both", "request"):
         for client, (round_trips, engines) in zip(clients, times, strict=True):
             start = perf_counter()
             stages = client.act()

@@ -15,6 +15,7 @@ from vlm_local.files import encode_json
 from vlm_local.lab.offline.rows import load_rows
 from vlm_local.lab.offline.scores import score_rows
 from vlm_local.primitives import label_episode, list_phrases
+from vlm_local.progress import track
 from vlm_local.types import AXES
 
 _EPISODES, _STEPS, _SIDE = 8, 50, 256
@@ -46,7 +47,9 @@ def measure_data(path: str | None = None, repeats: int = 5) -> dict[str, Any]:
             "frames": lambda: _time_reading(path, with_frames=True),
             "score": lambda: _time_scoring(rows_path),
         }
-        rates = [{name: measure() for name, measure in kinds.items()} for _ in range(repeats + 1)]
+        rates = [
+            {name: measure() for name, measure in kinds.items()} for _ in track(range(repeats + 1), "data", "round")
+        ]
     return {name: _summarise([rate[name] for rate in rates[1:]]) for name in kinds} | {"rows": _ROWS}
 
 

@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 
 from vlm_local.assembly import PolicyOptions, open_policies
-from vlm_local.engines import Engine
+from vlm_local.engines import Engine, Outcome
 from vlm_local.errors import EngineError
-from vlm_local.libc import share_heaps
-from vlm_local.server.run import RunningServer, Surroundings, serve_until_stopped
-from vlm_local.server.serve import bind
+from vlm_local.processes import share_heaps
+from vlm_local.server.serve import RunningServer, RunOptions, bind, serve_until_stopped
 from vlm_local.server.service import ServerSettings
-from vlm_local.types import Generation, GenerationRequest
+from vlm_local.types import GenerationRequest
 
 # What a fault is, and how often it is that: a hang stops all robots for seconds.
 KINDS = {"engine error": 0.35, "exception": 0.3, "out of memory": 0.3, "hang": 0.05}
@@ -44,15 +43,11 @@ class FaultyEngine:
     def metadata(self) -> Mapping[str, Any]:
         return {**self._engine.metadata, "injected_faults": dict(self._injected)}
 
-    def prepare(self, request: GenerationRequest) -> tuple[bool, Any]:
-        """Whether it is one to warm up with, and what the engine makes of it."""
-        return request.episode == "warm-up", self._engine.prepare(request)
-
-    def generate(self, prepared: Sequence[tuple[bool, Any]]) -> list[Generation | EngineError]:
-        is_warm_up = any(warms_up for warms_up, _ in prepared)
+    def generate(self, requests: Sequence[GenerationRequest]) -> Sequence[Outcome]:
+        is_warm_up = any(request.episode == "warm-up" for request in requests)
         if not is_warm_up and self._random.random() < self._rate:
             self._fail(str(self._random.choice(list(KINDS), p=list(KINDS.values()))))
-        return self._engine.generate([each for _, each in prepared])
+        return self._engine.generate(requests)
 
     def forget(self, episode: str) -> None:
         self._engine.forget(episode)
@@ -79,12 +74,12 @@ def main() -> None:
     share_heaps()
     wanted = json.loads(sys.argv[1])
     options = PolicyOptions(**wanted["options"])
-    hang_s = 1.5 * options.deadline_ms / 1e3
+    hang_s = 1.5 * (options.deadline_ms or 0.0) / 1e3
     policies = open_policies(
         options, wrap=lambda engine: FaultyEngine(engine, wanted["fault_rate"], wanted["seed"], hang_s), apart=True
     )
     listener = bind("127.0.0.1", 0)
-    server = RunningServer(policies, ServerSettings(), Surroundings(record=Path(wanted["record"])), listener)
+    server = RunningServer(policies, ServerSettings(), RunOptions(record=Path(wanted["record"])), listener)
     serve_until_stopped(server, lambda: None, lambda: print(f"ready: {server.url}", flush=True))
     logging.shutdown()
     os._exit(0)  # as `serve` does: a forward, or a hang that was injected, may still run

@@ -32,6 +32,7 @@ from vlm_local.bench.sidecar import NAME
 from vlm_local.data.runs import read_run
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.plain import hide_secrets
+from vlm_local.progress import open_bar
 from vlm_local.provenance import describe_machine
 
 DEADLINE_MS = 4000.0
@@ -71,7 +72,7 @@ def run(options, settings: SoakSettings) -> int:
 
 
 def soak(options, settings: SoakSettings) -> dict[str, Any]:
-    """The result as a JSON object; `passed` is the verdict, `violations` the first reasons against it."""
+    """The result as a JSON object; `passed` is the choice, `violations` the first reasons against it."""
     options = replace(options, deadline_ms=options.deadline_ms or DEADLINE_MS)
     with (
         tempfile.TemporaryDirectory(prefix="soak-") as folder,
@@ -115,10 +116,12 @@ def _run_robots(
     for thread in [*robots, *others]:
         thread.start()
     memory, end = [], time.monotonic() + 60 * settings.minutes
-    while time.monotonic() < end:
-        time.sleep(min(_SAMPLE_EVERY_S, max(end - time.monotonic(), 0.01)))
-        with suppress(psutil.NoSuchProcess):  # killed in this moment
-            memory.append(sum(process.memory_info().rss for process in list_processes(pid)) / 2**20)
+    with open_bar("soak", round(60 * settings.minutes / _SAMPLE_EVERY_S), "sample") as bar:
+        while time.monotonic() < end:
+            time.sleep(min(_SAMPLE_EVERY_S, max(end - time.monotonic(), 0.01)))
+            with suppress(psutil.NoSuchProcess):  # killed in this moment
+                memory.append(sum(process.memory_info().rss for process in list_processes(pid)) / 2**20)
+            bar.update()
     stop.set()
     for thread in [*robots, *others]:
         thread.join(120)
@@ -287,10 +290,11 @@ def _start(module: str, arguments: Sequence[str], log: Path) -> subprocess.Popen
 
 def await_ready(server: subprocess.Popen, log: Path) -> str:
     """The URL of a server, once it has said on stdout that it is ready. Raises ConfigError where it ends before."""
-    line = next((line for line in server.stdout if line.startswith("ready: ")), None)
-    if line is None:
+    line = next((line for line in server.stdout or () if line.startswith("ready: ")), None)
+    url = re.search(r"https?://[^,\s]+", line or "")
+    if url is None:
         raise ConfigError(f"the server did not start: {log.read_text()[-2000:]}")
-    return re.search(r"https?://[^,\s]+", line)[0]
+    return url[0]
 
 
 def _fetch(url: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from vlm_local.assembly import PolicyOptions
@@ -17,7 +18,7 @@ from vlm_local.bench.sequences import load_sequences
 from vlm_local.bench.steering import Steering, steer_tree
 from vlm_local.bench.subject import Subject, load_subject, play_episode
 from vlm_local.decoding import session, tree
-from vlm_local.decoding.belief import Belief
+from vlm_local.decoding.distribution import TrieDistribution
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import DynamicKV
 from vlm_local.decoding.static import StaticForwards, StaticKV
@@ -34,7 +35,7 @@ _PARTS = {
     "language model": ((StaticKV, "run"), (DynamicKV, "run")),
     "head": ((session.Session, "score"),),
     "keep prefix": ((session.Session, "keep_prefixes"),),
-    "learn": ((Belief, "learn"),),
+    "learn": ((TrieDistribution, "learn"),),
     "select nodes": ((tree, "select_nodes"),),
     "decide": ((tree, "decide"),),
     "certify": ((tree, "certify"),),
@@ -140,15 +141,15 @@ def _trace(player: _Player) -> tuple[dict[str, dict[str, float]], dict[str, Any]
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     with _around_parts(record_function), profile(activities=activities) as traced:
         player.play(_TRACED)
-    events = traced.events()
-    parts = {name: Counter() for name in _PARTS}
+    events = list(traced.events() or ())
+    parts: dict[str, Counter[str]] = {name: Counter() for name in _PARTS}
     for event in events:
-        if event.name in parts and event.device_type == torch.autograd.DeviceType.CPU:
+        if event.name in parts and event.device_type == DeviceType.CPU:
             parts[event.name] += _count_kernels(event)
-    kernels = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
+    kernels = [event for event in events if event.device_type == DeviceType.CUDA]
     kernels = [event for event in kernels if event.name not in parts]  # the parts' own spans on the GPU
     computing = [event for event in kernels if not event.name.startswith(("Memcpy", "Memset"))]
-    names = Counter(event.name for event in events)
+    names: Counter[str] = Counter(event.name for event in events)
     longest: Counter = Counter()
     for event in computing:
         longest[event.name] += event.time_range.elapsed_us()

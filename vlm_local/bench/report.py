@@ -11,7 +11,7 @@ _ABOUT = ("benchmark", "versions", "git", "machine")  # told apart from what was
 _MAX_COLUMNS = 10  # a longer group stands upright
 _HEAD = """# Measurements
 
-Written by `python -m vlm_local bench report`, from the JSON objects in `{folder}/`; each is the last
+Written by `.venv/bin/python -m vlm_local bench report`, from the JSON objects in `{folder}/`; each is the last
 line that a `bench` command printed. Nothing here was typed in by hand.
 """
 

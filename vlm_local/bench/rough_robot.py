@@ -60,7 +60,7 @@ class RoughRobot(threading.Thread):
         super().__init__(name=name, daemon=True)
         parts = urlsplit(url)
         self.diary = Diary()
-        self._address = (parts.hostname, parts.port)
+        self._address = (parts.hostname or "", parts.port or 80)
         self._path = f"/s/{name}"
         self._period_s = 1 / hz
         self._deeds = deeds

@@ -14,9 +14,10 @@ import torch
 from vlm_local.bench.sequences import PlayedEpisode
 from vlm_local.bench.steering import SteeredOutlines, Steering, steer_tree
 from vlm_local.bench.subject import Subject, play_episode
+from vlm_local.decoding.families import PreparedRequest
 from vlm_local.decoding.tree import Budget, TreeDecoder
-from vlm_local.decoding.types import PreparedRequest
 from vlm_local.policy import VLMPolicy
+from vlm_local.progress import open_bar
 from vlm_local.types import Generation, GenerationRequest
 
 # What each way changes in the request that the robot's policy makes.
@@ -73,11 +74,20 @@ class Contest:
         for way in (*_WAYS, "prefill"):
             for told in (self.times_ms, self.cpu_ms, self.generations):
                 told[way].clear()
-        for episode in chosen:
-            self._play_episode(policy, episode, num_steps - len(self.times_ms["prefill"]))
+        with open_bar("decode", num_steps) as bar:
+            for episode in chosen:
+                self._play_episode(policy, episode, num_steps - len(self.times_ms["prefill"]), bar.update)
 
-    def _play_episode(self, policy: VLMPolicy, episode: PlayedEpisode, num_steps: int) -> None:
-        play_episode(policy, episode, num_steps, self._say)
+    def _play_episode(
+        self, policy: VLMPolicy, episode: PlayedEpisode, num_steps: int, tell: Callable[[], object] = lambda: None
+    ) -> None:
+        """tell: called at each step."""
+
+        def say(phrase: str) -> None:
+            self._say(phrase)
+            tell()
+
+        play_episode(policy, episode, num_steps, say)
 
     def _say(self, phrase: str) -> None:
         self._steering.target = phrase if self._steers else None
@@ -148,7 +158,9 @@ def summarise_contest(contest: Contest) -> dict[str, Any]:
         "disagreements": contest.num_disagreements,
         "followed_steering": contest.num_followed / len(prefill),
         "posterior_fast_missing_mass": summarise(missing) | {"certified_0.99": float((missing <= 0.01).mean())},
-        "said_probability": summarise(np.array([each.probabilities.max() for each in exact])),
+        "said_probability": summarise(
+            np.array([each.probabilities.max() for each in exact if each.probabilities is not None])
+        ),
         "different_phrases": len({each.sentence for each in drafts}),
         "peak_memory_mb": _read_peak_memory_mb(),
     }

@@ -10,9 +10,10 @@ from vlm_local.assembly import PolicyOptions
 from vlm_local.bench.rounds import summarise_ms
 from vlm_local.bench.steering import Steering, steer_tree
 from vlm_local.bench.subject import Subject, load_subject
+from vlm_local.decoding.families import PreparedRequest
 from vlm_local.decoding.tree import TreeDecoder
-from vlm_local.decoding.types import PreparedRequest
 from vlm_local.errors import ConfigError
+from vlm_local.progress import track
 from vlm_local.prompts import build_prompt
 from vlm_local.provenance import describe_machine
 from vlm_local.types import GenerationRequest, Observation
@@ -36,7 +37,7 @@ def run(options: PolicyOptions, shape: str | None, layers: int | None, counts: S
     decoder = steer_tree(TreeDecoder(subject.loaded, max_batch=max(counts)), steering)
     times_ms: dict[int, list[float]] = {count: [] for count in counts}
     generator = np.random.default_rng(0)
-    for step in range(_WARM_UP + rounds):
+    for step in track(range(_WARM_UP + rounds), "rows", "round"):
         for count in counts:
             prepared = [_prepare(subject, generator, index) for index in range(count)]
             taken_ms = _time(subject, decoder, prepared)

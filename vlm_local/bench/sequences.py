@@ -52,8 +52,8 @@ def load_sequences(path: Path | None) -> tuple[str, list[PlayedEpisode]]:
 
 def _read_run(path: Path) -> Iterator[PlayedEpisode]:
     for episode in read_run(path, _raise):
-        phrases = tuple(line.get("phrase") for line in episode.lines)
-        if phrases and all(phrases):
+        phrases = tuple(phrase for line in episode.lines if (phrase := line.get("phrase")))
+        if 0 < len(phrases) == len(episode.lines):
             instruction = episode.lines[0].get("instruction") or ""
             told = [line.get("proprio") for line in episode.lines]
             proprios = [None if each is None else np.array(each, dtype=np.float64) for each in told]
@@ -85,7 +85,7 @@ def _label(path: Path) -> Iterator[PlayedEpisode]:
     for episode in open_episodes(path):
         phrases = tuple(row["phrase"] for row in iterate_labels([episode], lambda error: None))
         if phrases:
-            yield PlayedEpisode(episode.instruction, phrases, episode.load_image, episode.states)
+            yield PlayedEpisode(episode.instruction, phrases, episode.load_image, list(episode.states))
 
 
 def _generate() -> Iterator[PlayedEpisode]:

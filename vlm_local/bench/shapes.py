@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import Unigram
 from transformers.initialization import no_init_weights
 
-from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.decoding.families import LoadedModel, PreparedRequest
 from vlm_local.engines.loading import set_up_device
 from vlm_local.errors import ConfigError
 from vlm_local.types import GenerationRequest

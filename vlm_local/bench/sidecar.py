@@ -10,7 +10,7 @@ import io
 import json
 import sys
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from PIL import Image
@@ -35,7 +35,6 @@ class Sidecar(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
-    server: Sidecar
 
     def do_GET(self) -> None:
         self._send(200, {"object": "list", "data": [{"id": NAME, "object": "model"}]})
@@ -47,7 +46,7 @@ class _Handler(BaseHTTPRequestHandler):
         except (KeyError, TypeError, ValueError) as error:
             return self._send(400, {"error": {"message": f"not a request this sidecar takes: {error!r}"}})
         try:
-            sentence = self.server.worker.generate(request).sentence
+            sentence = cast(Sidecar, self.server).worker.generate(request).sentence
         except VLMLocalError as error:
             return self._send(500, {"error": {"message": str(error)}})
         choice = {"index": 0, "message": {"role": "assistant", "content": sentence}, "finish_reason": "stop"}
@@ -62,7 +61,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         """Not a line a request."""
 
 
@@ -86,8 +85,10 @@ def _read_request(body: dict[str, Any]) -> GenerationRequest:
 def main() -> None:
     port, options = int(sys.argv[1]), PolicyOptions(**json.loads(sys.argv[2]))
     policies = open_policies(options)
-    policies.worker.wait_loaded()
-    Sidecar(port, policies.worker).serve_forever()
+    worker = policies.worker
+    assert worker is not None  # the options name a model
+    worker.wait_loaded()
+    Sidecar(port, worker).serve_forever()
 
 
 if __name__ == "__main__":

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from vlm_local.decoding.families import PreparedRequest
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.session import Session
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.decoding.trie import TokenTrie, tokenize_sentences
-from vlm_local.decoding.types import PreparedRequest
 from vlm_local.types import Generation
 
 BONUS = 6.0  # what a phrase gets from it is in the results, as said_probability
@@ -26,19 +26,22 @@ class Steering:
 
 
 class _SteeredSession(Session):
+    steering: Steering
+
     def score(self, nodes: Sequence[np.ndarray], hidden: Sequence[torch.Tensor]) -> list[np.ndarray]:
         scores = super().score(nodes, hidden)
         if self.steering.target is not None:
             for task, read, logits in zip(self.tasks, nodes, scores, strict=True):
-                self._push(task.ground.trie, read, logits)
+                _push(task.grammar.trie, self.steering.target, read, logits)
         return scores
 
-    def _push(self, trie: TokenTrie, nodes: np.ndarray, logits: np.ndarray) -> None:
-        sentence = trie.sentences.index(self.steering.target)
-        said = trie.list_path(int(trie.end_node[sentence]))
-        edges = np.array([*trie.in_edge[said], trie.end_edge[sentence]])
-        for edge in edges[np.isin(trie.edge_node[edges], nodes)]:
-            logits[np.searchsorted(nodes, trie.edge_node[edge]), trie.edge_token[edge]] += BONUS
+
+def _push(trie: TokenTrie, target: str, nodes: np.ndarray, logits: np.ndarray) -> None:
+    sentence = trie.sentences.index(target)
+    said = trie.list_path(int(trie.end_node[sentence]))
+    edges = np.array([*trie.in_edge[said], trie.end_edge[sentence]])
+    for edge in edges[np.isin(trie.edge_node[edges], nodes)]:
+        logits[np.searchsorted(nodes, trie.edge_node[edge]), trie.edge_token[edge]] += BONUS
 
 
 def steer_tree(decoder: TreeDecoder, steering: Steering) -> TreeDecoder:

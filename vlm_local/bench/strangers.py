@@ -38,7 +38,7 @@ class Strangers:
     def __init__(self, url: str):
         parts = urlsplit(url)
         self.counts: Counter[str] = Counter()
-        self._address = (parts.hostname, parts.port)
+        self._address = (parts.hostname or "", parts.port or 80)
         self._stop = threading.Event()
         self._lock = threading.Lock()
         asking = {name: (requests, hz) for name, (requests, hz) in _list_requests().items()}

@@ -15,23 +15,55 @@ import traceback
 from contextlib import redirect_stdout
 from typing import NoReturn
 
-from vlm_local import __version__
+from vlm_local.cli.output import ShowVersion, add_output_options, set_verbosity
+from vlm_local.cli.parser import CommandParser
 from vlm_local.errors import VLMLocalError
 from vlm_local.interrupts import InterruptWatch
 from vlm_local.plain import PlainStream, escape_controls, hide_secrets
 
 ENGINE_THREAD = "engine"  # as engines.worker names it, which is not imported here: --help stays fast
+GROUPS = {
+    "serve a robot": ("serve", "doctor", "models", "fetch"),
+    "look at what was recorded": ("runs", "view", "replay", "export", "label", "calibrate"),
+    "find out how good a policy is": (
+        "sim",
+        "station",
+        "outcomes",
+        "eval",
+        "compare",
+        "eval-answers",
+        "spatial",
+        "ceiling",
+    ),
+    "show it to others": ("share", "pack", "verify", "leaderboard"),
+    "train, measure": ("train", "bench"),
+    "set up a shell": ("completion",),
+}
+_EPILOG = (
+    "A command with a result prints a table, and the result as one JSON object in its last line.\n"
+    "Exit status: 0 done, 1 something was found wrong, 2 cannot be done as asked, 130 stopped by Ctrl-C."
+)
 _CLOSED_PIPE = 128 + 13  # as a program ends that SIGPIPE ends
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vlm-local", description="A local VLM answers a robot in movement phrases.")
-    parser.add_argument("--version", action="version", version=__version__)
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+def build_parser() -> CommandParser:
+    parser = CommandParser(
+        prog="vlm-local",
+        usage="vlm-local COMMAND [options]; `vlm-local COMMAND --help` lists them",
+        description="A local VLM answers a robot in movement phrases.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=ShowVersion)
+    subparsers = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, prog="vlm-local", help=argparse.SUPPRESS
+    )
     for module in pkgutil.iter_modules(__path__):
         commands = importlib.import_module(f"{__name__}.{module.name}")
-        if hasattr(commands, "add_commands"):  # options.py has none of its own
+        if hasattr(commands, "add_commands"):  # options.py and the like have none
             commands.add_commands(subparsers)
+    parser.epilog = f"{parser.describe_groups(GROUPS)}\n\n{_EPILOG}"
+    for _, command in parser.walk():
+        add_output_options(command)
     return parser
 
 
@@ -54,9 +86,10 @@ def _run(argv: list[str] | None) -> int:
     A command that goes on where it was stopped says so with `goes_on` among its defaults.
     """
     args = build_parser().parse_args(argv)
+    set_verbosity(args)
     stopped = f"vlm-local {args.command}: stopped"
     watch = InterruptWatch(f"{stopped}; {args.goes_on}" if hasattr(args, "goes_on") else stopped)
-    if argv is None and hasattr(args, "goes_on"):
+    if argv is None and args.command != "serve":  # which ends in order, with what is in flight
         watch.start()
     try:
         with redirect_stdout(PlainStream(sys.stdout)):
@@ -96,5 +129,5 @@ def start() -> NoReturn:
         # A forward or a load still runs. The interpreter cannot end its thread in order: it would abort the process.
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status or 0)
+        os._exit(status if isinstance(status, int) else bool(status))
     sys.exit(status)

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlm_local.cli.options import add_policy_options, number, read_policy_options
+from vlm_local.cli.output import print_result
 from vlm_local.plain import escape_controls, hide_secrets
 
 
@@ -28,12 +29,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from tqdm import tqdm
-
     from vlm_local.answers import check_choices
     from vlm_local.data.questions import open_labelled
     from vlm_local.errors import ConfigError
     from vlm_local.lab.detector.run import evaluate_detector
+    from vlm_local.progress import open_bar
 
     labelled = open_labelled(args.data)
     check_choices(list(labelled.choices))
@@ -41,7 +41,10 @@ def run(args: argparse.Namespace) -> int:
     if question is None:
         raise ConfigError(f"{args.data} holds plain pictures; say with --question what to ask about them")
     left_out: list[str] = []
-    with _open_detector(args, question, labelled.choices) as (ask, policy), tqdm(disable=None, unit=" pictures") as bar:
+    with (
+        _open_detector(args, question, labelled.choices) as (ask, policy),
+        open_bar("eval-answers", unit="picture") as bar,
+    ):
         images = labelled.open_images(lambda error: left_out.append(str(error)))
         about = {"policy": policy, "data": args.data.name, "question": question}
         report = evaluate_detector(
@@ -49,7 +52,9 @@ def run(args: argparse.Namespace) -> int:
         )
     for line in left_out[:10]:
         print(escape_controls(f"left out: {line}"), file=sys.stderr)
-    _print_report(report, args.out)
+    numbers = ("images", "accuracy", "interval", "majority", "by_answer", "calibration")
+    result = {name: report[name] for name in numbers} | {"left_out": len(left_out), "out": str(args.out)}
+    print_result(args, _format_report(report, args.out), result)
     return 0
 
 
@@ -72,31 +77,34 @@ def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, 
         answerer = policies.answerer
         if answerer is None:
             raise ConfigError(f"{name} is no model, so it answers no questions")
-        policies.worker.wait_loaded()
+        if policies.worker is not None:
+            policies.worker.wait_loaded()
         yield lambda image: answerer.answer(Question(image, question, choices)), {"name": name, **policies.metadata}
     finally:
         policies.close()
 
 
-def _print_report(report: dict, folder: Path) -> None:
+def _format_report(report: dict, folder: Path) -> str:
     low_high = "" if report["interval"] is None else "  ({:.1%} to {:.1%})".format(*report["interval"])
-    print(f"\n{report['images']} pictures, {len(report['left_out'])} left out: {report['question']}")
-    print(
-        f"right answers {report['accuracy']:.1%}{low_high}; always {report['majority']['answer']!r} "
-        f"{report['majority']['accuracy']:.1%}"
-    )
     wanted = f"threshold for {report['wanted_precision']:.0%}"
-    print(f"{'answer':16}{'pictures':>9}{'recall':>9}{'precision':>11}{'AUC':>8}   {wanted}")
+    lines = [
+        f"\n{report['images']} pictures, {len(report['left_out'])} left out: {report['question']}",
+        f"right answers {report['accuracy']:.1%}{low_high}; always {report['majority']['answer']!r} "
+        f"{report['majority']['accuracy']:.1%}",
+        f"{'answer':16}{'pictures':>9}{'recall':>9}{'precision':>11}{'AUC':>8}   {wanted}",
+    ]
     for choice, score in report["by_answer"].items():
         at = score["at_precision"]
         found = "none reaches it" if at is None else f"{at['threshold']:.3f} keeps {at['kept']} of {at['given']}"
-        print(
+        lines.append(
             f"{choice[:15]:16}{score['images']:9}{_percent(score['recall']):>9}{_percent(score['precision']):>11}"
             f"{_number(score['auc']):>8}   {found}"
         )
     if report["calibration"]:
-        print(f"calibration error {report['calibration']['ece']:.3f}, Brier {report['calibration']['brier']:.3f}")
-    print(f"report: {folder / 'report.html'}")
+        lines.append(
+            f"calibration error {report['calibration']['ece']:.3f}, Brier {report['calibration']['brier']:.3f}"
+        )
+    return "\n".join([*lines, f"report: {folder / 'report.html'}"])
 
 
 def _percent(share: float | None) -> str:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from vlm_local.cli.options import count, seed, workers
+from vlm_local.cli.output import print_result
 
 _EPISODES, _SEED = 100, 100_000
 
@@ -50,8 +51,12 @@ def _run(args: argparse.Namespace) -> int:
         report = run_predictions(args.out, args.predict, args.observed, args.episodes, args.workers)
     else:
         report = run_study(args.out, plan, args.workers)
+    lines = []
     for prediction in report["predictions"]:
         errors = ", ".join(f"{100 * prediction['mean_error'][draw]:.1f} points {draw}" for draw in DRAWS)
-        print(f"{prediction['observed']} from {prediction['source']}: mean error {errors}")
-    print(f"report: {args.out / 'report.html'}")
+        lines.append(f"{prediction['observed']} from {prediction['source']}: mean error {errors}")
+    lines.append(f"report: {args.out / 'report.html'}")
+    numbers = ("observed", "source", "mean_error")
+    predictions = [{name: prediction[name] for name in numbers} for prediction in report["predictions"]]
+    print_result(args, "\n".join(lines), {**report["plan"], "predictions": predictions, "out": str(args.out)})
     return 0

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_local.cli.options import count, seed, workers
+from vlm_local.cli.output import print_result
 
 _FILMS = 10  # episodes of each task that keep frames, as of `sim`
 _PLAYING = {  # (flag, type, default, metavar): what it is
@@ -16,8 +17,8 @@ _PLAYING = {  # (flag, type, default, metavar): what it is
     ("--workers", workers(), 1, "N"): "environments in parallel",
 }
 _EPILOG = (
-    "eval: the same steps. sim: the same tasks and seeds. spatial: the same scenes. What cannot be compared is refused "
-    "with the reason."
+    "eval: the same steps. sim, station: the same tasks and seeds. spatial: the same scenes. What cannot be compared "
+    "is refused with the reason."
 )
 
 
@@ -27,7 +28,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.description = "Compares results of one kind, paired: scores, differences of all pairs, intervals, p-values."
     add = parser.add_argument
-    text = "two or more --out folders of eval, sim or spatial; two policies for --until-separated"
+    text = "two or more --out folders of eval, sim, station or spatial; two policies for --until-separated"
     add("results", nargs="+", metavar="RESULT", help=text)
     text = "of the first, second ... result in all tables; may be given again [its folder's]"
     add("--name", action="append", default=[], metavar="A=NAME", help=text)
@@ -65,12 +66,13 @@ def _compare(args: argparse.Namespace) -> int:
     folders = list(map(Path, args.results))
     names = _read_names(args.name, folders)
     result = compare([_load_trials(folder) for folder in folders], names)
-    print(format_comparison(result))
+    table = format_comparison(result)
     if args.out is not None:
         from vlm_local.lab.publication import write_publication
 
         paths = write_publication(args.out, result, describe_machine())
-        print(f"\n{args.out}: {', '.join(path.name for path in paths)}")
+        table += f"\n\n{args.out}: {', '.join(path.name for path in paths)}"
+    print_result(args, table, result)
     return 0
 
 
@@ -78,8 +80,11 @@ def _load_trials(folder: Path):
     """A result of any study that can be compared."""
     from vlm_local.lab.results import find_layout
 
-    kind = find_layout(folder).kind
-    if kind == "eval":
+    is_job = (folder / "station.jsonl").is_file()  # which cannot be packed, so it has no layout
+    kind = "station" if is_job else find_layout(folder).kind
+    if kind == "station":
+        from vlm_local.lab.station.trials import load_trials
+    elif kind == "eval":
         from vlm_local.lab.offline.trials import load_trials
     elif kind == "sim":
         from vlm_local.lab.closed_loop.trials import load_trials
@@ -133,10 +138,11 @@ def _play(args: argparse.Namespace) -> int:
         decision = play_until_separated(args.out, plans, sources, args.workers, _print_decision)
     if decision["winner"]:
         winner, by, after = (decision[key] for key in ("winner", "by", "after"))
-        print(f"{winner} ({names['AB'.index(winner)]}) is better: by {by}, told apart after {after} pairs")
+        said = f"{winner} ({names['AB'.index(winner)]}) is better: by {by}, told apart after {after} pairs"
     else:
-        print(f"not told apart in {decision['pairs']} pairs; the same command with more --episodes goes on")
-    print(f"{args.out / 'decision.json'}; both results: {args.out / 'A'}, {args.out / 'B'}")
+        said = f"not told apart in {decision['pairs']} pairs; the same command with more --episodes goes on"
+    places = f"{args.out / 'decision.json'}; both results: {args.out / 'A'}, {args.out / 'B'}"
+    print_result(args, f"{said}\n{places}", decision)
     return 0
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 
+from vlm_local.cli.output import print_result
+
 _HELP = "examine a policy server, or without an URL this machine"
 
 
@@ -28,10 +30,12 @@ def run(args: argparse.Namespace) -> int:
             findings = doctor.examine(args.url)
         except ValueError as error:
             raise ConfigError(str(error)) from None
-    failed = 0
+    shown = []
     for finding in findings:
-        print(finding, flush=True)
-        failed += finding.verdict == "FAIL"
-    if failed:
-        print(f"{failed} of the above failed")
+        if not args.quiet or finding.verdict != "ok":
+            print(finding, flush=True)
+        shown.append(finding)
+    failed = sum(finding.verdict == "FAIL" for finding in shown)
+    told = [{"verdict": finding.verdict, "name": finding.name, "text": finding.text} for finding in shown]
+    print_result(args, f"{failed} of the above failed", {"failed": failed, "findings": told})
     return 1 if failed else 0

@@ -15,10 +15,11 @@ from vlm_local.cli.options import (
     seed,
     workers,
 )
+from vlm_local.cli.output import print_result
 from vlm_local.cli.runs import add_episode_option
 from vlm_local.plain import escape_controls, hide_secrets
 
-_BAR = "{percentage:3.0f}%|{bar}| {elapsed} so far, {remaining} to go{postfix}"
+_HEADLINES = ("steps", "episodes", "unanswered", "exact", "axis_accuracy", "opposite")
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -52,18 +53,17 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 def _eval(args: argparse.Namespace) -> int:
     from itertools import takewhile
 
-    from tqdm import tqdm
-
     from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
     from vlm_local.lab.offline import baselines
     from vlm_local.lab.offline.report import format_report
     from vlm_local.lab.offline.run import EvaluationPlan, evaluate
     from vlm_local.lab.sources import open_source
+    from vlm_local.progress import open_bar
 
     options = read_policy_options(args)
     if args.model in baselines.NAMES:
-        refuse_all_but(options, "offline")
+        refuse_all_but(options, "offline", "embodiment")
     selection = read_data_options(args)
     about = open_data_set(args.data, selection, lambda problem: None).about
     plan = EvaluationPlan(
@@ -75,15 +75,16 @@ def _eval(args: argparse.Namespace) -> int:
         args.seed,
         args.split,
         args.state_layout,
+        selection.embodiment,
     )
     num_episodes = min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
-    bar = tqdm(total=num_episodes, bar_format=_BAR, disable=None)
+    bar = open_bar("eval", num_episodes, "episode")
 
     def open_data(report):
         episodes = open_data_set(args.data, selection, report).episodes
         return takewhile(lambda episode: args.limit is None or episode.index < args.limit, episodes)
 
-    with bar:
+    with bar as shown:
         report = evaluate(
             plan,
             args.out,
@@ -91,10 +92,13 @@ def _eval(args: argparse.Namespace) -> int:
             lambda: open_source(options),
             args.workers,
             about_data=about,
-            progress=bar.update,
-            warn=lambda text: bar.write(escape_controls(f"left out: {text}"), file=sys.stderr),
+            progress=shown.update,
+            warn=lambda text: shown.write(escape_controls(f"left out: {text}"), file=sys.stderr),
         )
-    print(f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}")
+    table = f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}"
+    result = {name: report[name] for name in _HEADLINES} | {"left_out": len(report["left_out"])}
+    result |= {"interval": report["intervals"].get("exact"), "policy": report["policy"]["name"], "out": str(args.out)}
+    print_result(args, table, result)
     return 0
 
 
@@ -126,7 +130,8 @@ def _replay(args: argparse.Namespace) -> int:
             num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
     if not num_steps:
         raise DataError(f"{args.recording} holds no step")
-    print(f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})")
+    table = f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})"
+    print_result(args, table, {"steps": num_steps, "same": num_same})
     return 0
 
 

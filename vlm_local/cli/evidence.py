@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from vlm_local.cli.output import print_result
+
 _DEFAULT = "FOLDER.evidence.zip"
 
 
@@ -31,18 +33,24 @@ def _pack(args: argparse.Namespace) -> int:
     folder = args.folder.resolve()
     out = args.out or folder.with_name(folder.name + _DEFAULT.removeprefix("FOLDER"))
     manifest = pack(args.folder, out, not args.no_pictures)
-    size = out.stat().st_size
-    print(f"{out}: {len(manifest['files'])} files of `{manifest['kind']}`, {size / 1e3:,.0f} kB\nseal {seal(manifest)}")
+    size, count = out.stat().st_size, len(manifest["files"])
+    table = f"{out}: {count} files of `{manifest['kind']}`, {size / 1e3:,.0f} kB\nseal {seal(manifest)}"
+    about = {"out": str(out), "kind": manifest["kind"], "files": count, "bytes": size, "seal": seal(manifest)}
+    print_result(args, table, about)
     return 0
 
 
 def _verify(args: argparse.Namespace) -> int:
     verdict = _verify_with_bar(args.result)
-    print(f"seal {verdict.seal}: {verdict.num_files} files of `{verdict.kind}`, as they were packed")
-    print(f"all {verdict.num_numbers} numbers that are scored follow from what is in it")
+    lines = [
+        f"seal {verdict.seal}: {verdict.num_files} files of `{verdict.kind}`, as they were packed",
+        f"all {verdict.num_numbers} numbers that are scored follow from what is in it",
+    ]
     if verdict.kind == "sim":
-        print("every episode was played again from its seed and actions, and came out the same")
-    print(f"taken on trust, for nothing in it can prove it: {', '.join(verdict.trusted)}")
+        lines.append("every episode was played again from its seed and actions, and came out the same")
+    lines.append(f"taken on trust, for nothing in it can prove it: {', '.join(verdict.trusted)}")
+    result = {"seal": verdict.seal, "kind": verdict.kind, "files": verdict.num_files, "numbers": verdict.num_numbers}
+    print_result(args, "\n".join(lines), result | {"trusted": list(verdict.trusted)})
     return 0
 
 
@@ -50,17 +58,16 @@ def _leaderboard(args: argparse.Namespace) -> int:
     from vlm_local.lab.evidence.leaderboard import write_leaderboard
 
     num_rows = write_leaderboard([_verify_with_bar(path) for path in args.results], args.out)
-    print(f"{num_rows} rows: {args.out}")
+    print_result(args, f"{num_rows} rows: {args.out}", {"rows": num_rows, "out": str(args.out)})
     return 0
 
 
 def _verify_with_bar(path: Path):
     """`verify` with a bar for what is played again."""
-    from tqdm import tqdm
-
     from vlm_local.lab.evidence.verify import verify
+    from vlm_local.progress import open_bar
 
-    with tqdm(unit="scene", desc=path.name, disable=None, leave=False) as bar:
+    with open_bar(path.name, unit="scene", leave=False) as bar:
 
         def show(done: int, total: int) -> None:
             bar.total = total

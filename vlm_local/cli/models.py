@@ -9,14 +9,16 @@ def add_commands(subparsers) -> None:
     fetch = subparsers.add_parser("fetch", help="download a model")
     fetch.add_argument("name", metavar="NAME", help="a name of `models`, or a repository of the hub (org/name)")
     fetch.add_argument("--offline", action="store_true", help="download nothing: only say where it is")
-    fetch.set_defaults(run=_fetch)
+    fetch.set_defaults(run=_fetch, goes_on="the same command goes on with what is here already")
 
 
 def _list_models(args: argparse.Namespace) -> int:
     from vlm_local.checkpoint import count_weights, estimate_memory
     from vlm_local.models import MODELS, find_local
 
-    rows = [("name", "repository", "weights", "download", "bf16", "8bit", "4bit", "on this machine")]
+    rows: list[tuple[str, ...]] = [
+        ("name", "repository", "weights", "download", "bf16", "8bit", "4bit", "on this machine")
+    ]
     for model in MODELS:
         folder = find_local(model.name)
         linear, rest = (model.linear, model.rest) if model.repository or not folder else count_weights(folder)

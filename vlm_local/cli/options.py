@@ -55,15 +55,20 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state-layout",
         metavar="NAME",
-        help="of an RLDS or LeRobot data set that names no layout of its states; see docs/evaluation.md",
+        help="of an RLDS or LeRobot data set, before the embodiment's; see docs/evaluation.md",
     )
+
+
+def add_embodiment_option(parser: argparse._ActionsContainer) -> None:
+    text = "the robot: frame, gripper, limits, camera, see docs/autoeval.md [the checkpoint's, else auto]"
+    parser.add_argument("--embodiment", metavar="auto|NAME|FILE", help=text)
 
 
 def read_data_options(args: argparse.Namespace):
     """Parsed flags -> Selection."""
     from vlm_local.data import Selection
 
-    return Selection(getattr(args, "camera", None), args.split, args.state_layout)
+    return Selection(getattr(args, "camera", None), args.split, args.state_layout, args.embodiment or "auto")
 
 
 def describe_data(about) -> str:
@@ -102,7 +107,8 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     add("--history", type=count(0, MAX_HISTORY), metavar="N", help="last phrases that the prompt shows [0]")
     add("--steps-per-phrase", type=count(), metavar="N", help="control steps that a phrase is held [1]")
     add("--max-batch", type=count(1, 1024), metavar="N", help="requests that share a forward [8]")
-    add("--steps", metavar="FILE", help="a step table's JSON [0.0125 m, 0.125 rad]")
+    add_embodiment_option(group)
+    add("--steps", metavar="FILE", help="a step table's JSON, before the embodiment's [0.0125 m, 0.125 rad]")
     add("--offline", action="store_true", help="download nothing")
     text = "longest time for an answer [serve: 60000, else none]"
     add("--deadline-ms", type=number(1, MAX_DEADLINE_MS), metavar="MS", help=text)

@@ -4,6 +4,8 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
+from vlm_local.cli.output import print_result
+
 DEFAULT_FOLDER = "runs"
 
 
@@ -32,7 +34,7 @@ def _list(args: argparse.Namespace) -> int:
 
     runs = list_runs(args.folder)
     if not runs:
-        raise DataError(f"no recorded run in {args.folder}; `vlm-local serve` records into {DEFAULT_FOLDER}/")
+        raise DataError(f"no recorded run in {args.folder}; `serve` records into {DEFAULT_FOLDER}/")
     for run in runs:
         episodes = list(summarise_run(run))
         print(f"{run}  model {read_meta(run).get('model', 'unknown')}, {len(episodes)} episodes")
@@ -52,24 +54,31 @@ def _describe(episode) -> str:
 
 def _export(args: argparse.Namespace) -> int:
     from vlm_local.cli.data import ProblemPrinter
+    from vlm_local.data import count_episodes
     from vlm_local.data.film import write_film
     from vlm_local.data.lerobot_export import export_lerobot
     from vlm_local.data.runs import read_run
     from vlm_local.data.summary import list_runs
     from vlm_local.errors import DataError
+    from vlm_local.progress import track
 
     if list_runs(args.folder) != [Path(args.folder)]:
-        raise DataError(f"{args.folder} is no recorded run; `vlm-local runs` lists those in {DEFAULT_FOLDER}/")
+        raise DataError(f"{args.folder} is no recorded run; `runs` lists those in {DEFAULT_FOLDER}/")
     problems, out = ProblemPrinter(), Path(args.out)
-    num_episodes, num_frames = export_lerobot(read_run(args.folder, problems, args.episode), out / "lerobot", problems)
+    total = len(args.episode) or count_episodes(args.folder)
+    episodes = track(read_run(args.folder, problems, args.episode), "lerobot", "episode", total)
+    num_episodes, num_frames = export_lerobot(episodes, out / "lerobot", problems)
     films = out / "films"
     films.mkdir(parents=True, exist_ok=True)
     num_films = 0
-    for episode in read_run(args.folder, lambda error: None, args.episode):  # reported above
+    readable = read_run(args.folder, lambda error: None, args.episode)  # the others are reported above
+    for episode in track(readable, "films", "film", num_episodes):
         try:
             steps = ((episode.load_image(step), line) for step, line in enumerate(episode.lines))
             num_films += write_film(films / f"{Path(episode.source).name}.mp4", steps) > 0
         except DataError as error:
             problems(error)
-    print(f"{num_episodes} episodes ({num_frames} frames) in {out / 'lerobot'}, {num_films} films in {films}")
+    table = f"{num_episodes} episodes ({num_frames} frames) in {out / 'lerobot'}, {num_films} films in {films}"
+    result = {"episodes": num_episodes, "frames": num_frames, "films": num_films, "problems": problems.count}
+    print_result(args, table, result | {"out": args.out})
     return 0

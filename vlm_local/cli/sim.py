@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from vlm_local.cli.options import add_policy_options, count, number, read_policy_options, seed, workers
+from vlm_local.cli.output import print_result
 from vlm_local.plain import hide_secrets
 
 _MAX_WORKERS = 8  # processes, unless --workers asks for more
@@ -33,39 +34,38 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--noise", type=number(0, 1), default=0.0, metavar="SHARE", help="of phrases replaced by random ones [0]")
     add("--control", default="none", choices=("none", "blank-image", "wrong-instruction"), help="[none]")
     add("--gif", action="store_true", help="a GIF beside every film")
-    add("--out", type=Path, metavar="DIR", help="[runs/sim-POLICY-TASK-LEVEL-SEED]")
+    add("--out", type=Path, metavar="DIR", help="[results/sim-POLICY-TASK-LEVEL-SEED]")
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_run_sim, goes_on="the same command goes on from here")
 
 
 def _run_sim(args: argparse.Namespace) -> int:
     """Play, write report.json, report.html and films; print where, and one JSON object as the last line."""
-    from tqdm import tqdm
-
-    from vlm_local.files import encode_json
     from vlm_local.lab.closed_loop.run import run_rollouts
     from vlm_local.lab.sources import open_source
     from vlm_local.models import DEFAULT
+    from vlm_local.progress import open_bar
     from vlm_local.sim.tasks import TASKS
 
     options = read_policy_options(args)
     plan = _build_plan(args, hide_secrets(args.model or DEFAULT), TASKS)
-    folder = args.out or Path(f"runs/sim-{_shorten(plan.policy)}-{args.task}-{plan.level}-{plan.seed}")
+    folder = args.out or Path(f"results/sim-{_shorten(plan.policy)}-{args.task}-{plan.level}-{plan.seed}")
     source = open_source(options)
-    with closing(source), tqdm(unit="episode", desc=plan.policy) as bar:
+    with closing(source), open_bar(plan.policy, unit="episode") as bar:
 
         def show(ended, done: int, total: int) -> None:
             bar.total, bar.n = total, done
             bar.set_postfix_str(f"{ended['task']}-{ended['number']} {ended['outcome']}")
 
         scores = run_rollouts(folder, plan, source, args.workers or min(os.cpu_count() or 1, _MAX_WORKERS), show)
-        if bar.n == 0:
+        if bar.n == 0 and not args.quiet:
             bar.write(f"all episodes are in {folder} already; another --seed or --out plays others")
     films = [
         film for task, number in plan.list_episodes() for film in folder.glob(f"episodes/{task}-{number}/film.mp4")
     ]
-    print(f"report: {folder / 'report.html'}\n{len(films)} films, the first: {films[0] if films else None}")
-    print(encode_json(_summarise(scores, plan, folder)))
+    summary = _summarise(scores, plan, folder)
+    shown = f"report: {folder / 'report.html'}\n{len(films)} films, the first: {films[0] if films else None}"
+    print_result(args, f"{_format_table(summary)}\n{shown}", summary)
     return 0
 
 
@@ -94,3 +94,19 @@ def _summarise(scores, plan, folder: Path) -> dict:
         "efficiency": {task: score["efficiency"] for task, score in scores["tasks"].items()},
         "out": str(folder),
     }
+
+
+def _format_table(summary: dict) -> str:
+    """A line a task."""
+    lines = [f"{'':20}{'success':>9}  {'95 %':>14}{'within 70':>11}{'step ratio':>12}"]
+    for task, rate in summary["success_rate"].items():
+        within, ratio = summary["success_rate_70"][task], summary["efficiency"][task]
+        low, high = summary["interval"][task]
+        cells = ["-" if share is None else f"{share:.1%}" for share in (rate, within)]
+        shown = "-" if ratio is None else f"{ratio:.2f}"
+        lines.append(f"{task:20}{cells[0]:>9}  {f'{low:.1%} to {high:.1%}':>14}{cells[1]:>11}{shown:>12}")
+    if summary["faulted"]:
+        lines.append(
+            f"{summary['faulted']} of {summary['episodes']} episodes faulted; the same command plays them again"
+        )
+    return "\n".join(lines)

@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 from vlm_local.cli.options import add_policy_options, count, read_policy_options, seed
+from vlm_local.cli.output import print_result
 from vlm_local.plain import hide_secrets
 
 _SCENES = 40
@@ -29,13 +30,12 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 def _run(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
-    from tqdm import tqdm
-
     from vlm_local.assembly import is_url
     from vlm_local.lab.formats import format_fixed, format_range
     from vlm_local.lab.sources import open_source
     from vlm_local.lab.spatial.run import run_study
     from vlm_local.lab.spatial.scenes import CHANGES
+    from vlm_local.progress import open_bar
 
     scene_set = _choose_set(args)
     options = read_policy_options(args)
@@ -43,14 +43,18 @@ def _run(args: argparse.Namespace) -> int:
         options = replace(options, steps_per_phrase=1)  # every view is an episode of one step
     with (
         closing(open_source(options)) as source,
-        tqdm(total=scene_set.scenes * (len(CHANGES) + 1), unit="view", disable=None) as bar,
+        open_bar("spatial", scene_set.scenes * (len(CHANGES) + 1), "view") as bar,
     ):
         policy = source.build("spatial", tell_all=True)
         report = run_study(hide_secrets(args.model or "tiny"), policy, scene_set, args.out, bar.update)
-    for name in ("turned", "moved", "left", "right"):
-        print(f"{name:8}{format_fixed(report[name]['value']):>6}  {format_range(report[name]['interval'])}")
-    print("turned and right should be 1, moved and left 0")
-    print(f"report: {args.out / 'report.html'}")
+    scores = {name: report[name] for name in ("turned", "moved", "left", "right")}
+    lines = [
+        f"{name:8}{format_fixed(score['value']):>6}  {format_range(score['interval'])}"
+        for name, score in scores.items()
+    ]
+    lines += ["turned and right should be 1, moved and left 0", f"report: {args.out / 'report.html'}"]
+    numbers = {name: {"value": score["value"], "interval": score["interval"]} for name, score in scores.items()}
+    print_result(args, "\n".join(lines), {**numbers, "scenes": report["scenes"], "out": str(args.out)})
     return 0
 
 

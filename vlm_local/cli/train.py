@@ -6,12 +6,14 @@ from vlm_local.cli.options import (
     MAX_COUNT,
     MAX_HISTORY,
     add_data_options,
+    add_embodiment_option,
     count,
     describe_data,
     number,
     read_data_options,
     seed,
 )
+from vlm_local.cli.output import print_result
 
 
 def add_commands(subparsers) -> None:
@@ -32,6 +34,7 @@ def _add_finetune(parser) -> None:
     add("--out", type=Path, required=True, metavar="FOLDER", help="the result; a killed run goes on from there")
     add("--camera", metavar="NAME", help="[the data set's main one]")
     add_data_options(parser)
+    add_embodiment_option(parser)
     add("--lora", type=count(0, 4096), default=0, metavar="RANK", help="train adapters of this rank [0: all weights]")
     add("--steps", type=count(1, 10 * MAX_COUNT), default=1000, metavar="N", help="[1000]")
     add("--samples", type=count(1, 4096), default=16, metavar="N", help="of a step [16]")
@@ -73,12 +76,14 @@ def _run_finetune(args) -> int:
     import hashlib
 
     from vlm_local.cli.data import ProblemPrinter
-    from vlm_local.data import open_data_set
+    from vlm_local.data import count_episodes, open_data_set
+    from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
     from vlm_local.models import find_checkpoint
+    from vlm_local.progress import track
     from vlm_local.prompts import load_template
     from vlm_local.training.finetune import Tuning, finetune, hash_episodes
     from vlm_local.training.optimisation import Recipe
-    from vlm_local.training.samples import RecordedSamples
+    from vlm_local.training.samples import HELD_OUT_EVERY, RecordedSamples
 
     checkpoint = find_checkpoint(args.model, args.offline)
     default = "paligemma" if checkpoint.family.startswith("paligemma") else "chat"
@@ -86,17 +91,22 @@ def _run_finetune(args) -> int:
     history = checkpoint.sidecar.get("history") or 0 if args.history is None else args.history
     problems, digest = ProblemPrinter(), hashlib.sha256()
     data_sets = [open_data_set(path, read_data_options(args), problems) for path in args.data]
-    episodes = (episode for data in data_sets for episode in data.episodes)
-    samples = RecordedSamples(hash_episodes(episodes, digest), load_template(prompt), history, args.seed)
+    num_episodes = sum(count_episodes(path, args.split) for path in args.data)
+    read = (episode for data in data_sets for episode in data.episodes)
+    episodes = track(read, "reading", "episode", num_episodes)
+    embodiment = args.embodiment or checkpoint.sidecar.get("embodiment") or AUTO
+    template = load_template(prompt, load_embodiment(BRIDGE if embodiment == AUTO else embodiment).camera)
+    samples = RecordedSamples(hash_episodes(episodes, digest), template, history, args.seed)
     for path, data in zip(args.data, data_sets, strict=True):
         print(f"{path}: {describe_data(data.about)}")
     print(f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped")
+    print(f"{samples.num_held_out} more, of every {HELD_OUT_EVERY}th episode, are kept apart; log.jsonl has their loss")
     rate = args.learning_rate or (2e-4 if args.lora else 1e-5)
     recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)
     tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)
     data = {"sha256": digest.hexdigest(), "camera": args.camera}
     finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed, data)
-    print(f"{args.out}: python -m vlm_local serve --model {args.out}")
+    print_result(args, f"{args.out}: .venv/bin/python -m vlm_local serve --model {args.out}", {"out": str(args.out)})
     return 0
 
 
@@ -104,5 +114,6 @@ def _run_tiny(args) -> int:
     from vlm_local.training.simulated import train_tiny
 
     student = train_tiny(args.out, args.seed, args.start, args.rounds, args.task)
-    print(f"{student}: python -m vlm_local sim --policy {student} --task all")
+    table = f"{student}: .venv/bin/python -m vlm_local sim --policy {student} --task all"
+    print_result(args, table, {"out": str(student)})
     return 0

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from vlm_local.cli.options import count
+from vlm_local.cli.output import print_result
 
 _MAX_PORT = 2**16 - 1
 _PORT = 8010
@@ -54,5 +55,7 @@ def _share(args: argparse.Namespace) -> int:
         raise DataError(f"{args.episode} is no recorded episode; expected a folder such as RUN/episodes/reach-3")
     (episode,) = read_run(folder.parents[1], refuse, [folder.name])
     num_frames = write_episode(args.out, episode, folder.name)
-    print(f"{args.out}: {num_frames} pictures, {args.out.stat().st_size / 1e6:.1f} MB")
+    size = args.out.stat().st_size
+    table = f"{args.out}: {num_frames} pictures, {size / 1e6:.1f} MB"
+    print_result(args, table, {"out": str(args.out), "pictures": num_frames, "bytes": size})
     return 0

@@ -57,7 +57,7 @@ def _find_reader(path: Path) -> tuple[Path, ModuleType]:
             try:
                 return folder, importlib.import_module(f"{__name__}.{name}")
             except ModuleNotFoundError as error:
-                raise ConfigError(f"reading {folder} needs {error.name}; pip install 'vlm-local[data]'") from None
+                raise ConfigError(f"reading {folder} needs {error.name}: .venv/bin/pip install -e .") from None
     raise DataError(
         f"{path} is of no known format; expected a folder with features.json (RLDS), meta/info.json (LeRobot), "
         "episodes/ (a recorded run), or .pkl files (AutoEval)"

@@ -1,5 +1,9 @@
 """Pickled trajectories: traj_*.pkl of robot_eval_logger (AutoEval's logger), and its teleop recordings.
 
+The logger keeps an action beside the frame and proprio that follow it, and not the first observation at all; so an
+action is paired here with the frame before it, and the first action and the last frame are left out. Teleop recordings
+are aligned as they are.
+
 Nothing of them is run, see data/pickles.py. Their containers may hold anything, nested and shared without end, so
 what is used of them is looked at piece by piece.
 """
@@ -7,6 +11,7 @@ what is used of them is looked at piece by piece.
 import os
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +23,22 @@ from vlm_local.data.images import check_image, choose_camera, decode_image, requ
 from vlm_local.data.pickles import MAX_BYTES, LimitedFile, Shell, load_plain
 from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
 from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
+from vlm_local.embodiments import AUTO, AUTOEVAL, BRIDGE, load_embodiment, looks_like_station
 from vlm_local.errors import DataError
 from vlm_local.files import open_regular
 from vlm_local.types import Episode
 
 _WRONG_KINDS = (TypeError, ValueError, LookupError, AttributeError)  # raised by values that are not as expected
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
+_ALIGNED = "vlm_local.aligned"  # a field of trajectories whose frames stand beside the action that followed them
 _MAX_NUMBERS = 10_000_000  # of an episode's states or actions
-_GRIPPER_RANGE = 0.39  # AutoEval's 8 numbers measure the gripper's opening as 0..0.39
 
 
 def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
     """Episodes of a .pkl file, or of all below a folder, one file in memory. A broken file goes to `report`."""
     refuse_selection(selection, str(path), "split", "state_layout")
     about = {"format": "AutoEval", "camera": selection.camera, "splits": [], "state_layout": "of AutoEval's logger"}
-    return DataSet(about, _read_episodes(_list_files(path), selection.camera, report))
+    return DataSet(about, _read_episodes(_list_files(path), selection, report))
 
 
 def count_episodes(path: Path, split: str | None) -> int:
@@ -46,7 +52,7 @@ def _list_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(file))])
 
 
-def _read_episodes(files: list[Path], camera: str | None, report: Callable[[DataError], None]) -> Iterator[Episode]:
+def _read_episodes(files: list[Path], selection: Selection, report: Callable[[DataError], None]) -> Iterator[Episode]:
     index = 0
     for path in files:
         try:
@@ -57,7 +63,7 @@ def _read_episodes(files: list[Path], camera: str | None, report: Callable[[Data
             continue
         for number in range(num_trajectories):
             try:
-                yield _build_episode(index, path, number, camera)
+                yield _build_episode(index, path, number, selection)
             except DataError as error:
                 report(error)
             except _WRONG_KINDS as error:
@@ -134,19 +140,21 @@ def _join_steps(steps: list[dict[str, Any]]) -> dict[str, Any]:
         "obs": {name: [observation.get(name) for observation in observations] for name in names if "image" in name},
         "action": [step.get("action") for step in steps],
         "proprio": [observation.get("state", observation.get("proprio")) for observation in observations],
+        _ALIGNED: True,
     }
 
 
-def _build_episode(index: int, path: Path, number: int, camera: str | None) -> Episode:
+def _build_episode(index: int, path: Path, number: int, selection: Selection) -> Episode:
     """number: of the trajectory in its file."""
     source = f"{path}, episode {index}"
     trajectory = _load_trajectories(path)[number]
     obs = trajectory.get("obs")
     if not isinstance(obs, dict):
         raise DataError(f"{source}: obs must be a dictionary of cameras, not {type(obs).__name__}")
-    camera = choose_camera([name for name in obs if isinstance(name, str)], camera, source)
-    states = _read_states(trajectory, source)
-    states = convert_states(states, PADDED_POSE if states.shape[1] == PADDED_POSE.width else POSE, source)
+    camera = choose_camera([name for name in obs if isinstance(name, str)], selection.camera, source)
+    states, frame = _read_states(trajectory, selection.embodiment, source)
+    layout = PADDED_POSE if states.shape[1] == PADDED_POSE.width else POSE
+    states = convert_states(states, replace(layout, frame=frame), source)
     if len(obs[camera]) != len(states):
         raise DataError(f"{source}: {len(obs[camera])} images, but {len(states)} states")
     actions = convert_actions(_to_matrix(trajectory.get("action")))
@@ -161,31 +169,79 @@ def _build_episode(index: int, path: Path, number: int, camera: str | None) -> E
 
     said = summarise_instructions(_read_instructions(trajectory.get("language_command"), len(states), source))
     actions = actions if actions is not None and len(actions) == len(states) else None
-    return Episode(index, said[0], states, actions, require_one_size(load_image, source), source, said[1])
+    if _is_late(trajectory):
+        states, actions = states[:-1], None if actions is None else actions[1:]
+        if not len(states):
+            raise DataError(f"{source}: a single step, of which the logger kept no observation")
+    load_image = require_one_size(load_image, source)
+    return Episode(index, said[0], states, actions, load_image, source, said[1], _read_success(trajectory))
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """How a rollout ended. actions: float64 (T, 7), all that the policy answered, before the station clipped any."""
+
+    source: str
+    instruction: str
+    success: bool | None
+    actions: np.ndarray
+
+
+def read_outcomes(path: Path, report: Callable[[DataError], None]) -> Iterator[Outcome]:
+    """The rollouts of a .pkl file, or of all below a folder; files that hold none go to `report`."""
+    for file in _list_files(path):
+        try:
+            for trajectory in _load_trajectories(file):
+                yield _read_outcome(trajectory, str(file))
+        except DataError as error:
+            report(error)
+
+
+def _read_outcome(trajectory: dict[str, Any], source: str) -> Outcome:
+    actions, said = _to_matrix(trajectory.get("action")), trajectory.get("language_command")
+    if actions is None or actions.shape[1] != 7 or not np.isfinite(actions).all():
+        raise DataError(f"{source}: the actions are not 7 finite numbers a step")
+    return Outcome(source, said if isinstance(said, str) else "", _read_success(trajectory), actions)
+
+
+def _read_success(trajectory: dict[str, Any]) -> bool | None:
+    success = trajectory.get("success")
+    return bool(success) if isinstance(success, bool | np.bool_) else None
+
+
+def _is_late(trajectory: dict[str, Any]) -> bool:
+    """Whether its frames follow its actions. The logger's later format leaves that to who calls it; there they are
+    taken as they stand.
+    """
+    return trajectory.get("proprio") is not None and _ALIGNED not in trajectory
 
 
 def _read_instructions(value: Any, num_steps: int, source: str) -> list[str]:
     """A trajectory's one instruction or none, or a teleop recording's for each step."""
     instructions = value if isinstance(value, list) and len(value) == num_steps else [value]
-    if not all(isinstance(instruction, str | None) for instruction in instructions):
+    texts = ["" if instruction is None else instruction for instruction in instructions]
+    if not all(isinstance(text, str) for text in texts):
         raise DataError(f"{source}: the instruction must be text, not {type(value).__name__}")
-    return [(instruction or "").strip() for instruction in instructions]
+    return [str(text).strip() for text in texts]
 
 
-def _read_states(trajectory: dict[str, Any], source: str) -> np.ndarray:
-    """(T, 7 or 8), gripper 0..1."""
+def _read_states(trajectory: dict[str, Any], embodiment: str, source: str) -> tuple[np.ndarray, str]:
+    """(T, 7 or 8), gripper 0..1; and the frame of its rotations. embodiment: as Selection's."""
     states = _to_matrix(trajectory.get("proprio"))
     if states is not None:
+        told = (AUTOEVAL if looks_like_station(states[0]) else BRIDGE) if embodiment == AUTO else embodiment
+        robot = load_embodiment(told)
         if states.shape[1] == 8:
-            states = np.concatenate([states[:, :7], states[:, 7:] / _GRIPPER_RANGE], axis=1)
-        return states
+            states = np.concatenate([states[:, :7], robot.measure_opening(states[:, 7:], 8)], axis=1)
+        return states, robot.rotation_frame
     pose, gripper = (_to_matrix(trajectory.get(name)) for name in ("end_effector_pose", "gripper"))
     if pose is None or gripper is None or len(pose) != len(gripper):
         raise DataError(
             f"{source}: neither proprio nor end_effector_pose and gripper of every step; it has "
             f"{', '.join(map(str, trajectory))[:200]}"
         )
-    return np.concatenate([pose, gripper], axis=1)
+    frame = AUTO if embodiment == AUTO else load_embodiment(embodiment).rotation_frame
+    return np.concatenate([pose, gripper], axis=1), frame
 
 
 def _to_matrix(values: Any) -> np.ndarray | None:

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vlm_local.data.mp4 import VideoWriter
+from vlm_local.data.runs import choose_action
 
 CONTROL_HZ = 5
 _WIDTH, _PANEL, _MARGIN = 640, 148, 20
@@ -49,13 +50,14 @@ def draw_step(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
     fault = line.get("fault")
     said = f"standing still: {fault}" if fault else line.get("phrase") or ""
     _write(draw, (_MARGIN, height + 36), said, 30, _WIDTH - 2 * _MARGIN, _BAD if fault else _INK)
-    if line.get("action"):
-        _draw_action(draw, height + 88, line["action"])
+    if action := choose_action(line):
+        _draw_action(draw, height + 88, action)
     return np.asarray(page)
 
 
 def _write(draw: ImageDraw.ImageDraw, at: tuple[int, int], text: str, size: int, room: float, colour: tuple) -> None:
     """One line of text: smaller where it is long, cut where it is too long for that."""
+    text = text[:_WIDTH]  # a letter is wider than a pixel; without this, cutting a long text takes seconds a frame
     while size > 12 and draw.textlength(text, _font(size)) > room:
         size -= 1
     while text and draw.textlength(text, _font(size)) > room:

@@ -65,7 +65,7 @@ def open_data_set(path: Path, selection: Selection, report: Callable[[DataError]
     except Exception as error:  # a damaged table or line raises nearly anything
         raise DataError(f"{path}/meta does not describe the episodes of a LeRobot data set: {error!r}") from None
     samples = _sample_states(info, lines)
-    layout = choose_layout(selection.state_layout, info.state_width, samples, str(path), info.state_names)
+    layout = choose_layout(selection, info.state_width, samples, str(path), info.state_names)
     about = {
         "format": f"LeRobot {info.version}",
         "camera": info.camera,
@@ -115,7 +115,7 @@ def _read_episode(index: int, info: Info, place: _Place, tasks: Mapping[int, str
         return load_frame(place.video, float(times_s[step]), info.fps)
 
     default = place.tasks[0] if place.tasks else ""
-    numbers = rows["task_index"].to_pylist() if "task_index" in rows.column_names else [None]
+    numbers: list[Any] = rows["task_index"].to_pylist() if "task_index" in rows.column_names else [None]
     said = summarise_instructions([tasks.get(number, default).strip() for number in numbers])
     return Episode(index, said[0], states, actions, require_one_size(load_image, source), source, said[1])
 
@@ -178,7 +178,7 @@ class _Images:
         self._file, self._name = pq.ParquetFile(path), name
         counts = [self._file.metadata.row_group(group).num_rows for group in range(self._file.num_row_groups)]
         self._ends = np.cumsum(counts)
-        self._group, self._cells = -1, None
+        self._group, self._cells = -1, []
 
     def close(self) -> None:
         self._file.close()
@@ -187,7 +187,7 @@ class _Images:
         """An image's cell, {"bytes", "path"}. Raises IndexError for a row that is not there."""
         group = int(np.searchsorted(self._ends, row, "right"))
         if group != self._group:
-            self._cells = None
+            self._cells = []  # frees the last group's memory first
             self._cells, self._group = self._file.read_row_group(group, [self._name])[self._name], group
         return self._cells[row - int(self._ends[group]) + len(self._cells)].as_py()
 

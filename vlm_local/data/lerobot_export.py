@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from vlm_local.data.runs import RecordedEpisode
+from vlm_local.data.runs import RecordedEpisode, choose_action
 from vlm_local.errors import DataError
 from vlm_local.files import write_json
 
@@ -87,7 +87,7 @@ class _Book:
         frames = np.arange(length, dtype=np.int64)
         return {
             STATE: np.array([line["proprio"] for line in lines], np.float32).reshape(length, 7),
-            ACTION: np.array([line["action"] for line in lines], np.float32).reshape(length, 7),
+            ACTION: np.array([choose_action(line) for line in lines], np.float32).reshape(length, 7),
             "phrase": np.array([line.get("phrase") or "" for line in lines], object),
             "timestamp": (frames / FPS).astype(np.float32),
             "frame_index": frames,
@@ -147,7 +147,11 @@ class _Book:
             "data_path": _PATH.replace("{folder}", "data"),
             "video_path": None,
             "features": {
-                IMAGE: {"dtype": "image", "shape": list(self.image_shape), "names": ["height", "width", "channels"]},
+                IMAGE: {
+                    "dtype": "image",
+                    "shape": list(self.image_shape or ()),
+                    "names": ["height", "width", "channels"],
+                },
                 STATE: vector,
                 ACTION: vector,
                 "phrase": {"dtype": "string", "shape": [1], "names": None},

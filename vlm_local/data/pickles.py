@@ -10,7 +10,7 @@ import pickletools
 import re
 from collections.abc import Callable
 from math import prod
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class LimitedFile:
 def load_plain(file: LimitedFile) -> Any:
     """What a pickle holds. Raises DataError for one that asks for code, and nearly anything for a damaged one."""
     machine = _Machine()
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+    for count, (opcode, argument, _) in enumerate(pickletools.genops(cast("IO[bytes]", file))):  # it reads, no more
         if count > MAX_OPCODES:
             raise DataError(f"the pickle has more than {MAX_OPCODES} opcodes, which no recording needs")
         machine.run(opcode.name, argument)

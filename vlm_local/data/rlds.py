@@ -78,7 +78,7 @@ def open_data_set(path: Path, selection: Selection, report: Callable[[DataError]
         _report_missing(shards, report)
     states = _sample_states(shards, columns)
     description = str(features[columns.state].get("description", ""))
-    layout = choose_layout(selection.state_layout, columns.state_width, states, str(folder), description=description)
+    layout = choose_layout(selection, columns.state_width, states, str(folder), description=description)
     about = {
         "format": "RLDS",
         "camera": camera,
@@ -152,6 +152,7 @@ def _read_images(path: Path, offset: int, name: str) -> list[memoryview]:
         raise error
 
     _, data = next(read_records(path, refuse, offset))
+    assert data is not None  # a record that cannot be read was refused
     return decode_bytes(parse_example(data)[name])
 
 
@@ -194,11 +195,13 @@ def _is_colour(image: Any) -> bool:
 
 
 def _choose_columns(features: Mapping[str, Mapping[str, Any]], image: str, folder: Path) -> _Columns:
-    state = next((name for name in _STATES if name in features), None)
-    instruction = next((name for name in _INSTRUCTIONS if name in features), None)
-    for name, candidates in ((state, _STATES), (instruction, _INSTRUCTIONS)):
-        if name is None:
+    found = []
+    for candidates in (_STATES, _INSTRUCTIONS):
+        names = [name for name in candidates if name in features]
+        if not names:
             raise DataError(f"{folder}/features.json has none of {', '.join(candidates)}; it has {', '.join(features)}")
+        found.append(names[0])
+    state, instruction = found
     action = _ACTION if _ACTION in features else None
     action_width = _count_numbers(features[action], action, folder) if action else 0
     return _Columns(image, state, _count_numbers(features[state], state, folder), action, action_width, instruction)
@@ -237,7 +240,7 @@ def _report_missing(shards: list[_Shard], report: Callable[[DataError], None]) -
     present: dict[tuple[str, int], set[int]] = {}
     for shard in shards:
         match = _SHARD.fullmatch(shard.path.name)
-        if match["total"]:
+        if match is not None and match["total"]:
             present.setdefault((match["name"], int(match["total"])), set()).add(int(match["number"]))
     for (name, total), numbers in present.items():
         if missing := sorted(set(range(total)) - numbers):

@@ -2,8 +2,9 @@
 
 RUN/meta.json, RUN/episodes/<robot>-<n>/{meta.json, steps.jsonl, frames/000000.png}. A line of
 steps.jsonl is the answer (as /act?details=1) plus time, instruction and proprio; line i belongs to
-frame i. The frame is written before its line and lines are flushed, so whatever stands there after
-a kill can be read; a line that was cut off is counted.
+frame i. proprio and `meant` are in the Bridge frame, `action` is what the robot was sent. The
+picture is written before its line and lines are flushed, so whatever stands there after a kill can
+be read; a line that was cut off is counted.
 """
 
 import errno
@@ -24,6 +25,8 @@ from PIL import Image
 
 from vlm_local.data.images import MAX_IMAGE_BYTES, decode_image, require_one_size
 from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
+from vlm_local.embodiments import AUTO, load_embodiment
+from vlm_local.embodiments.rotations import base_to_bridge
 from vlm_local.errors import DataError
 from vlm_local.files import encode_json, open_regular, read_json_lines, read_json_object, write_json
 from vlm_local.types import Episode
@@ -31,7 +34,7 @@ from vlm_local.types import Episode
 MAX_REFUSAL_BYTES = 4 << 20  # in each of two files: some 20,000 refusals
 
 # Run lengths alone, after the filters: a photo takes a third of the time of the default and no more room.
-_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
+_PNG: dict[str, Any] = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 
 
 class RunWriter:
@@ -81,6 +84,7 @@ class RunWriter:
         for number in itertools.count(max(taken, default=-1) + 1):
             with suppress(FileExistsError):
                 return self._make_folder(robot, number)
+        raise AssertionError("the count never ends")
 
     def add_step(self, line: Mapping[str, Any], image: np.ndarray | None) -> int:
         """Append to the open episode of the robot that `line["robot"]` names; returns the bytes written.
@@ -171,7 +175,7 @@ def read_run(
     """
     folders = [entry for entry in list_folders(Path(path) / "episodes") if not names or entry[2].name in names]
     if missing := set(names) - {folder.name for _, _, folder in folders}:
-        raise DataError(f"{path} has no episode {', '.join(sorted(missing))}; `vlm-local runs` lists those that it has")
+        raise DataError(f"{path} has no episode {', '.join(sorted(missing))}; `runs` lists those that it has")
     for index, (robot, _, folder) in enumerate(folders):
         torn: list[int] = []
         try:
@@ -210,7 +214,7 @@ def _find_wrong(line: Any) -> str | None:
     for name in ("instruction", "phrase", "fault"):
         if not isinstance(line.get(name), str | None):
             return f"{name} must be text, not {_show(line[name])}"
-    for name in ("proprio", "action"):
+    for name in ("proprio", "action", "meant"):
         if line.get(name) is not None and not _is_vector(line[name]):
             return f"{name} must be 7 numbers, not {_show(line[name])}"
     return None
@@ -237,22 +241,31 @@ def open_data_set(path: Path, selection: Selection, report: Callable[[DataError]
     """`read_run` as what can be labelled; episodes without measured states go to `report`."""
     refuse_selection(selection, f"{path} is a recorded run, which", "camera", "split", "state_layout")
     about = {"format": "recorded run", "camera": None, "splits": [], "state_layout": "pose"}
-    return DataSet(about, _read_episodes(read_run(path, report), report))
+    return DataSet(about, _read_episodes(read_run(path, report), selection.embodiment, report))
 
 
 def count_episodes(path: Path, split: str | None) -> int:
     return len(list_folders(path / "episodes"))
 
 
-def _read_episodes(run: Iterator[RecordedEpisode], report: Callable[[DataError], None]) -> Iterator[Episode]:
+def _read_episodes(
+    run: Iterator[RecordedEpisode], embodiment: str, report: Callable[[DataError], None]
+) -> Iterator[Episode]:
+    is_base = embodiment != AUTO and load_embodiment(embodiment).rotation_frame == "base"
     for recorded in run:
         try:
-            yield _to_episode(recorded, report)
+            yield _to_episode(recorded, is_base, report)
         except DataError as error:
             report(error)
 
 
-def _to_episode(recorded: RecordedEpisode, report: Callable[[DataError], None]) -> Episode:
+def choose_action(line: Mapping[str, Any]) -> list[float] | None:
+    """The action of a step in the Bridge frame; of old recordings, which know no frame, the action that was sent."""
+    return line.get("action") if line.get("meant") is None else line["meant"]
+
+
+def _to_episode(recorded: RecordedEpisode, is_base: bool, report: Callable[[DataError], None]) -> Episode:
+    """is_base: whether states of lines that name no frame are to be taken for those of the base frame."""
     if not recorded.lines:
         raise DataError(f"{recorded.source}: the episode has no steps")
     lines = _cut_at_gap(recorded.lines)
@@ -267,9 +280,12 @@ def _to_episode(recorded: RecordedEpisode, report: Callable[[DataError], None]) 
     unmeasured = [step for step, line in enumerate(lines) if line.get("proprio") is None]
     if unmeasured:
         raise DataError(f"{recorded.source}: step {unmeasured[0]} has no proprio, and without it there is no label")
-    if any(line.get("action") is None for line in lines):
+    if any(choose_action(line) is None for line in lines):
         raise DataError(f"{recorded.source}: action must be 7 numbers in every line")
-    states, actions = (np.array([line[name] for line in lines], np.float32) for name in ("proprio", "action"))
+    states = np.array([line["proprio"] for line in lines], np.float64)
+    if is_base and "frame" not in lines[0]:
+        states[:, 3:6] = base_to_bridge(states[:, 3:6])
+    states, actions = states.astype(np.float32), np.array([choose_action(line) for line in lines], np.float32)
     said = summarise_instructions([str(line.get("instruction") or "") for line in lines])
     return Episode(recorded.index, said[0], states, actions, recorded.load_image, recorded.source, said[1])
 

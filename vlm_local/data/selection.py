@@ -4,17 +4,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from vlm_local.embodiments import AUTO
 from vlm_local.errors import DataError
 from vlm_local.types import Episode
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What to read. camera, split: None for the main one, and for all; state_layout: None for what is proven."""
+    """What to read. camera, split: None for the main one, and for all; state_layout: None for what is proven.
+
+    embodiment: a name, a file or "auto": the frame of rotations, and the layout where `state_layout` is None.
+    """
 
     camera: str | None = None
     split: str | None = None
     state_layout: str | None = None
+    embodiment: str = AUTO
 
 
 @dataclass(frozen=True, eq=False)

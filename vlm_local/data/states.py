@@ -7,11 +7,14 @@ is refused: labels made of joint angles look like labels.
 import itertools
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from vlm_local.data.rotations import axis_angle_to_matrix, measure_from_start, quaternion_to_matrix
+from vlm_local.data.selection import Selection
+from vlm_local.embodiments import AUTO, load_embodiment, looks_like_station
+from vlm_local.embodiments.rotations import base_to_bridge
 from vlm_local.errors import DataError
 
 
@@ -21,6 +24,7 @@ class StateLayout:
 
     rotation: how many numbers it has, and the function that makes them matrices; None where they are roll, pitch,
     yaw already. fingers: the last two numbers are the fingers' places in metres, not an opening of 0 to 1.
+    frame: of roll, pitch, yaw: "bridge", "base", or AUTO where the first state of an episode tells.
     """
 
     name: str
@@ -28,6 +32,7 @@ class StateLayout:
     columns: str
     rotation: tuple[int, Callable[[np.ndarray], np.ndarray] | None] = (3, None)
     fingers: bool = False
+    frame: str = AUTO
 
 
 POSE = StateLayout("pose", 7, "x y z roll pitch yaw gripper")
@@ -87,22 +92,29 @@ _GRIPPER_RANGE = (-0.5, 1.5)
 
 
 def choose_layout(
-    name: str | None,
+    selection: Selection,
     width: int,
     samples: Iterable[np.ndarray],
     source: str,
     names: Sequence[str] | None = None,
     description: str = "",
 ) -> StateLayout:
-    """The layout that the user names, else the one that is recognised. Raises DataError for one that does not fit."""
+    """The layout that the user or the embodiment names, else the one that is recognised.
+
+    Raises DataError for one that does not fit, ConfigError for an embodiment that is none.
+    """
+    name, frame = selection.state_layout, AUTO
+    if selection.embodiment != AUTO:
+        embodiment = load_embodiment(selection.embodiment)
+        name, frame = name or embodiment.state_layout, embodiment.rotation_frame
     if name is None:
-        return recognise_layout(width, samples, source, names, description)
+        return replace(recognise_layout(width, samples, source, names, description), frame=frame)
     if name not in LAYOUTS:
         raise DataError(f"there is no state layout {name!r}; there are {_list_layouts()}")
     layout = LAYOUTS[name]
     if layout.width != width:
         raise DataError(f"{source}: the state has {width} numbers, but the layout {name} has {layout.width}")
-    return layout
+    return replace(layout, frame=frame)
 
 
 def recognise_layout(
@@ -217,7 +229,7 @@ def convert_states(states: np.ndarray, layout: StateLayout, source: str) -> np.n
         )
     if not np.isfinite(states).all():
         raise DataError(f"{source}: the state holds numbers that are not finite, first at step {_first_bad(states)}")
-    if layout is PADDED_POSE and states[:, 6].any():
+    if layout.name == PADDED_POSE.name and states[:, 6].any():
         raise DataError(
             f"{source}: a state of unknown layout: the seventh of 8 numbers was expected to be 0 throughout"
         )
@@ -243,6 +255,8 @@ def _convert_columns(states: np.ndarray, layout: StateLayout) -> np.ndarray:
     angles = states[:, 3 : 3 + count]
     if to_matrix is not None and len(states):
         angles = measure_from_start(to_matrix(angles.astype(np.float64)))
+    elif len(states) and (layout.frame == "base" or (layout.frame == AUTO and looks_like_station(states[0]))):
+        angles = base_to_bridge(angles.astype(np.float64))
     return np.hstack([states[:, :3], angles, gripper])
 
 

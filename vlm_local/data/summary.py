@@ -1,4 +1,4 @@
-"""Episodes of run folders at a glance: for `vlm-local runs` and the list on the live page."""
+"""Episodes of run folders at a glance: for `runs` and the list on the live page."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import av
+import av.error
 import numpy as np
 
 from vlm_local.data.cache import keep_last
@@ -20,7 +21,7 @@ def load_frame(path: Path, time_s: float, fps: float) -> np.ndarray:
     """
     try:
         frame = _open_video(path).find_nearest(time_s)
-    except (av.FFmpegError, OSError) as error:
+    except (av.error.FFmpegError, OSError) as error:
         raise DataError(f"{path}: cannot be decoded at {time_s:.3f} s ({error})") from None
     if frame is None or abs(frame.time - time_s) > 0.5 / fps:
         raise DataError(f"{path}: there is no frame at {time_s:.3f} s; the video is too short or lacks frames")
@@ -62,7 +63,7 @@ class _Video:
 
     def _seek(self, time_s: float) -> None:
         """To the key frame at or before this time."""
-        self._container.seek(int(max(time_s, 0) / self._stream.time_base), stream=self._stream)
+        self._container.seek(int(max(time_s, 0) / (self._stream.time_base or 1)), stream=self._stream)
         self._frames = (frame for frame in self._container.decode(self._stream) if frame.time is not None)
         self._before, self._after = None, next(self._frames, None)
 

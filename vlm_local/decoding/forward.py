@@ -7,6 +7,7 @@ file runs on a GPU without a stop, and under fake tensors without a GPU.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from vlm_local.decoding.layout import Chunk
 
 
 @dataclass(frozen=True, eq=False)
-class Placed:
+class PlacedImage:
     """One row's image features and where they go: columns (n,) of the chunk."""
 
     features: ImageFeatures
@@ -48,7 +49,7 @@ class DynamicKV:
         for index, (keys, values) in enumerate(stacked):
             self._cache.update(keys, values, index)
 
-    def run(self, chunk: Chunk, images: Sequence[Placed], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Append a chunk. Returns hidden states (n, hidden) behind the last norm, for each row those at
         its `picks` (n,), columns of the chunk.
 
@@ -74,7 +75,7 @@ class DynamicKV:
 
     def copy_columns(self, row: int, columns: np.ndarray) -> torch.Tensor:
         """A row's KV at `columns` (n,), in memory of its own: (layers, 2, heads, n, head_dim)."""
-        layers = self._cache.layers
+        layers: Any = self._cache.layers  # each with keys and values (B, heads, K, head_dim) once it was written to
         index = torch.as_tensor(columns, device=layers[0].keys.device)
         pairs = [torch.stack([layer.keys[row], layer.values[row]]).index_select(2, index) for layer in layers]
         return torch.stack(pairs)
@@ -117,7 +118,7 @@ def _build_mask(family: Family, visible: torch.Tensor) -> torch.Tensor:
     return scores.masked_fill_(~visible, torch.finfo(family.dtype).min)[:, None]
 
 
-def _insert(base: torch.Tensor, images: Sequence[Placed], values: Sequence[torch.Tensor]) -> torch.Tensor:
+def _insert(base: torch.Tensor, images: Sequence[PlacedImage], values: Sequence[torch.Tensor]) -> torch.Tensor:
     """(B, T, hidden) with each row's `values` in its image's places."""
     length = base.shape[1]
     places = np.concatenate([row * length + placed.columns for row, placed in enumerate(images)])

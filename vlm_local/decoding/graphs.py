@@ -8,6 +8,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 _log = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ class GraphPool:
         return replay
 
 
-class Staged:
+class StagedBuffer:
     """A buffer on the model's device and its image in the CPU's memory, pinned where there is a GPU.
 
     The image may be written again once the device has been waited for, as every step does in its end.
@@ -69,12 +70,17 @@ class Staged:
         self.device = torch.zeros(shape, dtype=dtype, device=device)
         on_gpu = device.type == "cuda"
         self._host = torch.zeros(shape, dtype=dtype, pin_memory=True) if on_gpu else self.device
-        self.host = None if dtype in (torch.bfloat16, torch.float16) else self._host.numpy()
+
+    @property
+    def host(self) -> np.ndarray:
+        """The image as a numpy array that shares its memory; for all dtypes that numpy has."""
+        return self._host.numpy()
 
     def put(self, where: slice, values: torch.Tensor) -> None:
-        """Write a tensor of the CPU; `host` is a numpy array for all dtypes that numpy has."""
+        """Write a tensor of the CPU, of any dtype."""
         self._host[where] = values
 
     def send(self) -> None:
+        """Start the copy to the device, which does not wait for it."""
         if self._host is not self.device:
             self.device.copy_(self._host, non_blocking=True)

@@ -46,7 +46,9 @@ class Row:
         return wanted[self.columns[wanted] < 0]
 
 
-def lay_out(rows: Sequence[Row], nodes: Sequence[np.ndarray], filled: int, is_bidirectional: bool, window) -> Chunk:
+def lay_out(
+    rows: Sequence[Row], nodes: Sequence[np.ndarray], filled: int, is_bidirectional: bool, window: int | None
+) -> Chunk:
     """Give columns from `filled` on to what is missing of each row's prompt, then to its nodes.
 
     nodes: for each row, ids as `list_missing` returns them.
@@ -64,7 +66,7 @@ def lay_out(rows: Sequence[Row], nodes: Sequence[np.ndarray], filled: int, is_bi
             _lay_prompt(row, filled, token_ids[index], positions[:, index], visible[index], is_bidirectional)
         here = slice(pending[index], pending[index] + len(new))
         _lay_nodes(row, new, filled, here, token_ids[index], positions[:, index], visible[index])
-        if near is not None:
+        if near is not None and window is not None:
             distance = row.rank[filled:, None] - row.rank[None]
             near[index] = visible[index] & (distance < window)
             near[index, : pending[index]] = visible[index, : pending[index]]  # a block ignores the window

@@ -1,7 +1,7 @@
-"""The reference: outlines masks every step of transformers' own `generate`. Slow, plain, right.
+"""The reference decoder: outlines masks every step of transformers' own `generate`.
 
-Every faster decoder is compared with this one. Greedy answers take a forward a token; whatever needs
-probabilities scores every sentence of the grammar in full, prompt and image included.
+It is slow and simple, and every faster decoder is compared with it. A greedy answer takes a forward for each token.
+Whatever needs probabilities scores every sentence of the grammar in full, prompt and image included.
 """
 
 import functools
@@ -14,9 +14,9 @@ import torch
 import transformers
 from outlines.backends.llguidance import LLGuidanceBackend
 
-from vlm_local.decoding.belief import refuse_not_finite
+from vlm_local.decoding.distribution import refuse_not_finite
+from vlm_local.decoding.families import LoadedModel, PreparedRequest
 from vlm_local.decoding.trie import MAX_GRAMMARS, tokenize_sentences
-from vlm_local.decoding.types import LoadedModel, PreparedRequest
 from vlm_local.errors import EngineError
 from vlm_local.types import Generation
 
@@ -49,7 +49,7 @@ class OutlinesDecoder:
         request = prepared.request
         tokens, grammar = self._prepare_grammar(prepared)
         compiled = perf_counter()
-        probabilities, forwards = None, 0
+        scores, probabilities, forwards = np.empty((2, 0)), None, 0
         if request.posterior != "off" or request.decide != "greedy":
             scores, forwards = self.score(prepared, tokens, request.temperature)  # (2, S)
             probabilities = np.exp(scores[0])
@@ -119,7 +119,7 @@ class OutlinesDecoder:
         """Log-probability of every sentence, float64 (2, S), and the number of forwards it took.
 
         Row 0 at temperature 1, row 1 at `temperature`: the sum over a sentence's tokens and the end
-        token of the log-softmax restricted to the tokens that the grammar allows there (FORMATS.md).
+        token of the log-softmax restricted to the tokens that the grammar allows there.
         """
         allowed = list_allowed(tokens, self._loaded.eos_token_id)
         scores = np.zeros((2, len(tokens)))

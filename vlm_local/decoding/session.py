@@ -1,27 +1,70 @@
-"""Requests under way together on one KV cache."""
+"""Requests that are decoded together on one KV cache, and the KV that an episode keeps between its steps."""
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
-from vlm_local.decoding.belief import Belief
-from vlm_local.decoding.families import Family
-from vlm_local.decoding.forward import DynamicKV, Head, Placed
+from vlm_local.decoding.distribution import Choice, TrieDistribution
+from vlm_local.decoding.families import Family, PreparedRequest
+from vlm_local.decoding.forward import DynamicKV, Head, PlacedImage
 from vlm_local.decoding.layout import Row, lay_out
 from vlm_local.decoding.prior import Prior
-from vlm_local.decoding.reuse import PrefixStore
 from vlm_local.decoding.static import RESERVE, StaticForwards, StaticKV
-from vlm_local.decoding.strategies import Verdict
 from vlm_local.decoding.trie import TokenTrie
-from vlm_local.decoding.types import PreparedRequest
 from vlm_local.types import GenerationRequest
 
 
 @dataclass(frozen=True, eq=False)
-class Ground:
-    """What is made once for a list of sentences."""
+class _Entry:
+    ids: np.ndarray  # (n,) token ids of the columns
+    kv: torch.Tensor  # (layers, 2, heads, n, head_dim)
+
+
+class PrefixStore:
+    """KV of each episode's prompt text before the image, kept between its steps.
+
+    What is kept is a copy of the columns before the first image token. Attention looks back only, so no image has
+    touched it. One entry an episode; the least recently used go when all together pass `max_bytes`.
+    """
+
+    def __init__(self, max_bytes: int):
+        self._max_bytes = max_bytes
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(entry.kv.nbytes for entry in self._entries.values())
+
+    def find(self, episode: str | None, ids: np.ndarray) -> torch.Tensor | None:
+        """KV (layers, 2, heads, m, head_dim) of the columns whose tokens, from the first on, are those of
+        `ids` (n,); None where there is none.
+        """
+        entry = None if episode is None else self._entries.get(episode)
+        if episode is None or entry is None:
+            return None
+        self._entries.move_to_end(episode)
+        shorter = min(len(ids), len(entry.ids))
+        differs = np.flatnonzero(entry.ids[:shorter] != ids[:shorter])
+        count = int(differs[0]) if len(differs) else shorter
+        return entry.kv[:, :, :, :count] if count else None
+
+    def keep(self, episode: str, ids: np.ndarray, kv: torch.Tensor) -> None:
+        """kv: of the columns of exactly `ids`, (layers, 2, heads, n, head_dim) in memory of its own."""
+        self._entries.pop(episode, None)
+        self._entries[episode] = _Entry(ids, kv)
+        while self.num_bytes > self._max_bytes:
+            self._entries.popitem(last=False)
+
+    def forget(self, episode: str) -> None:
+        self._entries.pop(episode, None)
+
+
+@dataclass(frozen=True, eq=False)
+class GrammarCache:
+    """What is computed once for a list of sentences: its trie, the draft's prior and the rows of the output head."""
 
     trie: TokenTrie
     prior: Prior
@@ -29,18 +72,20 @@ class Ground:
 
 
 @dataclass(eq=False)
-class Task:
-    """One request on its way. kept: KV of its first columns from an earlier step of the episode, or None.
+class DecodeTask:
+    """One request that is being decoded.
 
-    expected: (N,) what the model thought of the trie's nodes one step ago, or None.
+    kept: KV of its first columns from an earlier step of the episode, or None.
+    expected: float64 (N,) probability of the trie's nodes one step ago, or None; only the draft uses it.
+    num_read: nodes read so far. is_draft_hit: whether the first forward settled the choice.
     """
 
     prepared: PreparedRequest
-    ground: Ground
+    grammar: GrammarCache
     kept: torch.Tensor | None
     row: Row
-    belief: Belief
-    verdict: Verdict = field(default_factory=lambda: Verdict(None))
+    distribution: TrieDistribution
+    choice: Choice = field(default_factory=lambda: Choice(None))
     expected: np.ndarray | None = None
     num_read: int = 0
     num_forwards: int = 0
@@ -51,13 +96,15 @@ class Task:
         return self.prepared.request
 
 
-def build_task(family: Family, ground: Ground, prepared: PreparedRequest, store: PrefixStore | None) -> Task:
-    """store: where KV of this episode's last step may be; None to read the whole prompt."""
+def build_task(
+    family: Family, grammar: GrammarCache, prepared: PreparedRequest, store: PrefixStore | None
+) -> DecodeTask:
+    """A task with nothing read yet. store: KV of this episode's last step; None to read the whole prompt again."""
     ids = prepared.input_ids.numpy()
     positions, behind = family.position_prompt(prepared)
     kept = store.find(prepared.request.episode, ids[: count_reusable(family, prepared)]) if store else None
-    row = Row(ground.trie, ids, positions, behind, 0 if kept is None else kept.shape[3])
-    return Task(prepared, ground, kept, row, Belief(ground.trie))
+    row = Row(grammar.trie, ids, positions, behind, 0 if kept is None else kept.shape[3])
+    return DecodeTask(prepared, grammar, kept, row, TrieDistribution(grammar.trie))
 
 
 def count_reusable(family: Family, prepared: PreparedRequest) -> int:
@@ -70,16 +117,16 @@ def count_reusable(family: Family, prepared: PreparedRequest) -> int:
     return min(prepared.before_length, int(is_image.argmax()) if is_image.any() else 0)
 
 
-def _expect_columns(task: Task) -> int:
+def _expect_columns(task: DecodeTask) -> int:
     """For the prompt and the nodes that will most likely be read."""
     wants_all = task.request.posterior == "exact"
-    return len(task.row.prompt_ids) + (len(task.ground.trie) if wants_all else RESERVE)
+    return len(task.row.prompt_ids) + (len(task.grammar.trie) if wants_all else RESERVE)
 
 
 class Session:
     """The KV of `tasks` and what of it is filled. The first `read` takes the prompts along."""
 
-    def __init__(self, family: Family, tasks: Sequence[Task], forwards: StaticForwards | None = None):
+    def __init__(self, family: Family, tasks: Sequence[DecodeTask], forwards: StaticForwards | None = None):
         """forwards: buffers of fixed shape to run in where the tasks fit."""
         self.tasks = list(tasks)
         self._family = family
@@ -90,7 +137,7 @@ class Session:
         self._is_fresh = True
 
     def read(self, nodes: Sequence[np.ndarray]) -> None:
-        """One forward that tells each task's belief what is behind its `nodes` (ascending ids)."""
+        """Run one forward that fills in each task's distribution at its `nodes` (ascending ids)."""
         family, tasks = self._family, self.tasks
         missing = [task.row.list_missing(each) for task, each in zip(tasks, nodes, strict=True)]
         start = self._kv.filled
@@ -98,11 +145,11 @@ class Session:
         if isinstance(self._kv, StaticKV) and not self._kv.fits(chunk):
             self._kv = self._kv.grow()
         images = self._place_images() if self._is_fresh else ()
-        branching = [each[task.ground.trie.branching[each]] for task, each in zip(tasks, nodes, strict=True)]
+        branching = [each[task.grammar.trie.branching[each]] for task, each in zip(tasks, nodes, strict=True)]
         picks = [task.row.columns[each] - start for task, each in zip(tasks, branching, strict=True)]
         hidden = self._kv.run(chunk, images, picks)
         for task, each, wanted, logits in zip(tasks, nodes, branching, self.score(branching, hidden), strict=True):
-            task.belief.learn(wanted, logits)
+            task.distribution.learn(wanted, logits)
             task.num_read += len(each)
             task.num_forwards += 1
         self._is_fresh = False
@@ -111,16 +158,16 @@ class Session:
         """For each task hidden states (n, hidden) behind its `nodes` -> logits (n, V) of its live tokens, on
         the CPU. It is the one place where a GPU is waited for.
         """
-        logits = [task.ground.head.read(each) for task, each in zip(self.tasks, hidden, strict=True)]
+        logits = [task.grammar.head.read(each) for task, each in zip(self.tasks, hidden, strict=True)]
         flat = torch.cat([each.flatten() for each in logits]).cpu().numpy()
         ends = np.cumsum([each.numel() for each in logits])
         return [part.reshape(each.shape) for part, each in zip(np.split(flat, ends[:-1]), logits, strict=True)]
 
-    def _place_images(self) -> list[Placed]:
+    def _place_images(self) -> list[PlacedImage]:
         prepared = [task.prepared for task in self.tasks]
         features = self._forwards.encode_images(prepared) if self._forwards else self._family.encode_images(prepared)
         return [
-            Placed(each, np.flatnonzero(task.row.prompt_ids[task.row.kept :] == self._family.image_token_id))
+            PlacedImage(each, np.flatnonzero(task.row.prompt_ids[task.row.kept :] == self._family.image_token_id))
             for each, task in zip(features, self.tasks, strict=True)
         ]
 

@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
-from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout, find_layout
-from vlm_local.decoding.forward import DynamicKV, Placed, run_language_model
-from vlm_local.decoding.graphs import GraphPool, Staged
+from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout, PreparedRequest, find_layout
+from vlm_local.decoding.forward import DynamicKV, PlacedImage, run_language_model
+from vlm_local.decoding.graphs import GraphPool, StagedBuffer
 from vlm_local.decoding.layout import Chunk
-from vlm_local.decoding.types import PreparedRequest
 
 MAX_ROWS = 16  # more requests at once run in forward.py
 MAX_COLUMNS = 2048  # longer prompts, too
@@ -98,6 +97,7 @@ class StaticForwards:
             cache.kv.zero_()
 
     def find_step(self, cache: "_StaticCache", length: int, has_images: bool) -> "_Step":
+        """The forward for chunks of this padded length, made at its first use."""
         key = cache.rows, cache.width, length, has_images
         if key not in self._steps:
             self._steps[key] = _Step(self.family, cache, length, has_images, self._graphs)
@@ -181,7 +181,7 @@ class StaticKV:
         """Whether there are columns for a chunk and its padding."""
         return self.filled + round_up(chunk.token_ids.shape[1], self._cache.rows) <= self._cache.width
 
-    def run(self, chunk: Chunk, images: Sequence[Placed], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
+    def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """As `DynamicKV.run`."""
         length = chunk.token_ids.shape[1]
         step = self._forwards.find_step(self._cache, round_up(length, self._cache.rows), bool(images))
@@ -214,24 +214,23 @@ class _Step:
         rows, width, num_masks = cache.rows, cache.width, 1 if family.window is None else 2
         # Token ids, index of the features (0: none), positions; then the columns to write, the places to read.
         num_numbers = (2 + family.axes) * rows * length + length + rows * length
-        self._numbers = Staged((num_numbers,), torch.int64, family.device)
-        self._visible = Staged((num_masks, rows, length, width), torch.bool, family.device)
+        self._numbers = StagedBuffer((num_numbers,), torch.int64, family.device)
+        self._visible = StagedBuffer((num_masks, rows, length, width), torch.bool, family.device)
         self._replay: Callable[[], torch.Tensor] | None = None
 
     def record(self) -> None:
         """Capture it unless that is done; what is in the buffers does not matter."""
-        if self._replay is None:
-            self._replay = self._graphs.record(self._compute)
+        self._replay = self._replay or self._graphs.record(self._compute)
 
     def run(
-        self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[Placed], places: np.ndarray
+        self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[PlacedImage], places: np.ndarray
     ) -> torch.Tensor:
         """Hidden states (n, hidden) at `places` (n,) of the flattened chunk.
 
         rows: of the cache, for each row of the chunk. filled: columns in use before it.
         """
         self._fill(chunk, rows, filled, images, places)
-        self.record()
+        self._replay = self._replay or self._graphs.record(self._compute)
         return self._replay()[: len(places)]
 
     def _split(self, numbers) -> tuple:
@@ -242,7 +241,9 @@ class _Step:
         rest = numbers[(2 + axes) * size :]
         return grid[0], grid[1], grid[2:], rest[:length], rest[length:]
 
-    def _fill(self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[Placed], places: np.ndarray) -> None:
+    def _fill(
+        self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[PlacedImage], places: np.ndarray
+    ) -> None:
         count = chunk.token_ids.shape[1]
         numbers = self._numbers.host
         numbers[:] = 0
@@ -285,7 +286,7 @@ class _Tower:
     def __init__(self, family: Family, layout: PictureLayout, rows: int, graphs: GraphPool):
         self._family, self._layout, self._rows = family, layout, rows
         shape = (rows * layout.shape[0], *layout.shape[1:])
-        self._pixels = Staged(shape, family.dtype, family.device)
+        self._pixels = StagedBuffer(shape, family.dtype, family.device)
         self._replay: Callable[[], list[ImageFeatures]] = graphs.record(self._compute)
 
     def run(self, pixels: Sequence[torch.Tensor]) -> list[ImageFeatures]:

@@ -1,4 +1,4 @@
-"""The default decoder: a part of the token trie rides along with the prompt in one forward.
+"""The default decoder: one forward reads the prompt and a part of the token trie together.
 
 The trie's likeliest nodes are appended to the prompt as a tree under a 4D attention mask, so one
 forward gives the distribution behind each of them. A strategy then decides, or says which nodes must
@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_local.decoding.families import Family
+from vlm_local.decoding.distribution import certify, decide
+from vlm_local.decoding.families import Family, LoadedModel, PreparedRequest
 from vlm_local.decoding.forward import Head
 from vlm_local.decoding.prior import Prior, select_nodes
-from vlm_local.decoding.reuse import PrefixStore
-from vlm_local.decoding.session import Ground, Session, Task, build_task
+from vlm_local.decoding.session import DecodeTask, GrammarCache, PrefixStore, Session, build_task
 from vlm_local.decoding.static import StaticForwards
-from vlm_local.decoding.strategies import certify, decide
 from vlm_local.decoding.trie import MAX_GRAMMARS, TokenTrie, build_trie, tokenize_sentences
-from vlm_local.decoding.types import LoadedModel, PreparedRequest
 from vlm_local.errors import GrammarError
 from vlm_local.types import Generation
 
@@ -78,7 +76,7 @@ class TreeDecoder:
         self._forwards = StaticForwards(self._family, on_gpu, max_batch) if is_static else None
         self._store = PrefixStore(keep_bytes)
         self._near_tie = NEAR_TIE[loaded.dtype]
-        self._grounds: dict[tuple, Ground | GrammarError] = {}
+        self._grammars: dict[tuple, GrammarCache | str] = {}
         self._expected: OrderedDict[str, tuple[TokenTrie, np.ndarray]] = OrderedDict()
 
     @property
@@ -87,13 +85,14 @@ class TreeDecoder:
         return {} if self._forwards is None else {"graphs": self._forwards.metadata}
 
     def forget(self, episode: str) -> None:
+        """Drop the KV and the draft's prior of an episode."""
         self._store.forget(episode)
         self._expected.pop(episode, None)
 
     def refuse(self, prepared: PreparedRequest) -> str | None:
         """Why this decoder cannot answer a request's sentences, or None when it can."""
-        ground = self._find_ground(prepared)
-        return str(ground) if isinstance(ground, GrammarError) else None
+        grammar = self._find_grammar(prepared)
+        return grammar if isinstance(grammar, str) else None
 
     @torch.inference_mode()
     def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
@@ -116,46 +115,47 @@ class TreeDecoder:
             timings["plain"] = 1e3 * (perf_counter() - before_plain)
         return [self._finish(task, timings, task in near_ties) for task in tasks]
 
-    def _begin(self, prepared: PreparedRequest, store: PrefixStore | None) -> Task:
-        ground = self._find_ground(prepared)
-        if isinstance(ground, GrammarError):
-            raise ground
-        task = build_task(self._family, ground, prepared, store)
-        trie, expected = self._expected.get(prepared.request.episode, (None, None))
-        if trie is ground.trie:
+    def _begin(self, prepared: PreparedRequest, store: PrefixStore | None) -> DecodeTask:
+        grammar = self._find_grammar(prepared)
+        if isinstance(grammar, str):
+            raise GrammarError(grammar)
+        task = build_task(self._family, grammar, prepared, store)
+        trie, expected = self._expected.get(prepared.request.episode or "", (None, None))
+        if trie is grammar.trie:
             task.expected = expected
         return task
 
-    def _expect(self, task: Task) -> None:
+    def _expect(self, task: DecodeTask) -> None:
         """Remember what the model thought, for the draft of the episode's next step."""
         episode = task.request.episode
         if episode is not None:
             self._expected.pop(episode, None)
-            mass, _ = task.belief.spread(task.belief.sharpen(1.0))
-            self._expected[episode] = task.ground.trie, mass
+            mass, _ = task.distribution.spread(task.distribution.sharpen(1.0))
+            self._expected[episode] = task.grammar.trie, mass
             if len(self._expected) > _MAX_EPISODES:
                 self._expected.popitem(last=False)
 
-    def _find_ground(self, prepared: PreparedRequest) -> Ground | GrammarError:
+    def _find_grammar(self, prepared: PreparedRequest) -> GrammarCache | str:
+        """What was made for a request's sentences, or why this decoder cannot answer them."""
         key = prepared.request.sentences, int(prepared.input_ids[-1])
-        ground = self._grounds.pop(key, None)
-        if ground is None:
+        grammar = self._grammars.pop(key, None)
+        if grammar is None:
             try:
-                ground = self._build_ground(*key)
+                grammar = self._build_grammar(*key)
             except GrammarError as error:
-                ground = error
-        self._grounds[key] = ground  # the last used stands last
-        if len(self._grounds) > MAX_GRAMMARS:
-            del self._grounds[next(iter(self._grounds))]
-        return ground
+                grammar = str(error)
+        self._grammars[key] = grammar  # the last used stands last
+        if len(self._grammars) > MAX_GRAMMARS:
+            del self._grammars[next(iter(self._grammars))]
+        return grammar
 
-    def _build_ground(self, sentences: tuple[str, ...], last_prompt_id: int) -> Ground:
+    def _build_grammar(self, sentences: tuple[str, ...], last_prompt_id: int) -> GrammarCache:
         end_token = self._loaded.eos_token_id
         tokens = tokenize_sentences(self._loaded.tokenizer, sentences, last_prompt_id, end_token, self._loaded.lead)
         trie = build_trie(sentences, tokens, end_token)
-        return Ground(trie, Prior(trie), Head(self._family, trie.live_tokens))
+        return GrammarCache(trie, Prior(trie), Head(self._family, trie.live_tokens))
 
-    def _run(self, tasks: list[Task]) -> dict[str, float]:
+    def _run(self, tasks: list[DecodeTask]) -> dict[str, float]:
         """Read until every task is decided and its posterior is what was asked for."""
         start = perf_counter()
         open_tasks = [(task, nodes) for task in tasks if (nodes := self._select(task)) is not None]
@@ -167,60 +167,60 @@ class TreeDecoder:
         prefilled = perf_counter()
         wanted = [self._select(task) for task in session.tasks]
         for task in session.tasks:
-            task.is_draft_hit = task.verdict.sentence is not None
+            task.is_draft_hit = task.choice.sentence is not None
         while any(nodes is not None for nodes in wanted):
             session.narrow([nodes is not None for nodes in wanted])
             session.read([nodes for nodes in wanted if nodes is not None])
             wanted = [self._select(task) for task in session.tasks]
         return {"prefill": 1e3 * (prefilled - start), "expand": 1e3 * (perf_counter() - prefilled)}
 
-    def _open_session(self, tasks: list[Task]) -> Session:
+    def _open_session(self, tasks: list[DecodeTask]) -> Session:
         return self.session_type(self._family, tasks, self._forwards)
 
-    def _select(self, task: Task) -> np.ndarray | None:
+    def _select(self, task: DecodeTask) -> np.ndarray | None:
         """Nodes to read next, or None when nothing more is wanted. Decides the task when it can."""
         focus = self._find_focus(task)
         if focus is None:
             return None
-        budget, trie = self._budget, task.ground.trie
+        budget, trie = self._budget, task.grammar.trie
         limit = budget.draft if task.num_forwards == 0 else budget.step
         if task.request.posterior == "fast":
             limit = budget.fast
         elif task.request.posterior == "exact":
             limit = len(trie)
-        return select_nodes(trie, task.ground.prior.weigh(task.request.drafts, task.expected), focus, limit)
+        return select_nodes(trie, task.grammar.prior.weigh(task.request.drafts, task.expected), focus, limit)
 
-    def _find_focus(self, task: Task) -> np.ndarray | None:
+    def _find_focus(self, task: DecodeTask) -> np.ndarray | None:
         request = task.request
-        if task.verdict.sentence is None:
-            task.verdict = decide(task.belief, request, self._near_tie)
-            if task.verdict.sentence is None:
-                return task.verdict.focus
+        if task.choice.sentence is None:
+            task.choice = decide(task.distribution, request, self._near_tie)
+            if task.choice.sentence is None:
+                return task.choice.focus
         gives_up = request.posterior == "fast" and task.num_read >= self._budget.fast_total
-        return None if request.posterior == "off" or gives_up else certify(task.belief, request.posterior)
+        return None if request.posterior == "off" or gives_up else certify(task.distribution, request.posterior)
 
-    def _is_near_tie(self, task: Task) -> bool:
+    def _is_near_tie(self, task: DecodeTask) -> bool:
         """A sample has no such thing: a boundary of its CDF moved by rounding is the same distribution."""
-        return task.verdict.margin < self._near_tie
+        return task.choice.margin < self._near_tie
 
-    def _decide_plainly(self, task: Task) -> None:
+    def _decide_plainly(self, task: DecodeTask) -> None:
         """Decide again as a plain decoder would: the whole prompt alone, then token by token."""
         plain = self._begin(task.prepared, store=None)
         session = self._open_session([plain])
-        while plain.verdict.sentence is None:
-            plain.verdict = decide(plain.belief, plain.request)
-            if plain.verdict.sentence is None:
-                target = int(plain.verdict.focus.argmax())
+        while plain.choice.sentence is None:
+            plain.choice = decide(plain.distribution, plain.request)
+            if plain.choice.focus is not None:
+                target = int(plain.choice.focus.argmax())
                 path = plain.row.list_missing(np.array([target]))
                 session.read([path[:1] if len(path) else np.array([target])])
-        task.verdict = plain.verdict
+        task.choice = plain.choice
         task.num_forwards += plain.num_forwards
 
-    def _finish(self, task: Task, timings: dict[str, float], was_near_tie: bool) -> Generation:
+    def _finish(self, task: DecodeTask, timings: dict[str, float], was_near_tie: bool) -> Generation:
         self._expect(task)
         probabilities = missing = None
         if task.request.posterior != "off":
-            _, probabilities = task.belief.spread(task.belief.sharpen(1.0))
+            _, probabilities = task.distribution.spread(task.distribution.sharpen(1.0))
             missing = max(0.0, 1.0 - float(probabilities.sum()))
         stats = {
             "forwards": task.num_forwards,
@@ -229,5 +229,6 @@ class TreeDecoder:
             "near_tie": float(was_near_tie),
             "reused_tokens": task.row.kept,
         }
-        sentence = task.request.sentences[task.verdict.sentence]
+        assert task.choice.sentence is not None  # `_run` ends with every task decided
+        sentence = task.request.sentences[task.choice.sentence]
         return Generation(sentence, probabilities, missing, dict(timings), stats)

@@ -1,10 +1,15 @@
-"""Engines turn requests into sentences. Heavy imports happen in the module of the engine asked for."""
+"""Engines answer a request with one of its sentences: the Protocols that hf, openai, scripted and process fulfil.
+
+Imports no torch; the module of each engine imports what it needs.
+"""
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
 
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
@@ -15,23 +20,21 @@ Outcome = Generation | VLMLocalError
 
 
 class Engine(Protocol):
-    """Owned by one thread, but for `prepare`; `generate` is never entered twice at once."""
+    """Answers requests. One thread owns an engine and makes all calls.
+
+    max_batch: the most requests that one call of `generate` takes.
+    """
 
     max_batch: int
 
-    def prepare(self, request: GenerationRequest) -> Any:
-        """What `generate` takes in the request's place: all that can be done before its turn.
+    def generate(self, requests: Sequence[GenerationRequest]) -> Sequence[Outcome]:
+        """Answer 1 to `max_batch` requests; the result has one outcome for each, in the same order.
 
-        Any thread may call it, also while `generate` runs. Raises RequestError for a request that
-        can never be answered.
+        The outcome of a request that fails alone is its error: RequestError where the request can never be
+        answered, EngineError otherwise. Raises EngineError where the model failed for all; the caller then
+        tries them again one by one.
         """
-
-    def generate(self, prepared: Sequence[Any]) -> list[Outcome]:
-        """Answer 1 to `max_batch` prepared requests in their order. Each sentence is one of its request's.
-
-        A request that failed alone has its error in its place. Raises EngineError where the model
-        failed for all; they are then tried again one by one.
-        """
+        ...
 
     def forget(self, episode: str) -> None:
         """Drop what is kept for this episode (KV, drafts)."""
@@ -39,6 +42,7 @@ class Engine(Protocol):
     @property
     def metadata(self) -> Mapping[str, Any]:
         """model, family, checkpoint hash, device, dtype, quantize, trained, versions: JSON values."""
+        ...
 
     def close(self) -> None:
         """Called by its owner when nothing will be asked any more; a second call changes nothing."""
@@ -48,13 +52,14 @@ class Engine(Protocol):
 class ConcurrentEngine(Engine, Protocol):
     """An engine whose requests do not wait for each other: its owner need not collect them in batches."""
 
-    def submit(self, prepared: Any) -> "Future[Outcome]":
+    def submit(self, request: GenerationRequest) -> "Future[Outcome]":
         """Begin to answer and return at once; any thread may call it. The engine keeps its own deadline."""
+        ...
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
-    """Whatever fails inside and is not an error of this package is logged, and raised as EngineError: `what`."""
+def as_engine_error(what: str) -> Iterator[None]:
+    """Log an exception of the block that is not an error of this package, and raise EngineError("`what`: ...")."""
     try:
         yield
     except VLMLocalError:
@@ -62,3 +67,13 @@ def explained(what: str) -> Iterator[None]:
     except Exception as error:
         logger.exception("%s", what)
         raise EngineError(f"{what}: {type(error).__name__}: {error}") from error
+
+
+def find_fault(generation: Generation, request: GenerationRequest) -> str | None:
+    """Why an engine's answer is none, whatever engine it is."""
+    if generation.sentence not in request.sentences:
+        return f"the engine left the grammar and said {generation.sentence!r}"
+    told = generation.probabilities
+    if told is not None and not np.isfinite(told.sum()):
+        return f"the engine said {generation.sentence!r} with probabilities that are not finite"
+    return None

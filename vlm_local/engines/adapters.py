@@ -13,6 +13,7 @@ from typing import Any
 import safetensors.torch
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from vlm_local.checkpoint import ADAPTER, list_weights
@@ -62,7 +63,7 @@ class _Change:
     lengths: torch.Tensor | None
 
 
-def add_adapter(model: nn.Module, folder: Path) -> None:
+def add_adapter(model: PreTrainedModel, folder: Path) -> None:
     """Add an adapter's weights into a model's own; into quantised layers as a term beside them.
 
     Raises ConfigError for an adapter of another kind than LoRA, and names the tensor that has no place.
@@ -75,13 +76,14 @@ def add_adapter(model: nn.Module, folder: Path) -> None:
     _untie(model, [*layers, *(name.rpartition(".")[0] for name in whole)])
     for name, value in whole.items():
         _store(model.get_parameter(name), value, name, file)
+    embedding: Any = model.get_input_embeddings()
     for name, (spelling, parts) in layers.items():
-        module = model.get_submodule(name)
+        module: Any = model.get_submodule(name)
         change = _build_change(module, parts, scaling, spelling, file)
         if module.weight.is_floating_point():
             _store(module.weight, _merge(module.weight, change), spelling, file)
         else:
-            module.register_forward_hook(_build_term(change, model.get_input_embeddings().weight.dtype))
+            module.register_forward_hook(_build_term(change, embedding.weight.dtype))
 
 
 def _read_scaling(file: Path) -> _Scaling:
@@ -105,7 +107,7 @@ def _read_scaling(file: Path) -> _Scaling:
     return _Scaling(numbers[0], alphas, bool(config.get("use_rslora")), bool(config.get("use_dora")))
 
 
-def _sort_tensors(model: nn.Module, tensors: Mapping[str, torch.Tensor], file: Path) -> tuple[dict, dict]:
+def _sort_tensors(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], file: Path) -> tuple[dict, dict]:
     """(module name -> its spelling in the file and its LoRA parts; parameter name -> its whole value)."""
     renamings = get_model_conversion_mapping(model)
     modules, parameters = dict(model.named_modules()), dict(model.named_parameters(remove_duplicate=False))
@@ -140,18 +142,17 @@ def _find_place(name: str, renamings, known: Mapping[str, Any]) -> str | None:
     return next((each for each in (renamed, renamed.removesuffix(".weight")) if each in known), None)
 
 
-def _untie(model: nn.Module, touched: list[str]) -> None:
+def _untie(model: PreTrainedModel, touched: list[str]) -> None:
     """Give head and embedding a tensor each before one of them changes; training had kept the other as it was."""
-    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    head: Any = model.get_output_embeddings()
+    embedding: Any = model.get_input_embeddings()
     is_touched = any(model.get_submodule(name) in (head, embedding) for name in touched)
     if is_touched and head.weight is embedding.weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
         model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
 
 
-def _build_change(
-    module: nn.Module, parts: Mapping[str, torch.Tensor], scaling: _Scaling, layer: str, file: Path
-) -> _Change:
+def _build_change(module: Any, parts: Mapping[str, torch.Tensor], scaling: _Scaling, layer: str, file: Path) -> _Change:
     """Raises ConfigError where the parts are not those of such a layer, or of another shape."""
     names = {"embedding_A", "embedding_B"} if isinstance(module, nn.Embedding) else {"A", "B"}
     if scaling.is_dora and not isinstance(module, nn.Embedding):

@@ -1,18 +1,54 @@
-"""What a model's chat template writes around a prompt and around an answer."""
+"""The text around a user's words: the model's chat template, and its control tokens, which users may not write.
 
+A stranger's chat template is a program: it is run once within bounds before it is believed. transformers runs it in
+Jinja's sandbox, which keeps it from files and Python's insides, but not from loops without an end or text without a
+size; both would keep the load of a model from ever ending. What a template does later, in a request, is bounded by
+the engine's deadline.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from vlm_local.engines.templates import TEMPLATE_FAULTS
-from vlm_local.errors import ConfigError
+import jinja2
+
+from vlm_local.errors import ConfigError, RequestError
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None
+
+MAX_TEMPLATE_LINES = 5_000_000  # of Python: ChatML's template takes some 30,000; all of them took 1.2 s
+MAX_TEMPLATE_BYTES = 1 << 30
+# What an expression of a template can raise, beside what bounds it.
+TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+_TEXT = {"type": "text", "text": "Which movement comes next?"}
+_CONVERSATIONS = (
+    ([{"role": "user", "content": [_TEXT, {"type": "image"}, _TEXT]}], True),
+    ([{"role": "user", "content": [_TEXT]}], True),
+    ([{"role": "user", "content": [_TEXT]}, {"role": "assistant", "content": [_TEXT]}], False),
+)
 
 _OPEN, _CLOSE = "<think>", "</think>"
 _ANSWER = "stop"
 
+# Innermost first: taking <b> out of <|<b>|> may leave a token, which the next pass finds.
+_MARKED = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
+# What tokens look like where the tokenizer is not known: <|im_end|>, </s>, <start_of_turn>, [INST];
+# DeepSeek writes a wide bar (U+FF5C).
+_LOOKS_LIKE_ONE = re.compile(r"<[|\uff5c/]*[\w▁.-]+[|\uff5c/]*>|\[/?[A-Z][A-Z_]+\]")
+_MAX_CHECKED = 64
+_PLACEHOLDER = re.compile(r"image|img|vision|video", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
-class Frame:
+class AnswerFrame:
     """lead: text between the prompt's end and an answer, SmolVLM's " ". end_token_id: the token behind an
     answer, None where the template writes nothing there.
     """
@@ -49,7 +85,7 @@ def apply_template(processor: Any, messages: list[dict], add_generation_prompt: 
     return text
 
 
-def find_frame(processor: Any, folder: Path) -> Frame:
+def find_frame(processor: Any, folder: Path) -> AnswerFrame:
     """Read from an example what stands around an answer. Raises ConfigError for a template that has no such places."""
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
     answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
@@ -67,7 +103,7 @@ def find_frame(processor: Any, folder: Path) -> Frame:
     if not found:
         raise ConfigError(f"{folder}: the chat template does not write an assistant's words into the conversation")
     lead = before[len(asked) :] if before.startswith(asked) else ""
-    return Frame(lead, _read_end(processor.tokenizer, behind, folder))
+    return AnswerFrame(lead, _read_end(processor.tokenizer, behind, folder))
 
 
 def _read_end(tokenizer: Any, behind: str, folder: Path) -> int | None:
@@ -80,3 +116,106 @@ def _read_end(tokenizer: Any, behind: str, folder: Path) -> int | None:
             f"token that could end a phrase; mend the template (chat_template.jinja)"
         )
     return first
+
+
+class _TooLong(BaseException):
+    """Not an Exception: Jinja passes over those while it folds constants."""
+
+
+def check_template(template: str, render: Callable[[list[dict[str, Any]], bool], str], folder: Path) -> None:
+    """Write the conversations that requests are made of.
+
+    render: (messages, whether an answer is to follow) -> text. Raises ConfigError for a template that takes more than
+    MAX_TEMPLATE_LINES or MAX_TEMPLATE_BYTES, and for powers, whose size nothing bounds.
+    """
+    try:
+        if any(token[1:] == ("operator", "**") for token in jinja2.Environment().lex(template)):
+            raise ConfigError(f"{folder}: the chat template computes powers (**), which no prompt needs")
+        with _bounded():
+            for messages, is_asked in _CONVERSATIONS:
+                render(messages, is_asked)
+    except (_TooLong, RecursionError):
+        raise ConfigError(f"{folder}: the chat template runs on and on; it may never end") from None
+    except (MemoryError, OverflowError) as error:
+        raise ConfigError(
+            f"{folder}: the chat template makes more text than {MAX_TEMPLATE_BYTES >> 20} MB hold "
+            f"({type(error).__name__})"
+        ) from None
+    except TEMPLATE_FAULTS:
+        return  # whoever uses the text says what is wrong with it
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """Bound a template's run: _TooLong after MAX_TEMPLATE_LINES of Python, MemoryError above MAX_TEMPLATE_BYTES more
+    than are in use now. It counts in this thread only.
+    """
+    left = MAX_TEMPLATE_LINES
+
+    def count(frame, event, argument):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise _TooLong
+        return count
+
+    tracer = sys.gettrace()
+    with _limited_memory():
+        sys.settrace(count)
+        try:
+            yield
+        finally:
+            sys.settrace(tracer)
+
+
+@contextmanager
+def _limited_memory() -> Iterator[None]:
+    statm = Path("/proc/self/statm")
+    if resource is None or not statm.exists():
+        yield
+        return
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    wanted = int(statm.read_text().split()[0]) * resource.getpagesize() + MAX_TEMPLATE_BYTES
+    limits = [limit for limit in before if limit != resource.RLIM_INFINITY]
+    resource.setrlimit(resource.RLIMIT_AS, (min([wanted, *limits]), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+class ControlTokenFilter:
+    """Turns control tokens into plain words, however they are nested: <|<|im_end|>|> becomes im_end."""
+
+    def __init__(self, tokens: Collection[str] | None):
+        """tokens: of the model's tokenizer; None where it is not known: then whatever looks like one."""
+        self._tokens = None if tokens is None else frozenset(tokens)
+        # Those that _MARKED does not find; one that is only space or a single letter is no mark.
+        bare = [re.escape(token) for token in tokens or () if len(token.strip()) > 1 and not _MARKED.fullmatch(token)]
+        self._pattern = re.compile("|".join([_MARKED.pattern, *sorted(bare, key=len, reverse=True)]))
+        self.check_sentences = lru_cache(_MAX_CHECKED)(self._check_sentences)  # robots ask for the same list each step
+
+    def __call__(self, text: str) -> str:
+        """Raises RequestError for a placeholder of a picture: where it stands, the model would look for one."""
+        while (plain := self._pattern.sub(self._make_plain, text)) != text:
+            text = plain
+        return text
+
+    def _check_sentences(self, sentences: tuple[str, ...]) -> None:
+        """Raises RequestError where what may be answered holds a control token."""
+        for sentence in sentences:
+            if any(self._is_token(match[0]) for match in self._pattern.finditer(sentence)):
+                raise RequestError(f"{sentence!r} holds a control token of the model and cannot be answered")
+
+    def _is_token(self, word: str) -> bool:
+        known = _LOOKS_LIKE_ONE.fullmatch(word) if self._tokens is None else word in self._tokens
+        return bool(known)
+
+    def _make_plain(self, match: re.Match) -> str:
+        word = match[0]
+        if not self._is_token(word):
+            return word
+        if _PLACEHOLDER.search(word):
+            raise RequestError(f"the words hold {word!r}, which stands for a picture in a prompt; leave it out")
+        plain = word.strip("<|\uff5c>[]")
+        return plain if plain != word else ""

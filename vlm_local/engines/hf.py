@@ -1,35 +1,101 @@
-"""A checkpoint in memory, through transformers: loaded once, asked under a grammar."""
+"""The local engine: a checkpoint loaded through transformers, and the decoder that answers under a grammar."""
 
+import logging
 import os
 import platform
-import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
+from time import perf_counter
 from typing import Any
 
 import torch
 
 from vlm_local import __version__
 from vlm_local.checkpoint import Checkpoint
-from vlm_local.decoding.types import LoadedModel, PreparedRequest
-from vlm_local.engines import Outcome
+from vlm_local.decoding.families import LoadedModel, PreparedRequest
+from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.decoding.tree import TreeDecoder
+from vlm_local.decoding.trie import MAX_GRAMMARS
+from vlm_local.engines import Outcome, as_engine_error
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
-from vlm_local.errors import EngineError
+from vlm_local.errors import EngineError, GrammarError, RequestError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
 _NUM_THREADS = torch.get_num_threads()  # what torch chose for this machine
-_ONE_THREAD = 64 << 20  # bytes of weights
+_ONE_THREAD = 64 << 20  # bytes of weights up to which one CPU thread is fastest: see open_hf_engine
+# The longest sentence that outlines may decode: each token takes a forward, and every robot of this engine waits.
+MAX_OUTLINES_TOKENS = 32
+
+logger = logging.getLogger(__name__)
+
+
+class DefaultDecoder:
+    """Decodes with the tree decoder where the sentences' tokens form a trie, else with the outlines reference.
+
+    refusals: first sentence of a list that outlines decodes -> why; the latest MAX_GRAMMARS, for the metadata.
+    """
+
+    def __init__(self, loaded: LoadedModel, max_batch: int = 1):
+        """max_batch: as TreeDecoder's."""
+        self._tree = TreeDecoder(loaded, max_batch=max_batch)
+        self._loaded = loaded
+        self._outlines: OutlinesDecoder | None = None
+        self.refusals: dict[str, str] = {}
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the engine's own metadata cannot know."""
+        refusals = {"decoder_refusals": dict(self.refusals)} if self.refusals else {}
+        return {**self._tree.metadata, **refusals}
+
+    def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation | RequestError]:
+        """A request whose sentences cannot be decoded, or take too long, has its error in its place."""
+        reasons = [self._tree.refuse(each) for each in prepared]
+        fits = [each for each, reason in zip(prepared, reasons, strict=True) if reason is None]
+        answers = iter(self._tree.decode(fits) if fits else ())
+        return [
+            next(answers) if reason is None else self._decode_slowly(each, reason)
+            for each, reason in zip(prepared, reasons, strict=True)
+        ]
+
+    def _decode_slowly(self, prepared: PreparedRequest, reason: str) -> Generation | RequestError:
+        sentences = prepared.request.sentences
+        longest = max(map(len, self._loaded.tokenizer(list(sentences), add_special_tokens=False)["input_ids"]))
+        if longest > MAX_OUTLINES_TOKENS:
+            return RequestError(
+                f"{reason}; such choices may have {MAX_OUTLINES_TOKENS} tokens each, but one has {longest}: "
+                "use shorter ones, or none that begins with another"
+            )
+        first = sentences[0]
+        if first not in self.refusals:
+            self.refusals[first] = reason
+            if len(self.refusals) > MAX_GRAMMARS:
+                del self.refusals[next(iter(self.refusals))]
+            logger.warning("outlines decodes %r and the other sentences of its grammar: %s", first, reason)
+        if self._outlines is None:
+            self._outlines = OutlinesDecoder(self._loaded)
+        try:
+            return self._outlines.decode([prepared])[0]
+        except GrammarError as error:
+            return RequestError(str(error))
+
+    def forget(self, episode: str) -> None:
+        self._tree.forget(episode)
 
 
 class HFEngine:
-    """Prepares requests, lets the decoder answer them, checks every answer."""
+    """Turns requests into tensors and has the decoder answer them.
+
+    Both happen in the thread that owns the engine: beside a forward, Python's interpreter lock would be taken
+    from it at every call into torch.
+    """
 
     def __init__(self, checkpoint: Checkpoint, loaded: LoadedModel, decoder: str, quantize: str, max_batch: int):
         self.max_batch = max_batch
         self._processing = Processing(loaded.processor, loaded.family, loaded.dtype)
-        self._preparing = threading.Lock()
-        self._decoder = _build_decoder(loaded, decoder, max_batch)
+        self._decoder = OutlinesDecoder(loaded) if decoder == "outlines" else DefaultDecoder(loaded, max_batch)
         self._metadata = {
             "model": checkpoint.name,
             "family": checkpoint.family,
@@ -53,20 +119,28 @@ class HFEngine:
     def metadata(self) -> Mapping[str, Any]:
         return {**self._metadata, **getattr(self._decoder, "metadata", {})}
 
-    def prepare(self, request: GenerationRequest) -> PreparedRequest:
-        with self._preparing:  # transformers' processors promise nothing about threads
-            return self._processing.prepare(request)
+    def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
+        start = perf_counter()
+        prepared = [self._prepare(request) for request in requests]
+        ready = [each for each in prepared if isinstance(each, PreparedRequest)]
+        prepare_ms = 1e3 * (perf_counter() - start)
+        answers = iter(self._decode(ready) if ready else ())
+        outcomes = [next(answers) if isinstance(each, PreparedRequest) else each for each in prepared]
+        return [_add_timing(each, prepare_ms) if isinstance(each, Generation) else each for each in outcomes]
 
-    def generate(self, prepared: Sequence[PreparedRequest]) -> list[Outcome]:
+    def _prepare(self, request: GenerationRequest) -> PreparedRequest | VLMLocalError:
         try:
-            generations = self._decoder.decode(prepared)
+            with as_engine_error("the request could not be prepared"):
+                return self._processing.prepare(request)
+        except VLMLocalError as error:
+            return error
+
+    def _decode(self, prepared: Sequence[PreparedRequest]) -> Sequence[Outcome]:
+        try:
+            return self._decoder.decode(prepared)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise EngineError(f"out of memory on the GPU with {len(prepared)} requests at once: {error}") from error
-        for each, generation in zip(prepared, generations, strict=True):
-            if isinstance(generation, Generation) and generation.sentence not in each.request.sentences:
-                raise EngineError(f"the decoder left the grammar and said {generation.sentence!r}")
-        return generations
 
     def forget(self, episode: str) -> None:
         self._decoder.forget(episode)
@@ -96,11 +170,5 @@ def open_hf_engine(
     return HFEngine(checkpoint, loaded, decoder, quantize, max_batch)
 
 
-def _build_decoder(loaded: LoadedModel, name: str, max_batch: int):
-    if name == "outlines":
-        from vlm_local.decoding.outlines import OutlinesDecoder
-
-        return OutlinesDecoder(loaded)
-    from vlm_local.decoding.default import DefaultDecoder
-
-    return DefaultDecoder(loaded, max_batch)
+def _add_timing(generation: Generation, prepare_ms: float) -> Generation:
+    return replace(generation, timings_ms={"prepare": prepare_ms, **generation.timings_ms})

@@ -1,18 +1,21 @@
-"""From a checkpoint's folder to a model in memory: device, dtype, quantisation, adapter, end token."""
+"""Loads a checkpoint's folder into memory: device, dtype, quantisation, adapter, end token."""
 
+import logging
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
 
 from vlm_local.checkpoint import CONFIG, Checkpoint, count_packed_bytes, count_weights, estimate_memory
-from vlm_local.decoding.types import LoadedModel
+from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.adapters import add_adapter
-from vlm_local.engines.chat import Frame, find_frame
+from vlm_local.engines.chat import AnswerFrame, find_frame
 from vlm_local.engines.processing import check_pictures, is_chat, load_processor
-from vlm_local.engines.quantisation import QUANTIZE, describe_quantization, settle_4bit, unify_floats
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
+
+QUANTIZE = ("none", "8bit", "4bit")
 
 _SMALL = 1 << 30  # bytes of float32 weights up to which the CPU keeps them
 
@@ -41,7 +44,7 @@ def load_model(
     quantization = describe_quantization(checkpoint, quantize, chosen)
     _check_memory(checkpoint, size, quantize, chosen, place)
     processor = load_processor(checkpoint.folder, checkpoint.family)
-    frame = find_frame(processor, checkpoint.folder) if is_chat(checkpoint.family) else Frame()
+    frame = find_frame(processor, checkpoint.folder) if is_chat(checkpoint.family) else AnswerFrame()
     model = _read_weights(checkpoint, chosen, place, quantization)
     if checkpoint.quant_method:
         unify_floats(model, chosen)
@@ -62,9 +65,10 @@ def _read_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
     kind = f"{folder}, quantised by {method}," if method else str(folder)
     options = {} if quantization is None else {"quantization_config": quantization}
     try:
-        model, info = transformers.AutoModelForImageTextToText.from_pretrained(
+        loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, local_files_only=True, output_loading_info=True, **options
         )
+        model, info = loaded  # a pair where output_loading_info is asked for
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, AttributeError, KeyError) as error:
         raise ConfigError(f"{kind} cannot be loaded: {error}") from error
     if missing := sorted(info["missing_keys"]):
@@ -86,7 +90,7 @@ def _choose_device(name: str) -> torch.device:
     except RuntimeError:
         raise ConfigError(f"--device {name}: expected auto, cpu, or cuda:N") from None
     if device.type == "cuda" and not count:
-        raise ConfigError(f"--device {name}: torch {torch.__version__} sees no GPU; `vlm-local doctor` says why")
+        raise ConfigError(f"--device {name}: torch {torch.__version__} sees no GPU; `doctor` says why")
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError(f"--device {name}: this machine has cuda:0 to cuda:{count - 1}")
     if device.type not in ("cpu", "cuda"):
@@ -126,7 +130,7 @@ def _check_memory(checkpoint: Checkpoint, size: _Size, quantize: str, dtype: tor
     mend = f"--dtype bfloat16 --quantize {smaller[0]} would fit" if smaller else "take a smaller model"
     raise ConfigError(
         f"{checkpoint.name} needs about {needed / 1e9:.1f} GB as {str(dtype).removeprefix('torch.')} with "
-        f"--quantize {quantize}, but {device} has {free / 1e9:.1f} GB free; {mend} (`vlm-local models` lists sizes)"
+        f"--quantize {quantize}, but {device} has {free / 1e9:.1f} GB free; {mend} (`models` lists sizes)"
     )
 
 
@@ -150,3 +154,63 @@ def _find_end_token(model, tokenizer, told: int | None, checkpoint: Checkpoint) 
         f"{checkpoint.folder} contradicts itself: {', '.join(ends)}; make eos_token in tokenizer_config.json and "
         f"eos_token_id in generation_config.json the one that the model was trained with"
     )
+
+
+def describe_quantization(checkpoint: Checkpoint, quantize: str, dtype: torch.dtype):
+    """What transformers is to be told, None where the folder speaks for itself.
+
+    dtype: in which --quantize 4bit computes. Raises ConfigError where weights would be quantised twice.
+    """
+    stored = checkpoint.quant_method
+    if stored and quantize != "none":
+        raise ConfigError(
+            f"{checkpoint.folder} is quantised already ({stored}), so --quantize {quantize} cannot be had on top of "
+            f"it; leave --quantize out, or take the model's unquantised folder"
+        )
+    if stored == "bitsandbytes-8bit" or quantize == "8bit":
+        # It says for every layer of every forward that it casts to float16, which is what 8bit is.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    if stored == "fp8":
+        return _unpack_fp8(checkpoint)
+    if quantize == "8bit":
+        return transformers.BitsAndBytesConfig(load_in_8bit=True)
+    if quantize == "4bit":
+        return transformers.BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+    return None
+
+
+def _unpack_fp8(checkpoint: Checkpoint):
+    """Have float8 weights multiplied by their scales while loading.
+
+    transformers itself does so only without a GPU; with one it wants kernels from the hub.
+    """
+    config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+    stored = getattr(config, "quantization_config", None) or config.get_text_config().quantization_config
+    try:
+        return transformers.FineGrainedFP8Config(**stored | {"dequantize": True})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{checkpoint.folder}, quantised by fp8, cannot be loaded: {error}") from error
+
+
+def unify_floats(model, dtype: torch.dtype) -> None:
+    """Give the weights that are not quantised one dtype: of a quantised folder transformers leaves each as stored."""
+    for name, weight in model.named_parameters():
+        if weight.is_floating_point() and name.endswith((".weight", ".bias")):
+            weight.data = weight.data.to(dtype)
+
+
+def settle_4bit(model, dtype: torch.dtype) -> None:
+    """Let 4-bit layers compute in `dtype`, whatever the folder names: float16 overflows in Qwen and Gemma.
+
+    Odd layers skip bitsandbytes' packed CPU kernel, which takes multiples of 64 inputs and 32 outputs. It is
+    chosen by the processor alone, and the vision towers of PaliGemma and Qwen2.5-VL have others.
+    """
+    from bitsandbytes.nn.modules import Linear4bit
+
+    for module in model.modules():
+        if isinstance(module, Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
+            if module.in_features % 64 or module.out_features % 32:
+                module.support_avx512bf16_for_cpu = False

@@ -100,7 +100,7 @@ def weigh(spelling: Spelling, said: bytes, positions: Sequence[Position], temper
         if last - first > 1:  # all that may follow a set of one sentence is that sentence
             branches = _list_branches(spelling, path, position, first, last)
             shares = _soften([branch.logprob for branch in branches], temperature)
-            share = 0.0
+            follows, share = (first, last), 0.0
             for branch, weight in zip(branches, shares, strict=True):
                 if branch.is_said:
                     follows, share = branch.lead, weight

@@ -14,7 +14,8 @@ from importlib.metadata import version
 from time import perf_counter
 from typing import Any
 
-from vlm_local.engines import Outcome, explained
+from vlm_local.engines import Outcome, as_engine_error
+from vlm_local.engines.chat import ControlTokenFilter
 from vlm_local.engines.masses import (
     Mass,
     Spelling,
@@ -27,8 +28,7 @@ from vlm_local.engines.masses import (
 )
 from vlm_local.engines.pool import ServerPool
 from vlm_local.engines.remote import Reply, Server, build_messages, encode_image
-from vlm_local.engines.words import Disarmer
-from vlm_local.errors import ConfigError, EngineError
+from vlm_local.errors import ConfigError, EngineError, RequestError
 from vlm_local.types import Generation, GenerationRequest
 
 _DEADLINE_S = 10.0  # a robot that waits longer than this for a step has a fault, not an answer
@@ -47,8 +47,9 @@ _DECIDE = (
 
 
 class OpenAIEngine:
-    """Drives a model elsewhere; every request is on its way alone, and none waits for another.
+    """Asks a model at other machines; every request is sent alone, and none waits for another.
 
+    Its event loop runs in a thread of its own; any thread may call `submit`.
     Failures are RemoteErrors, counted by kind in `counters`; see ServerPool for several servers.
     """
 
@@ -62,7 +63,7 @@ class OpenAIEngine:
     ):
         """urls: base URLs, at least one. model: its name at the servers. deadline_ms: of one step, 10 s at most.
 
-        max_batch: how many requests `generate` takes. dialect: the only one to try (see dialects.py).
+        max_batch: how many requests `generate` takes. dialect: the only one to try (see chat_api.py).
         Raises ConfigError where a server cannot be used, RemoteError where none can be reached.
         """
         if not urls:
@@ -72,7 +73,7 @@ class OpenAIEngine:
         self._dialect = dialect
         self._deadline_s = _DEADLINE_S if deadline_ms is None else min(deadline_ms / 1e3, _DEADLINE_S)
         self._grammars: dict[tuple[str, ...], asyncio.Task] = {}  # robots' lists, and their introduction
-        self._disarm = Disarmer(None)
+        self._filter_tokens = ControlTokenFilter(None)
         self._pool = ServerPool([Server(url, model) for url in urls], self._connect)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -126,13 +127,6 @@ class OpenAIEngine:
                 raise ConfigError(
                     f"--decide {decide} cannot be had here: {server.url} {server.lacks_for_draws}; use --decide greedy"
                 )
-
-    def prepare(self, request: GenerationRequest) -> GenerationRequest:
-        """Raises RequestError for words that would steer the model."""
-        self._disarm.check_sentences(request.sentences)
-        prompt = request.prompt
-        plain = replace(prompt, before=self._disarm(prompt.before), after=self._disarm(prompt.after))
-        return replace(request, prompt=plain)
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         """Answers in order; where one failed, its error stands in its place and spoils no other's."""
@@ -191,16 +185,23 @@ class OpenAIEngine:
     async def _generate_all(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         return await asyncio.gather(*map(self._generate_one, requests))
 
+    def _make_plain(self, request: GenerationRequest) -> GenerationRequest:
+        """Raises RequestError for words that would steer the model."""
+        self._filter_tokens.check_sentences(request.sentences)
+        prompt = request.prompt
+        plain = replace(prompt, before=self._filter_tokens(prompt.before), after=self._filter_tokens(prompt.after))
+        return replace(request, prompt=plain)
+
     async def _generate_one(self, request: GenerationRequest) -> Outcome:
         robot = None if request.episode is None else request.episode.rpartition("/")[0]
-        job = partial(self._answer, request=request)
-        plainer = partial(job, plain=True) if request.decide == "greedy" else None
         try:
-            with explained("asking the server failed"):
+            with as_engine_error("asking the server failed"):
+                job = partial(self._answer, request=self._make_plain(request))
+                plainer = partial(job, plain=True) if request.decide == "greedy" else None
                 if robot is not None:
                     await self._introduce(request.sentences)
                 return await self._pool.run(robot, job, self._deadline_s, plainer)
-        except EngineError as error:
+        except (EngineError, RequestError) as error:
             return error
 
     async def _answer(self, server: Server, request: GenerationRequest, plain: bool = False) -> Generation:
@@ -231,6 +232,7 @@ class OpenAIEngine:
             if not masses:
                 raise EngineError(f"{server.url} gave no usable log-probabilities; only --decide greedy does without")
             if request.decide == "sample":
+                assert request.uniform is not None  # every request that samples brings its draw
                 found = locate(spelling, masses, request.uniform)
             else:
                 found = find_likeliest(spelling, masses)

@@ -3,14 +3,14 @@
 import asyncio
 import traceback
 from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 from vlm_local.engines.remote import Server
 from vlm_local.errors import REMOTE_KINDS, RemoteError, VLMLocalError
 
 Answer = TypeVar("Answer")
-Job = Callable[[Server], Awaitable[Answer]]
+Job = Callable[[Server], Coroutine[Any, Any, Answer]]
 
 _REVIVE_S = 1.0  # between two looks at the servers that failed
 
@@ -23,12 +23,12 @@ class ServerPool:
     that dropped a connection may have been started anew, so it is made ready again in any case.
     """
 
-    def __init__(self, servers: Sequence[Server], connect: Callable[[Server], Awaitable[None]]):
+    def __init__(self, servers: Sequence[Server], connect: Callable[[Server], Coroutine[Any, Any, None]]):
         """connect: makes a server ready, the first time and after each failure; raises where it cannot."""
         self.servers = tuple(servers)
         self.down: set[Server] = set()
         # All there from the start: other threads read them while this one counts.
-        self.counters = Counter(dict.fromkeys(("requests", "retries", "revived", *REMOTE_KINDS), 0))
+        self.counters: Counter[str] = Counter(dict.fromkeys(("requests", "retries", "revived", *REMOTE_KINDS), 0))
         self._connect = connect
         self._returning: set[Server] = set()
         self._unreachable: set[Server] = set()  # those of them that could not be connected again so far
@@ -55,7 +55,9 @@ class ServerPool:
             if outcome is not None:
                 self._leave(server)
 
-    async def run(self, robot: str | None, job: Job, deadline_s: float, plainer: Job | None = None) -> Answer:
+    async def run(
+        self, robot: str | None, job: Job[Answer], deadline_s: float, plainer: Job[Answer] | None = None
+    ) -> Answer:
         """One answer from one server: at most one retry, nothing after `deadline_s`.
 
         A job that is too late is cancelled, its connection closed and its answer never read.
@@ -75,7 +77,9 @@ class ServerPool:
         self.counters["retries"] += 1
         return await self._attempt(*retry, end, robot is not None)
 
-    def _choose_retry(self, server: Server, kind: str, job: Job, plainer: Job | None) -> tuple[Server, Job] | None:
+    def _choose_retry(
+        self, server: Server, kind: str, job: Job[Answer], plainer: Job[Answer] | None
+    ) -> tuple[Server, Job[Answer]] | None:
         """Whom to ask what after a failure; None for nobody."""
         if kind == "refused":  # as another server would
             return None if plainer is None else (server, plainer)
@@ -86,7 +90,7 @@ class ServerPool:
             return server, plainer or job
         return (server, job) if kind == "connection" else None
 
-    async def _attempt(self, server: Server, job: Job, end: float, is_robots: bool) -> Answer:
+    async def _attempt(self, server: Server, job: Job[Answer], end: float, is_robots: bool) -> Answer:
         left_s = end - asyncio.get_running_loop().time()
         try:
             try:

@@ -1,7 +1,7 @@
-"""An engine in a process of its own: its forwards do not wait for the server's threads, nor these for it.
+"""An engine in a process of its own, so that its forwards and the server's threads do not wait for each other.
 
-A forward is thousands of short calls into torch, and after each one Python's interpreter lock has to
-be got back from whoever decodes a request, prepares a picture or writes a recording meanwhile.
+A forward is thousands of short calls into torch. After each one it needs Python's interpreter lock, which other
+threads of the same process hold while they decode requests, encode pictures or write a recording.
 """
 
 import logging
@@ -18,10 +18,10 @@ from typing import Any
 
 import psutil
 
-from vlm_local.engines import Engine, Outcome, explained
+from vlm_local.engines import Engine, Outcome, as_engine_error
 from vlm_local.errors import EngineError, VLMLocalError
-from vlm_local.libc import die_with_parent
 from vlm_local.logs import start_logging, take_over_logging
+from vlm_local.processes import die_with_parent
 from vlm_local.types import GenerationRequest
 
 logger = logging.getLogger(__name__)
@@ -31,9 +31,9 @@ _RESTART_EVERY_S = 30.0  # at the latest, where loading fails again and again
 
 
 class EngineProcess:
-    """The engine that `load` makes, on the other side of a pipe. A process that died or hung is started anew.
+    """The engine that `load` makes, in a process behind a pipe. A process that died or hung is started again.
 
-    Requests are prepared over there, too. One thread watches the process and ends it where it must be
+    One thread watches the process and ends it where it must be
     ended, another loads a new one, both also while nobody asks. Whoever uses the pipe holds its lock.
     The process ends with the thread that started it, however that ends.
     """
@@ -69,9 +69,6 @@ class EngineProcess:
         """Whether the process cannot answer now: stopped, ended, or loading again. Any thread may ask."""
         return self._is_loading or self._stopped_since is not None or self._process.poll() is not None
 
-    def prepare(self, request: GenerationRequest) -> GenerationRequest:
-        return request
-
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         with self._talk():
             self._send(list(requests))
@@ -84,7 +81,7 @@ class EngineProcess:
                 self._send(episode)
 
     def end(self) -> None:
-        """Give up whatever runs; any thread may call it. What waits for an answer, or for a load, fails at once."""
+        """Kill the process; whoever waits for an answer or for a load gets an error at once. Any thread may call it."""
         self._closed.set()
         self._process.kill()
 
@@ -210,7 +207,7 @@ def main() -> None:
 
 def _serve(pipe: Connection) -> None:
     try:
-        with explained("loading the model failed"):
+        with as_engine_error("loading the model failed"):
             engine = pipe.recv()()
     except VLMLocalError as error:
         return pipe.send(error)
@@ -222,25 +219,10 @@ def _serve(pipe: Connection) -> None:
             engine.forget(message)
             continue
         try:
-            with explained("the model failed"):
-                pipe.send((_answer(engine, message), engine.metadata))
+            with as_engine_error("the model failed"):
+                pipe.send((engine.generate(message), engine.metadata))
         except VLMLocalError as error:
             pipe.send(error)
-
-
-def _answer(engine: Engine, requests: Sequence[GenerationRequest]) -> list[Outcome]:
-    prepared = [_prepare(engine, request) for request in requests]
-    ready = [each for each in prepared if not isinstance(each, VLMLocalError)]
-    generations = iter(engine.generate(ready) if ready else ())
-    return [each if isinstance(each, VLMLocalError) else next(generations) for each in prepared]
-
-
-def _prepare(engine: Engine, request: GenerationRequest) -> Any:
-    try:
-        with explained("the request could not be prepared"):
-            return engine.prepare(request)
-    except VLMLocalError as error:
-        return error
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""An image and a prompt -> what a family's model reads."""
+"""Turns an image and a prompt into the tensors that a family's model reads."""
 
 import inspect
 import re
@@ -10,18 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from PIL import Image
 
-from vlm_local.decoding.types import PreparedRequest
-from vlm_local.engines.chat import apply_template, pick_template
-from vlm_local.engines.templates import check_template
-from vlm_local.engines.words import Disarmer
+from vlm_local.decoding.families import PreparedRequest
+from vlm_local.engines.chat import ControlTokenFilter, apply_template, check_template, pick_template
+from vlm_local.engines.pictures import scale_down
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.types import GenerationRequest, Prompt
 
-MAX_PIXELS = 1280 * 28 * 28  # a larger picture is scaled down: 1,280 image tokens on Qwen
 MAX_ASPECT = 190  # Qwen's image processor refuses 200
-MAX_PROMPT_TOKENS = 1536  # of text; more, from one client, would keep every robot of this engine waiting
+# Of text. Every robot of this engine waits for the longest prompt's prefill, so its length is bounded.
+MAX_PROMPT_TOKENS = 1536
 
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels")
 _MARK = re.compile(r"<\S+>")
@@ -124,7 +122,7 @@ class Processing:
         added = processor.tokenizer.added_tokens_decoder.values()
         # Not all that steer a model are called special: Qwen3's <think>, PaliGemma's <loc0001>.
         control = {token.content for token in added if token.special or _MARK.fullmatch(token.content)}
-        self._disarm = Disarmer(control)
+        self._filter_tokens = ControlTokenFilter(control)
         self._control_ids = set(processor.tokenizer.convert_tokens_to_ids(sorted(control)))
         self._dtype = dtype
         self._is_chat = is_chat(family)
@@ -133,7 +131,7 @@ class Processing:
         """Raises RequestError for a picture that the family's image processor cannot take, for words
         that would steer the model, and for too long a text.
         """
-        self._disarm.check_sentences(request.sentences)
+        self._filter_tokens.check_sentences(request.sentences)
         inputs = self._processor(
             text=[self.render(request.prompt)], images=[self._fit(request.image)], return_tensors="pt"
         )
@@ -154,7 +152,7 @@ class Processing:
         return apply_template(self._processor, messages, add_generation_prompt=True)
 
     def _make_plain(self, text: str) -> str:
-        plain = self._disarm(text)
+        plain = self._filter_tokens(text)
         if not plain.isascii():  # a tokenizer may take other characters for those of a token
             ids = self._processor.tokenizer(plain, add_special_tokens=False)["input_ids"]
             if self._control_ids.intersection(ids):
@@ -166,11 +164,7 @@ class Processing:
         height, width = image.shape[:2]
         if max(height, width) > MAX_ASPECT * min(height, width):
             raise RequestError(f"the image is {width}x{height}; a side may be {MAX_ASPECT} times the other at most")
-        if height * width <= MAX_PIXELS:
-            return image
-        scale = (MAX_PIXELS / (height * width)) ** 0.5
-        size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+        return scale_down(image)
 
     def _convert(self, value: torch.Tensor) -> torch.Tensor:
         return value.to(self._dtype) if value.is_floating_point() else value

@@ -14,9 +14,8 @@ from urllib.parse import urlsplit, urlunsplit
 import numpy as np
 from PIL import Image
 
-from vlm_local.engines.dialects import DIALECTS, Dialect
+from vlm_local.engines.chat_api import DIALECTS, Completion, Dialect, read_completion, read_reason, shorten
 from vlm_local.engines.masses import Position, build_spelling, is_constrained, tells_end
-from vlm_local.engines.replies import Completion, read_completion, read_reason, shorten
 from vlm_local.errors import ConfigError, RemoteError
 from vlm_local.plain import hide_secrets
 from vlm_local.types import Prompt
@@ -25,7 +24,7 @@ try:
     import openai
 except ImportError:
     raise ConfigError(
-        "--engine openai needs the openai package; install it with: pip install 'vlm-local[openai]'"
+        "--engine openai needs the openai package; install it with: .venv/bin/pip install -e '.[openai]'"
     ) from None
 
 _CONNECT_S = 2.0
@@ -47,8 +46,10 @@ class Options(NamedTuple):
     num_top: int | None
 
 
-# 20 is vLLM's and OpenAI's largest number, 5 that of several hosted APIs. The plainest comes last.
-_OPTIONS = tuple(Options(limit, top) for top in (20, 5, None) for limit in ("max_completion_tokens", "max_tokens"))
+_MOST_LISTED = 20  # vLLM's and OpenAI's largest; 5 is that of several hosted APIs. The plainest comes last.
+_OPTIONS = tuple(
+    Options(limit, top) for top in (_MOST_LISTED, 5, None) for limit in ("max_completion_tokens", "max_tokens")
+)
 _PLAINEST = Options(None, None)
 
 
@@ -66,7 +67,7 @@ class Server:
     def __init__(self, url: str, model: str):
         self.url = hide_secrets(url if "//" in url else f"http://{url}")
         self._model = model
-        self._dialect: Dialect | None = None
+        self._obeyed: Dialect | None = None
         self._options = _OPTIONS[0]
         self.constrained = False  # whether it gives log-probabilities, taken after the constraint
         self._tells_end = False
@@ -75,14 +76,20 @@ class Server:
 
     @property
     def dialect(self) -> str | None:
-        return self._dialect.name if self._dialect else None
+        return None if self._obeyed is None else self._obeyed.name
+
+    @property
+    def _dialect(self) -> Dialect:
+        """The one that this server obeys; `connect` has found it."""
+        assert self._obeyed is not None
+        return self._obeyed
 
     @property
     def lacks_for_draws(self) -> str | None:
         """Why it can only be asked for its greedy answer, None where it can be drawn from."""
         if not self.constrained:
             return "gives no log-probabilities that were taken after the constraint"
-        if self._options.num_top < _OPTIONS[0].num_top:
+        if (self._options.num_top or 0) < _MOST_LISTED:
             return f"lists only the {self._options.num_top} likeliest tokens, which is not all that can follow"
         if not (self._tells_end or self._dialect.json):
             return "gives no log-probability of an answer's end"
@@ -128,12 +135,10 @@ class Server:
                 answer = await self._post_free(options)
                 break
             except RemoteError as error:
-                if error.kind not in _PERHAPS_A_FIELD:
+                is_last = options == _OPTIONS[-1]
+                if error.kind not in _PERHAPS_A_FIELD or (is_last and error.kind == "server_error"):
                     raise
-                failure = error
         else:
-            if failure.kind == "server_error":
-                raise failure
             return _OPTIONS[0]  # it may take questions with a constraint only
         older = options._replace(limit="max_tokens")
         if not _is_limited(answer) and older != options:
@@ -161,21 +166,20 @@ class Server:
         if dialect.read(answer.text) != word or answer.finish != "stop":
             return f"said {shorten(answer.text)}, with finish_reason {answer.finish!r}"
         spelt = dialect.spell(word)
-        self._dialect, self._options = dialect, options
+        self._obeyed, self._options = dialect, options
         self.constrained = answer.text == spelt and is_constrained(build_spelling((spelt,)), answer.positions)
         self._tells_end = tells_end(spelt.encode(), answer.positions)
         return None
 
     async def _post_probe(self, constraint: Mapping) -> tuple[Completion, Options]:
         """With all that the server takes; where it is refused without log-probabilities, then without any option."""
-        for options in (self._options, self._options._replace(num_top=None), _PLAINEST):
+        for options in (self._options, self._options._replace(num_top=None)):
             try:
                 return await self._post(_build_probe(), constraint, _PROBE_TOKENS, options, _START_S), options
             except RemoteError as error:
                 if error.kind not in _PERHAPS_A_FIELD:
                     raise
-                failure = error
-        raise failure
+        return await self._post(_build_probe(), constraint, _PROBE_TOKENS, _PLAINEST, _START_S), _PLAINEST
 
     def spell(self, sentence: str) -> str:
         """The text with which this server says a sentence."""
@@ -199,7 +203,7 @@ class Server:
         if answer.finish != "stop":
             where = f"after {shorten(answer.text)}, with finish_reason {answer.finish!r}"
             raise RemoteError(f"{self.url} stopped in the middle of an answer, {where}", "truncated")
-        if sentence not in sentences:
+        if sentence is None or sentence not in sentences:
             raise RemoteError(f"{self.url} left the grammar and said {shorten(answer.text)}", "outside_grammar")
         exact = answer.text == self._dialect.spell(sentence)
         return Reply(sentence, answer.positions if exact else ())

@@ -25,9 +25,6 @@ class ScriptedEngine:
     def metadata(self) -> Mapping[str, Any]:
         return {"model": self._name, "engine": "scripted", "trained": None}
 
-    def prepare(self, request: GenerationRequest) -> GenerationRequest:
-        return request
-
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Generation]:
         return [self._answer(request) for request in requests]
 

@@ -1,8 +1,11 @@
-"""The one thread that owns an engine. Everyone else submits a request and waits for its answer."""
+"""The thread that owns an engine. All other threads submit a request and wait for its answer.
+
+One thread, because engines are not thread-safe and a GPU runs one forward at a time anyway. Lock: `_changed` guards
+the queues and is never held while the engine works.
+"""
 
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from concurrent.futures import TimeoutError as FutureTimeoutError
@@ -11,35 +14,33 @@ from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
-import numpy as np
-
-from vlm_local.engines import ConcurrentEngine, Engine, Outcome, explained
-from vlm_local.errors import ConfigError, EngineError, VLMLocalError
+from vlm_local.engines import ConcurrentEngine, Engine, Outcome, as_engine_error, find_fault
+from vlm_local.engines.pictures import scale_down
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
 logger = logging.getLogger(__name__)
 
+OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
+
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """prepared: what the engine made of the request."""
+    """One request, and where its caller waits for the answer. came: monotonic seconds."""
 
     request: GenerationRequest
-    prepared: Any
     future: "Future[Generation]" = field(default_factory=Future)
-
-
-class EngineClosed(EngineError):
-    """The engine was closed while this request waited: the process is ending."""
+    came: float = field(default_factory=monotonic)
 
 
 class EngineWorker:
-    """Loads an engine and feeds it, in a thread of its own.
+    """Loads an engine and gives it requests, in a thread of its own. Any thread may call the public methods.
 
-    A request is prepared in its caller's thread, beside the forward of others. Requests that wait
-    while a forward runs share the next one, up to the engine's max_batch; one that comes alone
-    starts at once. A forward cannot be interrupted: past the deadline its callers get an
-    EngineError, its late result is thrown away, and until it returns every new request fails at once.
+    Requests that wait while a forward runs share the next one, up to the engine's max_batch; one that
+    comes alone starts at once. Requests of an episode are a robot's: they go before others and share no
+    forward with them. Large pictures are scaled down in their callers' threads. A forward cannot be
+    interrupted: past the deadline its callers get an EngineError, its late result is thrown away, and
+    until it returns every new request fails at once.
     A ConcurrentEngine is given each request as it comes.
     """
 
@@ -63,7 +64,7 @@ class EngineWorker:
         self._closed = False
         self._loaded = threading.Event()  # or failed, or closed
         self._changed = threading.Condition()
-        self._waiting: deque[_Job] = deque()
+        self._waiting: list[_Job] = []
         self._running: list[_Job] = []
         self._running_since: float | None = None
         self._submitted: set[_Job] = set()
@@ -87,6 +88,7 @@ class EngineWorker:
 
     @property
     def num_waiting(self) -> int:
+        """Requests that no forward has taken yet."""
         return len(self._waiting)
 
     @property
@@ -105,12 +107,16 @@ class EngineWorker:
         return True
 
     def generate(self, request: GenerationRequest) -> Generation:
-        """Block until the engine answered. Raises EngineError where it failed or took too long."""
+        """Block until the engine has answered.
+
+        Raises EngineError where the engine failed or took longer than the deadline, EngineClosed where it is closed,
+        RequestError for a request that it cannot answer. `timings_ms` gets "queue" (waiting) and "engine" (the rest).
+        """
         self.wait_loaded()
-        start = perf_counter()
-        job = _Job(request, self._prepare(request))
+        if not isinstance(self._engine, ConcurrentEngine):  # others wait for those beside them
+            request = replace(request, image=scale_down(request.image))
         submitted = perf_counter()
-        prepare_s = submitted - start
+        job = _Job(request)
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed")
@@ -119,20 +125,14 @@ class EngineWorker:
             self._waiting.append(job)
             self._changed.notify()
         try:
-            generation = job.future.result(None if self._deadline_s is None else self._deadline_s - prepare_s)
+            generation = job.future.result(self._deadline_s)
         except (FutureTimeoutError, CancelledError):
             job.future.cancel()
             raise EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)") from None
         finally:
             del job  # its future holds the failure, which holds this function's variables: the picture for long
-        prepare_ms, waited_ms = 1e3 * prepare_s, 1e3 * (perf_counter() - submitted)
-        forward_ms = generation.timings_ms["engine"]
-        timings = {
-            "prepare": prepare_ms,
-            "queue": max(waited_ms - forward_ms, 0.0),
-            "engine": prepare_ms + forward_ms,
-        }
-        return _with_timings(generation, timings)
+        waited_ms = 1e3 * (perf_counter() - submitted)
+        return _with_timings(generation, {"queue": max(waited_ms - generation.timings_ms["engine"], 0.0)})
 
     def forget(self, episode: str) -> None:
         """Have the engine drop what it keeps of an episode, before its next forward."""
@@ -160,42 +160,37 @@ class EngineWorker:
 
     def _run(self) -> None:
         try:
-            with explained("loading the model failed"):
-                self._engine = self._open()
+            with as_engine_error("loading the model failed"):
+                engine = self._engine = self._open()
         except VLMLocalError as error:
             self._failure = error
             return
         finally:
             self._loaded.set()
-        is_concurrent = isinstance(self._engine, ConcurrentEngine)
-        while (work := self._take()) is not None:
+        while (work := self._take(engine.max_batch)) is not None:
             forgotten, batch = work
             for episode in forgotten:
-                self._forget(episode)
-            if is_concurrent:
-                self._submit(batch)
+                _forget(engine, episode)
+            if isinstance(engine, ConcurrentEngine):
+                self._submit(engine, batch)
             elif batch:
-                self._answer(batch)
+                self._answer(engine, batch)
             self._running_since = None
             self._running = []
-        self._engine.close()
+        engine.close()
 
     def _open(self) -> Engine:
         """The engine, warm."""
         engine = self._load()
         for request in self._warm_up:
-            for outcome in engine.generate([engine.prepare(request)]):
+            for outcome in engine.generate([request]):
                 if isinstance(outcome, VLMLocalError):
                     raise outcome
-        for episode in {request.episode for request in self._warm_up} - {None}:
+        for episode in {request.episode for request in self._warm_up if request.episode is not None}:
             engine.forget(episode)
         return engine
 
-    def _prepare(self, request: GenerationRequest) -> Any:
-        with explained("the request could not be prepared"):
-            return self._engine.prepare(request)
-
-    def _take(self) -> tuple[list[str], list[_Job]] | None:
+    def _take(self, max_batch: int) -> tuple[list[str], list[_Job]] | None:
         """Wait for work; None once closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._waiting or self._forgotten)
@@ -203,26 +198,27 @@ class EngineWorker:
                 return None
             forgotten, self._forgotten = self._forgotten, []
             batch = []
-            while self._waiting and len(batch) < self._engine.max_batch:
-                job = self._waiting.popleft()
+            for job in self._choose_next(max_batch):
+                self._waiting.remove(job)
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)
             self._running, self._running_since = batch, monotonic()  # forgetting takes its time, too
             return forgotten, batch
 
-    def _forget(self, episode: str) -> None:
-        try:
-            self._engine.forget(episode)
-        except Exception:
-            logger.exception("the engine could not forget episode %s", episode)
+    def _choose_next(self, max_batch: int) -> list[_Job]:
+        """Robots' requests, unless none waits or another one has waited too long. Called with the lock."""
+        robots = [job for job in self._waiting if job.request.episode is not None]
+        others = [job for job in self._waiting if job.request.episode is None]
+        is_late = others and monotonic() - others[0].came > OTHERS_WAIT_S
+        return (others if is_late or not robots else robots)[:max_batch]
 
-    def _submit(self, jobs: list[_Job]) -> None:
+    def _submit(self, engine: ConcurrentEngine, jobs: list[_Job]) -> None:
         start = perf_counter()
         for job in jobs:
             with self._changed:
                 self._submitted.add(job)
             try:
-                self._engine.submit(job.prepared).add_done_callback(partial(self._finish, job, start))
+                engine.submit(job.request).add_done_callback(partial(self._finish, job, start))
             except Exception as error:
                 with self._changed:
                     self._submitted.discard(job)
@@ -239,18 +235,18 @@ class EngineWorker:
         except Exception as error:
             self._fail(job, error)
 
-    def _answer(self, batch: list[_Job]) -> None:
+    def _answer(self, engine: Engine, batch: list[_Job]) -> None:
         """One forward for all; where it fails, one for each, so that only the guilty request fails."""
         start = perf_counter()
         try:
-            generations = self._engine.generate([job.prepared for job in batch])
+            generations = engine.generate([job.request for job in batch])
             if len(generations) != len(batch):
                 raise EngineError(f"the engine gave {len(generations)} answers to {len(batch)} requests")
         except Exception as error:
             if len(batch) > 1:
                 for job in batch:
                     if not self._is_stuck():  # past the deadline, when nobody waits any more
-                        self._answer([job])
+                        self._answer(engine, [job])
                 return
             self._fail(batch[0], error)
             return
@@ -266,24 +262,21 @@ class EngineWorker:
         _settle(job.future, failure)
 
 
+def _forget(engine: Engine, episode: str) -> None:
+    try:
+        engine.forget(episode)
+    except Exception:
+        logger.exception("the engine could not forget episode %s", episode)
+
+
 def _deliver(job: _Job, outcome: Outcome, engine_ms: float) -> None:
     if isinstance(outcome, VLMLocalError):
         logger.warning("%s", outcome)
         _settle(job.future, outcome)
-    elif fault := _find_fault(outcome, job.request):
+    elif fault := find_fault(outcome, job.request):
         _settle(job.future, EngineError(fault))
     else:
         _settle(job.future, _with_timings(outcome, {"engine": engine_ms}))
-
-
-def _find_fault(generation: Generation, request: GenerationRequest) -> str | None:
-    """Why an engine's answer is none, whatever engine it is."""
-    if generation.sentence not in request.sentences:
-        return f"the engine left the grammar and said {generation.sentence!r}"
-    told = generation.probabilities
-    if told is not None and not np.isfinite(told.sum()):
-        return f"the engine said {generation.sentence!r} with probabilities that are not finite"
-    return None
 
 
 def _with_timings(generation: Generation, timings: Mapping[str, float]) -> Generation:

@@ -60,7 +60,7 @@ class ResultFolder:
         new values are taken over where the result goes on. Parts that were made with other versions or on another
         machine are listed in "continued_with". Raises ConfigError where a setting differs.
         """
-        here = json.loads(encode_json(here))
+        here = dict(json.loads(encode_json(here)))
         if self._settings_path.exists():
             there = self._read()
             try:

@@ -8,10 +8,9 @@ from typing import Any
 from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
 from vlm_local.assembly import Policies, PolicyOptions, is_url, open_policies, refuse_all_but
 from vlm_local.errors import ConfigError
-from vlm_local.policy import Policy
+from vlm_local.policy import HoldPhrase, Policy
 from vlm_local.primitives import parse_phrase
 from vlm_local.types import Decision, Observation
-from vlm_local.wrappers import HoldPhrase
 
 ORACLE = "oracle"
 _MAX_ROBOTS = 16  # of a server of ours, unless it was started with another --max-robots
@@ -77,13 +76,13 @@ class _Server(PolicySource):
         self._options = replace(options, steps_per_phrase=None)
         self._policies: list[Policies] = []
         self.metadata = self._open(self._options).metadata
-        self._has_robots = self.metadata.get("server") == "vlm-local" and "/s/" not in options.model
+        self._has_robots = self.metadata.get("server") == "vlm-local" and "/s/" not in (options.model or "")
         self.max_workers = _MAX_ROBOTS if self._has_robots else 1
         if (self._steps or 1) > 1:
             self.metadata = {**self.metadata, "steps_per_phrase": self._steps}
 
     def build(self, worker, tell_all=False, read_oracle=None):
-        url = self._options.model.rstrip("/")
+        url = (self._options.model or "").rstrip("/")
         named = replace(self._options, model=f"{url}/s/{worker}") if self._has_robots else self._options
         return _hold(self._open(named).build(worker), self._steps)
 
@@ -131,9 +130,9 @@ class OraclePolicy:
     def act(self, observation: Observation) -> Decision:
         phrase = self._read_oracle()
         primitive = parse_phrase(phrase)
-        command = self._latch.update(primitive.gripper, float(observation.proprio[6]))
+        command = self._latch.update(primitive.gripper, observation.opening)
         return Decision(build_action(primitive, command, self._table), phrase)
 
 
 def _hold(policy: Policy, steps: int | None) -> Policy:
-    return HoldPhrase(policy, steps) if (steps or 1) > 1 else policy
+    return policy if steps is None or steps == 1 else HoldPhrase(policy, steps)

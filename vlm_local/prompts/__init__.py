@@ -8,45 +8,56 @@ belongs before the image, where its KV can be kept between steps.
 import hashlib
 import re
 import string
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from vlm_local.errors import ConfigError
+from vlm_local.embodiments import BRIDGE, CAMERA_WORDS, load_embodiment
+from vlm_local.errors import ConfigError, suggest
 from vlm_local.types import Observation, Prompt
 
 _FOLDER = Path(__file__).resolve().parent
 _UNMEASURED = "not measured"
 _NUMBERS = ("x_cm", "y_cm", "z_cm", "x_mm", "y_mm", "z_mm", "roll_deg", "pitch_deg", "yaw_deg", "gripper_percent")
-_NAMES = ("instruction", "history", "proprio", *_NUMBERS)
+_CAMERA = tuple(f"camera_{word}" for word in CAMERA_WORDS)
+_NAMES = ("instruction", "history", "proprio", *_NUMBERS, *_CAMERA)
 
 
 @dataclass(frozen=True)
 class Template:
-    """before, after: string.Template texts around the image. sha256: of the file."""
+    """before, after: string.Template texts around the image. sha256: of the file. camera: its words by name."""
 
     name: str
     before: string.Template
     after: string.Template
     sha256: str
+    camera: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_template(name: str | Path) -> Template:
-    """A shipped template by name ("chat", "paligemma") or the user's own file by path."""
+def load_template(name: str | Path, camera: Mapping[str, str] | None = None) -> Template:
+    """A shipped template by name ("chat", "paligemma") or the user's own file by path.
+
+    camera: what an embodiment says of the picture, None for Bridge's camera.
+    """
     path = Path(name) if "." in str(name) else _FOLDER / f"{name}.txt"
     try:
         data = path.read_bytes()
         text = data.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        shipped = ", ".join(sorted(file.stem for file in _FOLDER.glob("*.txt")))
-        raise ConfigError(f"prompt {name}: cannot read {path} ({error}); the shipped prompts are {shipped}") from None
+        shipped = sorted(file.stem for file in _FOLDER.glob("*.txt"))
+        raise ConfigError(
+            f"prompt {name}: cannot read {path} ({error}){suggest(path.stem, shipped)}; the shipped prompts are "
+            f"{', '.join(shipped)}"
+        ) from None
     head, before_mark, rest = text.partition("[before]\n")
     before, after_mark, after = rest.partition("[after]\n")
     if head.strip() or not before_mark or not after_mark:
         raise ConfigError(f"{path}: a prompt is a line [before], text, a line [after], text; one of the two is missing")
-    template = Template(path.stem, _parse(before, path), _parse(after, path), hashlib.sha256(data).hexdigest())
+    told = load_embodiment(BRIDGE).camera if camera is None else camera
+    words = {f"camera_{word}": text for word, text in told.items()}
+    template = Template(path.stem, _parse(before, path), _parse(after, path), hashlib.sha256(data).hexdigest(), words)
     if "$instruction" not in before + after and "${instruction}" not in before + after:
         raise ConfigError(f"{path}: the prompt never shows the instruction; write $instruction where it belongs")
     return template
@@ -66,13 +77,14 @@ def _parse(text: str, path: Path) -> string.Template:
 
 def build_prompt(template: Template, observation: Observation, history: Sequence[str] = ()) -> Prompt:
     """Fill in: the instruction; `history`, phrases, oldest first, as a sentence, empty without any;
-    the measured state as a sentence and as whole numbers (cm, mm, degrees, percent of the gripper's
-    range), "not measured" without proprio.
+    the words of the template's camera; the measured state as a sentence and as whole numbers (cm, mm,
+    degrees, percent of the gripper's range), "not measured" without proprio.
     """
     values = {
         "instruction": " ".join(observation.instruction.split()),
         "history": f"The last movements, oldest first: {'; '.join(history)}." if history else "",
         **_describe_proprio(observation.proprio),
+        **template.camera,
     }
     return Prompt(_tidy(template.before.substitute(values)), _tidy(template.after.substitute(values)), template.name)
 

@@ -1,14 +1,20 @@
-"""Connections that are bounded before a request is worked on. Waitress's loop runs all of this in its one thread,
-but for `Channel.service`; nothing here waits.
+"""Limits on connections and bodies, before a request is worked on.
 
-A request comes within REQUEST_S or not at all. Its headers decide whether its body is kept. The bodies and unsent
-answers of all connections together stay below MAX_HELD, and where no connection is left, a new one takes the place of
-the one that has kept the server waiting longest.
+Threads: waitress's loop calls everything here in its one thread, except `Channel.service`, which runs in a worker
+thread of TwoPoolDispatcher. Nothing in the loop's thread waits.
+
+A request must arrive within REQUEST_S. Its headers decide whether its body is kept. While a robot is answered, a very
+large body is read at 25 MB/s at most. The bodies and unsent answers of all connections together stay below MAX_HELD.
+Where no connection is free, a new one takes the place of the one that has kept the server waiting longest.
 """
+
+# The stubs of waitress leave out attributes that it has, and type some of them too narrowly to be replaced.
+# pyright: reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false, reportArgumentType=false
 
 import json
 import logging
 import resource
+import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,11 +24,12 @@ from io import BytesIO
 
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
-from waitress.task import ErrorTask
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
+from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
-from vlm_local.server.access import longest_body, parse_address
+from vlm_local.server.access import CONNECTION, longest_body, parse_address
 from vlm_local.server.service import ServerSettings
 from vlm_local.wire import MAX_BODY
 
@@ -32,18 +39,23 @@ REQUEST_S = 10.0  # from a request's first byte, or the connection's begin, to i
 UNREAD_S = 30.0  # an answer of which the client takes nothing
 MAX_HELD = 2**28  # bytes; 16 robots with 256x256 pictures hold 4 MB
 MAX_CONNECTIONS = 512
+PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is answered: 25 MB/s
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
+_SPARE_THREADS = 4  # for what is refused at once, and /health
 _URGENT = ("/act", "/reset", "/hold", "/release", "/health")
-_GIVE_UP_READING = 2**30
+_GIVE_UP_READING = 2**30  # bytes of a refused body; the connection is closed instead
 _CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
-_CHUNKED_UNCHECKED = 2**16
-_CHUNKED_PAYLOAD = 0.9
+_CHUNKED_UNCHECKED = 2**16  # bytes of a chunked body before its chunks are judged
+_CHUNKED_PAYLOAD = 0.9  # of the bytes sent, the least share that must be payload rather than chunk headers
 
 
 class Parser(HTTPRequestParser):
-    """Reads a body that is not wanted to its end, unkept: a client hears why only once it has sent all."""
+    """An HTTP request on its way in. A body that is not wanted is read to its end, but not kept.
+
+    It is read because a client hears why it was refused only after it has sent everything.
+    """
 
     def __init__(self, adj, is_wanted: Callable[["Parser"], bool] = lambda parser: True):
         """is_wanted: asked once, when the headers are read."""
@@ -55,7 +67,8 @@ class Parser(HTTPRequestParser):
     @property
     def num_held(self) -> int:
         """Bytes of the body that are kept."""
-        return 0 if self.body_rcv is None or isinstance(self.body_rcv.buf, _Nowhere) else self.body_bytes_received
+        is_kept = self.body_rcv is not None and not isinstance(self.body_rcv.buf, _DiscardingBuffer)
+        return self.body_bytes_received if is_kept else 0
 
     def received(self, data):
         consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv is not None else data)
@@ -76,12 +89,12 @@ class Parser(HTTPRequestParser):
         body = self.body_rcv
         self._drop_body()
         given_up = max(self.content_length, self.body_bytes_received) > _GIVE_UP_READING
-        self.completed = bool(body.completed or body.error or given_up)
+        self.completed = given_up or body is None or bool(body.completed or body.error)
 
     def _drop_body(self) -> None:
-        if self.body_rcv is not None and not isinstance(self.body_rcv.buf, _Nowhere):
+        if self.body_rcv is not None and not isinstance(self.body_rcv.buf, _DiscardingBuffer):
             self.body_rcv.buf.close()
-            self.body_rcv.buf = _Nowhere()
+            self.body_rcv.buf = _DiscardingBuffer()
 
     def _check_chunks(self) -> None:
         """A body in chunks of a few bytes, or with long lines between them, costs much time and memory."""
@@ -91,7 +104,7 @@ class Parser(HTTPRequestParser):
             self.completed = True
 
 
-class _Nowhere:
+class _DiscardingBuffer:
     """A buffer that counts, but keeps nothing."""
 
     def __init__(self):
@@ -111,7 +124,7 @@ class _Nowhere:
 
 
 class _ErrorTask(ErrorTask):
-    """What waitress refuses by itself (not HTTP, too large), said in JSON like everything else."""
+    """The answer to what waitress refuses by itself (not HTTP, too large): JSON like every other error."""
 
     def execute(self):
         error = self.request.error
@@ -127,10 +140,20 @@ class _ErrorTask(ErrorTask):
         self.write(body)
 
 
+class _Task(WSGITask):
+    """Tells the application which connection a request came over."""
+
+    def get_environment(self):
+        environ = super().get_environment()
+        environ[CONNECTION] = self.channel
+        return environ
+
+
 class Channel(HTTPChannel):
     """One connection."""
 
     error_task_class = _ErrorTask
+    task_class = _Task
 
     def __init__(self, settings: ServerSettings, server, *args, **kwargs):
         _make_room(list(server.active_channels.values()))
@@ -138,8 +161,20 @@ class Channel(HTTPChannel):
         self._opened = time.monotonic()
         self._nothing_unsent = time.time()  # when that was seen last
         self._has_asked = False
+        self._last_read = 0.0  # monotonic seconds
+        self.serves_robot = False  # or says how the server is
         self.parser_class = partial(Parser, is_wanted=self._is_wanted)
         super().__init__(server, *args, **kwargs)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the client can still send, also where the loop has not read yet that it closed. For any thread."""
+        try:
+            return self.connected and self.socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
+        except BlockingIOError:
+            return self.connected
+        except OSError:
+            return False
 
     @property
     def is_waiting(self) -> bool:
@@ -160,16 +195,18 @@ class Channel(HTTPChannel):
     @property
     def is_urgent(self) -> bool:
         """Whether the request to be answered is a robot's, or asks how the server is."""
-        try:
-            return parse_address(self._read_path(self.requests[0]), self._settings.prefix).route in _URGENT
-        except RequestError:
-            return False
+        return parse_address(self._read_path(self.requests[0]), self._settings.prefix).route in _URGENT
 
     @property
     def num_held(self) -> int:
         """Bytes of bodies that came and of answers that are still to be sent."""
         requests = sum(request.num_held for request in (self.request, *self.requests) if request is not None)
         return requests + self.total_outbufs_len
+
+    @property
+    def has_large_body(self) -> bool:
+        """Whether a body above MAX_LISTED is on its way."""
+        return self.request is not None and self.request.content_length > MAX_LISTED
 
     def readable(self):
         """Asked before every wait for sockets, once a second at least."""
@@ -183,19 +220,31 @@ class Channel(HTTPChannel):
         elif now - max(self._nothing_unsent, self.last_activity) > UNREAD_S:
             self.handle_close()
             return False
-        return super().readable()
+        return super().readable() and not self._gives_way()
+
+    def _gives_way(self) -> bool:
+        """Whether a large body waits: its sender and its reader would take the processors that the model needs."""
+        if not self.has_large_body or time.monotonic() - self._last_read >= PACE_S:
+            return False
+        return any(channel.serves_robot for channel in list(self.server.active_channels.values()))
 
     def received(self, data):
+        self._last_read = time.monotonic()
         super().received(data)
         _keep_to_budget(list(self.server.active_channels.values()))
 
     def service(self):
         self._has_asked = True
-        super().service()
+        self.serves_robot = self.is_urgent
+        try:
+            super().service()
+        finally:
+            self.serves_robot = False
 
     def refuse(self, status: HTTPStatus, reason: str) -> None:
         """Hang up; the reason is for a client that has begun a request and waits for no other answer."""
-        if self.request is not None and self.is_waiting and not self.total_outbufs_len:
+        is_heard = self.request is not None and self.is_waiting and not self.total_outbufs_len
+        if is_heard and self.socket is not None:
             logger.warning("a connection from %s is closed: %s", self.addr[0], reason)
             body = json.dumps({"error": reason}) + "\n"
             head = f"HTTP/1.1 {status} {status.phrase}\r\nContent-Type: application/json\r\n"
@@ -209,13 +258,34 @@ class Channel(HTTPChannel):
         return "/" + getattr(request, "path", "").lstrip("/")
 
     def _is_wanted(self, request: Parser) -> bool:
-        """Whether the body will be looked at, by token and length; where not, the application says why not."""
+        """Whether the body is kept, by robot's name, token and length; otherwise the application answers why not."""
         try:
             address = parse_address(self._read_path(request), self._settings.prefix)
+            address.check_robot()
             self._settings.gate.check(self.addr[0], address.token, request.headers.get("AUTHORIZATION", ""))
         except RequestError:
             return False
         return request.content_length <= longest_body(address.route)
+
+
+class TwoPoolDispatcher:
+    """Two of waitress's thread pools, one for robots and one for all others.
+
+    Pages and questions, however many and slow, then hold no thread that a robot needs.
+    """
+
+    def __init__(self, num_robots: int, num_others: int):
+        """Threads of each kind, to which spare ones are added."""
+        self._robots, self._others = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
+        self._robots.set_thread_count(num_robots + _SPARE_THREADS)
+        self._others.set_thread_count(num_others + _SPARE_THREADS)
+
+    def add_task(self, channel: Channel) -> None:
+        (self._robots if channel.is_urgent else self._others).add_task(channel)
+
+    def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> None:
+        for threads in (self._robots, self._others):
+            threads.shutdown(cancel_pending, timeout)
 
 
 def _make_room(channels: list[Channel]) -> None:
@@ -226,7 +296,7 @@ def _make_room(channels: list[Channel]) -> None:
 
 
 def _keep_to_budget(channels: list[Channel]) -> None:
-    """Hang up on whoever has the most on its way, to us or from us, where all together are too much."""
+    """Close the connection that holds the most bytes, received or unsent, where all together exceed MAX_HELD."""
     under_way = [channel for channel in channels if channel.request is not None or channel.total_outbufs_len]
     if under_way and sum(channel.num_held for channel in channels) > MAX_HELD:
         largest = max(under_way, key=lambda channel: channel.num_held)

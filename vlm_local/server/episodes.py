@@ -1,4 +1,9 @@
-"""Robots and their episodes. No client says which episode it is in, and some never reset."""
+"""Robots and their episodes.
+
+No client says which episode it is in, and some never send /reset, so the server finds the ends of episodes itself.
+Locks: `Robots` guards its table by a lock that is never held while a policy runs; `Robot.turn` is held by the one
+request that runs for the robot.
+"""
 
 import threading
 import time
@@ -8,10 +13,11 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from vlm_local.embodiments.frame import Frame, Sent
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import Policy, derive_seed
 from vlm_local.server.access import DEFAULT_ROBOT
-from vlm_local.server.kept import Gripper, Hold, Kept
+from vlm_local.server.state import Gripper, Hold, RobotStates
 from vlm_local.types import Decision, Observation
 from vlm_local.wire import Message
 
@@ -22,16 +28,27 @@ _PLACES = 2  # one request of a robot runs, one waits
 
 @dataclass(frozen=True)
 class EpisodeSettings:
-    """seed: of the server. jump_m: a measured movement within one step that only a new start explains."""
+    """How episodes begin.
+
+    seed: of the server; the seed of an episode without one of its own is derived from it.
+    jump_m: a measured movement within one step above this begins a new episode: the arm was put elsewhere.
+    idle_s: so does a pause above this.
+    follow_gripper: whether a gripper that someone else moved counts as it is measured (see state.Gripper.follow).
+    """
 
     seed: int = 0
     jump_m: float = 0.1
     idle_s: float = 120.0
+    follow_gripper: bool = True
 
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """One answered step of a robot. started_by: "reset", "first request", "instruction", "jump", "idle"."""
+    """One answered step of a robot.
+
+    episode, step: numbers, from 0. started_by: what began the episode: "reset", "first request", "instruction",
+    "jump" or "idle". observation and decision are in the Bridge frame; sent: the action as the robot is told it.
+    """
 
     episode: int
     step: int
@@ -39,10 +56,11 @@ class Step:
     started_by: str
     observation: Observation
     decision: Decision
+    sent: Sent
 
 
 class Robot:
-    """One robot's policy and the episode it is in. Whoever calls `reset` or `act` holds its `turn`."""
+    """One robot's policy and its present episode. The caller of `reset` or `act` holds `turn`."""
 
     def __init__(
         self,
@@ -50,11 +68,13 @@ class Robot:
         policy: Policy,
         settings: EpisodeSettings,
         clock: Callable[[], float] = time.monotonic,
-        kept: Kept | None = None,
+        states: RobotStates | None = None,
+        frame: Frame | None = None,
     ):
-        """kept: holds and grippers of all robots; None for some of its own."""
+        """states: holds and grippers of all robots; None for some of its own. frame: of its state and actions."""
         self.name = name
-        self._kept = Kept() if kept is None else kept
+        self._states = RobotStates() if states is None else states
+        self._frame = Frame() if frame is None else frame
         self._policy = policy
         self._settings = settings
         self._clock = clock
@@ -77,30 +97,34 @@ class Robot:
 
     @property
     def episode(self) -> int:
+        """Number of the present episode, -1 before the first."""
         return self._episode
 
     def continue_after(self, episode: int) -> None:
-        """Number the episodes from the next one on: this robot was forgotten and comes back. Called while it is new."""
+        """Number episodes from `episode` + 1 on: a robot that was removed comes back. Only while `is_new`."""
         self._episode = episode
 
     def reset(self, seed: int | None = None) -> tuple[int, int]:
-        """End the episode at the client's word; returns (number, seed) of the new one."""
+        """Begin a new episode because the client said so; returns its (number, seed). seed: None derives one."""
         self._instruction = None
         self._start("reset", seed)
-        self._kept.set_gripper(self.name, replace(self._kept.find_gripper(self.name), is_reset=True))
+        self._states.set_gripper(self.name, replace(self._states.find_gripper(self.name), is_reset=True))
         return self._episode, self._seed
 
     def act(self, message: Message) -> Step:
-        """Raises RequestError where no instruction is known, and what the policy raises."""
+        """Answer one observation, in a new episode where the last one has ended.
+
+        Raises RequestError where no instruction is known, and what the policy raises.
+        """
         instruction = self._instruction if message.instruction is None else message.instruction
         if instruction is None:
             raise RequestError("instruction is null, but this episode has none yet; say what the robot shall do")
-        position = None if message.proprio is None else message.proprio[:3]
+        position = None if message.state is None else message.state[:3]
         reason = self._find_end(instruction, position)
         if reason:
             self._start(reason, None)
         self._instruction, self._position, self._last = instruction, position, self._clock()
-        observation = Observation(message.image, instruction, message.proprio, self._step)
+        observation = Observation(message.image, instruction, self._frame.read(message.state), self._step)
         self._step += 1
         try:
             observation, decision = self._decide(observation)
@@ -108,32 +132,44 @@ class Robot:
             self._step -= 1  # it never reached the model
             raise
         self.has_acted = True
-        return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision)
+        sent = self._frame.send(decision.action)
+        return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision, sent)
+
+    def repeat(self, step: Step, count: int) -> list[Step]:
+        """The same decision for the `count` control steps after it, for a client that asks less often than it moves."""
+        steps = []
+        for age in range(1, count + 1):
+            observation = replace(step.observation, step=self._step)
+            decision = replace(step.decision, timings_ms={}, extra={**step.decision.extra, "held": age})
+            sent = self._frame.send_again(decision.action)
+            steps.append(replace(step, step=self._step, observation=observation, decision=decision, sent=sent))
+            self._step += 1
+        return steps
 
     def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
         """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
-        opening = None if observation.proprio is None else float(observation.proprio[6])
-        before = self._kept.find_gripper(self.name)
-        gripper, moved_by = before.follow(opening, observation.step == 0)
+        opening = observation.opening
+        before = self._states.find_gripper(self.name)
+        trusted = opening if self._settings.follow_gripper or before.command is None or before.is_reset else None
+        gripper, moved_by = before.follow(trusted, observation.step == 0)
         asked = replace(observation, gripper=gripper.command)
-        hold = self._kept.find_hold(self.name)
-        if hold is None:
-            try:
-                decision = self._policy.act(asked)
-                hold = self._kept.find_hold(self.name)  # pressed meanwhile: the arm takes not one step more
-            except EngineError:
-                hold = self._kept.find_hold(self.name)
-                if hold is None:
-                    raise
-        if hold is not None:
+        if (hold := self._states.find_hold(self.name)) is not None:
+            return self._stand_still(observation, before.keep(opening), hold)
+        try:
+            decision = self._policy.act(asked)
+        except EngineError:
+            if (hold := self._states.find_hold(self.name)) is None:
+                raise
+            return self._stand_still(observation, before.keep(opening), hold)
+        if (hold := self._states.find_hold(self.name)) is not None:  # pressed meanwhile: not one step more
             return self._stand_still(observation, before.keep(opening), hold)
         if moved_by is not None:
             decision = replace(decision, extra={**decision.extra, "gripper": moved_by})
-        self._kept.set_gripper(self.name, gripper.tell(float(decision.action[6])))
+        self._states.set_gripper(self.name, gripper.tell(float(decision.action[6])))
         return asked, decision
 
     def _stand_still(self, observation: Observation, gripper: Gripper, hold: Hold) -> tuple[Observation, Decision]:
-        self._kept.set_gripper(self.name, gripper)
+        self._states.set_gripper(self.name, gripper)
         action = np.array([0.0] * 6 + [gripper.command])
         decision = Decision(action, fault=f"held by a person: {hold.reason}", extra={"hold": asdict(hold)})
         return replace(observation, gripper=gripper.command), decision
@@ -146,8 +182,8 @@ class Robot:
             return None
         if instruction != self._instruction:
             return "instruction"
-        known = position is not None and self._position is not None
-        if known and np.linalg.norm(position - self._position) > self._settings.jump_m:
+        before = position if self._position is None else self._position
+        if position is not None and np.linalg.norm(position - before) > self._settings.jump_m:
             return "jump"
         if self._clock() - self._last > self._settings.idle_s:
             return "idle"
@@ -159,15 +195,25 @@ class Robot:
         self._step = 0
         self._position = None
         self._started_by = reason
+        self._frame.begin(was_reset=reason == "reset")
         self._seed = derive_seed(self._settings.seed, self.name, self._episode) if seed is None else seed
         self._policy.reset(self._seed)
 
 
 class Robots:
-    """The robots that have called, by name."""
+    """The robots that have called, by name. Any thread may use it."""
 
-    def __init__(self, build: Callable[[str], Robot], max_robots: int, clock: Callable[[], float] = time.monotonic):
-        """max_robots: beside the unnamed one, which always has its place."""
+    def __init__(
+        self,
+        build: Callable[[str], Robot],
+        max_robots: int,
+        clock: Callable[[], float] = time.monotonic,
+        is_free: Callable[[str], bool] = lambda name: False,
+    ):
+        """max_robots: beside the unnamed one, which always has its place. is_free: whether a robot's connection, by
+        which alone it is known, has closed: it makes room before others do.
+        """
+        self._is_free = is_free
         self._build = build
         self._max_robots = max_robots
         self._clock = clock
@@ -177,10 +223,10 @@ class Robots:
 
     @contextmanager
     def admit(self, name: str) -> Iterator[Robot]:
-        """One of the two places of a robot; take its `turn` to be served.
+        """The robot of this name during the block, made at its first request; take its `turn` to be served.
 
-        A robot is made at its first call, and removed where that fails. Raises RequestError: 503 where two of
-        its requests are inside, 403 above max_robots.
+        A robot is removed again if its first request fails. Raises RequestError: 503 if two of its requests are in
+        flight already (one runs, one waits), 403 above max_robots.
         """
         with self._lock:
             robot = self._robots.get(name) or self._add(name)
@@ -206,14 +252,17 @@ class Robots:
     def _find_idle(self) -> Robot:
         """The longest idle of those that never acted, or else of those that did long ago."""
         idle = [robot for name, robot in self._robots.items() if name != DEFAULT_ROBOT and not robot.num_inside]
-        idle.sort(key=lambda robot: (robot.has_acted, robot.last_seen))
-        if not idle or (idle[0].has_acted and self._clock() - idle[0].last_seen < FORGET_S):
+        idle.sort(key=lambda robot: (self._stays(robot), robot.last_seen))
+        if not idle or (self._stays(idle[0]) and self._clock() - idle[0].last_seen < FORGET_S):
             raise RequestError(
                 f"this server serves {self._max_robots} robots and has them; use their names, "
                 f"or one that has been idle for {FORGET_S:g} s makes room",
                 403,
             )
         return idle[0]
+
+    def _stays(self, robot: Robot) -> bool:
+        return robot.has_acted and not self._is_free(robot.name)
 
     def _remove(self, robot: Robot) -> None:
         del self._robots[robot.name]

@@ -1,4 +1,4 @@
-"""The last steps of every robot, and whoever watches them. A subscriber; knows no HTTP."""
+"""Keeps the last 64 steps of each robot and streams them to open pages (server-sent events). Knows no HTTP."""
 
 import io
 import queue
@@ -24,7 +24,7 @@ _JPEG_QUALITY = 88
 
 
 class Hub:
-    """Takes records from its outlet's thread; viewers and frames are asked for by HTTP threads."""
+    """A subscriber. Records come from its subscription's thread; HTTP threads ask for streams and frames."""
 
     def __init__(self, report_status: Callable[[], Mapping[str, Any]]):
         """report_status: what the page's head shows beside the counts kept here."""

@@ -1,4 +1,7 @@
-"""What Prometheus reads at /metrics: counted as records come, measured when it asks. No global registry."""
+"""Prometheus metrics: counters are updated as records come, gauges are measured at each scrape.
+
+The registry is the application's own, not the global one, so that tests and two servers in a process stay apart.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
@@ -97,6 +100,8 @@ class _Measured(Collector):
 
 
 def add_metrics_route(app: Flask, metrics: Metrics) -> None:
+    """GET /metrics, and a count of every answered request."""
+
     @app.after_request
     def count(response: Response):
         route = request.url_rule.rule if request.url_rule else "unknown"

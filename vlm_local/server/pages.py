@@ -12,11 +12,11 @@ from flask import Flask, Response, redirect, render_template, request
 from vlm_local.data.runs import list_folders
 from vlm_local.data.summary import summarise_run
 from vlm_local.errors import RequestError
-from vlm_local.files import encode_json, read_json_lines
+from vlm_local.files import read_json_lines
 from vlm_local.policy import Policy, derive_seed
-from vlm_local.server.app import FULL_PATH
-from vlm_local.server.bodies import read_body
+from vlm_local.server.access import FULL_PATH
 from vlm_local.server.live import Hub
+from vlm_local.server.routes import read_body, send_json
 from vlm_local.server.service import take_place
 from vlm_local.types import Observation
 from vlm_local.wire import build_details, decode_act
@@ -101,12 +101,12 @@ def add_episode_routes(app: Flask, runs: Sequence[Path]) -> None:
             found = [(episode, run) for run, folder in enumerate(runs) for episode in summarise_run(folder)]
         found.sort(key=lambda line: line[0].started or 0.0, reverse=True)
         episodes = [{"run": run, **asdict(episode)} for episode, run in found[:_MAX_LISTED]]
-        return _json({"folders": list(map(str, runs)), "total": len(found), "episodes": episodes})
+        return send_json({"folders": list(map(str, runs)), "total": len(found), "episodes": episodes})
 
     @app.get("/live/episodes/<int:run>/<episode>")
     def show_episode(run: int, episode: str):
         with take_place(places, "the recording is being read already; ask again"):
-            return _json({"steps": list(read_json_lines(find(run, episode) / "steps.jsonl"))})
+            return send_json({"steps": list(read_json_lines(find(run, episode) / "steps.jsonl"))})
 
     @app.get("/live/episodes/<int:run>/<episode>/frames/<int:step>")
     def show_recorded_frame(run: int, episode: str, step: int):
@@ -119,7 +119,7 @@ def add_episode_routes(app: Flask, runs: Sequence[Path]) -> None:
 def _add_try_route(app: Flask) -> None:
     service = app.extensions["vlm_local"]
     place = threading.Semaphore(1)
-    policies: list[Policy] = []  # one of its own, so that no robot's episode is touched
+    policies: list[Policy] = []  # one of its own: no robot's episode is touched, and robots go first
 
     @app.post("/live/try")
     def try_it():
@@ -131,12 +131,9 @@ def _add_try_route(app: Flask) -> None:
             if message.instruction is None:
                 raise RequestError("type an instruction: what shall the robot do?")
             if not policies:
-                policies.append(service.policies.build("try-it"))
+                policies.append(service.policies.build(None))
             policies[0].reset(derive_seed(0, "try-it", 0))
-            decision = policies[0].act(Observation(message.image, message.instruction, message.proprio))
+            proprio = service.settings.build_frame().read(message.state)
+            decision = policies[0].act(Observation(message.image, message.instruction, proprio))
         where = {"model": service.metadata.get("model"), "robot": None, "episode": None, "step": None}
-        return _json({**build_details(decision, **where), "instruction": message.instruction})
-
-
-def _json(value: object) -> Response:
-    return Response(encode_json(value) + "\n", mimetype="application/json")
+        return send_json({**build_details(decision, **where), "instruction": message.instruction})

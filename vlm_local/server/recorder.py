@@ -22,7 +22,7 @@ _MAX_OPEN = 64  # episodes; more than robots that act, and few enough that old o
 
 
 class Recorder:
-    """Writes records as they come; called by one thread, its outlet's, which may wait for the disk.
+    """Writes records as they come. Its subscription's thread calls it and may wait for the disk.
 
     A step that cannot be written (a full disk) is lost alone, and the next one is tried again.
     """
@@ -63,6 +63,7 @@ class Recorder:
             self._lose(error)
 
     def close(self) -> None:
+        """Close the files and give the folder free. Called when no record comes any more."""
         self._writer.close()
         self._lock_file.close()
 

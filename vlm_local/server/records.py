@@ -1,13 +1,17 @@
-"""What happened, for those who record, count or show it: never on the path of a request."""
+"""Records of what happened, and their delivery to subscribers (recording, metrics, live page) beside the requests."""
 
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import perf_counter
 from typing import Any
 
+from vlm_local.server.episodes import Step
 from vlm_local.types import Decision, Observation
+from vlm_local.wire import build_details
 
 logger = logging.getLogger(__name__)
 
@@ -19,7 +23,7 @@ class StepRecord:
     """One answered step.
 
     time: Unix seconds of the answer. started_by: why this episode began (see episodes.py).
-    details: the object of /act?details=1.
+    decision: with the action as it was sent. details: the object of /act?details=1.
     """
 
     time: float
@@ -32,6 +36,12 @@ class StepRecord:
     observation: Observation
     decision: Decision
     details: Mapping[str, Any]
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For a line of log."""
+        about = {"episode": self.episode, "step": self.step, "phrase": self.decision.phrase}
+        return about | ({"fault": self.decision.fault} if self.decision.fault else {})
 
     def build_line(self) -> dict[str, Any]:
         """The step as a line of steps.jsonl, and as the live page shows it."""
@@ -52,12 +62,28 @@ class Refusal:
     reason: str
 
 
+def build_record(
+    step: Step, robot: str, model: str | None, request_id: str, began: float, waits: Mapping[str, float]
+) -> StepRecord:
+    """began: perf_counter() at the request's first byte. waits: milliseconds of what came before the policy."""
+    timings = {**waits, **step.decision.timings_ms, "total": 1e3 * (perf_counter() - began)}
+    decision = replace(step.decision, action=step.sent.action, timings_ms=timings)
+    frame = {"frame": step.sent.frame, "meant": step.sent.meant.tolist(), "shadow": step.sent.shadow}
+    where = {"model": model, "robot": robot, "episode": step.episode, "step": step.step}
+    details = build_details(decision, **where, **frame, seed=step.seed, started_by=step.started_by)
+    episode = step.episode, step.step, step.seed, step.started_by
+    return StepRecord(time.time(), request_id, robot, *episode, step.observation, decision, details)
+
+
 Record = StepRecord | Refusal
 Subscriber = Callable[[Record], None]
 
 
-class Outlet:
-    """Hands records to one subscriber, in a thread of its own. A slow one loses records, counted."""
+class Subscription:
+    """Hands records to one subscriber, in a thread of its own. Where it falls behind, records are dropped and counted.
+
+    max_bytes: of records that wait. num_dropped: records lost so far.
+    """
 
     def __init__(self, subscriber: Subscriber, max_bytes: int = QUEUE_BYTES):
         self._subscriber = subscriber
@@ -66,14 +92,16 @@ class Outlet:
         self._num_bytes = 0
         self._lock = threading.Lock()
         self.num_dropped = 0
-        self._thread = threading.Thread(target=self._run, name="outlet", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="subscription", daemon=True)
         self._thread.start()
 
     @property
     def num_waiting(self) -> int:
+        """Records that are queued."""
         return self._queue.qsize()
 
     def put(self, record: Record) -> None:
+        """Queue a record; never waits. Any thread may call it."""
         size = _measure(record)
         with self._lock:
             if self._num_bytes + size > self._max_bytes:

@@ -1,22 +1,25 @@
-"""What the routes share: the robots, the model's health, who is inside, who listens."""
+"""State shared by all routes: robots, the engine's health, requests in flight, subscribers."""
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from vlm_local import __version__
-from vlm_local.answers import Answerer
-from vlm_local.engines.worker import EngineWorker
+from vlm_local.assembly import Policies
+from vlm_local.embodiments import AUTO
+from vlm_local.embodiments.frame import Frame
 from vlm_local.errors import RequestError
 from vlm_local.policy import Policy
-from vlm_local.safety import MAX_STEP, Guard, Workspace
+from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
 from vlm_local.server.access import Gate
-from vlm_local.server.episodes import EpisodeSettings, Robot, Robots
-from vlm_local.server.faults import HoldOnFault
-from vlm_local.server.kept import Kept
-from vlm_local.server.records import Outlet, Record, Subscriber
+from vlm_local.server.callers import Callers
+from vlm_local.server.episodes import EpisodeSettings, Robot, Robots, Step
+from vlm_local.server.records import Record, Subscriber, Subscription
+from vlm_local.server.state import RobotStates
+from vlm_local.wire import Message
 
 ACTION_CONVENTION = {
     "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
@@ -28,6 +31,7 @@ ACTION_CONVENTION = {
 LARGE_BODY = 2**20  # bytes; a 256x256 picture takes a quarter of it
 MAX_LARGE_BODIES = 2  # read at a time; the largest takes some 300 MB on its way from text to picture
 _LARGE_BODY_WAIT_S = 5.0
+_LOOK_EVERY_S = 0.05  # while a request is held open
 
 _WHY_NOT = {
     "loading": "the model is still loading; /health turns 200 when it can answer",
@@ -39,7 +43,10 @@ _WHY_NOT = {
 
 @contextmanager
 def take_place(places: threading.Semaphore, refusal: str) -> Iterator[None]:
-    """One of `places`, or RequestError (503) at once: who waits for one would hold a thread that a robot may need."""
+    """Hold one of `places` during the block. Raises RequestError (503, `refusal`) at once where none is free.
+
+    Nobody waits for a place, because a request that waits holds a thread that a robot may need.
+    """
     if not places.acquire(blocking=False):
         raise RequestError(refusal, 503)
     try:
@@ -48,24 +55,19 @@ def take_place(places: threading.Semaphore, refusal: str) -> Iterator[None]:
         places.release()
 
 
-class Policies(Protocol):
-    """What the server needs of a model: a policy for each robot, answers to questions, word of its health."""
-
-    worker: EngineWorker | None
-    answerer: Answerer | None
-
-    def build(self, robot: str, tell_all: bool = False) -> Policy: ...
-
-    @property
-    def metadata(self) -> Mapping[str, Any]: ...
-
-
 @dataclass(frozen=True)
 class ServerSettings:
-    """on_fault: "hold" or "error". rate_limit: requests to /act a second and address, None for any.
+    """Settings of a server, apart from the model's.
 
-    names: of this machine, by which it may be asked without a token (see origins.check_origin).
-    workspace, max_step: what no robot is told to leave or exceed (see safety.Guard).
+    prefix: path below which the routes also answer, such as "/robots"; "" for none.
+    names: lower-case host names of this machine, by which it may be asked without a token (see access.check_origin).
+    on_fault: "hold" answers a failure of the model with a stand-still, "error" with 503.
+    max_held: failures in a row that are answered with a stand-still; the next one is a 503.
+    max_robots: named robots at the same time, beside the unnamed one.
+    rate_limit: requests to /act a second from one address, None for any number.
+    workspace, max_step: bounds that every action is cut to (see safety.Guard).
+    embodiment: a name, a file or AUTO: what the numbers of states and actions mean (see embodiments/frame.py).
+    loading_s: how long a robot's request is held open while the model loads; AutoEval would end its job on a 503.
     """
 
     episodes: EpisodeSettings = field(default_factory=EpisodeSettings)
@@ -78,38 +80,49 @@ class ServerSettings:
     rate_limit: float | None = None
     workspace: Workspace | None = None
     max_step: tuple[float, ...] = MAX_STEP
+    embodiment: str = AUTO
+    loading_s: float = 60.0
+
+    def build_frame(self) -> Frame:
+        """For one robot. Its turns are as small as the largest of the three angles of `max_step`."""
+        return Frame(self.embodiment, max(self.max_step[3:]))
 
 
 class Service:
-    """What the routes share."""
+    """State shared by all routes: robots, the engine's health, requests in flight, subscribers. Any thread may use it.
 
-    def __init__(
-        self,
-        policies: Policies,
-        settings: ServerSettings,
-        subscribers: Sequence[Subscriber],
-        kept: Kept | None = None,
-    ):
+    report: lines of /health, name -> function that gives the value.
+    """
+
+    def __init__(self, policies: Policies, settings: ServerSettings, states: RobotStates | None = None):
         self.settings = settings
-        self.kept = Kept() if kept is None else kept
-        self.robots = Robots(self._build_robot, settings.max_robots)
-        self.outlets = [Outlet(subscriber) for subscriber in subscribers]
+        self.states = RobotStates() if states is None else states
+        self.callers = Callers(settings.max_robots, settings.episodes.idle_s, on_split=self._share_gripper)
+        self.robots = Robots(self._build_robot, settings.max_robots, is_free=self.callers.is_free)
+        self.subscriptions: list[Subscription] = []
         self.stopping = threading.Event()
-        self.report: dict[str, Callable[[], Any]] = {"held": self.kept.describe}  # lines of /health: name -> value
+        self.report: dict[str, Callable[[], Any]] = {"held": self.states.describe}
         self.policies = policies
         self._large_bodies = threading.BoundedSemaphore(MAX_LARGE_BODIES)
+        self._held_open = threading.BoundedSemaphore(settings.max_robots)
         self._num_inside = 0
         self._changed = threading.Condition()
 
     @property
     def state(self) -> str:
+        """ "stopping", or the engine's: see EngineWorker.state. A policy without an engine is "healthy"."""
         if self.stopping.is_set():
             return "stopping"
         worker = self.policies.worker
         return "healthy" if worker is None else worker.state
 
     @property
+    def model(self) -> str | None:
+        return self.policies.metadata.get("model")
+
+    @property
     def metadata(self) -> dict[str, Any]:
+        """The answer of /metadata: JSON values."""
         return {
             **self.policies.metadata,  # first: behind a remote policy stands a server with a state of its own
             "server": "vlm-local",
@@ -117,15 +130,38 @@ class Service:
             "state": self.state,
             "action": ACTION_CONVENTION,
             "on_fault": self.settings.on_fault,
+            "embodiment": self.settings.embodiment,
         }
 
+    def subscribe(self, subscriber: Subscriber) -> Subscription:
+        """Have `subscriber` called with every record that is published from now on, in a thread of its own."""
+        subscription = Subscription(subscriber)
+        self.subscriptions.append(subscription)
+        return subscription
+
     def publish(self, record: Record) -> None:
-        for outlet in self.outlets:
-            outlet.put(record)
+        """Tell all subscribers; never waits for one."""
+        for subscription in self.subscriptions:
+            subscription.put(record)
+
+    def wait_loaded(self, timeout_s: float) -> None:
+        """Hold a request open while the model loads, at most as many as there are robots.
+
+        Raises RequestError (503) for one more. What has become of the model then is for `enter` to say.
+        """
+        if self.state != "loading" or not timeout_s:
+            return
+        end = time.monotonic() + timeout_s
+        with take_place(self._held_open, _WHY_NOT["loading"]):
+            while self.state == "loading" and time.monotonic() < end:
+                self.stopping.wait(_LOOK_EVERY_S)
 
     @contextmanager
     def enter(self) -> Iterator[None]:
-        """Count a request for a robot as in flight, unless nothing can be answered now."""
+        """Count a request as in flight during the block.
+
+        Raises RequestError (503) while the model is loading, and after it has failed or the server is stopping.
+        """
         with self._changed:
             state = self.state
             if state in ("loading", "failed", "stopping", "closed"):
@@ -140,9 +176,9 @@ class Service:
 
     @contextmanager
     def reading(self, num_bytes: int | None) -> Iterator[None]:
-        """While a body of this length is read and parsed: a small one at once, a large one when it is its turn.
+        """Wrap the reading and parsing of a body of `num_bytes`; at most MAX_LARGE_BODIES large ones at a time.
 
-        Raises RequestError (503) where that does not come soon.
+        Raises RequestError (503) for a large one that has waited for _LARGE_BODY_WAIT_S.
         """
         if (num_bytes or 0) <= LARGE_BODY:
             yield
@@ -155,13 +191,26 @@ class Service:
             self._large_bodies.release()
 
     def drain(self, grace_s: float) -> bool:
-        """Admit nobody any more and wait for those inside. True when they all left in time."""
+        """Refuse new requests and wait for those in flight, `grace_s` at most. True when all of them have ended."""
         self.stopping.set()
         with self._changed:
             return self._changed.wait_for(lambda: self._num_inside == 0, grace_s)
 
+    def test(self, message: Message) -> Step:
+        """Answer AutoEval's submission test as a robot that nobody else is: no place is taken, nothing is kept."""
+        robot = Robot("test", self._build_policy("test"), self.settings.episodes, frame=self.settings.build_frame())
+        return robot.act(message)
+
+    def _share_gripper(self, old: str, new: str) -> None:
+        """One of them may hold something, and nobody knows which: neither lets go for that."""
+        self.states.set_gripper(new, self.states.find_gripper(old))
+
     def _build_robot(self, name: str) -> Robot:
+        policy = self._build_policy(name)
+        return Robot(name, policy, self.settings.episodes, states=self.states, frame=self.settings.build_frame())
+
+    def _build_policy(self, name: str) -> Policy:
         policy = Guard(self.policies.build(name), self.settings.workspace, self.settings.max_step)
         if self.settings.on_fault == "hold":
             policy = HoldOnFault(policy, self.settings.max_held)
-        return Robot(name, policy, self.settings.episodes, kept=self.kept)
+        return policy

@@ -12,7 +12,7 @@ from functools import partial
 from time import monotonic
 
 from vlm_local.errors import ConfigError
-from vlm_local.libc import die_with_parent
+from vlm_local.processes import die_with_parent
 
 logger = logging.getLogger(__name__)
 
@@ -21,11 +21,12 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _OPTIONS = {
     "BatchMode": "yes",  # nobody is there to type a password
     "ExitOnForwardFailure": "yes",
-    "ServerAliveInterval": "10",
-    "ServerAliveCountMax": "3",
+    "ServerAliveInterval": "5",  # with the next one, a link that dies silently is noticed within 15 s
+    "ServerAliveCountMax": "2",
     "ConnectTimeout": "10",
     "ControlPath": "none",  # a shared connection would outlive this one
 }
+_PORT_TAKEN = re.compile(r"remote port forwarding failed")
 _UP = re.compile(r"remote forward success|Allocated port (?P<port>\d+) for remote forward")
 
 
@@ -116,7 +117,7 @@ class Tunnel:
                 return f"cannot run ssh ({error}); install an ssh client"
         last = ""
         with self._process as process:
-            for line in process.stderr:
+            for line in process.stderr or ():
                 line = line.strip()
                 if match := _UP.search(line):
                     self._announce(match["port"] or self._target.remote_port)
@@ -124,6 +125,11 @@ class Tunnel:
                     ("debug", "OpenSSH_", "Authenticated to", "Transferred:", "Bytes per")
                 ):
                     last = line
+        if _PORT_TAKEN.search(last):
+            last += (
+                f". Port {self._target.remote_port} there is taken, most often by this tunnel's last connection, which "
+                "its sshd has not given up: let its sshd_config say ClientAliveInterval 5 and ClientAliveCountMax 2"
+            )
         return last or f"ssh ended with status {process.returncode}"
 
     def _announce(self, port: int | str) -> None:

@@ -15,7 +15,7 @@ from waitress.server import create_server
 from vlm_local.data.runs import RecordedEpisode
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json, open_replacing
-from vlm_local.server.origins import check_origin
+from vlm_local.server.access import check_origin
 from vlm_local.server.pages import STATIC, add_episode_routes, add_page_routes
 
 _THREADS = 4
@@ -34,7 +34,7 @@ def create_viewer(runs: Sequence[Path]) -> Flask:
 
     @app.before_request
     def admit():
-        check_origin(request.method, request.path, request.headers, has_token=False)
+        check_origin(request.method, request.path, request.headers.get, has_token=False)
 
     @app.errorhandler(RequestError)
     @app.errorhandler(OSError)

@@ -67,8 +67,8 @@ def load_arm() -> mujoco.MjSpec:
 
 def _find_assets() -> Path:
     package = find_spec("trossen_arm_sim")
-    if package is None:
-        raise ConfigError("the simulator needs the arm's meshes: pip install trossen-arm-sim (or vlm-local[sim])")
+    if package is None or not package.submodule_search_locations:
+        raise ConfigError("the simulator needs the arm's meshes of trossen-arm-sim: .venv/bin/pip install -e .")
     return Path(package.submodule_search_locations[0]) / "assets"
 
 
@@ -110,7 +110,9 @@ class ArmController:
     def reset(self, data: mujoco.MjData, position: np.ndarray, opening: float = 1.0) -> None:
         """Put the arm there, gripper down. position: (3,) m of the tips; opening: 0 closed..1 open."""
         self._position, self._rotation = np.array(position, dtype=np.float64), np.eye(3)
-        self._joints = self._solve(_HOME, self._position, self._rotation, num_iterations=200)
+        joints = self._solve(_HOME, self._position, self._rotation, num_iterations=200)
+        assert joints is not None  # every start position is within reach
+        self._joints = joints
         data.qpos[:NUM_JOINTS] = self._joints
         data.qpos[NUM_JOINTS : NUM_JOINTS + 2] = opening * FINGER_RANGE_M
         data.ctrl[:NUM_JOINTS] = self._joints
@@ -121,18 +123,24 @@ class ArmController:
         tips = data.site_xpos[self._site]
         lead = self._position + action[:3] - tips
         lead *= min(1.0, _MAX_LEAD_M / max(np.linalg.norm(lead), 1e-9))
-        position = _limit(tips + lead)
-        rotation = _rotate(action[3:6]) @ self._rotation
+        self.move(data, _limit(tips + lead), _rotate(action[3:6]) @ self._rotation, np.clip(action[6], 0, 1))
+
+    def move(self, data: mujoco.MjData, position: np.ndarray, rotation: np.ndarray, opening: float) -> bool:
+        """One control step towards a pose; False where it is out of reach, and the arm stays where it was sent.
+
+        position: (3,) m of the tips. rotation: (3, 3) from the gripper pointing down. opening: 0 closed..1 open.
+        """
         start = self._joints
         joints = self._solve(start, position, rotation, num_iterations=20)
-        if joints is not None:  # a pose out of reach is not taken
+        if joints is not None:
             self._position, self._rotation, self._joints = position, rotation, joints
-        data.ctrl[NUM_JOINTS] = np.clip(action[6], 0, 1) * FINGER_RANGE_M
+        data.ctrl[NUM_JOINTS] = opening * FINGER_RANGE_M
         travel = int(PHYSICS_STEPS * _RAMP)
         for index in range(travel):
             data.ctrl[:NUM_JOINTS] = start + (self._joints - start) * (index + 1) / travel
             mujoco.mj_step(self._model, data)
         mujoco.mj_step(self._model, data, nstep=PHYSICS_STEPS - travel)
+        return joints is not None
 
     def _solve(self, joints: np.ndarray, position: np.ndarray, rotation: np.ndarray, num_iterations: int):
         """Joints (6,) rad near the given ones that reach the pose, or None."""

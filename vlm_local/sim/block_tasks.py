@@ -175,7 +175,7 @@ class Push(BlockTask):
 
     def is_done(self, world):
         moved = self._move(world, self.target)
-        return moved @ self.way > _PUSHED_M and abs(moved @ self.way[::-1]) < _PUSHED_M
+        return bool(moved @ self.way > _PUSHED_M and abs(moved @ self.way[::-1]) < _PUSHED_M)
 
     def is_lost(self, world):
         return any(np.linalg.norm(self._move(world, index)) > _PUSHED_M for index in (1, 2))

@@ -36,7 +36,10 @@ class SimEnv(gymnasium.Env):
     Raises ConfigError for an unknown task or level, and where no picture can be drawn.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 5}
+    metadata: ClassVar[dict[str, Any]] = {  # pyright: ignore[reportIncompatibleVariableOverride]: as gymnasium's own
+        "render_modes": ["rgb_array"],
+        "render_fps": 5,
+    }
     render_mode = "rgb_array"
 
     def __init__(self, task: str, level: str = "normal", image_size: int | None = 256):
@@ -54,7 +57,8 @@ class SimEnv(gymnasium.Env):
             }
         )
         limit = np.array([0.05, 0.05, 0.05, 0.5, 0.5, 0.5])  # m and rad per control step
-        self.action_space = spaces.Box(np.append(-limit, 0.0), np.append(limit, 1.0), dtype=np.float64)
+        self._box = spaces.Box(np.append(-limit, 0.0), np.append(limit, 1.0), dtype=np.float64)
+        self.action_space = self._box
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict, dict]:
         """Start the episode of this seed (0 <= seed < 2**64); without one, the next random episode."""
@@ -73,7 +77,11 @@ class SimEnv(gymnasium.Env):
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ConfigError(f"an action is 7 finite numbers, not {action}")
-        self.world.step(np.clip(action, self.action_space.low, self.action_space.high))
+        self.world.step(np.clip(action, self._box.low, self._box.high))
+        return self.judge()
+
+    def judge(self) -> tuple[dict, float, bool, bool, dict]:
+        """What `step` returns, of the world as it is now: for who moves the arm by other means, a step at a time."""
         self._step += 1
         success = self.task.is_done(self.world)
         lost = not success and self.task.is_lost(self.world)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
-from vlm_local.errors import ConfigError
+from vlm_local.errors import ConfigError, suggest
 from vlm_local.sim import scene
 from vlm_local.sim.furniture import PARKING_M
 
@@ -43,7 +43,7 @@ LEVELS = {
 
 def find_level(name: str) -> Level:
     if name not in LEVELS:
-        raise ConfigError(f"level must be one of {', '.join(LEVELS)}, not {name!r}")
+        raise ConfigError(f"level must be one of {', '.join(LEVELS)}, not {name!r}{suggest(name, LEVELS)}")
     return LEVELS[name]
 
 

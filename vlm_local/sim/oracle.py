@@ -10,14 +10,13 @@ step never overshoots into the opposite word.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from vlm_local.actions import StepTable
 from vlm_local.sim.block_tasks import REACH_HEIGHT_M, Lift, Push, Reach, ReachRelation, is_ready_to_push
 from vlm_local.sim.drawer_tasks import CloseDrawer, OpenDrawer, is_before_bar, is_behind_bar, measure_tips
-from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.furniture import BLOCK_HALF_M, HANDLE_GAP_OUT_M, HANDLE_HEIGHT_M, HANDLE_OUT_M
 from vlm_local.sim.sink_tasks import EggplantTask, EggplantToBasket, EggplantToSink, is_held
 from vlm_local.sim.task import Task
@@ -45,10 +44,17 @@ class Near(NamedTuple):
     yaw: float
 
 
+class Situation(Protocol):
+    """What the oracle looks at: a SimEnv, or any other object with a task and the world it is about."""
+
+    task: Any
+    world: World
+
+
 class Oracle:
     """Answers for the episode that the environment is in. table: the steps it reckons with."""
 
-    def __init__(self, env: SimEnv, table: StepTable = StepTable()):
+    def __init__(self, env: Situation, table: StepTable = StepTable()):
         self._env = env
         across = _NEAR * max(table.x_m, table.y_m)
         self._near = Near(across, _NEAR * table.z_m, _NEAR_TURN * table.tilt_rad, _NEAR_TURN * table.yaw_rad)

@@ -1,7 +1,7 @@
 """The room, the table and what stands on it, built in code: one model for each kind of scene.
 
 Frame: the arm's base, +x forward, +y left, +z up from the table top; metres. Everything that an
-episode varies (poses, colours, light, camera) is a field of the compiled model, see variation.py.
+episode varies (poses, colours, light, camera) is a field of the compiled model, see levels.py.
 """
 
 import mujoco

@@ -1,6 +1,6 @@
 """All tasks by name."""
 
-from vlm_local.errors import ConfigError
+from vlm_local.errors import ConfigError, suggest
 from vlm_local.sim.block_tasks import Lift, Push, Reach, ReachRelation
 from vlm_local.sim.drawer_tasks import CloseDrawer, OpenDrawer
 from vlm_local.sim.sink_tasks import EggplantToBasket, EggplantToSink
@@ -16,5 +16,5 @@ TASKS: dict[str, type[Task]] = {
 
 def find_task(name: str) -> type[Task]:
     if name not in TASKS:
-        raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {name!r}")
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {name!r}{suggest(name, TASKS)}")
     return TASKS[name]

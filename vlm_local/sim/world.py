@@ -3,7 +3,7 @@
 import mujoco
 import numpy as np
 
-from vlm_local.sim.arm import ArmController, measure_proprio
+from vlm_local.sim.arm import PHYSICS_STEP_S, ArmController, measure_proprio
 from vlm_local.sim.furniture import PARKING_M
 from vlm_local.sim.scene import build_scene
 
@@ -49,6 +49,17 @@ class World:
     def step(self, action: np.ndarray) -> None:
         """One control step. action: (7,) as types.Decision.action."""
         self._arm.step(self.data, action)
+        self.observe()
+
+    def move_arm(self, position: np.ndarray, rotation: np.ndarray, opening: float) -> bool:
+        """One control step towards a pose, see ArmController.move."""
+        is_taken = self._arm.move(self.data, position, rotation, opening)
+        self.observe()
+        return is_taken
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass while the arm stands."""
+        mujoco.mj_step(self.model, self.data, nstep=round(seconds / PHYSICS_STEP_S))
         self.observe()
 
     def observe(self) -> None:

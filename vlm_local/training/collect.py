@@ -71,7 +71,7 @@ def _play(env: SimEnv, rng: np.random.Generator, learner: Actor | None):
     if rng.random() < _TELEPORT and env.task.kind == "blocks":
         env.world.put_arm(rng.uniform(*_ANYWHERE_M))
         env.step(_STILL)
-    elif rng.random() < 0.5 and _advance(env, latch, rng.integers(_UNSEEN_STEPS[env.task.kind])):
+    elif rng.random() < 0.5 and _advance(env, latch, int(rng.integers(_UNSEEN_STEPS[env.task.kind]))):
         return
     left, noise = 0, Primitive()
     num_steps = 1 + rng.poisson(_SCENE_STEPS - 1)
@@ -124,5 +124,8 @@ def save_shard(shard: Shard, path: Path) -> None:
 def load_shard(path: Path) -> Shard:
     with np.load(path) as arrays:
         texts = json.loads(str(arrays["questions"]))
-        questions = [[Question(*words, tuple(offset)) for *words, offset in asked] for asked in texts]
+        questions = [
+            [Question(instruction, phrase, slot, tuple(offset_m)) for instruction, phrase, slot, offset_m in asked]
+            for asked in texts
+        ]
         return Shard(arrays["frames"], arrays["proprio"], questions)

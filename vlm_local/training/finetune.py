@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from vlm_local.checkpoint import SIDECAR, Checkpoint
+from vlm_local.decoding.families import LoadedModel
 from vlm_local.decoding.trie import tokenize_sentences
-from vlm_local.decoding.types import LoadedModel
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError
@@ -26,6 +26,7 @@ from vlm_local.training.samples import RecordedSamples, Sample
 from vlm_local.types import Episode, GenerationRequest
 
 _IGNORED = -100
+_HELD_OUT = 64  # samples that were never trained on, asked each time the state is saved
 _FOR_TOKENS = ("mm_token_type_ids", "token_type_ids")  # of vision, one number a token; the rest is one row a picture
 _ADAPTED = r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 
@@ -71,8 +72,12 @@ class Finetuning:
         self._optimisation = Optimisation(self._trained, tuning.recipe, folder / "training")
 
     def run(self, sidecar: Mapping[str, Any]) -> None:
-        self._optimisation.run(self._tuning.recipe.num_steps, self._step)
-        draw_curves(self._folder / "training")
+        recipe, held_out = self._tuning.recipe, self._samples.draw_held_out(_HELD_OUT)
+        while self._optimisation.step < recipe.num_steps:
+            self._optimisation.run((self._optimisation.step // recipe.save_every + 1) * recipe.save_every, self._step)
+            if held_out:
+                self._optimisation.log({"step": self._optimisation.step, **self._measure(held_out)})
+        draw_curves(self._folder / "training", ("loss", "loss held_out", "exact", "exact held_out"))
         skipped = {"skipped_steps": self._optimisation.num_skipped}
         self._write({**sidecar, "training": {**sidecar["training"], **skipped}})
 
@@ -84,7 +89,7 @@ class Finetuning:
         ]
         batches = [self._batches.build(group) for group in groups]
         num_tokens = sum(int((batch["labels"] != _IGNORED).sum()) for batch in batches)
-        total, num_exact = 0.0, 0
+        loss, total, num_exact = torch.zeros(()), 0.0, 0
         for index, batch in enumerate(batches):
             loss, exact = compute_loss(self._model, batch)
             loss = loss / num_tokens
@@ -94,11 +99,27 @@ class Finetuning:
                 loss.backward()
         return loss, {"loss": total, "exact": num_exact / len(samples)}
 
+    @torch.no_grad()
+    def _measure(self, samples: Sequence[Sample]) -> dict[str, float]:
+        """Loss a token, and share of exact answers, of samples that were never trained on."""
+        self._model.eval()
+        total, num_tokens, num_exact = 0.0, 0, 0
+        for start in range(0, len(samples), self._tuning.at_once):
+            batch = self._batches.build(samples[start : start + self._tuning.at_once])
+            with torch.autocast(self._model.device.type, torch.bfloat16, enabled=self._tuning.recipe.bfloat16):
+                loss, exact = compute_loss(self._model, batch)
+            total += float(loss)
+            num_tokens += int((batch["labels"] != _IGNORED).sum())
+            num_exact += exact
+        self._model.train()
+        shares = {"loss held_out": total / num_tokens, "exact held_out": num_exact / len(samples)}
+        return {name: round(value, 5) for name, value in shares.items()}
+
     def _write(self, sidecar: Mapping[str, Any]) -> None:
         """A folder as the one that was trained, or an adapter's folder beside it."""
         if self._tuning.lora:
             self._trained.peft_config["default"].base_model_name_or_path = name_base(self._checkpoint)
-            self._trained.save_pretrained(self._folder)
+            self._trained.save_pretrained(str(self._folder))
             (self._folder / "README.md").unlink(missing_ok=True)  # peft's form with nothing filled in
         else:
             unwanted = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", "README.md")
@@ -114,7 +135,7 @@ def _add_adapters(model: nn.Module, rank: int):
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise ConfigError("--lora needs peft: pip install 'vlm-local[train]'") from None
+        raise ConfigError("--lora needs peft: .venv/bin/pip install -e '.[train]'") from None
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_ADAPTED)
     return get_peft_model(model, config)
 
@@ -163,7 +184,7 @@ class Batches:
         return row
 
 
-def compute_loss(model: nn.Module, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+def compute_loss(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
     """Cross-entropy summed over the answers' tokens, and how many answers were right token by token."""
     labels = batch["labels"]
     inputs = {name: value for name, value in batch.items() if name != "labels"}

@@ -12,11 +12,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import psutil
 import torch
 from torch import nn
 
 from vlm_local.errors import ConfigError, EngineError
 from vlm_local.files import encode_json, read_json_lines, write_json
+from vlm_local.progress import open_bar
 from vlm_local.provenance import list_differences
 
 _STATE, _LOG, _CURVES, _SETTINGS = "state.pt", "log.jsonl", "curves.png", "settings.json"
@@ -102,6 +104,7 @@ class Optimisation:
             self._load()
         _cut_log(folder / _LOG, self.step)
         self._sums: dict[str, float] = {}
+        self._last_means = ""  # what was logged last, for the bar
         self._num_noted = 0
         self._begun = perf_counter()
 
@@ -110,14 +113,17 @@ class Optimisation:
 
         Raises EngineError when too many steps were skipped since their gradients were not finite.
         """
-        while self.step < min(until, self.recipe.num_steps):
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
-                loss, measured = compute(self.step)
-            is_taken = self._apply(loss)
-            self._note({"loss": float(loss.detach()), **measured} if is_taken else {})
-            self._check_skipped()
-            if self.step % self.recipe.save_every == 0 or self.step == self.recipe.num_steps:
-                self.save()
+        with open_bar("training", self.recipe.num_steps, initial=self.step, leave=False) as bar:
+            while self.step < min(until, self.recipe.num_steps):
+                with torch.autocast(self._device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+                    loss, measured = compute(self.step)
+                is_taken = self._apply(loss)
+                self._note({"loss": float(loss.detach()), **measured} if is_taken else {})
+                self._check_skipped()
+                if self.step % self.recipe.save_every == 0 or self.step == self.recipe.num_steps:
+                    self.save()
+                bar.set_postfix_str(f"{self._last_means}{_measure_memory(self._device) / 1e9:.1f} GB", refresh=False)
+                bar.update()
 
     def _apply(self, loss: torch.Tensor) -> bool:
         """Take a step, or skip it (False) where its gradients are not finite."""
@@ -153,6 +159,7 @@ class Optimisation:
         self.seconds, self._begun = self.seconds + now - self._begun, now
         if self._num_noted:
             means = {name: round(total / self._num_noted, 5) for name, total in self._sums.items()}
+            self._last_means = "".join(f"{name} {means[name]:.3f}, " for name in ("loss", "exact") if name in means)
             skipped = {"skipped": self.num_skipped} if self.num_skipped else {}
             self.log({"step": self.step, "seconds": round(self.seconds, 1), **means, **skipped})
         self._sums, self._num_noted = {}, 0
@@ -184,6 +191,13 @@ class Optimisation:
                 parameter.copy_(state["parameters"][name])
         self._adam.load_state_dict(state["adam"])
         self.step, self.seconds, self.num_skipped = state["step"], state["seconds"], state.get("skipped", 0)
+
+
+def _measure_memory(device: torch.device) -> int:
+    """Bytes that the training has at most held on a GPU, or this process holds now."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return psutil.Process().memory_info().rss
 
 
 def _group(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> list[dict]:

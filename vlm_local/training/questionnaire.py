@@ -6,6 +6,7 @@ The vision tower sees each picture once, however much is asked about it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +15,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from vlm_local.decoding.families import Family
-from vlm_local.decoding.types import LoadedModel, PreparedRequest
+from vlm_local.decoding.families import Family, LoadedModel, PreparedRequest
 from vlm_local.engines.processing import Processing
 from vlm_local.prompts import build_prompt, load_template
 from vlm_local.training.questions import SLOTS, Question
@@ -100,7 +100,9 @@ class Questionnaire:
             pixels,
             grid,
             torch.tensor([index for index, _ in asked]),
-            *map(torch.from_numpy, (ids, positions, targets)),
+            torch.from_numpy(ids),
+            torch.from_numpy(positions),
+            torch.from_numpy(targets),
             torch.tensor([len(head) - 1 for head in heads]),
             torch.tensor([q.offset_m for _, q in asked]) / _UNIT_M,
             torch.tensor([index for index, _ in seen]),
@@ -118,7 +120,8 @@ class Questionnaire:
         return text.replace(self._image, self._image * (int(grid.prod()) // self._pictures.merge_size**2))
 
     def _count_positions(self, head: Sequence[int], grid: torch.Tensor, length: int) -> np.ndarray:
-        prepared = PreparedRequest(None, torch.tensor(head), 0, {"image_grid_thw": grid[None]})
+        request: Any = None  # positions do not depend on it
+        prepared = PreparedRequest(request, torch.tensor(head), 0, {"image_grid_thw": grid[None]})
         positions, following = self._family.position_prompt(prepared)
         rest = following + np.arange(length - positions.shape[1])
         return np.concatenate([positions, np.tile(rest, (3, 1))], axis=1)
@@ -147,9 +150,9 @@ class Pupil(nn.Module):
     are and not which one the words mean.
     """
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: Any):
         super().__init__()
-        self.model = model
+        self.model: Any = model
         width = model.config.get_text_config().hidden_size
         num_tokens = 16
         self.places = nn.Linear(num_tokens * width, 3 + 3 * len(SLOTS))

@@ -6,6 +6,7 @@ places of the eggplant; so a model cannot get along with what the picture alone 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +68,7 @@ def _vary_block(task: BlockTask, level: Level, rng: np.random.Generator) -> Iter
     strange = [other for other in (Reach, Lift, Push) if other is not kind]
     others.append((strange[rng.integers(2)], int(rng.integers(NUM_BLOCKS))))
     for kind, target in others:
-        other = kind()
+        other: Any = kind()
         vars(other).update(vars(task))
         other.target = target
         side = ("left", "right")[rng.integers(2)]

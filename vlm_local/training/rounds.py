@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -54,6 +55,7 @@ def _play(policy: Policy, task: str, level: str, num_episodes: int) -> int:
         for seed in range(_FIRST_SEED, _FIRST_SEED + num_episodes):
             env.reset(seed=seed)
             policy.reset(seed)
+            info: dict[str, Any] = {"success": False}
             for _ in range(_MAX_STEPS):
                 *_, ended, _, info = env.step(policy.act(env.observation).action)
                 if ended:
@@ -69,7 +71,7 @@ def _open_actor(folder: Path | None) -> Iterator[Actor | None]:
         yield None
         return
     with open_student(folder) as policy:
-        yield lambda observation: parse_phrase(policy.act(observation).phrase)
+        yield lambda observation: parse_phrase(policy.act(observation).phrase or "")
 
 
 @contextmanager

@@ -11,6 +11,8 @@ from vlm_local.primitives import format_phrase, label_episode
 from vlm_local.prompts import Template, build_prompt
 from vlm_local.types import Episode, Observation, Prompt
 
+HELD_OUT_EVERY = 20  # the last of so many episodes is never trained on: 5 % tell when a model learns by heart
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -30,7 +32,10 @@ class _Labelled:
 
 
 class RecordedSamples:
-    """The labelled steps of episodes, in an order shuffled anew every epoch; frames are read when asked for."""
+    """The labelled steps of episodes, in an order shuffled anew every epoch; frames are read when asked for.
+
+    Of every HELD_OUT_EVERY episodes the last one is kept apart, for `draw_held_out` alone.
+    """
 
     def __init__(self, episodes: Iterable[Episode], template: Template, history: int, seed: int):
         """Uses steps with a full label window only: shorter ones act like a larger threshold.
@@ -45,16 +50,20 @@ class RecordedSamples:
         self._epoch = -1
         self._shuffled = np.zeros(0, np.int64)  # the order of that epoch
         self.num_skipped = 0
-        places = [np.zeros((0, 2), np.int32)]
+        places, held_out = [np.zeros((0, 2), np.int32)], [np.zeros((0, 2), np.int32)]
         for episode in episodes:
             if len(episode) < 2 or not episode.instruction:
                 self.num_skipped += 1
                 continue
             labels, full = label_episode(episode.states)
-            steps = np.array([step for step in np.flatnonzero(full) if episode.instruction_at(step)], np.int32)
-            places.append(np.column_stack([np.full_like(steps, len(self._episodes)), steps]).astype(np.int32))
+            whole = np.flatnonzero(full).tolist()
+            steps = np.array([step for step in whole if episode.instruction_at(step)], np.int32)
+            is_held_out = len(self._episodes) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
+            number = np.full_like(steps, len(self._episodes))
+            (held_out if is_held_out else places).append(np.column_stack([number, steps]).astype(np.int32))
             self._episodes.append(_Labelled(episode, [sys.intern(format_phrase(label)) for label in labels]))
         self._places = np.concatenate(places)  # (N, 2): episode, step
+        self._held_out = np.concatenate(held_out)
         if not len(self._places):
             raise DataError(
                 f"none of {self.num_episodes + self.num_skipped} episodes has an instruction and four steps or more"
@@ -64,13 +73,23 @@ class RecordedSamples:
     def num_episodes(self) -> int:
         return len(self._episodes)
 
+    @property
+    def num_held_out(self) -> int:
+        """Labelled steps that are kept apart."""
+        return len(self._held_out)
+
     def __len__(self) -> int:
         return len(self._places)
 
     def draw(self, step: int, num_samples: int) -> list[Sample]:
         """The samples of training step `step`: always the same ones."""
         places = range(step * num_samples, (step + 1) * num_samples)
-        return [self._load(self._order(place // len(self))[place % len(self)]) for place in places]
+        return [self._load(self._places[self._order(place // len(self))[place % len(self)]]) for place in places]
+
+    def draw_held_out(self, num_samples: int) -> list[Sample]:
+        """At most so many samples of the episodes that are kept apart, evenly spread: always the same ones."""
+        chosen = np.linspace(0, len(self._held_out) - 1, min(num_samples, len(self._held_out))).astype(int)
+        return [self._load(self._held_out[index]) for index in chosen]
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch != epoch:
@@ -78,8 +97,8 @@ class RecordedSamples:
             self._shuffled = np.random.default_rng([self._seed, epoch]).permutation(len(self))
         return self._shuffled
 
-    def _load(self, index: int) -> Sample:
-        number, step = self._places[index].tolist()
+    def _load(self, place: np.ndarray) -> Sample:
+        number, step = place.tolist()
         episode, phrases = self._episodes[number].episode, self._episodes[number].phrases
         state = episode.states[step].astype(float)
         observation = Observation(episode.load_image(step), episode.instruction_at(step), state)

@@ -53,6 +53,7 @@ def test_rows_report_and_pages(result):
     assert {path.stem for path in result.glob("*.png")} >= {"scale", "hold", "latency", "opposite"}
 
 
+@pytest.mark.slow
 def test_episodes_added_elsewhere_are_said_beside(result, tmp_path):
     out = shutil.copytree(result, tmp_path / "out")
     report, made = (json.loads((out / name).read_text()) for name in ("report.json", "ceiling.json"))

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from tests import serving
+from tests.slow import slow
 from vlm_local.actions import StepTable, build_action
 from vlm_local.assembly import PolicyOptions, open_policies
 from vlm_local.cli import main
@@ -116,8 +117,8 @@ def begun(tmp_path_factory):
         ("move left", ("--decide", "map"), 'decide was "greedy" and is "map"'),
         ("move left", ("--posterior", "off"), 'posterior was "fast" and is "off"'),
         ("oracle", ("--steps-per-phrase", 2), "steps_per_phrase was null and is 2"),
-        ("tiny", ("--dtype", "bfloat16"), 'dtype was "float32" and is "bfloat16"'),
-        ("tiny", ("--quantize", "8bit"), 'quantize was "none" and is "8bit"'),
+        slow("tiny", ("--dtype", "bfloat16"), 'dtype was "float32" and is "bfloat16"'),
+        slow("tiny", ("--quantize", "8bit"), 'quantize was "none" and is "8bit"'),
     ],
 )
 def test_a_run_with_other_settings_is_refused_by_their_names(policy, change, said, begun, capsys):
@@ -159,11 +160,11 @@ def test_a_folder_with_something_else_in_meta_json_is_refused(text, tmp_path, ca
 
 
 def test_over_http_and_in_process_are_the_same(tmp_path, capsys):
-    arguments = ("--task", "push", "--episodes", 3, "--max-steps", 6, "--workers", 2, "--seed", 11)
-    run_sim(capsys, tmp_path / "here", "--policy", "random", *arguments)
+    arguments = ("--task", "push", "--episodes", 2, "--max-steps", 6, "--seed", 11)
+    run_sim(capsys, tmp_path / "here", "--policy", "random", *arguments, "--workers", 1)
     with serving.serve(build_uniform_engine(), decide="sample") as served:
-        run_sim(capsys, tmp_path / "there", "--policy", served.url, *arguments)
-    for number in range(3):
+        run_sim(capsys, tmp_path / "there", "--policy", served.url, *arguments, "--workers", 2)
+    for number in range(2):
         here, there = (read_lines(tmp_path / name, f"push-{number}") for name in ("here", "there"))
         assert [line["phrase"] for line in here] == [line["phrase"] for line in there]
         assert [line["proprio"] for line in here] == [line["proprio"] for line in there]
@@ -174,7 +175,7 @@ def test_over_http_and_in_process_are_the_same(tmp_path, capsys):
 def serve_policy(options: PolicyOptions):
     """Our own server of this policy."""
     policies = open_policies(options)
-    server = HTTPServer(create_app(policies, ServerSettings(), []), bind("127.0.0.1", 0))
+    server = HTTPServer(create_app(policies, ServerSettings()), bind("127.0.0.1", 0))
     try:
         yield server.url
     finally:
@@ -182,7 +183,7 @@ def serve_policy(options: PolicyOptions):
         server.stop()
 
 
-@pytest.mark.parametrize("policy", ["oracle", "move left", "server"])
+@pytest.mark.parametrize("policy", ["oracle", slow("move left"), "server"])
 def test_random_phrases_are_carried_out_with_the_step_table_of_the_policy(policy, tmp_path, capsys):
     table = StepTable(x_m=0.02, y_m=0.021, z_m=0.022, tilt_rad=0.03, yaw_rad=0.031, tilt_axis="roll")
     steps = tmp_path / "steps.json"

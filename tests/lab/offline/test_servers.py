@@ -2,6 +2,7 @@
 
 import json
 import threading
+from collections import Counter
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests import recordings
-from tests.serving import PHRASE, serve
+from tests.serving import PHRASE, serve, until
 from vlm_local.cli import main
 
 
@@ -63,10 +64,13 @@ def _foreign_server(action):
 def test_our_own_server_says_phrases_and_probabilities(data_set, tmp_path, workers):
     with serve() as served:
         status, rows = _eval(data_set, tmp_path / "out", "--policy", served.url, "--workers", workers)
-        robots = {robot for robot in served.service.metadata.get("robots", [])}
+        until(lambda: len(served.records) == 27)
     assert status == 0 and len(rows) == 27
     assert {(row["phrase"], row["phrase_source"], row["probability"]) for row in rows} == {(PHRASE, "phrase", 1.0)}
-    assert all(row["fault"] is None for row in rows), robots
+    assert all(row["fault"] is None for row in rows)
+    # Each worker is a robot of its own, so that the server takes each recording for one episode.
+    assert set(Counter((record.robot, record.episode) for record in served.records).values()) == {9}
+    assert 1 <= len({record.robot for record in served.records}) <= int(workers)
 
 
 def test_a_foreign_server_is_scored_by_its_actions(data_set, tmp_path):

@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from vlm_local.lab.ceiling.error_models import BY_PLACE, BY_STEP, DRAWS, TOGETHER
 from vlm_local.lab.ceiling.scores import LIMITS
@@ -74,7 +75,7 @@ def _draw_study(study: str, curves: Curves) -> Figure:
         panel.set_visible(False)
     figure.supxlabel(STUDIES[study], fontsize=10, color=BLACK)
     handles, labels = grid[0, 0].get_legend_handles_labels()
-    dotted = matplotlib.lines.Line2D([], [], color=GREY, linestyle=":", linewidth=1.2)
+    dotted = Line2D([], [], color=GREY, linestyle=":", linewidth=1.2)
     figure.legend([*handles, dotted], [*labels, "within 120 steps"], frameon=False, loc="outside upper right",
                   ncols=len(labels) + 1)  # fmt: skip
     return figure
@@ -154,7 +155,7 @@ def _draw_predictions(predictions: Sequence[Mapping[str, Any]]) -> Figure:
     """Predicted against observed success, a dot a task, for each way to draw."""
     figure = Figure(figsize=(11, 4.4), layout="constrained")
     grid = figure.subplots(1, len(DRAWS), sharey=True)
-    colours = matplotlib.colormaps["tab10"].colors
+    colours = matplotlib.colormaps["tab10"](range(10))
     for panel, draw in zip(grid, DRAWS, strict=True):
         panel.plot([0, 1], [0, 1], "--", color=GREY, linewidth=1)
         for colour, prediction in zip(colours, predictions, strict=False):

@@ -73,7 +73,7 @@ class Episodes:
         wanted = ((task, seed) for seed, task in product(self._plan.seeds, self._plan.tasks))
         return [episode for episode in wanted if episode not in self._steps]
 
-    def play(self, missing: Sequence[tuple[str, int]], workers: int, progress: Callable[[int], None]) -> None:
+    def play(self, missing: Sequence[tuple[str, int]], workers: int, progress: Callable[[int], object]) -> None:
         """progress: is called with 1 after every episode."""
         with open_players(workers) as play:
             tasks, seeds = [task for task, _ in missing], [seed for _, seed in missing]
@@ -94,6 +94,7 @@ class Episodes:
 
 def find_played(folder: Path) -> CeilingPlan:
     """The largest study that is whole in this folder. Raises ConfigError where there is none."""
+    there: dict[str, Any] = {}
     try:
         there = json.loads((folder / SETTINGS).read_bytes())
         played = {(row["task"], row["seed"]) for row in read_json_lines(folder / _ROWS_FILE)}

@@ -25,6 +25,7 @@ class ErrorModel(Protocol):
 
     def alter(self, primitive: Primitive, step: int, world: World) -> Primitive:
         """What is said instead of the oracle's `primitive` at control step `step`."""
+        ...
 
 
 class AxisErrors:

@@ -59,7 +59,8 @@ def play_episode(
     table, projection = scale_steps(setting.scale), build_projection(setting.grammar)
     oracle, latch = Oracle(env, scale_steps(setting.rest)), GripperLatch()
     asked: list[Primitive] = []
-    answers = deque([Primitive()] * setting.latency)  # under way to the arm
+    answer = Primitive()
+    answers = deque([answer] * setting.latency)  # under way to the arm
     for step in range(max_steps):
         if step % setting.hold == 0:
             asked.append(oracle.primitive())

@@ -91,7 +91,7 @@ def load_observed(result: Path) -> dict[str, Any]:
 
 
 def _find_counts(confusions: ConfusionMatrices, task: str) -> np.ndarray:
-    return confusions.counts.get(task, confusions.counts.get(ANY_TASK))
+    return confusions.counts[task if task in confusions.counts else ANY_TASK]
 
 
 def _draw_counts(counts: np.ndarray, task: str, seeds: range) -> list[np.ndarray]:

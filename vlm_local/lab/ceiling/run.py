@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from vlm_local.errors import ConfigError
 from vlm_local.lab.ceiling.episodes import SETTINGS, CeilingPlan, Episodes, find_played, list_made_with
 from vlm_local.lab.ceiling.error_models import DRAWS
@@ -17,13 +15,14 @@ from vlm_local.lab.ceiling.report import write_report
 from vlm_local.lab.ceiling.scores import score_study
 from vlm_local.lab.ceiling.settings import list_curves, list_settings
 from vlm_local.lab.results import ResultFolder
+from vlm_local.progress import open_bar
 
 
 def run_study(path: Path, plan: CeilingPlan, workers: int) -> dict[str, Any]:
     """The curves into the folder `path`; returns the report. Raises ConfigError before anything is played."""
     with _open(path, plan) as (folder, episodes):
         missing = episodes.find_missing()
-        with tqdm(total=len(missing), unit="episode", desc="curves", disable=None) as bar:
+        with open_bar("curves", len(missing), "episode") as bar:
             episodes.play(missing, workers, bar.update)
         return _write_pages(folder, plan, episodes)
 
@@ -41,7 +40,7 @@ def run_predictions(
     plan = find_played(path)
     with _open(path, plan) as (folder, episodes):
         seeds = range(plan.seed, plan.seed + num_episodes)
-        with tqdm(total=num_tasks * len(DRAWS) * len(seeds), unit="episode", desc="predictions", disable=None) as bar:
+        with open_bar("predictions", num_tasks * len(DRAWS) * len(seeds), "episode") as bar:
             for source, result in zip(sources, results, strict=True):
                 predict(path, source, result, seeds, workers, bar.update)
         return _write_pages(folder, plan, episodes)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from vlm_local.grammar import DEFAULT
 
@@ -16,7 +17,7 @@ class Setting:
     """One way of carrying out what the oracle says. The defaults are the server's own.
 
     scale: factor of all step sizes. rest: factor of the step sizes that the oracle assumes: an axis rests within 0.6
-    of these. hold: control steps for which a phrase is kept (wrappers.HoldPhrase). latency: the executed phrase
+    of these. hold: control steps for which a phrase is kept (policy.HoldPhrase). latency: the executed phrase
     answers the observation of this many control steps ago; until the first answer the arm stands still. grammar:
     the vocabulary (play.build_projection). axis: of types.AXES or "all"; kind: "missed" (the axis says nothing) or
     "opposite"; rate: share of the steps in which the axis should move that are wrong, chosen at random.
@@ -73,14 +74,18 @@ def list_curves() -> list[Curve]:
     ]
 
 
+def _set(study: str, value: Any, **more: Any) -> Setting:
+    return Setting(**{study: value, **more})
+
+
 def _list_rests(study: str, xs: tuple[float, ...], reckon: Callable[[float], float]) -> list[Curve]:
     """A curve for two oracles: of the usual precision, and one that rests within 0.6 of what a phrase moves.
 
     reckon: a value of xs -> steps of 0.0125 m that the arm goes before another phrase can stop it.
     """
     return [
-        Curve(study, USUAL, xs, tuple(Setting(**{study: x}) for x in xs)),
-        Curve(study, WIDE, xs, tuple(Setting(**{study: x}, rest=min(float(reckon(x)), _MOST_REST)) for x in xs)),
+        Curve(study, USUAL, xs, tuple(_set(study, x) for x in xs)),
+        Curve(study, WIDE, xs, tuple(_set(study, x, rest=min(float(reckon(x)), _MOST_REST)) for x in xs)),
     ]
 
 

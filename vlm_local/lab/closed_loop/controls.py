@@ -56,5 +56,5 @@ class RandomPhrases:
             action = build_action(parse_phrase(phrase), 0.0, self._table)
         elif phrase is None:  # a foreign policy's own numbers
             return decision
-        action[6] = self._latch.update(parse_phrase(phrase).gripper, float(observation.proprio[6]))
+        action[6] = self._latch.update(parse_phrase(phrase).gripper, observation.opening)
         return replace(decision, phrase=phrase, action=action)

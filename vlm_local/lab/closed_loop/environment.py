@@ -1,5 +1,6 @@
 """An environment with its oracle: episodes with pictures, and what the oracle and random phrases reach in them."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from vlm_local.policy import draw_uniform
 from vlm_local.primitives import format_phrase, parse_phrase
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.oracle import Oracle
-from vlm_local.types import Observation
+from vlm_local.types import Observation, Primitive
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +36,13 @@ class Environment:
     def __init__(self, level: str, image_size: int):
         """image_size: pixels a side."""
         self._level, self._image_size = level, image_size
-        self._drawn: SimEnv | None = None
-        self._undrawn: SimEnv | None = None
+        self._open_task: tuple[str, SimEnv, SimEnv] | None = None
         self._phrases = load_phrase_grammar().sentences
 
     def reset(self, task: str, seed: int, drawn: bool = True) -> State:
         """drawn: with pictures; without, images are (0, 0, 3) and steps take a fifth of the time."""
-        self._open(task)
-        self._env = self._drawn if drawn else self._undrawn
+        with_pictures, without = self._open(task)
+        self._env = with_pictures if drawn else without
         self._env.reset(seed=seed)
         self._oracle = Oracle(self._env)
         return self._build_state({})
@@ -54,21 +54,23 @@ class Environment:
 
     def count_oracle_steps(self, task: str, seed: int, max_steps: int) -> int | None:
         """Steps to success of the oracle on this episode, None where it fails: the ceiling."""
-        self._open(task)
-        oracle = Oracle(self._undrawn)
-        return self._count_steps(seed, max_steps, lambda step: oracle.primitive())
+        _, env = self._open(task)
+        oracle = Oracle(env)
+        return _count_steps(env, seed, max_steps, lambda step: oracle.primitive())
 
     def count_random_steps(self, task: str, seed: int, max_steps: int) -> int | None:
         """Steps to success of random phrases on this episode, None where they fail: the floor."""
-        self._open(task)
-        return self._count_steps(seed, max_steps, lambda step: parse_phrase(self._draw_phrase(seed, step)))
+        _, env = self._open(task)
+        return _count_steps(env, seed, max_steps, lambda step: parse_phrase(self._draw_phrase(seed, step)))
 
-    def _open(self, task: str) -> None:
-        if self._drawn is None or self._drawn.task.name != task:
-            if self._drawn is not None:
-                self._drawn.close()
-            self._drawn = SimEnv(task, self._level, self._image_size)
-            self._undrawn = SimEnv(task, self._level, None)
+    def _open(self, task: str) -> tuple[SimEnv, SimEnv]:
+        """The simulators of a task with and without pictures, made where they are not those of the last call."""
+        if self._open_task is not None and self._open_task[0] != task:
+            self._open_task[1].close()
+            self._open_task = None
+        if self._open_task is None:
+            self._open_task = task, SimEnv(task, self._level, self._image_size), SimEnv(task, self._level, None)
+        return self._open_task[1:]
 
     def _build_state(self, info: dict) -> State:
         outcome = {name: info[name] for name in ("success", "lost", "stage") if name in info}
@@ -78,14 +80,15 @@ class Environment:
     def _draw_phrase(self, seed: int, step: int) -> str:
         return self._phrases[int(draw_uniform(seed, step) * len(self._phrases))]
 
-    def _count_steps(self, seed: int, max_steps: int, choose) -> int | None:
-        """Steps to success with what `choose` says at each step, or None."""
-        env, latch = self._undrawn, GripperLatch()
-        env.reset(seed=seed)
-        for step in range(max_steps):
-            primitive = choose(step)
-            command = latch.update(primitive.gripper, env.world.opening)
-            _, _, over, _, info = env.step(build_action(primitive, command))
-            if over:
-                return step + 1 if info["success"] else None
-        return None
+
+def _count_steps(env: SimEnv, seed: int, max_steps: int, choose: Callable[[int], Primitive]) -> int | None:
+    """Steps to success with what `choose` says at each step, or None."""
+    latch = GripperLatch()
+    env.reset(seed=seed)
+    for step in range(max_steps):
+        primitive = choose(step)
+        command = latch.update(primitive.gripper, env.world.opening)
+        _, _, over, _, info = env.step(build_action(primitive, command))
+        if over:
+            return step + 1 if info["success"] else None
+    return None

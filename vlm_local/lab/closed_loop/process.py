@@ -30,7 +30,7 @@ class EnvironmentProcess:
         far_end.close()
 
     @property
-    def pid(self) -> int:
+    def pid(self) -> int | None:
         return self._process.pid
 
     def reset(self, task: str, seed: int, drawn: bool = True) -> "State":

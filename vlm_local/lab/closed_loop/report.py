@@ -37,7 +37,7 @@ def write_report(folder: Path, scores: Mapping[str, Any], episodes: Sequence[Map
         limit=AUTOEVAL_STEPS,
         bars=_draw_rates(tasks),
         stages={task: _draw_stages(score) for task, score in tasks.items()},
-        episodes=[episode | _find_pictures(folder, episode) for episode in ordered],
+        episodes=[{**episode, **_find_pictures(folder, episode)} for episode in ordered],
     )
 
 

@@ -88,7 +88,7 @@ def run_rollouts(
             done += 1
             progress(ended, done, len(places))
 
-        _play(path, plan, source, left, min(workers, source.max_workers, len(left)), count)
+        _play(path, plan, source, left, int(min(workers, source.max_workers, len(left))), count)
         episodes = [outcome for outcome in map(read_outcome, places.values()) if outcome]
         scores = score_run(episodes, {task: find_task(task).stages for task in plan.tasks})
         write_report(path, scores, episodes)

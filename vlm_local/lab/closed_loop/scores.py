@@ -1,4 +1,4 @@
-"""Outcomes of episodes -> success rates with intervals, steps, efficiency, and where it failed."""
+"""Outcomes of episodes -> success rates with intervals, steps, step ratio, and where it failed."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,6 +37,7 @@ def _score_task(episodes: list[Mapping[str, Any]], stages: Sequence[str]) -> dic
         "random": describe_rate(sum(steps is not None for steps in floor), len(floor)),
         "steps": _mean([episode["steps"] for episode in won]),
         "oracle_steps": _mean([episode["oracle_steps"] for episode in won if episode["oracle_steps"]]),
+        # The step ratio: each episode's share is cut at 1, so that a lucky one makes up for no slow one.
         "efficiency": _mean([min(1.0, efficiency) for efficiency in efficiencies]),
         "agreement": sum(episode["agreed"] for episode in played) / num_steps if num_steps else None,
         "reached": {name: sum(e["stage"] > index for e in played) for index, name in enumerate(stages)},

@@ -30,7 +30,7 @@ def evaluate_detector(
     precision: float,
     about: Mapping[str, Any],
     left_out: list[str],
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> dict[str, Any]:
     """Rows go to rows.jsonl in the folder `path` as they come, scores to report.json and report.html.
 
@@ -57,7 +57,7 @@ def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ask_all(
-    images: Iterable[LabelledImage], ask: Ask, file: RowFile, progress: Callable[[], None]
+    images: Iterable[LabelledImage], ask: Ask, file: RowFile, progress: Callable[[], object]
 ) -> tuple[list[Row], list[Shown]]:
     """Rows of all pictures, and the pictures worth a look. A picture that was answered before is not asked again."""
     known = {(row["source"], row["label"]): row for row in file.rows}

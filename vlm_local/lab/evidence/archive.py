@@ -131,6 +131,7 @@ def _read_manifest(path: Path, archive: zipfile.ZipFile, members: Mapping[str, z
     if MANIFEST not in members:
         raise DataError(f"{path} has no {MANIFEST}: it was not made by `pack`")
     data = b"".join(_read(archive, members[MANIFEST], _MAX_MANIFEST_BYTES))
+    manifest: Any = None
     try:
         manifest = json.loads(data)
         known = manifest["format"] == _FORMAT and manifest["kind"] in LAYOUTS

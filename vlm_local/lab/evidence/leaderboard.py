@@ -15,7 +15,7 @@ _NAME = re.compile(r"[\w .,/:+%()=~@-]{1,120}")
 
 _HEAD = """# Leaderboard
 
-Made by `python -m vlm_local leaderboard RESULT... --out docs/leaderboard.md`; do not edit. Every row was
+Made by `.venv/bin/python -m vlm_local leaderboard RESULT... --out docs/leaderboard.md`; do not edit. Every row was
 verified first: scored again from its archive without weights, every number came out the same.
 `weights` and `seal` are the first digits of the sha256 of the checkpoint and of the archive's files.
 [contributing-results.md](contributing-results.md) says how to add rows.
@@ -25,14 +25,15 @@ _SIM_HEAD = """
 
 Success within 120 steps (or the limit named) and within AutoEval's 70, with Wilson's 95 % intervals. A
 seed fixes an episode's scene and every draw of the policy in it, so
-`python -m vlm_local sim --policy P --task T --level L --seed FIRST --episodes N` plays a row's episodes
+`.venv/bin/python -m vlm_local sim --policy P --task T --level L --seed FIRST --episodes N` plays a row's episodes
 again, as verifying did from their recorded actions. The oracle sees the ground truth (the ceiling); random
 phrases and standing still are the floor.
 """
 _SPATIAL_HEAD = """
 ## Does it look where the words point?
 
-`python -m vlm_local spatial --policy P --set docs/spatial/LEVEL.json` ([what is measured](spatial/README.md)):
+`.venv/bin/python -m vlm_local spatial --policy P --set docs/spatial/LEVEL.json --out DIR`
+([what is measured](spatial/README.md)):
 **turned** is 1 where every answer turned with its scene, 0 where none did; **moved** how much of the probability moved
 where nothing should (0 is right); **left** how sure an answer stayed where there was nothing left to be sure of (0
 is right); **right** how much surer the right direction is than its opposite. 95 % intervals, by bootstrap over scenes.

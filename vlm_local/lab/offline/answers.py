@@ -27,6 +27,7 @@ class Answerer(Protocol):
         self, episode: Episode, labels: Sequence[str], steps: Sequence[int], unscored: dict[int, str]
     ) -> Iterator[tuple[int, Fields]]:
         """(step, fields of its row) of `steps` in order; those that cannot be asked go to `unscored`."""
+        ...
 
 
 class BaselineAnswerer:
@@ -73,10 +74,11 @@ class PolicyAnswerer:
             yield from self._answer_by_actions(episode, steps, unscored, failed or decisions)
             return
         for step in steps:
-            if step not in decisions and step not in unscored:
-                decisions[step] = self._ask(episode, step, unscored)
-            if decisions.get(step) is not None:
-                yield step, self._describe_phrase(decisions[step])
+            decision = decisions.get(step)
+            if decision is None and step not in unscored:
+                decision = self._ask(episode, step, unscored)
+            if decision is not None:
+                yield step, self._describe_phrase(decision)
 
     def _find_kind(self, episode: Episode, steps: Sequence[int], unscored: dict[int, str]) -> dict[int, Decision]:
         """Ask until the first answer; returns the decisions up to it. After a failure the kind is still unknown."""
@@ -159,7 +161,7 @@ def _label_actions(episode: Episode, start: int, decisions: Sequence[Decision | 
     command it counts as open from OPEN_THRESHOLD of its measured range on.
     """
     before, *window = decisions
-    actions = np.array([decision.action for decision in window])
+    actions = np.array([decision.action for decision in window if decision is not None])
     opened = episode.states[start, 6] >= OPEN_THRESHOLD if before is None or before.fault else before.action[6] > 0.5
     motion = np.append(actions[:, :6].sum(axis=0), float(actions[-1, 6] > 0.5) - float(opened))
     return format_phrase(label_window(np.stack([np.zeros(7), motion])))

@@ -76,7 +76,7 @@ class Calibration:
             label = label_window(window)
             travelled = window[-1] - window[0]
             motion = travelled.astype(float) / TRANSITIONS
-            columns = list(_COLUMNS)
+            columns: list[int] = list(_COLUMNS)
             if label.tilt:
                 by_roll = abs(travelled[_ROLL] / ROTATION_DIVISOR) > THRESHOLD
                 self.tilts["roll" if by_roll else "pitch"] += 1

@@ -37,7 +37,7 @@ def draw_confusion(axis: str, confusion: Sequence[Sequence[int]]) -> str:
     blue, red = (matplotlib.colormaps[name](shares / _DARKEST) for name in ("Blues", "Reds"))
     plot.imshow(np.where(opposite[:, :, None], red, blue))
     for row, column in np.ndindex(3, 3):
-        _write_cell(plot, row, column, counts[row, column], totals[row, 0], shares[row, column])
+        _write_cell(plot, row, column, float(counts[row, column]), totals[row, 0], float(shares[row, column]))
     names = name_signs(axis)
     plot.set_xticks(range(3), names)
     plot.set_yticks(range(3), names, rotation=90, va="center")

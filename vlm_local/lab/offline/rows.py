@@ -83,7 +83,7 @@ class Rows:
     def select(self, indices: Sequence[int]) -> "Rows":
         """The rows at these indices, which must be in order of episode and step."""
         chosen = np.asarray(indices)
-        columns = {
+        columns: dict[str, Any] = {
             field.name: [column[index] for index in indices] if isinstance(column, list) else column[chosen]
             for field in fields(self)
             if field.name != "episode_ids"

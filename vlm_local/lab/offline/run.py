@@ -31,14 +31,14 @@ _MAY_GROW = ("limit",)
 _MADE_WITH = ("versions", "git", "machine", "continued_with")
 
 OpenData = Callable[[Callable[[DataError], None]], Iterator[Episode]]
-Progress = Callable[[float], None]
+Progress = Callable[[float], object]
 
 
 @dataclass(frozen=True)
 class EvaluationPlan:
     """What decides the rows. policy: as named by the user. data: path of the data set.
 
-    camera, split, state_layout: as data.Selection. every: ask every N-th step. limit: of episodes.
+    camera, split, state_layout, embodiment: as data.Selection. every: ask every N-th step. limit: of episodes.
     """
 
     policy: str
@@ -49,6 +49,7 @@ class EvaluationPlan:
     seed: int = 0
     split: str | None = None
     state_layout: str | None = None
+    embodiment: str = "auto"
 
 
 def evaluate(
@@ -203,7 +204,7 @@ def answer_episodes(
         raise failures[0]
 
 
-def _skip_done(episodes: Iterable[Episode], writer: RowWriter, progress: Callable[[float], None]) -> Iterator[Episode]:
+def _skip_done(episodes: Iterable[Episode], writer: RowWriter, progress: Progress) -> Iterator[Episode]:
     for episode in episodes:
         if episode.index in writer.done:
             progress(1)
@@ -215,6 +216,7 @@ def _answer_episode(episode, answerer, writer, every, progress, stop) -> None:
     reason = (
         None if episode.instruction else f"{episode.source}: the episode has no instruction, so nobody can be asked"
     )
+    labels, full_windows = [], []
     try:
         labels, full_windows = label_episode(episode.states)
     except DataError as error:

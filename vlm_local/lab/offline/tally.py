@@ -45,7 +45,7 @@ def tally_actions(rows: Rows) -> dict[str, np.ndarray]:
     "actions" (E, 4): mean squared error, the same without the gripper, cosine of the episode's actions
     as one vector, the same without the gripper; "action_episodes" (E,): 1 where there were any.
     """
-    known = np.isfinite(rows.action).all(axis=1) & np.isfinite(rows.recorded_action).all(axis=1)
+    known = np.all(np.isfinite(np.hstack([rows.action, rows.recorded_action])), axis=1)
     ours, recorded = (np.where(known[:, None], actions, 0.0) for actions in (rows.action, rows.recorded_action))
     products = np.stack([(ours - recorded) ** 2, ours * recorded, ours**2, recorded**2], axis=2)  # (N, 7, 4)
     products = _sum_by_episode(rows, products)

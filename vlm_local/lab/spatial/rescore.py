@@ -19,6 +19,7 @@ def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, A
     rows = list(read_json_lines(folder / "rows.jsonl"))
     told = {(row["scene"], row["change"]): row for row in rows}
     gallery = Gallery(SceneSet(**made["set"]), drawn=False)
+    number = 0
     for number, (scene, view) in enumerate(gallery.show_all(), 1):
         row = told.pop((scene, view.change.name), {})
         signs = None if view.signs is None else list(view.signs)

@@ -26,7 +26,7 @@ def run_study(
     policy: Policy,
     scene_set: SceneSet,
     path: Path,
-    progress: Callable[[int], None] = lambda views: None,
+    progress: Callable[[int], object] = lambda views: None,
 ) -> dict[str, Any]:
     """Ask, score and report into the folder `path`; returns the report.
 
@@ -56,7 +56,7 @@ def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:
 def ask(
     gallery: Gallery,
     answer: Answer,
-    progress: Callable[[int], None] = lambda views: None,
+    progress: Callable[[int], object] = lambda views: None,
     known: Sequence[Mapping[str, Any]] = (),
     keep: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> list[dict[str, Any]]:
@@ -107,7 +107,7 @@ def _act(policy: Policy, view: View, scene: int) -> Decision:
 def read_marginals(decision: Decision) -> Mapping[str, list[float]]:
     """Axis -> p(-), p(0), p(+), adding up to 1; all on the phrase where the policy tells no probabilities."""
     if decision.marginals is None:
-        signs = parse_phrase(decision.phrase)
+        signs = parse_phrase(decision.phrase or "")
         return {axis: [float(sign == other) for other in (-1, 0, 1)] for axis, sign in zip(AXES, signs, strict=True)}
     marginals = {axis: np.array(decision.marginals[axis]) for axis in AXES}
     return {axis: (values / values.sum()).round(6).tolist() for axis, values in marginals.items()}

@@ -5,6 +5,7 @@ A scene has three blocks around the gripper, one of them named. A seed fixes it 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -90,7 +91,7 @@ def _flip(place: np.ndarray, axis: int, tips: np.ndarray) -> np.ndarray:
     return np.where(np.arange(2) == axis, 2 * tips[:2] - place, place)
 
 
-def _round(place) -> tuple[float, ...]:
+def _round(place) -> Any:  # a tuple of as many floats
     """To micrometres, so that a scene's text and its hash are the same on every processor."""
     return tuple(round(float(value), 6) for value in place)
 

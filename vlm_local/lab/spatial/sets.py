@@ -154,8 +154,8 @@ class Gallery:
         if self._drawer is None:
             env = SimEnv("open_drawer", self._level.name, IMAGE_SIZE)
             observation, _ = env.reset(seed=0)
-            self._drawer = observation["image"]
             env.close()
+            self._drawer = np.asarray(observation["image"])
         return self._drawer
 
 

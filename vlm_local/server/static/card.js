@@ -145,7 +145,7 @@ function describeSureness(step) {
 }
 
 function describeGripper(step) {
-  const command = step.action?.[6];
+  const command = step.meant?.[6];
   if (command === undefined) return null;
   const word = command >= 0.5 ? "open" : "closed";
   return step.proprio ? `${word}, measured ${percent(step.proprio[6])}` : word;

@@ -53,7 +53,7 @@ function drawNames({ pen, row, width, colour }, family) {
 }
 
 function drawAxis({ pen, shown, row, bar, left, colour }, axis) {
-  const values = shown.map((step) => step.action?.[axis] ?? 0);
+  const values = shown.map((step) => step.meant?.[axis] ?? 0);
   const largest = Math.max(1e-9, ...values.map(Math.abs));
   pen.fillStyle = colour("accent");
   values.forEach((value, at) => {
@@ -66,7 +66,7 @@ function drawGripper({ pen, shown, row, column, left, colour }) {
   const middle = (AXES.length + 0.5) * row;
   pen.fillStyle = colour("ink");
   shown.forEach((step, at) => {
-    const gap = (step.action?.[6] ?? 0) * (row / 3.4);
+    const gap = (step.meant?.[6] ?? 0) * (row / 3.4);
     pen.fillRect(left(at), middle - gap - 1, column + 0.5, 2);
     pen.fillRect(left(at), middle + gap - 1, column + 0.5, 2);
   });

@@ -1,0 +1,64 @@
+import json
+
+import pytest
+
+from vlm_local.embodiments import find_file, list_embodiments, load_embodiment
+from vlm_local.errors import ConfigError
+
+
+@pytest.mark.parametrize("name", list_embodiments())
+def test_every_file_that_is_shipped_loads_and_says_what_it_is(name):
+    embodiment = load_embodiment(name)
+    assert embodiment.name == name and embodiment.description
+
+
+def test_only_a_station_is_converted():
+    assert {name: load_embodiment(name).frame for name in list_embodiments()} == {
+        "autoeval-widowx": "autoeval",
+        "bridge-widowx": "bridge",
+        "simpler-widowx": "bridge",
+        "simulator": "bridge",
+    }
+
+
+def _write(folder, **changes):
+    content = json.loads(find_file("autoeval-widowx").read_text())
+    content = {name: value for name, value in {**content, **changes}.items() if value != "gone"}
+    path = folder / "mine.json"
+    path.write_text(json.dumps(content))
+    return str(path)
+
+
+def test_a_file_of_the_users_is_read(tmp_path):
+    embodiment = load_embodiment(_write(tmp_path, control_hz=10))
+    assert (embodiment.name, embodiment.control_hz) == ("mine", 10)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rotation_frame": "tool"},
+        {"rotation_law": "as sent"},
+        {"reset_pose": None},
+        {"reset_pose": [0, 0, 0]},
+        {"max_step": [0, 0, 0, 0, 0, -1]},
+        {"max_step": "0.1"},
+        {"workspace_m": [[0, 1]]},
+        {"control_hz": None},
+        {"gripper_reading": {"7": [0, 1]}},
+        {"gripper_reading": {"7": [0, 1], "8": [1, 0]}},
+        {"gripper_command": {"closed": 0, "open": True}},
+        {"camera": {"view": "from above"}},
+        {"description": "gone"},
+        {"speed": 1},
+    ],
+)
+def test_a_file_that_says_something_else_is_refused(tmp_path, changes):
+    with pytest.raises(ConfigError, match=rf"mine.*{next(iter(changes))}"):
+        load_embodiment(_write(tmp_path, **changes))
+
+
+@pytest.mark.parametrize("name", ["ur5", "../embodiments/simulator", "nowhere.json"])
+def test_a_name_that_is_none_is_refused_with_those_that_are(name):
+    with pytest.raises(ConfigError, match=r"autoeval-widowx|nowhere\.json cannot be read"):
+        load_embodiment(name)

@@ -1,0 +1,168 @@
+"""Robots that give no name are told apart by connection and instruction."""
+
+import http.client
+import json
+import threading
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from tests.server.observing import observe
+from tests.serving import build_body, serve, until
+from vlm_local.data.runs import read_run
+from vlm_local.server.service import ServerSettings
+
+DRAWER, SINK = "open the drawer", "put the eggplant in the blue sink"
+TEST = {"image": np.zeros((256, 256, 3), np.uint8), "instruction": "test connection", "proprio": [0.0] * 8}
+
+
+class Station:
+    """A client with one connection for its whole job, as AutoEval's."""
+
+    def __init__(self, server, instruction):
+        self._connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+        self._instruction = instruction
+
+    def _post(self, path, body, headers=None):
+        self._connection.request("POST", path, body, headers or {})
+        response = self._connection.getresponse()
+        answer = response.read()
+        assert response.status == 200, answer
+        return json.loads(answer)
+
+    def reset(self):
+        return self._post("/reset", b"")
+
+    def act(self, instruction=None, headers=None, **fields):
+        body = build_body(instruction=instruction or self._instruction, **fields)
+        answer = self._post("/act?details=1", body, headers)
+        return answer["robot"], answer["episode"], answer["step"]
+
+    def close(self):
+        self._connection.close()
+
+
+@pytest.fixture
+def server():
+    with serve() as server:
+        yield server
+
+
+def test_two_stations_at_once_keep_their_episodes(server):
+    with closing(Station(server, DRAWER)) as drawer, closing(Station(server, SINK)) as sink:
+        drawer.reset()
+        steps = [drawer.act(), drawer.act()]
+        sink.reset()  # concerns its own connection
+        for _ in range(3):
+            steps += [sink.act(), drawer.act()]
+    assert steps == [
+        *(("robot", 0, 0), ("robot", 0, 1)),
+        *(("robot.2", 0, 0), ("robot", 0, 2), ("robot.2", 0, 1), ("robot", 0, 3), ("robot.2", 0, 2), ("robot", 0, 4)),
+    ]
+
+
+def test_two_stations_with_the_same_task_are_two_robots(server):
+    with closing(Station(server, DRAWER)) as first, closing(Station(server, DRAWER)) as second:
+        assert [first.act(), second.act(), first.act(), second.act()] == [
+            ("robot", 0, 0),
+            ("robot.2", 0, 0),
+            ("robot", 0, 1),
+            ("robot.2", 0, 1),
+        ]
+
+
+def test_twenty_steps_over_twenty_connections_are_one_episode(server):
+    steps = []
+    for _ in range(20):
+        with closing(Station(server, DRAWER)) as station:
+            steps.append(station.act())
+    assert steps == [("robot", 0, step) for step in range(20)]
+
+
+def test_two_clients_that_open_a_connection_for_each_request_are_told_apart_by_instruction(server):
+    steps = []
+    for _ in range(6):
+        for instruction in (DRAWER, SINK):
+            with closing(Station(server, instruction)) as station:
+                steps.append(station.act())
+    settled = steps[4:]  # the first steps cannot be told from one robot with two tasks
+    assert settled[0::2] == [(settled[0][0], settled[0][1], settled[0][2] + step) for step in range(4)]
+    assert settled[1::2] == [(settled[1][0], settled[1][1], settled[1][2] + step) for step in range(4)]
+    assert settled[0][0] != settled[1][0]
+
+
+def test_through_a_proxy_the_instruction_alone_decides(server):
+    """A pool of two connections, over which the requests of two stations come in any order."""
+    via = {"Via": "1.1 balancer"}
+    with closing(Station(server, "")) as first, closing(Station(server, "")) as second:
+        steps = [
+            connection.act(instruction, via)
+            for connection, instruction in ((first, DRAWER), (second, SINK), (second, DRAWER), (first, SINK))
+        ]
+    assert steps == [("robot", 0, 0), ("robot.2", 0, 0), ("robot", 0, 1), ("robot.2", 0, 1)]
+
+
+def test_one_client_may_change_its_task(server):
+    with closing(Station(server, DRAWER)) as station:
+        assert [station.act(), station.act(SINK), station.act(SINK)] == [
+            ("robot", 0, 0),
+            ("robot", 1, 0),
+            ("robot", 1, 1),
+        ]
+
+
+def test_a_gripper_stays_closed_whichever_robot_it_is_taken_for(server):
+    server.engine.phrase = "close gripper"
+    answers = []
+    for instruction in (DRAWER, SINK, DRAWER, SINK):
+        answers.append(server.act(instruction=instruction, proprio=None))
+        server.engine.phrase = "stop"
+    assert [answer["action"][6] for answer in answers] == [0] * 4
+    assert {answer["robot"] for answer in answers} == {"robot", "robot.2"}
+
+
+def test_submission_tests_in_the_middle_of_a_job_touch_nobody_and_are_not_recorded(tmp_path):
+    settings = ServerSettings(max_robots=2)
+    with observe(tmp_path / "run", settings) as server, closing(Station(server, DRAWER)) as station:
+        assert station.act() == ("robot", 0, 0)
+        stations = []
+        for _ in range(20):
+            stations.append(Station(server, "test connection"))
+            stations[-1].act(**{name: value for name, value in TEST.items() if name != "instruction"})
+        assert station.act() == ("robot", 0, 1)
+        with closing(Station(server, SINK)) as other:
+            assert other.act() == ("robot.2", 0, 0)
+        for each in stations:
+            each.close()
+        until(lambda: server.observed.report_recording()["written"] == 3)
+    recorded = {(episode.robot, len(episode.lines)) for episode in read_run(tmp_path / "run", pytest.fail)}
+    assert recorded == {("robot", 2), ("robot.2", 1)}
+
+
+def test_two_stations_a_test_and_a_third_request_in_flight_are_all_answered(server):
+    server.engine.gate.clear()
+    answers = []
+
+    def post(**fields):
+        answers.append(server.post("/act", build_body(**fields))[0])
+
+    requests = [{"instruction": DRAWER}, {"instruction": SINK}, {"instruction": DRAWER}, TEST]
+    threads = [threading.Thread(target=post, kwargs=fields) for fields in requests]
+    for thread in threads:
+        thread.start()
+    until(lambda: server.service._num_inside == 4)
+    server.engine.gate.set()
+    for thread in threads:
+        thread.join(60)
+    assert answers == [200] * 4
+
+
+def test_a_closed_connection_frees_its_place():
+    with serve(settings=ServerSettings(max_robots=2)) as server:
+        stations = [Station(server, f"lift cup {number}") for number in range(3)]
+        assert [station.act()[0] for station in stations] == ["robot", "robot.2", "robot.3"]
+        for station in stations:
+            station.close()
+        assert server.act("/s/left/act?details=1")["robot"] == "left"
+        assert server.act("/s/right/act?details=1")["robot"] == "right"

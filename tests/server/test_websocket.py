@@ -1,0 +1,305 @@
+"""Websocket clients in the bytes they send: OpenPI's, vla-eval's, RoboArena's, and those of nobody."""
+
+import io
+import random
+import socket
+from contextlib import contextmanager
+
+import msgpack
+import numpy as np
+import pytest
+from PIL import Image
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+from websockets.sync.client import connect
+
+from tests.serving import ACTION, IMAGE, PHRASE, serve
+from vlm_local.errors import EngineError, RequestError
+from vlm_local.server.access import Gate
+from vlm_local.server.frames import find_spelling, read_array, read_picture, unpack
+from vlm_local.server.serve import bind
+from vlm_local.server.service import ServerSettings
+from vlm_local.server.websocket import MAX_CONNECTIONS, WebsocketDoor
+
+STATE = np.array([0.3, 0.0, 0.15, 0.0, 0.1, 0.0, 1.0])
+
+
+@contextmanager
+def open_door(horizon=1, **serving):
+    with serve(**serving) as served:
+        door = WebsocketDoor(served.service, bind("127.0.0.1", 0), horizon)
+        try:
+            yield served, f"ws://127.0.0.1:{door.port}"
+        finally:
+            door.close()
+
+
+@pytest.fixture(scope="module")
+def door():
+    with open_door() as opened:
+        yield opened
+
+
+def openpi_array(array):
+    return {b"__ndarray__": True, b"data": array.tobytes(), b"dtype": array.dtype.str, b"shape": array.shape}
+
+
+def openpi_observation(**changes):
+    fields = {"observation/image": openpi_array(IMAGE), "observation/state": openpi_array(STATE), "prompt": "lift it"}
+    return msgpack.packb({**fields, **changes})
+
+
+def vla_eval(kind, payload, seq=0):
+    return msgpack.packb({"type": kind, "payload": payload, "seq": seq, "timestamp": 1.5})
+
+
+def vla_eval_observation(seq, **changes):
+    file = io.BytesIO()
+    Image.fromarray(IMAGE).save(file, "PNG")
+    picture = {"__image__": True, "format": "png", "data": file.getvalue(), "shape": IMAGE.shape}
+    return vla_eval(
+        "observation", {"images": {"wrist": picture, "agentview": picture}, "task_description": "go", **changes}, seq
+    )
+
+
+def read_openpi(answer):
+    return np.frombuffer(answer[b"data"], answer[b"dtype"]).reshape(answer[b"shape"])
+
+
+def test_openpi_gets_metadata_first_and_a_chunk_in_its_own_spelling():
+    with open_door(horizon=5) as (served, url), connect(url, compression=None) as client:
+        metadata = msgpack.unpackb(client.recv())
+        assert metadata["horizon"] == 5 and metadata["model"] == "steered"
+        client.send(openpi_observation())
+        answer = msgpack.unpackb(client.recv())
+        actions = read_openpi(answer["actions"])
+        assert actions.shape == (5, 7) and actions.dtype == np.float64
+        np.testing.assert_array_equal(actions, [ACTION] * 5)
+        assert answer["phrases"] == [PHRASE] * 5 and answer["server_timing"]["infer_ms"] > 0
+        record = served.newest_record()
+        assert (record.robot, record.episode, record.step) == ("ws0", 0, 4)
+        np.testing.assert_array_equal(record.observation.image, IMAGE)
+        np.testing.assert_array_equal(record.observation.proprio, STATE)
+        assert record.decision.extra["held"] == 4 and len(served.engine.requests) == 1
+
+
+def test_an_episode_begins_with_a_connection_and_with_another_prompt(door):
+    served, url = door
+    episodes = []
+    for _ in range(2):
+        with connect(f"{url}/s/arm") as client:
+            client.recv()
+            for prompt in ("lift it", "lift it", "drop it"):
+                client.send(openpi_observation(prompt=prompt))
+                client.recv()
+                record = served.newest_record()
+                assert record.robot == "arm"
+                episodes.append(record.episode)
+    assert episodes == [0, 0, 1, 2, 2, 3]
+
+
+def test_connections_at_once_are_robots_of_their_own(door):
+    served, url = door
+    robots = []
+    with connect(url) as first, connect(url) as second:
+        for client in (first, second):
+            client.recv()
+            client.send(openpi_observation())
+            client.recv()
+            robots.append(served.newest_record().robot)
+    assert sorted(robots) == ["ws0", "ws1"]
+
+
+def test_other_states_and_no_state_are_no_pose(door):
+    served, url = door
+    two_fingers = np.array([0.3, 0.0, 0.15, 3.1, 0.1, 0.0, 0.04, -0.04])
+    with connect(url) as client:
+        client.recv()
+        for state in (openpi_array(two_fingers), None):
+            client.send(openpi_observation(**{"observation/state": state}))
+            client.recv()
+            assert served.newest_record().observation.proprio is None
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (b"\xc1", "no msgpack"),
+        (msgpack.packb([1, 2]), "must hold a map"),
+        ("{}", "a text frame"),
+        (msgpack.packb({"prompt": "go"}), "no picture came"),
+        (openpi_observation(**{"observation/image": openpi_array(IMAGE) | {b"dtype": "|O"}}), "is not allowed"),
+        (openpi_observation(**{"observation/image": openpi_array(IMAGE) | {b"shape": [9, 9, 3]}}), "takes 243 bytes"),
+        (openpi_observation(**{"observation/image": openpi_array(IMAGE) | {b"shape": [-1, 9, 3]}}), "is no shape"),
+        (openpi_observation(**{"observation/image": openpi_array(IMAGE.astype("<f4"))}), "expected dtype uint8"),
+        (openpi_observation(prompt=7), "expected a string"),
+        (msgpack.packb({"image": msgpack.ExtType(4, b"x")}), "extension 4"),
+    ],
+)
+def test_openpi_hears_an_error_as_text_and_the_end(door, frame, says):
+    with connect(door[1]) as client:
+        client.recv()
+        client.send(frame)
+        assert says in client.recv()
+        with pytest.raises(ConnectionClosed) as closed:
+            client.recv()
+        assert closed.value.rcvd.code == 1011
+
+
+def test_roboarena_reads_nothing_but_its_own_fields(door):
+    with connect(f"{door[1]}/roboarena") as client:
+        assert set(msgpack.unpackb(client.recv())) == {
+            *("image_resolution", "needs_wrist_camera", "n_external_cameras", "needs_stereo_camera"),
+            *("needs_session_id", "action_space"),
+        }
+        client.send(msgpack.packb({"endpoint": "reset"}))
+        assert client.recv() == "reset successful"
+        observation = {"observation/exterior_image_0_left": openpi_array(IMAGE), "prompt": "go", "endpoint": "infer"}
+        client.send(msgpack.packb(observation))
+        assert read_openpi(msgpack.unpackb(client.recv())["actions"]).shape == (1, 7)
+
+
+def test_vla_eval_speaks_first_and_hears_actions_under_the_same_number(door):
+    served, url = door
+    with connect(f"{url}/vla-eval") as client:
+        client.send(vla_eval("hello", {"harness_version": "0.8.0", "protocol_version": 1}, 3))
+        hello = msgpack.unpackb(client.recv())
+        assert hello["type"] == "hello" and hello["seq"] == 3 and hello["payload"]["protocol_version"] == 1
+        for _ in range(2):
+            client.send(vla_eval("episode_start", {"task": {"name": "lift"}}))
+            for seq in (7, 8):
+                client.send(vla_eval_observation(seq))
+                answer = msgpack.unpackb(client.recv())
+                assert (answer["type"], answer["seq"]) == ("action", seq)
+                action = answer["payload"]["actions"]
+                assert action["dtype"] == "<f4" and action["shape"] == [7]
+                np.testing.assert_array_equal(np.frombuffer(action["data"], "<f4"), np.float32(ACTION))
+            record = served.newest_record()
+            assert record.step == 1 and record.started_by == "reset"
+            np.testing.assert_array_equal(record.observation.image, IMAGE)
+            client.send(vla_eval("episode_end", {"metrics": {}}))
+        client.send(vla_eval_observation(9, episode_restart=True))
+        client.recv()
+        assert served.newest_record().step == 0
+
+
+def test_vla_eval_hears_an_error_and_goes_on():
+    with open_door(settings=ServerSettings(on_fault="error")) as (served, url), connect(f"{url}/vla-eval") as client:
+        served.engine.fault = EngineError("out of memory")
+        for frame, says in (
+            (vla_eval_observation(4), "out of memory"),
+            (vla_eval("observation", {"images": {}}, 4), "no picture came"),
+            (vla_eval("dance", {}, 4), "no message of type 'dance'"),
+            (msgpack.packb({"type": "observation", "seq": 4}), "a message is a map"),
+        ):
+            client.send(frame)
+            answer = msgpack.unpackb(client.recv())
+            assert (answer["type"], answer["seq"]) == ("error", 4) and says in answer["payload"]["error"]
+        served.engine.fault = None
+        client.send(vla_eval_observation(5))
+        assert msgpack.unpackb(client.recv())["type"] == "action"
+
+
+def test_who_has_no_token_does_not_come_in():
+    with open_door(settings=ServerSettings(gate=Gate("correct-horse"))) as (_, url):
+        for path, headers in (("/", {}), ("/t/wrong-horse/", {}), ("/", {"Authorization": "Api-Key wrong-horse"})):
+            with pytest.raises(InvalidStatus) as refused:
+                connect(url + path, additional_headers=headers)
+            assert refused.value.response.status_code == 401
+        for path, headers in (
+            ("/t/correct-horse/", {}),
+            ("/", {"Authorization": "Api-Key correct-horse"}),
+            ("/", {"Authorization": "Bearer correct-horse"}),
+        ):
+            with connect(url + path, additional_headers=headers) as client:
+                client.recv()
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "status"),
+    [
+        ("/", {"Origin": "https://evil.example"}, 403),
+        ("/act", {}, 404),
+        ("/s/..%2f/", {}, 404),
+        ("/healthz", {}, 200),
+        ("/health", {}, 200),
+    ],
+)
+def test_what_is_answered_by_http(door, path, headers, status):
+    with pytest.raises(InvalidStatus) as answered:
+        connect(door[1] + path, additional_headers=headers)
+    assert answered.value.response.status_code == status
+
+
+def test_silent_connections_keep_no_robot_out(door):
+    port = int(door[1].rsplit(":", 1)[1])
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_CONNECTIONS + 20)]
+    try:
+        with connect(door[1]) as client:
+            client.recv()
+            client.send(openpi_observation())
+            assert len(msgpack.unpackb(client.recv())["phrases"]) == 1
+    finally:
+        for connection in silent:
+            connection.close()
+
+
+def mutate(frame: bytes, chance: random.Random) -> bytes:
+    changed = bytearray(frame)
+    for _ in range(chance.randint(1, 8)):
+        at = chance.randrange(min(len(changed), 400) or 1)
+        match chance.randrange(3):
+            case 0:
+                changed[at : at + 1] = [chance.randrange(256)]
+            case 1:
+                del changed[at : at + chance.randint(1, 40)]
+            case 2:
+                changed[at:at] = chance.randbytes(chance.randint(1, 20))
+    return bytes(changed)
+
+
+def test_ten_thousand_frames_of_noise_are_read_or_refused_with_a_reason():
+    chance = random.Random(0)
+    small = IMAGE[:32, :32]
+    good = [
+        msgpack.packb({"image": openpi_array(small), "state": openpi_array(STATE), "prompt": "go"}),
+        vla_eval("observation", {"images": {"a": {"__image__": True, "format": "raw", "data": b"x", "shape": [1]}}}),
+        msgpack.packb({"image": {b"nd": True, b"type": "<f4", b"kind": b"", b"shape": [2], b"data": bytes(8)}}),
+    ]
+    for _ in range(10_000):
+        frame = (
+            chance.randbytes(chance.randrange(300)) if chance.random() < 0.3 else mutate(chance.choice(good), chance)
+        )
+        try:
+            fields = unpack(frame)
+            for name, value in fields.items():
+                if find_spelling(value):
+                    read_array(value, str(name))
+                    read_picture(value, str(name))
+        except RequestError as error:
+            assert len(str(error)) > 10
+
+
+def test_noise_at_the_socket_leaves_the_door_open(door):
+    chance = random.Random(1)
+    frames = [openpi_observation(), vla_eval_observation(1)]
+    for number in range(60):
+        path = ("/", "/vla-eval", "/roboarena")[number % 3]
+        with connect(door[1] + path) as client:
+            if path != "/vla-eval":
+                client.recv()
+            client.send(mutate(chance.choice(frames), chance))
+            client.recv(timeout=30)
+    with connect(door[1]) as client:
+        client.recv()
+        client.send(openpi_observation())
+        assert msgpack.unpackb(client.recv())["phrases"] == [PHRASE]
+
+
+def test_the_end_of_the_server_ends_its_connections():
+    with serve() as served:
+        door = WebsocketDoor(served.service, bind("127.0.0.1", 0), 1)
+        with connect(f"ws://127.0.0.1:{door.port}") as client:
+            client.recv()
+            door.close()
+            with pytest.raises(ConnectionClosed):
+                client.recv(timeout=10)

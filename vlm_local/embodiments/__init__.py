@@ -1,0 +1,153 @@
+"""What has to be known of a robot to drive it: one JSON file each in this folder, or a file of the user's.
+
+    load_embodiment("autoeval-widowx")
+    load_embodiment("my_arm.json")
+
+Every field of `Embodiment` but `name` stands in the file under its own name; docs/autoeval.md lists them with the
+robots that are shipped. No file is read before it is asked for.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_local.errors import ConfigError
+from vlm_local.files import read_json_object
+
+AUTO = "auto"
+BRIDGE, AUTOEVAL = "bridge-widowx", "autoeval-widowx"
+
+COMMANDED, AS_SENT = "added to the commanded angles", "as sent"
+CAMERA_WORDS = ("view", "forward", "backward", "left", "right")
+
+_STATION_PITCH_RAD = 0.6  # from pi/2
+
+_FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass(frozen=True)
+class Embodiment:
+    """A robot as it sends its state and carries out an action. Metres, radians, base frame: +x forward, +y left.
+
+    state_layout: name of the layout of its states in recordings (data/states.py), None for what is proven there.
+    rotation_frame: "base", or "bridge" where rotations are measured from the gripper pointing down.
+    rotation_law: COMMANDED where the robot adds an action's angles to those it was last commanded; AS_SENT where it
+        turns as the action says in the Bridge frame, in which Euler angles add up.
+    max_rotation_rad: the robot cuts each angle of an action to this; None where it cuts nothing.
+    reset_pose: x, y, z, roll, pitch, yaw that its reset commands, in `rotation_frame`; None where it has none.
+    max_step: largest step of x, y, z, roll, pitch, yaw that it shall be told.
+    control_hz: control steps a second, nominal.
+    gripper_reading: number of values of a state ("7", "8") -> what it reads of a closed and of an open gripper.
+    gripper_command: "closed" and "open" -> the number that commands it.
+    steps: fields of actions.StepTable that differ from the default, None for none.
+    workspace_m: (low, high) of x, y, z; None where none is known for all stations.
+    camera: words of the prompt about the picture, see CAMERA_WORDS.
+    """
+
+    name: str
+    description: str
+    state_layout: str | None
+    rotation_frame: str
+    rotation_law: str
+    max_rotation_rad: float | None
+    reset_pose: tuple[float, ...] | None
+    max_step: tuple[float, ...]
+    control_hz: float
+    gripper_reading: Mapping[str, tuple[float, float]]
+    gripper_command: Mapping[str, float]
+    steps: Mapping[str, Any] | None
+    workspace_m: tuple[tuple[float, float], ...] | None
+    camera: Mapping[str, str]
+
+    def __post_init__(self):
+        self._require(self.rotation_frame in ("base", "bridge"), "rotation_frame", "'base' or 'bridge'")
+        laws = (COMMANDED,) if self.rotation_frame == "base" else (AS_SENT,)
+        self._require(self.rotation_law in laws, "rotation_law", f"{laws[0]!r} where the frame is so named")
+        self._require_numbers("reset_pose", self.reset_pose, (6,), is_optional=self.rotation_frame == "bridge")
+        self._require_numbers("max_step", self.max_step, (6,))
+        self._require(min(self.max_step) >= 0, "max_step", "no negative numbers")
+        self._require_numbers("max_rotation_rad", self.max_rotation_rad, (), is_optional=True)
+        self._require_numbers("control_hz", self.control_hz, ())
+        self._require_numbers("workspace_m", self.workspace_m, (3, 2), is_optional=True)
+        self._require_mapping("gripper_reading", ("7", "8"), list)
+        for closed_open in self.gripper_reading.values():
+            self._require(_is_rising(closed_open), "gripper_reading", "two numbers each, closed below open")
+        self._require_mapping("gripper_command", ("closed", "open"), int | float)
+        self._require_mapping("camera", CAMERA_WORDS, str)
+
+    @property
+    def frame(self) -> str:
+        """ "autoeval" where rotations are converted, else "bridge"."""
+        return "autoeval" if self.rotation_frame == "base" else "bridge"
+
+    def measure_opening(self, readings: np.ndarray, num_values: int) -> np.ndarray:
+        """Readings of the gripper in states of so many values -> 0 closed..1 open."""
+        closed, opened = self.gripper_reading[str(num_values)]
+        return np.clip((readings - closed) / (opened - closed), 0.0, 1.0)
+
+    def _require(self, is_right: bool, name: str, expected: str) -> None:
+        if not is_right:
+            raise ConfigError(f"embodiment {self.name}: {name} must be {expected}, not {getattr(self, name)!r}")
+
+    def _require_numbers(self, name: str, value: Any, shape: tuple[int, ...], is_optional: bool = False) -> None:
+        if value is None and is_optional:
+            return
+        try:
+            array = np.array(value, dtype=np.float64)
+            is_right = array.shape == shape and bool(np.isfinite(array).all())
+        except (TypeError, ValueError):
+            is_right = False
+        self._require(is_right, name, f"numbers of shape {shape}" if shape else "a number")
+
+    def _require_mapping(self, name: str, keys: tuple[str, ...], kind: Any) -> None:
+        value = getattr(self, name)
+        is_right = isinstance(value, dict) and set(value) == set(keys)
+        is_right = is_right and all(isinstance(each, kind) and not isinstance(each, bool) for each in value.values())
+        self._require(is_right, name, f"an object with the fields {', '.join(keys)}")
+
+
+def _is_rising(pair: list) -> bool:
+    return len(pair) == 2 and all(isinstance(each, int | float) for each in pair) and pair[0] < pair[1]
+
+
+def list_embodiments() -> list[str]:
+    """Names of the files that are shipped."""
+    return sorted(path.stem for path in _FOLDER.glob("*.json"))
+
+
+def find_file(name: str) -> Path:
+    """By name, or the path of a JSON file itself. Raises ConfigError for a name that is none."""
+    if name.endswith(".json"):
+        return Path(name)
+    if name not in list_embodiments():
+        raise ConfigError(f"embodiment must be auto, one of {', '.join(list_embodiments())} or FILE.json, not {name!r}")
+    return _FOLDER / f"{name}.json"
+
+
+def load_embodiment(name: str) -> Embodiment:
+    """By name or file. Raises ConfigError for a file with other fields."""
+    path = find_file(name)
+    try:
+        content = read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"embodiment {path} cannot be read: {error}") from None
+    expected = {field.name for field in fields(Embodiment)} - {"name"}
+    if set(content) != expected:
+        raise ConfigError(
+            f"embodiment {path}: expected the fields {', '.join(sorted(expected))}; "
+            f"missing: {', '.join(sorted(expected - set(content))) or 'none'}, "
+            f"unknown: {', '.join(sorted(set(content) - expected)) or 'none'}"
+        )
+    return Embodiment(name=path.stem, **content)
+
+
+def looks_like_station(state: np.ndarray) -> bool:
+    """Whether it is safe to believe that a state comes from an AutoEval station.
+
+    It has 8 numbers, the seventh is 0, and the pitch is near that of a gripper pointing down in the base frame.
+    SimplerEnv's Octo wrapper and Bridge data send 8 numbers, too, with a pitch near 0.
+    """
+    return len(state) == 8 and state[6] == 0 and abs(state[4] - np.pi / 2) < _STATION_PITCH_RAD

@@ -1,0 +1,68 @@
+"""A tunnel that can drop: bytes go through to a server, wait while it is silent, or end with a reset."""
+
+import contextlib
+import socket
+import struct
+import threading
+import time
+
+_CHUNK = 2**16
+_LINGER_0 = struct.pack("ii", 1, 0)  # close with a reset
+
+
+class Relay:
+    """Listens on a free port of 127.0.0.1 and passes connections on to `address`."""
+
+    def __init__(self, address: tuple[str, int]):
+        self._address = address
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._silent_until = 0.0
+        self._sockets: list[socket.socket] = []
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fall_silent(self, seconds: float) -> None:
+        """Nothing goes through, and nobody is told."""
+        self._silent_until = time.monotonic() + seconds
+
+    def reset(self) -> None:
+        """Every connection ends with a reset."""
+        with self._lock:
+            sockets, self._sockets = self._sockets, []
+        for each in sockets:
+            with contextlib.suppress(OSError):
+                each.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_0)
+                each.shutdown(socket.SHUT_RD)
+                each.close()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self.reset()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            try:
+                far = socket.create_connection(self._address)
+            except OSError:
+                near.close()
+                continue
+            with self._lock:
+                self._sockets += [near, far]
+            for source, target in ((near, far), (far, near)):
+                threading.Thread(target=self._pump, args=(source, target), daemon=True).start()
+
+    def _pump(self, source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(_CHUNK):
+                while (left := self._silent_until - time.monotonic()) > 0:
+                    time.sleep(left)
+                target.sendall(data)
+        with contextlib.suppress(OSError):
+            target.shutdown(socket.SHUT_WR)

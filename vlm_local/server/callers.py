@@ -1,0 +1,125 @@
+"""Which robot a request without a robot's name comes from: its connection and its instruction tell.
+
+AutoEval keeps one connection for a whole job, and sends no name; its other clients open a connection for each request.
+Two stations, or a station and its reset policy, are two connections, most often with two instructions.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vlm_local.server.access import DEFAULT_ROBOT
+
+# An instruction that comes back this soon after another one belongs to a second robot: a job's does not alternate.
+ALTERNATES_S = 10.0
+
+
+@dataclass(eq=False)
+class _Caller:
+    """A robot as its requests come in. connection: the last one, None through a proxy. last: monotonic seconds.
+
+    before: instruction of the episode before, and when it was said last.
+    """
+
+    name: str
+    connection: Any = None
+    instruction: str | None = None
+    last: float = 0.0
+    is_reset: bool = False
+    before: tuple[str | None, float] = (None, 0.0)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether its connection has closed, or it never had one of its own."""
+        return self.connection is None or not self.connection.is_open
+
+
+class Callers:
+    """Names for robots that give none: "robot", "robot.2" and so on. Any thread may call it."""
+
+    def __init__(
+        self,
+        max_robots: int,
+        idle_s: float,
+        clock: Callable[[], float] = time.monotonic,
+        on_split: Callable[[str, str], None] = lambda old, new: None,
+    ):
+        """idle_s: after it a robot's place is given to a new connection with its instruction. on_split: is told the
+        names where what seemed to be one robot turns out to be two, of which the second is new.
+        """
+        self._on_split = on_split
+        self._max_robots = max_robots
+        self._idle_s = idle_s
+        self._clock = clock
+        self._callers: dict[str, _Caller] = {}
+        self._lock = threading.Lock()
+
+    def find(self, connection: Any, instruction: str | None) -> str:
+        """The name of the robot that acts.
+
+        connection: of the request; anything with `is_open`; None where a proxy shares its connections among robots,
+        so that the instruction alone decides. instruction: None for that of the episode.
+        """
+        with self._lock:
+            caller = self._choose(connection, instruction)
+            if instruction is not None and instruction != caller.instruction:
+                if caller.instruction is not None:
+                    caller.before = caller.instruction, caller.last
+                caller.instruction = instruction
+            caller.connection, caller.last, caller.is_reset = connection, self._clock(), False
+            return caller.name
+
+    def reset(self, connection: Any) -> str:
+        """The name of the robot whose connection says that an episode begins."""
+        with self._lock:
+            mine = self._list(lambda caller: connection is not None and caller.connection is connection)
+            free = self._list(lambda caller: caller.is_free)
+            caller = next(iter(mine or free), None) or self._add()
+            caller.connection, caller.last, caller.is_reset = connection, self._clock(), True
+            return caller.name
+
+    def is_free(self, name: str) -> bool:
+        """Whether a robot of this name was given it here, and its connection has closed."""
+        with self._lock:
+            caller = self._callers.get(name)
+            return caller is not None and caller.is_free
+
+    def _choose(self, connection: Any, instruction: str | None) -> _Caller:
+        def is_said(caller: _Caller) -> bool:
+            return instruction is None or caller.instruction in (instruction, None)
+
+        mine = self._list(lambda caller: connection is not None and caller.connection is connection)
+        free = self._list(lambda caller: caller.is_free)
+        left = self._list(lambda caller: caller.is_reset or self._clock() - caller.last > self._idle_s)
+        same = (caller for callers in (mine, free, left) for caller in callers if is_said(caller))
+        if (caller := next(same, None)) is not None:
+            return caller
+        # The same robot with another task, unless two tasks alternate.
+        others = (mine or free) if connection is not None else []
+        for caller in others:
+            if not self._alternates(caller, instruction):
+                return caller
+        caller = self._add()
+        for origin in (mine or free)[:1]:
+            self._on_split(origin.name, caller.name)
+        return caller
+
+    def _alternates(self, caller: _Caller, instruction: str | None) -> bool:
+        before, last = caller.before
+        return before == instruction and self._clock() - last < ALTERNATES_S
+
+    def _list(self, is_wanted: Callable[[_Caller], bool]) -> list[_Caller]:
+        """The last one to call first."""
+        return sorted(filter(is_wanted, self._callers.values()), key=lambda caller: -caller.last)
+
+    def _add(self) -> _Caller:
+        """A new caller, with the place of the one that has been free longest where there are too many."""
+        free = self._list(lambda caller: caller.is_free)
+        if len(self._callers) > self._max_robots and free:
+            del self._callers[free[-1].name]
+        names = (DEFAULT_ROBOT if number == 1 else f"{DEFAULT_ROBOT}.{number}" for number in range(1, 10**6))
+        caller = _Caller(next(name for name in names if name not in self._callers))
+        self._callers[caller.name] = caller
+        return caller

@@ -1,0 +1,398 @@
+"""The websocket door: OpenPI's dialect at /, vla-eval's at /vla-eval, RoboArena's at /roboarena.
+
+A connection is a robot of its own, named wsN, unless its path names one (/s/ROBOT). A new connection begins an
+episode. Every request passes the gate, limits, safety and recording that /act has.
+"""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from websockets.datastructures import Headers
+from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
+from websockets.sync.server import Server, ServerConnection, serve
+
+from vlm_local.errors import EngineError, RequestError
+from vlm_local.server.access import Address, RateLimit, check_origin, parse_address
+from vlm_local.server.episodes import Step
+from vlm_local.server.frames import (
+    MAX_FRAME,
+    Spelling,
+    find_spelling,
+    list_names,
+    pack,
+    read_array,
+    read_picture,
+    unpack,
+)
+from vlm_local.server.records import Refusal, StepRecord, build_record
+from vlm_local.server.service import Service
+from vlm_local.wire import MAX_INSTRUCTION, Message, check_state, check_text
+
+logger = logging.getLogger(__name__)
+_library = logging.getLogger(__name__ + ".connections")
+_library.setLevel(logging.CRITICAL)  # it writes a traceback for each probe that connects and says nothing
+
+MAX_HORIZON = 100  # steps in an answer; OpenPI's clients play 5 to 10
+MAX_CONNECTIONS = 64  # each holds a thread, and a frame while it is read
+_HANDSHAKE_S = 10.0
+_INTERNAL_ERROR = 1011  # of RFC 6455
+
+# What clients call the picture to decide on, the first present counts. Others are wrist cameras or further views.
+_IMAGES = (
+    *("observation/image", "observation/exterior_image_1_left", "observation/exterior_image_0_left"),
+    *("image", "observation.images.image", "observation.images.top"),
+)
+_CAMERAS = ("3rd_view_camera", "agentview", "image_primary", "primary", "rgb_static", "external_cam", "front")
+_STATES = ("observation/state", "state", "states", "observation.state")
+_PROMPTS = ("prompt", "task_description", "instruction", "task")
+
+
+@dataclass(eq=False)
+class _Peer:
+    """A connection. waits_since: monotonic seconds since it is the client's turn, None while we work for it."""
+
+    socket: socket.socket
+    waits_since: float | None = field(default_factory=time.monotonic)
+    is_open: bool = False  # the handshake is done
+
+
+class WebsocketDoor:
+    """Answers websocket clients, each connection in a thread of its own."""
+
+    def __init__(self, service: Service, listener: socket.socket, horizon: int):
+        """listener: bound. horizon: steps in an answer of OpenPI's dialect, for all of which the phrase holds."""
+        listener.listen()
+        self._service = service
+        self._horizon = horizon
+        self._peers: dict[int, _Peer] = {}  # by file descriptor
+        self._names: set[str] = set()
+        rate = service.settings.rate_limit
+        self._limit = None if rate is None else RateLimit(rate)
+        self._lock = threading.Lock()
+        self.port = listener.getsockname()[1]
+        guarded: Any = _Listener(listener, self._make_room)  # of a socket, what `serve` uses of it
+        self._server: Server = serve(
+            self._talk,
+            sock=guarded,
+            process_request=self._admit,
+            compression=None,
+            max_size=MAX_FRAME,
+            max_queue=1,
+            open_timeout=_HANDSHAKE_S,
+            ping_interval=None,  # a busy model would be taken for a dead one
+            server_header=None,
+            logger=_library,
+        )
+        self._thread = threading.Thread(target=self._server.serve_forever, name="websocket", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._thread.join(1)
+        with self._lock:
+            peers = list(self._peers.values())
+        for peer in peers:
+            _hang_up(peer.socket)
+
+    def _make_room(self, accepted: socket.socket) -> None:
+        """Count a new connection; where there are too many, that which has waited longest for its client ends."""
+        with self._lock:
+            self._peers = {number: peer for number, peer in self._peers.items() if peer.socket.fileno() == number}
+            waiting = [peer for peer in self._peers.values() if peer.waits_since is not None]
+            if len(self._peers) >= MAX_CONNECTIONS and waiting:
+                longest = min(waiting, key=lambda peer: (peer.is_open, peer.waits_since))
+                _hang_up(longest.socket)
+            self._peers[accepted.fileno()] = _Peer(accepted)
+
+    def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
+        """Answer probes by HTTP, refuse who may not enter, let all others in."""
+        settings = self._service.settings
+        try:
+            address = parse_address(request.path.partition("?")[0], settings.prefix)
+            address.check_robot()
+            _check_entry(self._service, request.headers, connection.remote_address[0], address)
+        except RequestError as error:
+            return connection.respond(HTTPStatus(error.status), f"{error}\n")
+        if address.route in ("/healthz", "/health"):
+            state = self._service.state
+            status = HTTPStatus.OK if state == "healthy" else HTTPStatus.SERVICE_UNAVAILABLE
+            return connection.respond(status, f"{state}\n")
+        if address.route not in _DIALECTS:
+            return connection.respond(HTTPStatus.NOT_FOUND, f"there is no {address.route}; use {_ROUTES}\n")
+        return None
+
+    def _talk(self, connection: ServerConnection) -> None:
+        assert connection.request is not None  # it was admitted
+        address = parse_address(connection.request.path.partition("?")[0], self._service.settings.prefix)
+        with self._lock:
+            peer = self._peers.get(connection.socket.fileno()) or _Peer(connection.socket)
+            peer.is_open = True
+        with self._naming(address.robot) as robot:
+            client = _Client(connection, peer, robot, self._service, self._limit)
+            try:
+                _DIALECTS[address.route](client, self._service, self._horizon)
+            except ConnectionClosed:
+                pass
+            except Exception:
+                logger.exception("the websocket connection of %s failed", robot)
+                connection.close(_INTERNAL_ERROR)
+
+    @contextmanager
+    def _naming(self, named: str | None) -> Iterator[str]:
+        """The robot of a connection. Numbers are used again, so that a script that connects anew is the same robot."""
+        if named is not None:
+            yield named
+            return
+        with self._lock:
+            robot = next(name for name in (f"ws{number}" for number in range(10**6)) if name not in self._names)
+            self._names.add(robot)
+        try:
+            yield robot
+        finally:
+            with self._lock:
+                self._names.discard(robot)
+
+
+class _Listener:
+    """A listening socket that tells of each connection before it has a thread."""
+
+    def __init__(self, listener: socket.socket, tell: Callable[[socket.socket], None]):
+        self._listener, self._tell = listener, tell
+
+    def accept(self):
+        accepted, address = self._listener.accept()
+        self._tell(accepted)
+        return accepted, address
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._listener, name)
+
+
+def _hang_up(peer: socket.socket) -> None:
+    with suppress(OSError):  # it has gone by itself
+        peer.shutdown(socket.SHUT_RDWR)
+
+
+def _check_entry(service: Service, headers: Headers, remote: str, address: Address) -> None:
+    """Raises RequestError as the HTTP routes do. OpenPI's clients say "Api-Key KEY" where others say "Bearer KEY"."""
+    settings, authorization = service.settings, headers.get("Authorization", "")
+    scheme, _, key = authorization.partition(" ")
+    if scheme.lower() == "api-key":
+        authorization = f"Bearer {key}"
+    token = authorization.partition(" ")[2] or address.token
+    # "POST": who says no Origin is no page, for browsers say it with every websocket
+    check_origin("POST", address.route, headers.get, settings.gate.knows(token), settings.names)
+    if address.route not in ("/health", "/healthz"):
+        settings.gate.check(remote, address.token, authorization)
+
+
+class _Client:
+    """One connection's robot: maps in, steps out."""
+
+    def __init__(
+        self, connection: ServerConnection, peer: _Peer, robot: str, service: Service, limit: RateLimit | None
+    ):
+        self.robot = robot
+        self._connection, self._peer, self._service, self._limit = connection, peer, service, limit
+        self.spelling: Spelling = "openpi"
+        self._frame_bytes = 0
+
+    def receive(self) -> dict[Any, Any]:
+        """The client's next map. Raises RequestError for another frame, ConnectionClosed at the end."""
+        self._peer.waits_since = time.monotonic()
+        frame = self._connection.recv()
+        self._peer.waits_since = None
+        self._frame_bytes = len(frame)
+        self.began = perf_counter()
+        if self._limit is not None:
+            self._limit.check(self._connection.remote_address[0])
+        return unpack(frame)
+
+    def send(self, fields: Mapping[str, Any] | np.ndarray) -> None:
+        self._connection.send(pack(fields, self.spelling))
+
+    def send_text(self, text: str) -> None:
+        self._connection.send(text)
+
+    def fail(self, reason: str) -> None:
+        """OpenPI's way to say an error: a text, then the end. Its client raises the text and never comes back."""
+        logger.warning("websocket robot %s: %s", self.robot, reason)
+        self._connection.send(reason)
+        self._connection.close(_INTERNAL_ERROR, reason.encode()[:100].decode("utf-8", "ignore"))
+
+    def reset(self) -> None:
+        """Begin an episode."""
+        with self._service.enter(), self._service.robots.admit(self.robot) as robot, robot.turn:
+            robot.reset()
+
+    def decide(self, image: Any, instruction: Any, state: Any, num_steps: int) -> list[StepRecord]:
+        """One decision, for so many steps. Raises RequestError and EngineError."""
+        request_id = os.urandom(6).hex()
+        try:
+            with self._service.enter(), self._service.robots.admit(self.robot) as robot:
+                with self._service.reading(self._frame_bytes):
+                    message = _build_message(image, instruction, state)
+                decoded = perf_counter()
+                with robot.turn:
+                    waits = {"decode": 1e3 * (decoded - self.began), "wait": 1e3 * (perf_counter() - decoded)}
+                    step = robot.act(message)
+                    steps = [step, *robot.repeat(step, num_steps - 1)]
+                    return [self._publish(each, robot.name, request_id, waits) for each in steps]
+        except (RequestError, EngineError) as error:
+            status = error.status if isinstance(error, RequestError) else HTTPStatus.SERVICE_UNAVAILABLE
+            refusal = Refusal(time.time(), request_id, self.robot, "websocket", int(status), str(error))
+            self._service.publish(refusal)
+            raise
+
+    def _publish(self, step: Step, robot: str, request_id: str, waits: Mapping[str, float]) -> StepRecord:
+        record = build_record(step, robot, self._service.model, request_id, self.began, waits)
+        self._service.publish(record)
+        logger.info("websocket robot=%s %s", robot, " ".join(f"{key}={value!r}" for key, value in record.about.items()))
+        return record
+
+
+def _build_message(image: Any, instruction: Any, state: Any) -> Message:
+    text = None if instruction is None else check_text(instruction, "instruction", MAX_INSTRUCTION)
+    return Message(read_picture(image, "image"), text, _read_state(state), "list")
+
+
+def _read_state(state: Any) -> np.ndarray | None:
+    """The state where it is surely a pose: 7 numbers, or 8 of which the seventh is 0. Others are other layouts."""
+    if state is None:
+        return None
+    values = np.ravel(read_array(state, "state"))
+    is_pose = values.dtype.kind in "iuf" and (len(values) == 7 or (len(values) == 8 and values[6] == 0))
+    return check_state(values) if is_pose else None
+
+
+def _take(fields: Mapping[Any, Any], names: tuple[str, ...]) -> Any:
+    return next((fields[name] for name in names if fields.get(name) is not None), None)
+
+
+def _find_image(fields: Mapping[Any, Any]) -> Any:
+    """The picture to decide on. Raises RequestError where there is none."""
+    cameras = fields.get("images")
+    image = _take(fields, _IMAGES)
+    if image is None and isinstance(cameras, dict):
+        image = _take(cameras, _CAMERAS)
+        if image is None:
+            image = next((value for value in cameras.values() if find_spelling(value)), None)
+    if image is None:
+        image = next((value for name, value in fields.items() if "wrist" not in str(name) and _is_picture(value)), None)
+    if image is None:
+        raise RequestError(f"no picture came: expected one of {', '.join(_IMAGES)} or images, got {list_names(fields)}")
+    return image
+
+
+def _is_picture(value: Any) -> bool:
+    shape = value.get("shape", value.get(b"shape")) if find_spelling(value) else None
+    return isinstance(shape, list) and len(shape) == 3
+
+
+def _serve_openpi(client: _Client, service: Service, horizon: int) -> None:
+    metadata = {name: value for name, value in service.metadata.items() if name in _TOLD}
+    client.send({**metadata, "horizon": horizon, "action_dim": 7})
+    _answer_openpi(client, horizon)
+
+
+def _serve_roboarena(client: _Client, service: Service, horizon: int) -> None:
+    client.send(
+        {
+            "image_resolution": None,
+            "needs_wrist_camera": False,
+            "n_external_cameras": 1,
+            "needs_stereo_camera": False,
+            "needs_session_id": False,
+            "action_space": "cartesian_velocity",
+        }
+    )
+    _answer_openpi(client, horizon)
+
+
+def _answer_openpi(client: _Client, horizon: int) -> None:
+    previous_ms = None
+    client.reset()
+    while True:
+        try:
+            fields = client.receive()
+            if fields.get("endpoint") == "reset":
+                client.reset()
+                client.send_text("reset successful")
+                continue
+            image = _find_image(fields)
+            client.spelling = find_spelling(image) or client.spelling
+            records = client.decide(image, _take(fields, _PROMPTS), _take(fields, _STATES), horizon)
+        except (RequestError, EngineError) as error:
+            client.fail(str(error))
+            return
+        infer_ms = 1e3 * (perf_counter() - client.began)
+        timing = {"infer_ms": infer_ms} | ({} if previous_ms is None else {"prev_total_ms": previous_ms})
+        actions = np.stack([record.decision.action for record in records])
+        phrases = [record.decision.phrase for record in records]
+        client.send({"actions": actions, "phrases": phrases, "server_timing": timing})
+        previous_ms = 1e3 * (perf_counter() - client.began)
+
+
+def _serve_vla_eval(client: _Client, service: Service, horizon: int) -> None:
+    client.spelling = "vla-eval"
+    while True:
+        fields: dict[Any, Any] = {}
+        try:
+            fields = client.receive()
+            payload = fields.get("payload")
+            if not isinstance(payload, dict):
+                raise RequestError("a message is a map of type, payload (a map), seq and timestamp")
+            answer = _answer_vla_eval(client, service, fields.get("type"), payload)
+        except (RequestError, EngineError) as error:
+            logger.warning("websocket robot %s: %s", client.robot, error)
+            answer = "error", {"error": str(error)}
+        if answer is not None:
+            kind, payload = answer
+            seq = fields.get("seq")
+            client.send(
+                {"type": kind, "payload": payload, "seq": seq if type(seq) is int else 0, "timestamp": time.time()}
+            )
+
+
+def _answer_vla_eval(
+    client: _Client, service: Service, kind: Any, payload: Mapping[Any, Any]
+) -> tuple[str, dict[str, Any]] | None:
+    """(type, payload) of the answer, None where the harness expects none: it would take any for its next action."""
+    match kind:
+        case "hello":
+            return "hello", {
+                "harness_version": str(payload.get("harness_version", "")),
+                "protocol_version": 1,
+                "model_server": "vlm-local",
+                "capabilities": {},
+                "observation_params": {"send_state": True},
+            }
+        case "episode_start":
+            client.reset()
+        case "episode_end":
+            pass
+        case "observation":
+            if payload.get("episode_restart"):
+                client.reset()
+            image, state = _find_image(payload), _take(payload, _STATES)
+            (record,) = client.decide(image, _take(payload, _PROMPTS), state, 1)
+            return "action", {"actions": record.decision.action.astype(np.float32), "phrase": record.decision.phrase}
+        case _:
+            raise RequestError(f"there is no message of type {kind!r:.40}")
+    return None
+
+
+_TOLD = ("model", "server", "version", "grammar", "action", "steps", "decide", "trained")
+_DIALECTS = {"/": _serve_openpi, "/roboarena": _serve_roboarena, "/vla-eval": _serve_vla_eval}
+_ROUTES = "/ (OpenPI), /vla-eval or /roboarena, each also below /s/ROBOT"
