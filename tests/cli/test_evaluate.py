@@ -87,19 +87,6 @@ def test_a_run_that_ended_before_its_first_row_leaves_the_folder_free(data_set, 
     assert json.loads((tmp_path / "out/report.json").read_text())["policy"]["name"] == "move up"
 
 
-def test_compare_two_evaluations(data_set, tmp_path, capsys):
-    for name in ("oracle-label", "majority"):
-        assert _eval(data_set, tmp_path / name, "--policy", name) == 0
-    capsys.readouterr()
-    assert main(["compare", str(tmp_path / "oracle-label"), str(tmp_path / "majority")]) == 0
-    printed = capsys.readouterr().out
-    (line,) = (line for line in printed.splitlines() if line.startswith("exact "))
-    assert line.split()[:4] == ["exact", "30", "100.0", "%"]
-    assert "30 shared steps" in printed
-    assert main(["compare", str(tmp_path / "nowhere"), str(tmp_path / "majority")]) == 2
-    assert "expected the --out folder of an evaluation" in capsys.readouterr().err
-
-
 def test_calibrate_writes_a_table_that_steps_takes(data_set, tmp_path, capsys):
     out = tmp_path / "steps.json"
     assert main(["calibrate", "--data", data_set, "--out", str(out)]) == 0

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vlm_local.lab.statistics import (
+    adjust_holm,
     area_under_roc,
     bootstrap_ratio,
     compare_sums,
@@ -92,3 +93,15 @@ def test_calibration_bins_hold_their_lower_edge():
     assert find_bins(np.array([0.0, 0.09, 0.1, 0.95, 1.0])).tolist() == [0, 0, 1, 9, 9]
     gap, count = find_calibration_gap(np.array([[[2, 0.3, 1], [2, 1.8, 1]]]))
     assert gap == pytest.approx([0.7 + 0.8]) and count == [4]
+
+
+def test_holm():
+    # Holm's rule by hand: sorted p-values times 4, 3, 2, 1, never falling, at most 1; as R's p.adjust has it
+    assert adjust_holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert adjust_holm([0.5, 0.9]) == [1.0, 1.0] and adjust_holm([0.03]) == [0.03] and adjust_holm([]) == []
+
+
+def test_holm_keeps_the_share_of_false_claims_of_a_family():
+    p_values = np.random.default_rng(0).random((4000, 6))  # six true null hypotheses each
+    false_claims = np.mean([min(adjust_holm(family)) <= 0.05 for family in p_values])
+    assert 0.035 < false_claims < 0.06  # 1 - 0.95 ** 6 = 0.26 unadjusted

@@ -149,11 +149,18 @@ def test_past_episodes_can_be_browsed(tmp_path, monkeypatch, folder):
         found = {episode["id"]: episode for episode in listed["episodes"]}
         assert {name: episode["num_steps"] for name, episode in found.items()} == {"robot-0": 2, "robot-1": 1}
         assert found["robot-1"]["instruction"] == "open the drawer"
-        steps = json.loads(server.get("/live/episodes/robot-0")[2])["steps"]
+        steps = json.loads(server.get("/live/episodes/0/robot-0")[2])["steps"]
         assert [step["step"] for step in steps] == [0, 1] and steps[1]["phrase"] == PHRASE
-        frame = server.get("/live/episodes/robot-0/frames/1")[2]
+        frame = server.get("/live/episodes/0/robot-0/frames/1")[2]
         np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(frame))), IMAGE)
-        for path in ("robot-7", "robot-0/frames/9", "..", "%2e%2e%2fmeta.json", "robot-0/frames/-1"):
+        for path in (
+            "0/robot-7",
+            "0/robot-0/frames/9",
+            "0/..",
+            "0/%2e%2e%2fmeta.json",
+            "0/robot-0/frames/-1",
+            "1/robot-0",
+        ):
             assert server.get(f"/live/episodes/{path}")[0] == 404, path
 
 

@@ -150,7 +150,7 @@ def test_a_past_episode_is_played(browser, server):
         server.act()
     browser.open(server.url)
     browser.open(f"{server.url}/#episodes")
-    browser.wait("document.querySelector('#rows td:nth-child(3)')?.innerText === '3'")
+    browser.wait("document.querySelector('#rows .steps')?.innerText === '3'")
     browser.click("#rows a")
     browser.wait("document.querySelector('#stage .phrase')?.innerText === 'move up'")
     browser.wait("document.querySelector('#stage .frame').naturalWidth === 256")

@@ -24,7 +24,7 @@ from vlm_local.plain import PlainStream, escape_controls, hide_secrets
 ENGINE_THREAD = "engine"  # as engines.worker names it, which is not imported here: --help stays fast
 GROUPS = {
     "serve a robot": ("serve", "doctor", "models", "fetch"),
-    "look at what was recorded": ("runs", "replay", "export", "label", "calibrate"),
+    "look at what was recorded": ("runs", "view", "replay", "export", "label", "calibrate"),
     "find out how good a policy is": (
         "sim",
         "station",
@@ -35,7 +35,7 @@ GROUPS = {
         "spatial",
         "ceiling",
     ),
-    "show it to others": ("pack", "verify", "leaderboard"),
+    "show it to others": ("share", "pack", "verify", "leaderboard"),
     "train, measure": ("train", "bench"),
     "set up a shell": ("completion",),
 }

@@ -1,4 +1,4 @@
-"""Commands that ask policies about recorded steps: eval, compare, replay."""
+"""Commands that ask policies about recorded steps: eval, replay."""
 
 import argparse
 import sys
@@ -16,6 +16,7 @@ from vlm_local.cli.options import (
     workers,
 )
 from vlm_local.cli.output import print_result
+from vlm_local.cli.runs import add_episode_option
 from vlm_local.plain import escape_controls, hide_secrets
 
 _HEADLINES = ("steps", "episodes", "unanswered", "exact", "axis_accuracy", "opposite")
@@ -41,14 +42,10 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_eval, goes_on="the same command goes on from here")
 
-    parser = subparsers.add_parser("compare", help="two evaluations on the same steps, with p-values")
-    parser.add_argument("ours", metavar="A", type=Path, help="--out folder of an evaluation")
-    parser.add_argument("theirs", metavar="B", type=Path, help="--out folder of another")
-    parser.set_defaults(run=_compare)
-
     parser = subparsers.add_parser("replay", help="answer a recorded run again, phrases side by side")
     parser.add_argument("recording", metavar="RUN", type=Path, help="folder that a server or the simulator recorded")
     parser.add_argument("--seed", type=seed(), default=0, help="for episodes recorded without one [0]")
+    add_episode_option(parser)
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_replay)
 
@@ -105,15 +102,6 @@ def _eval(args: argparse.Namespace) -> int:
     return 0
 
 
-def _compare(args: argparse.Namespace) -> int:
-    from vlm_local.lab.offline.compare import compare_rows, format_comparison
-    from vlm_local.lab.offline.rows import load_rows
-
-    result = compare_rows(load_rows(args.ours), load_rows(args.theirs))
-    print_result(args, format_comparison(result, str(args.ours), str(args.theirs)), result)
-    return 0
-
-
 def _replay(args: argparse.Namespace) -> int:
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.runs import read_run
@@ -135,7 +123,7 @@ def _replay(args: argparse.Namespace) -> int:
     num_steps = num_same = 0
     with closing(open_source(read_policy_options(args))) as source:
         policy = source.build("replay")
-        for episode in read_run(args.recording, ProblemPrinter()):
+        for episode in read_run(args.recording, ProblemPrinter(), args.episode):
             steps = replay(episode)
             different = [step.step for step in steps if step.differs]
             print(f"first divergence: step {different[0]}" if different else "they agree throughout")

@@ -19,7 +19,13 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("export", help="a recorded run as a LeRobot data set and films")
     parser.add_argument("folder", metavar="RUN", help="a run folder, e.g. runs/20260101-120000-qwen2-vl")
     parser.add_argument("--out", required=True, metavar="DIR", help="gets lerobot/ and an MP4 an episode in films/")
+    add_episode_option(parser)
     parser.set_defaults(run=_export)
+
+
+def add_episode_option(parser: argparse.ArgumentParser) -> None:
+    text = "only this one, as `runs` names it; may be given again [all]"
+    parser.add_argument("--episode", action="append", default=[], metavar="NAME", help=text)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -59,12 +65,13 @@ def _export(args: argparse.Namespace) -> int:
     if list_runs(args.folder) != [Path(args.folder)]:
         raise DataError(f"{args.folder} is no recorded run; `runs` lists those in {DEFAULT_FOLDER}/")
     problems, out = ProblemPrinter(), Path(args.out)
-    episodes = track(read_run(args.folder, problems), "lerobot", "episode", count_episodes(args.folder))
+    total = len(args.episode) or count_episodes(args.folder)
+    episodes = track(read_run(args.folder, problems, args.episode), "lerobot", "episode", total)
     num_episodes, num_frames = export_lerobot(episodes, out / "lerobot", problems)
     films = out / "films"
     films.mkdir(parents=True, exist_ok=True)
     num_films = 0
-    readable = read_run(args.folder, lambda error: None)  # the others are reported above
+    readable = read_run(args.folder, lambda error: None, args.episode)  # the others are reported above
     for episode in track(readable, "films", "film", num_episodes):
         try:
             steps = ((episode.load_image(step), line) for step, line in enumerate(episode.lines))

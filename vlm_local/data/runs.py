@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from io import FileIO
@@ -166,9 +166,17 @@ class RecordedEpisode:
     torn_bytes: int
 
 
-def read_run(path: str | Path, report: Callable[[DataError], None]) -> Iterator[RecordedEpisode]:
-    """Episodes of a run folder by robot and number. What cannot be read goes to `report`."""
-    for index, (robot, _, folder) in enumerate(list_folders(Path(path) / "episodes")):
+def read_run(
+    path: str | Path, report: Callable[[DataError], None], names: Collection[str] = ()
+) -> Iterator[RecordedEpisode]:
+    """Episodes of a run folder by robot and number; with `names` (<robot>-<number>) only these.
+
+    What cannot be read goes to `report`. Raises DataError for a name that is not there.
+    """
+    folders = [entry for entry in list_folders(Path(path) / "episodes") if not names or entry[2].name in names]
+    if missing := set(names) - {folder.name for _, _, folder in folders}:
+        raise DataError(f"{path} has no episode {', '.join(sorted(missing))}; `runs` lists those that it has")
+    for index, (robot, _, folder) in enumerate(folders):
         torn: list[int] = []
         try:
             lines = read_steps(folder, torn.append)

@@ -1,7 +1,7 @@
 """Episodes of run folders at a glance: for `runs` and the list on the live page."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,7 +13,8 @@ from vlm_local.files import read_json_object
 class EpisodeSummary:
     """id: the folder's name, <robot>-<number>. started: Unix seconds of the first step, None without one.
 
-    problem: why it cannot be read in full, or None.
+    outcome: as the simulator's meta.json says it, None where nothing judged the episode. has_frames: whether pictures
+    were kept. problem: why it cannot be read in full, or None.
     """
 
     id: str
@@ -24,6 +25,8 @@ class EpisodeSummary:
     num_faults: int
     started: float | None
     duration_s: float
+    outcome: str | None
+    has_frames: bool
     problem: str | None
 
 
@@ -41,9 +44,11 @@ def summarise_run(run: str | Path) -> Iterator[EpisodeSummary]:
         steps = folder / "steps.jsonl"
         try:
             status = steps.stat()
-            yield _summarise(robot, number, folder, status.st_size, status.st_mtime_ns)
+            summary = _summarise(robot, number, folder, status.st_size, status.st_mtime_ns)
         except (OSError, ValueError) as error:
-            yield EpisodeSummary(folder.name, robot, number, "", 0, 0, None, 0.0, str(error))
+            summary = EpisodeSummary(folder.name, robot, number, "", 0, 0, None, 0.0, None, False, str(error))
+        outcome = read_meta(folder).get("outcome")  # written after the last step
+        yield replace(summary, outcome=outcome if isinstance(outcome, str) else None)
 
 
 @lru_cache(4096)
@@ -61,6 +66,8 @@ def _summarise(robot: str, number: int, folder: Path, size: int, changed_ns: int
         num_faults=sum(line.get("fault") is not None for line in lines),
         started=times[0] if times else None,
         duration_s=times[-1] - times[0] if times else 0.0,
+        outcome=None,
+        has_frames=bool(lines) and (folder / "frames" / f"{len(lines) - 1:06d}.png").is_file(),
         problem=f"the last line was cut off after {torn[0]} bytes" if torn else None,
     )
 

@@ -5,7 +5,7 @@ other, so intervals and tests that took steps for independent would claim far to
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -134,6 +134,18 @@ def permutation_test(lead: np.ndarray, seed: int = 0) -> float:
         kept = random.integers(0, 2, (_SWAPS_AT_ONCE, len(differing)), np.int8).astype(np.float64)
         hits += int((np.abs(2 * (kept @ differing) - differing.sum()) >= observed - 1e-9).sum())
     return (hits + 1) / (NUM_SWAPS + 1)
+
+
+def adjust_holm(p_values: Sequence[float]) -> list[float]:
+    """p-values of a family of tests, adjusted so that the family claims something false in 5 % of cases at most.
+
+    Holm, "A simple sequentially rejective multiple test procedure" (1979).
+    """
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda at: p_values[at])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        adjusted[index] = largest
+    return adjusted
 
 
 def area_under_roc(scores: np.ndarray, is_positive: np.ndarray) -> float | None:

@@ -1,12 +1,13 @@
 """The live page's routes: the page, its stream, past episodes, the try-it box. Addresses are relative
-in the page, so that it works below a prefix, a token or a tunnel's path.
+in the page, so that it works below a prefix, a token or a tunnel's path. `view` shows the episodes alone.
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from flask import Flask, Response, redirect, request
+from flask import Flask, Response, redirect, render_template, request
 
 from vlm_local.data.runs import list_folders
 from vlm_local.data.summary import summarise_run
@@ -20,9 +21,9 @@ from vlm_local.server.service import take_place
 from vlm_local.types import Observation
 from vlm_local.wire import build_details, decode_act
 
-_STATIC = Path(__file__).with_name("static")
+STATIC = Path(__file__).with_name("static")
 # Not guessed: a machine's own table may call JavaScript plain text, which browsers refuse to run.
-_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_TYPES = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -37,6 +38,14 @@ _MAX_READERS = 2  # of the recording at a time: a long one takes seconds of the 
 
 def add_live_routes(app: Flask, hub: Hub, run: Path | None = None) -> None:
     """run: the folder that is recorded to, None when recording is off."""
+    add_page_routes(app, "index.html")
+    _add_stream_routes(app, hub)
+    add_episode_routes(app, [] if run is None else [run])
+    _add_try_route(app)
+
+
+def add_page_routes(app: Flask, template: str) -> None:
+    """The page at /, made from `template`, and its static files."""
 
     @app.after_request
     def harden(response: Response):
@@ -46,15 +55,24 @@ def add_live_routes(app: Flask, hub: Hub, run: Path | None = None) -> None:
 
     @app.get("/")
     def show_page():
-        path = request.environ[FULL_PATH]
+        path = request.environ.get(FULL_PATH, request.path)
         if not path.endswith("/"):  # or the page's relative addresses would start one folder too high
             return redirect(path.rsplit("/", 1)[-1] + "/")
-        return _send_static("index.html")
+        return render_template(template)
 
     @app.get("/static/<name>")
     def show_static(name: str):
-        return _send_static(name)
+        path = STATIC / name
+        if path.suffix not in _TYPES or path.parent != STATIC or not path.is_file():
+            raise RequestError(f"there is no static/{name}", 404)
+        return Response(path.read_bytes(), mimetype=_TYPES[path.suffix])
 
+
+def _is_page(path: str) -> bool:
+    return path == "/" or path.startswith(("/static/", "/live/"))
+
+
+def _add_stream_routes(app: Flask, hub: Hub) -> None:
     @app.get("/live/events")
     def stream():
         response = Response(hub.watch(), mimetype="text/event-stream")
@@ -66,26 +84,13 @@ def add_live_routes(app: Flask, hub: Hub, run: Path | None = None) -> None:
         lossless = request.args.get("format") == "png"
         return Response(hub.encode_frame(robot, lossless), mimetype=f"image/{'png' if lossless else 'jpeg'}")
 
-    _add_episode_routes(app, run)
-    _add_try_route(app)
 
-
-def _is_page(path: str) -> bool:
-    return path == "/" or path.startswith(("/static/", "/live/"))
-
-
-def _send_static(name: str) -> Response:
-    path = _STATIC / name
-    if path.suffix not in _TYPES or path.parent != _STATIC or not path.is_file():
-        raise RequestError(f"there is no static/{name}", 404)
-    return Response(path.read_bytes(), mimetype=_TYPES[path.suffix])
-
-
-def _add_episode_routes(app: Flask, run: Path | None) -> None:
+def add_episode_routes(app: Flask, runs: Sequence[Path]) -> None:
+    """What is recorded in these folders; an episode's address is its run's place among them and its own name."""
     places = threading.Semaphore(_MAX_READERS)
 
-    def find(episode: str) -> Path:
-        for _, _, folder in [] if run is None else list_folders(run / "episodes"):
+    def find(run: int, episode: str) -> Path:
+        for _, _, folder in list_folders(runs[run] / "episodes") if run < len(runs) else []:
             if folder.name == episode:
                 return folder
         raise RequestError(f"there is no episode {episode!r} in this run", 404)
@@ -93,19 +98,19 @@ def _add_episode_routes(app: Flask, run: Path | None) -> None:
     @app.get("/live/episodes")
     def list_episodes():
         with take_place(places, "the recording is being read already; ask again"):
-            found = [] if run is None else list(summarise_run(run))
-        found.sort(key=lambda episode: episode.started or 0.0, reverse=True)
-        episodes = [asdict(episode) for episode in found[:_MAX_LISTED]]
-        return send_json({"folder": run and str(run), "total": len(found), "episodes": episodes})
+            found = [(episode, run) for run, folder in enumerate(runs) for episode in summarise_run(folder)]
+        found.sort(key=lambda line: line[0].started or 0.0, reverse=True)
+        episodes = [{"run": run, **asdict(episode)} for episode, run in found[:_MAX_LISTED]]
+        return send_json({"folders": list(map(str, runs)), "total": len(found), "episodes": episodes})
 
-    @app.get("/live/episodes/<episode>")
-    def show_episode(episode: str):
+    @app.get("/live/episodes/<int:run>/<episode>")
+    def show_episode(run: int, episode: str):
         with take_place(places, "the recording is being read already; ask again"):
-            return send_json({"steps": list(read_json_lines(find(episode) / "steps.jsonl"))})
+            return send_json({"steps": list(read_json_lines(find(run, episode) / "steps.jsonl"))})
 
-    @app.get("/live/episodes/<episode>/frames/<int:step>")
-    def show_recorded_frame(episode: str, step: int):
-        frame = find(episode) / "frames" / f"{step:06d}.png"
+    @app.get("/live/episodes/<int:run>/<episode>/frames/<int:step>")
+    def show_recorded_frame(run: int, episode: str, step: int):
+        frame = find(run, episode) / "frames" / f"{step:06d}.png"
         if not frame.is_file():
             raise RequestError(f"episode {episode!r} has no frame {step}", 404)
         return Response(frame.read_bytes(), mimetype="image/png")

@@ -30,25 +30,34 @@ def score_study(rows: Sequence[Mapping[str, Any]], seed: int) -> dict[str, Any]:
     interval (95 %), n} with "axes"; value is None where no scene has such an axis.
     """
     before = _collect(rows, NONE.name)
-    num_scenes = len(before[0])
-    changes, pools = {}, {measure: [] for measure in MEASURES.values()}
+    changes = {}
     for change in CHANGES.values():
         after = _collect(rows, change.name)
         values = measure_change(change.rule, before, after)
-        pools[MEASURES[change.rule]].append(values)
         line = {"rule": change.rule, "measure": MEASURES[change.rule], **_summarise(values, seed)}
         if change.rule == TURNS:  # the axes that should have kept
             line["beside"] = _summarise(measure_change(KEEPS, before, after), seed)
         changes[change.name] = line
-    signs, marginals = before
-    right = np.where(signs == 0, np.nan, signs * _lean(marginals))
-    totals = {measure: _summarise(np.concatenate(pool, axis=1), seed, ()) for measure, pool in pools.items()}
+    values = measure_scenes(rows)
+    right = values.pop("right")
+    totals = {measure: _summarise(pool, seed, ()) for measure, pool in values.items()}
     return {
-        "scenes": num_scenes,
+        "scenes": len(right),
         **totals,
         "right": _summarise(right, seed),
         "changes": changes,
     }
+
+
+def measure_scenes(rows: Sequence[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """ "turned", "moved" and "left" over all changes, float (S, any), and "right" (S, 6); NaN where there is none."""
+    before = _collect(rows, NONE.name)
+    pools: dict[str, list[np.ndarray]] = {measure: [] for measure in MEASURES.values()}
+    for change in CHANGES.values():
+        pools[MEASURES[change.rule]].append(measure_change(change.rule, before, _collect(rows, change.name)))
+    signs, marginals = before
+    right = np.where(signs == 0, np.nan, signs * _lean(marginals))
+    return {measure: np.concatenate(pool, axis=1) for measure, pool in pools.items()} | {"right": right}
 
 
 def measure_change(rule: str, before, after) -> np.ndarray:

@@ -1,73 +1,124 @@
-// Past episodes: the list of this run, and one of them step by step.
+// Recorded episodes: the list with its filters, and one of them in the player.
 
-import { Card, formatDuration, make } from "./card.js";
+import { formatDuration, make } from "./card.js";
+import { closePlayer, openPlayer } from "./player.js";
 
-const STEP_MS = 200;
+const FILTERS = ["words", "outcome", "day", "run", "faulty"];
 const by = (id) => document.getElementById(id);
-let playing = null;
-let open = null; // {id, steps, card}
+let listed = { folders: [], total: 0, episodes: [] };
+let current = null; // address of the episode in the player
+
+const address = (episode) => `${episode.run}/${encodeURIComponent(episode.id)}`;
+const day = (episode) => (episode.started ? new Date(1000 * episode.started).toLocaleDateString() : "");
+const outcome = (episode) => episode.outcome ?? "";
 
 export async function showList() {
   by("list").hidden = false;
   by("player").hidden = true;
-  const answer = await fetchJson("live/episodes");
-  by("folder").textContent = answer.folder ?? "";
-  by("none").hidden = answer.episodes.length > 0;
-  by("none").textContent = answer.folder ? "Nothing has been recorded yet." : "Recording is off: serve with --record DIR.";
-  by("rows").replaceChildren(...answer.episodes.map(row));
+  const left = current;
+  current = null;
+  await loadList();
+  findLinks().find((link) => link.hash === `#episodes/${left}`)?.focus();
+}
+
+async function loadList() {
+  listed = await fetchJson("live/episodes");
+  by("folders").textContent = listed.folders.join(", ");
+  offer("outcome", "any outcome", listed.episodes.map(outcome));
+  offer("day", "any day", listed.episodes.map(day));
+  offer("run", "all runs", listed.folders);
+  paintList();
+}
+
+// A choice among `values` and all of them; hidden where there is nothing to choose.
+function offer(id, all, values) {
+  const select = by(id);
+  const chosen = select.value;
+  const different = [...new Set(values)].filter(Boolean);
+  select.replaceChildren(new Option(all, ""), ...different.map((value) => new Option(value, value)));
+  select.value = different.includes(chosen) ? chosen : "";
+  select.hidden = new Set(values).size < 2;
+}
+
+function passes(episode) {
+  const words = by("words").value.toLowerCase().split(/\s+/);
+  return (
+    words.every((word) => episode.instruction.toLowerCase().includes(word)) &&
+    ["", outcome(episode)].includes(by("outcome").value) &&
+    ["", day(episode)].includes(by("day").value) &&
+    ["", listed.folders[episode.run]].includes(by("run").value) &&
+    (!by("faulty").checked || episode.num_faults > 0 || episode.outcome === "faulted")
+  );
+}
+
+const findShown = () => listed.episodes.filter(passes);
+
+function paintList() {
+  const shown = findShown();
+  const newest = listed.episodes.length < listed.total ? `the newest ${listed.episodes.length} of ${listed.total}` : listed.total;
+  by("shown").textContent = shown.length < listed.total ? `${shown.length} of ${newest}` : `${listed.total}`;
+  by("none").hidden = shown.length > 0;
+  const empty = listed.folders.length ? "Nothing has been recorded yet." : "Recording is off: serve with --record DIR.";
+  by("none").textContent = listed.total ? "No episode passes these filters." : empty;
+  by("rows").replaceChildren(...shown.map(row));
 }
 
 function row(episode) {
   const line = make("tr");
   const link = make("a", episode.id);
-  link.href = `#episodes/${encodeURIComponent(episode.id)}`;
+  link.href = `#episodes/${address(episode)}`;
   const name = make("td");
   name.append(link);
+  if (listed.folders.length > 1) name.append(make("small", listed.folders[episode.run].split("/").at(-1), "muted"));
   const started = episode.started ? new Date(1000 * episode.started).toLocaleString() : "";
-  line.append(name, make("td", episode.instruction), make("td", episode.num_steps), make("td", episode.num_faults, episode.num_faults ? "bad" : ""));
+  line.append(thumbnail(episode), name, make("td", episode.instruction), make("td", outcome(episode), outcome(episode)));
+  line.append(make("td", episode.num_steps, "steps"), make("td", episode.num_faults, episode.num_faults ? "bad" : ""));
   line.append(make("td", formatDuration(episode.duration_s)), make("td", started));
   return line;
 }
 
-export async function showEpisode(id) {
+// The last picture: where the episode ended.
+function thumbnail(episode) {
+  const cell = make("td", "", "thumbnail");
+  if (!episode.has_frames) return cell;
+  const image = make("img");
+  Object.assign(image, { alt: "", loading: "lazy", width: 64, height: 64 });
+  image.src = `live/episodes/${address(episode)}/frames/${episode.num_steps - 1}`;
+  cell.append(image);
+  return cell;
+}
+
+export async function showEpisode(run, id) {
   by("list").hidden = true;
   by("player").hidden = false;
-  const { steps } = await fetchJson(`live/episodes/${encodeURIComponent(id)}`);
-  if (!steps.length) return by("stage").replaceChildren(make("p", "This episode has no steps.", "muted"));
-  open = { id, steps, card: new Card(id) };
-  by("stage").replaceChildren(open.card.element);
-  by("position").max = steps.length - 1;
-  go(0);
+  current = `${run}/${encodeURIComponent(id)}`;
+  if (!listed.total) await loadList();
+  const { steps, error } = await fetchJson(`live/episodes/${current}`).catch((error) => ({ error }));
+  if (error) return by("stage").replaceChildren(make("p", error.message, "notice"));
+  const episode = listed.episodes.find((other) => address(other) === current);
+  by("outcome-of").textContent = [outcome(episode ?? {}), episode?.has_frames === false ? "no pictures were kept" : ""].filter(Boolean).join(", ");
+  const folder = `live/episodes/${current}/frames/`;
+  openPlayer(id, steps, (index) => (episode?.has_frames === false ? null : `${folder}${index}`));
 }
 
 export function leaveEpisode() {
-  pause();
-  open = null;
-  by("stage").replaceChildren();
+  closePlayer();
 }
 
-function go(index) {
-  const { id, steps, card } = open;
-  by("position").value = index;
-  by("where").textContent = `${index + 1} of ${steps.length}`;
-  card.show(steps, index, true);
-  card.showFrame(`live/episodes/${encodeURIComponent(id)}/frames/${index}`);
+// The episode before (-1) or after (1) the one in the player, of those that pass the filters.
+function turn(offset) {
+  const shown = findShown();
+  const at = shown.findIndex((episode) => address(episode) === current);
+  const next = shown[at + offset];
+  if (next) location.hash = `#episodes/${address(next)}`;
 }
 
-function pause() {
-  clearInterval(playing);
-  playing = null;
-  by("play").textContent = "Play";
-}
+const findLinks = () => [...by("rows").querySelectorAll("a")];
 
-function play() {
-  if (playing) return pause();
-  by("play").textContent = "Pause";
-  if (Number(by("position").value) === open.steps.length - 1) go(0);
-  playing = setInterval(() => {
-    const next = Number(by("position").value) + 1;
-    next < open.steps.length ? go(next) : pause();
-  }, STEP_MS);
+function moveFocus(offset) {
+  const links = findLinks();
+  const at = links.indexOf(document.activeElement);
+  links[Math.min(Math.max(at + offset, 0), links.length - 1)]?.focus();
 }
 
 async function fetchJson(url) {
@@ -77,16 +128,15 @@ async function fetchJson(url) {
   return body;
 }
 
-by("play").addEventListener("click", play);
-by("position").addEventListener("input", () => {
-  pause();
-  go(Number(by("position").value));
-});
+for (const id of FILTERS) by(id).addEventListener("input", paintList);
+by("filter").addEventListener("submit", (event) => event.preventDefault());
+by("previous").addEventListener("click", () => turn(-1));
+by("next").addEventListener("click", () => turn(1));
 addEventListener("keydown", (event) => {
-  if (!open || event.target.matches("input[type=text]")) return;
-  if (event.key === " " && event.target.tagName !== "BUTTON") {
-    event.preventDefault();
-    play();
+  if (by("episodes").hidden || event.ctrlKey || event.metaKey || event.altKey || event.target.tagName === "SELECT") return;
+  if (event.key === "ArrowUp" || event.key === "ArrowDown") {
+    event.preventDefault(); // the slider would move, the page scroll
+    (current ? turn : moveFocus)(event.key === "ArrowUp" ? -1 : 1);
   }
+  if (event.key === "Escape" && current) location.hash = "#episodes";
 });
-addEventListener("resize", () => open && go(Number(by("position").value)));

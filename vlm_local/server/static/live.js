@@ -12,14 +12,14 @@ const robots = new Map(); // name -> {steps, card, arrived}
 let held = null; // as /health tells it
 
 function route() {
-  const [part, id] = location.hash.slice(1).split("/");
+  const [part, run, id] = location.hash.slice(1).split("/");
   const name = ["episodes", "try"].includes(part) ? part : "live";
   for (const main of ["live", "episodes", "try"]) by(main).hidden = main !== name;
   for (const link of document.querySelectorAll("nav a")) {
     link.toggleAttribute("aria-current", link.hash === `#${name}`);
   }
   leaveEpisode();
-  if (name === "episodes") id ? showEpisode(decodeURIComponent(id)) : showList();
+  if (name === "episodes") id ? showEpisode(run, decodeURIComponent(id)) : showList();
   if (name === "try") offer();
   if (name === "live") robots.forEach(paint);
 }

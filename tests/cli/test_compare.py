@@ -1,0 +1,148 @@
+"""`compare` on results of eval, sim and spatial: the table, the files for a paper, and what is refused."""
+
+import csv
+import json
+import re
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests import recordings, serving
+from vlm_local.cli import main
+
+EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
+
+
+@pytest.fixture(scope="module")
+def evaluations(tmp_path_factory):
+    """Folder with the evaluations oracle-label, majority and random of three episodes."""
+    folder = tmp_path_factory.mktemp("evaluations")
+    records = [recordings.make_rlds_record(recordings.make_states(10, seed)) for seed in range(3)]
+    recordings.write_rlds(folder / "data", records)
+    for name in ("oracle-label", "majority", "random"):
+        command = ["eval", "--data", str(folder / "data"), "--policy", name, "--out", str(folder / name)]
+        assert main(command) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Folder with runs in the simulator: stop and oracle on the same seeds, other seeds, another level."""
+    folder = tmp_path_factory.mktemp("runs")
+    plans = {"stop": [], "oracle": [], "seeds": ["--seed", "50"], "easy": ["--level", "easy"]}
+    for name, flags in plans.items():
+        policy = "oracle" if name == "oracle" else "stop"
+        plan = ["--task", "reach,lift", "--episodes", "2", "--max-steps", "60", "--films", "0", "--workers", "1"]
+        assert main(["sim", "--policy", policy, "--out", str(folder / name), *plan, *flags]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def studies(tmp_path_factory):
+    """Folder with spatial studies of 40 scenes, as they were published."""
+    folder = tmp_path_factory.mktemp("studies")
+    for name in ("random", "stop", "tiny"):
+        zipfile.ZipFile(EVIDENCE / f"spatial-{name}.evidence.zip").extractall(folder / name)
+    return folder
+
+
+def _compare(capsys, folder, *names_and_flags) -> tuple[int, str, str]:
+    """Names of results in the folder come before flags."""
+    count = next((at for at, word in enumerate(names_and_flags) if word.startswith("--")), len(names_and_flags))
+    results = [str(folder / name) for name in names_and_flags[:count]]
+    capsys.readouterr()
+    status = main(["compare", *results, *map(str, names_and_flags[count:])])
+    return status, *capsys.readouterr()
+
+
+def test_two_evaluations_stand_in_one_table(evaluations, capsys):
+    status, out, _ = _compare(capsys, evaluations, "oracle-label", "majority")
+    (line,) = (line for line in out.splitlines() if line.startswith("exact "))
+    assert status == 0 and line.split()[:4] == ["exact", "30", "100.0", "%"]
+    assert "30 shared steps in 3 episodes" in out and "Holm" not in out
+
+
+def test_runs_are_paired_by_their_seeds(runs, capsys):
+    status, out, _ = _compare(capsys, runs, "oracle", "stop", "--name", "B=Standing still")
+    lines = {line.split("  ")[0]: line.split() for line in out.splitlines()}
+    assert status == 0 and "B Standing still" in out
+    assert lines["success"][1:6] == ["4", "100.0", "%", "0.0", "%"] and lines["success"][6] == "+100.0"
+    assert lines["lift"][1] == "2" and lines["progress"][1] == "4"
+
+
+def test_files_for_a_paper(evaluations, tmp_path, capsys):
+    names = ("--name", "A=Oracle_1 & co", "--name", "B=Majority")
+    status, out, _ = _compare(capsys, evaluations, "oracle-label", "majority", "random", *names, "--out", tmp_path)
+    assert status == 0 and all(file.name in out for file in tmp_path.iterdir())
+    result = json.loads((tmp_path / "comparison.json").read_text())
+    assert result["results"][2]["made_with"]["policy"]["name"] == "random" and result["versions"]
+    with (tmp_path / "differences.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["measure"] == "exact"]
+    assert [(row["first"], row["second"]) for row in rows] == [
+        *[("Oracle_1 & co", "Majority"), ("Oracle_1 & co", "random"), ("Majority", "random")]
+    ]
+    assert all(float(row["p_value"]) <= float(row["p_holm"]) for row in rows)
+    tables = re.findall(
+        r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", (tmp_path / "comparison.tex").read_text(), re.S
+    )
+    assert len(tables) == 2
+    for columns, body in tables:
+        lines = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
+        assert r"Oracle\_1 \& co" in body and body.startswith("\\toprule\n") and body.endswith("\\bottomrule\n")
+    assert "| exact | 30 | 100.0 %" in (tmp_path / "comparison.md").read_text()
+    for name in ("differences", "by_axis"):
+        pdf = (tmp_path / f"{name}.pdf").read_bytes()
+        (width,) = re.findall(rb"/MediaBox \[ 0 0 ([0-9.]+) ", pdf)
+        assert pdf.startswith(b"%PDF") and float(width) == 3.5 * 72 and b"/FontFile2" in pdf
+        assert "Majority" in (tmp_path / f"{name}.svg").read_text()
+
+
+def test_the_same_comparison_writes_the_same_bytes(studies, tmp_path, capsys):
+    for folder in ("one", "two"):
+        status, out, _ = _compare(capsys, studies, "tiny", "stop", "random", "--out", tmp_path / folder)
+        assert status == 0 and "40 shared scenes" in out and "Lower is better: moved, left" in out
+    for file in (tmp_path / "one").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("stop", "seeds"), "share no episode.*stop has reach, seed 0 to lift, seed 1; seeds has reach, seed 50"),
+        (("stop", "oracle", "easy"), 'level is "normal" in stop and "easy" in easy'),
+        (("stop",), "2 to 26 results, not 1"),
+        (("stop", "nowhere"), "nowhere is no result folder"),
+        (("stop", "stop"), "two results have the same name"),
+        (("stop", "oracle", "--name", "C=x"), "with a letter from A to B"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_with_the_reason(runs, capsys, names, says):
+    status, _, told = _compare(capsys, runs, *names)
+    assert status == 2 and re.search(says, told)
+
+
+def test_jobs_of_a_station_are_paired_by_their_seeds(tmp_path, capsys):
+    with serving.serve() as server:
+        for name, steps in (("first", "3"), ("second", "3"), ("longer", "4")):
+            job = ["--task", "open_drawer", "--episodes", "2", "--max-steps", steps, "--test-every", "0"]
+            assert main(["station", server.url, *job, "--out", str(tmp_path / name)]) == 0
+    status, out, _ = _compare(capsys, tmp_path, "first", "second")
+    assert status == 0 and "2 shared episodes; task open_drawer, max steps 3, clock step" in out
+    assert json.loads(out.splitlines()[-1])["measures"][1]["name"] == "reached"
+    status, _, told = _compare(capsys, tmp_path, "first", "longer")
+    assert status == 2 and "max_steps is 3 in first and 4 in longer" in told
+
+
+def test_results_of_different_commands_are_refused(runs, studies, capsys):
+    assert main(["compare", str(runs / "stop"), str(studies / "tiny")]) == 2
+    assert "stop is a result of `sim` and tiny one of `spatial`" in capsys.readouterr().err
+
+
+def test_scenes_that_were_changed_are_refused(studies, tmp_path, capsys):
+    zipfile.ZipFile(EVIDENCE / "spatial-stop.evidence.zip").extractall(tmp_path / "changed")
+    rows = tmp_path / "changed" / "rows.jsonl"
+    rows.write_text(rows.read_text().replace("the red block", "the blue block", 1))
+    assert main(["compare", str(studies / "stop"), str(tmp_path / "changed")]) == 2
+    assert re.search(r"disagree on 1 of 40 scenes, first on scene \d+", capsys.readouterr().err)

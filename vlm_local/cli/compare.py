@@ -1,0 +1,158 @@
+"""`compare`: results side by side on the trials that all of them have."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from vlm_local.cli.options import count, seed, workers
+from vlm_local.cli.output import print_result
+
+_FILMS = 10  # episodes of each task that keep frames, as of `sim`
+_PLAYING = {  # (flag, type, default, metavar): what it is
+    ("--task", str, "reach", "T[,T]|all"): "as of `sim`",
+    ("--level", str, "normal", "NAME"): "as of `sim`",
+    ("--episodes", count(5, 100_000), 100, "N"): "pairs of episodes of each task at most",
+    ("--seed", seed(), 0, "S"): "of the first episode; the next has the next",
+    ("--max-steps", count(), 120, "N"): "5 a second",
+    ("--workers", workers(), 1, "N"): "environments in parallel",
+}
+_EPILOG = (
+    "eval: the same steps. sim, station: the same tasks and seeds. spatial: the same scenes. What cannot be compared "
+    "is refused with the reason."
+)
+
+
+def add_commands(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser(
+        "compare", help="results on the same steps, episodes or scenes, with p-values", epilog=_EPILOG
+    )
+    parser.description = "Compares results of one kind, paired: scores, differences of all pairs, intervals, p-values."
+    add = parser.add_argument
+    text = "two or more --out folders of eval, sim, station or spatial; two policies for --until-separated"
+    add("results", nargs="+", metavar="RESULT", help=text)
+    text = "of the first, second ... result in all tables; may be given again [its folder's]"
+    add("--name", action="append", default=[], metavar="A=NAME", help=text)
+    add("--out", type=Path, metavar="DIR", help="also Markdown, CSV, LaTeX, and figures as PDF and SVG, for a paper")
+    parser.set_defaults(run=_run, goes_on="with --until-separated the same command goes on from here")
+    text = "first play two policies (see `sim --policy`) on the same episodes, until one is known to be better"
+    play = parser.add_argument_group("playing").add_argument
+    play("--until-separated", action="store_true", help=text)
+    for (flag, convert, default, metavar), text in _PLAYING.items():
+        play(flag, type=convert, metavar=metavar, help=f"{text} [{default}]")
+
+
+def _run(args: argparse.Namespace) -> int:
+    from vlm_local.errors import ConfigError
+
+    names = {flag: flag.lstrip("-").replace("-", "_") for flag, *_ in _PLAYING}
+    given = [flag for flag, name in names.items() if getattr(args, name) is not None]
+    if not args.until_separated:
+        if given:
+            raise ConfigError(f"{', '.join(given)} would change nothing without --until-separated")
+        return _compare(args)
+    for flag, _, default, _ in _PLAYING:
+        if flag not in given:
+            setattr(args, names[flag], default)
+    return _play(args)
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from vlm_local.errors import ConfigError
+    from vlm_local.lab.comparison import LETTERS, compare, format_comparison
+    from vlm_local.provenance import describe_machine
+
+    if not 2 <= len(args.results) <= len(LETTERS):
+        raise ConfigError(f"compare takes 2 to {len(LETTERS)} results, not {len(args.results)}")
+    folders = list(map(Path, args.results))
+    names = _read_names(args.name, folders)
+    result = compare([_load_trials(folder) for folder in folders], names)
+    table = format_comparison(result)
+    if args.out is not None:
+        from vlm_local.lab.publication import write_publication
+
+        paths = write_publication(args.out, result, describe_machine())
+        table += f"\n\n{args.out}: {', '.join(path.name for path in paths)}"
+    print_result(args, table, result)
+    return 0
+
+
+def _load_trials(folder: Path):
+    """A result of any study that can be compared."""
+    from vlm_local.lab.results import find_layout
+
+    is_job = (folder / "station.jsonl").is_file()  # which cannot be packed, so it has no layout
+    kind = "station" if is_job else find_layout(folder).kind
+    if kind == "station":
+        from vlm_local.lab.station.trials import load_trials
+    elif kind == "eval":
+        from vlm_local.lab.offline.trials import load_trials
+    elif kind == "sim":
+        from vlm_local.lab.closed_loop.trials import load_trials
+    else:
+        from vlm_local.lab.spatial.trials import load_trials
+    return load_trials(folder)
+
+
+def _read_names(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
+    """By letter where --name says so, else the folders' own names; as they were given, where two are alike."""
+    from vlm_local.errors import ConfigError
+    from vlm_local.lab.comparison import LETTERS
+
+    short = [folder.resolve().name for folder in folders]
+    names = dict(zip(LETTERS, short if len(set(short)) == len(short) else map(str, folders), strict=False))
+    for text in given:
+        letter, equals, name = text.partition("=")
+        if letter not in names or not equals or not name.strip():
+            raise ConfigError(f"--name {text!r}: expected A=NAME, with a letter from A to {max(names)}")
+        names[letter] = name.strip()
+    if len(set(names.values())) < len(names):
+        raise ConfigError(f"two results have the same name: {', '.join(names.values())}; tell them apart with --name")
+    return list(names.values())
+
+
+def _play(args: argparse.Namespace) -> int:
+    """--until-separated: play two policies in the simulator and say which is better as soon as it is sure."""
+    from contextlib import ExitStack, closing
+
+    from vlm_local.assembly import PolicyOptions
+    from vlm_local.errors import ConfigError
+    from vlm_local.lab.closed_loop.run import RolloutPlan
+    from vlm_local.lab.closed_loop.until_separated import ALPHA_EACH, play_until_separated
+    from vlm_local.lab.sequential import find_detectable_effect
+    from vlm_local.lab.sources import open_source
+    from vlm_local.plain import hide_secrets
+    from vlm_local.sim.tasks import TASKS
+
+    if len(args.results) != 2 or args.out is None or args.name:
+        raise ConfigError("--until-separated plays two policies into --out DIR, and takes no --name")
+    tasks = tuple(TASKS) if args.task == "all" else tuple(dict.fromkeys(args.task.split(",")))
+    names = [hide_secrets(policy) for policy in args.results]
+    shared = {"level": args.level, "episodes": args.episodes, "seed": args.seed, "max_steps": args.max_steps}
+    unchanged = {"noise": 0.0, "control": "none", "films": _FILMS, "gif": False}
+    plans = [RolloutPlan(name, tasks, **shared, **unchanged) for name in names]
+    effect = find_detectable_effect(args.episodes * len(tasks), ALPHA_EACH)
+    sure = "no difference" if effect is None else f"a difference of {100 * effect:.0f} points or more"
+    print(f"{args.episodes * len(tasks)} pairs of episodes at most: {sure} of success rates is found in 80 % of cases")
+    with ExitStack() as stack:
+        sources = [stack.enter_context(closing(open_source(PolicyOptions(model=policy)))) for policy in args.results]
+        decision = play_until_separated(args.out, plans, sources, args.workers, _print_decision)
+    if decision["winner"]:
+        winner, by, after = (decision[key] for key in ("winner", "by", "after"))
+        said = f"{winner} ({names['AB'.index(winner)]}) is better: by {by}, told apart after {after} pairs"
+    else:
+        said = f"not told apart in {decision['pairs']} pairs; the same command with more --episodes goes on"
+    places = f"{args.out / 'decision.json'}; both results: {args.out / 'A'}, {args.out / 'B'}"
+    print_result(args, f"{said}\n{places}", decision)
+    return 0
+
+
+def _print_decision(decision) -> None:
+    """A line for each time that both have played."""
+    from vlm_local.lab.formats import format_points, format_share, format_span
+
+    parts = [
+        f"{name}: A {format_share(told['A'])}, B {format_share(told['B'])}, A - B "
+        f"{format_points(told['difference'], 0, '+')} ({format_span(told['interval'], 0, '+')})"
+        for name, told in decision["measures"].items()
+    ]
+    print(f"{decision['pairs']:4} pairs  {';  '.join(parts)}", flush=True)

@@ -1,0 +1,274 @@
+"""Results of one kind on the trials that all of them have: scores, differences of every pair, intervals, p-values.
+
+A study gives its results as Trials; nothing here knows what a trial is. Differences are taken trial by trial, so that
+hard scenes weigh on both sides alike.
+"""
+
+import itertools
+import json
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlm_local.errors import DataError
+from vlm_local.lab.formats import format_fixed, format_p, format_points, format_range, format_share, format_span
+from vlm_local.lab.statistics import (
+    adjust_holm,
+    bootstrap_ratio,
+    find_paired_interval,
+    permutation_test,
+    wilson,
+)
+
+OVERALL = ""  # the group of measures of the whole result; others are of its axes or tasks
+LETTERS = string.ascii_uppercase  # by which results are named, so there may be this many
+
+
+@dataclass(frozen=True)
+class Measure:
+    """group: OVERALL, or what `name` is one of, e.g. "axis". is_share: of successes, written in percent."""
+
+    name: str
+    group: str = OVERALL
+    is_share: bool = True
+    lower_is_better: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Trials:
+    """What one result says of each of its N trials.
+
+    kind: the command that made it. noun, truth_noun: what a trial and its truth are called.
+    settings: what must be the same in results that are compared. about: what the result was made with.
+    keys: the trials' names, by which those of two results are found to be the same. units: (N,) the independent
+    unit that each belongs to, such as its episode. truths: what must be the same for a trial in all results, such as
+    its label. scores: by name of a measure float (N, 2), of which the sums' ratio is the score; the second column
+    depends on the truths alone.
+    """
+
+    kind: str
+    noun: str
+    truth_noun: str
+    settings: Mapping[str, Any]
+    about: Mapping[str, Any]
+    measures: Sequence[Measure]
+    keys: Sequence[str]
+    units: np.ndarray
+    truths: Sequence[Any]
+    scores: Mapping[str, np.ndarray]
+
+
+def read_report(folder: Path) -> dict[str, Any]:
+    """report.json of a finished result. Raises DataError."""
+    try:
+        return json.loads((folder / "report.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: report.json cannot be read ({error})") from None
+
+
+def describe_making(report: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
+    """What a comparison repeats of a result: its policy, versions, git and machine."""
+    names = ("versions", "git", "machine", "continued_with")
+    return {"policy": dict(policy), **{name: report[name] for name in names if name in report}}
+
+
+def compare(results: Sequence[Trials], names: Sequence[str], seed: int = 0) -> dict[str, Any]:
+    """JSON values: "results", and "measures", each with the "scores" of the results and the "pairs" of them.
+
+    names: of the results. A score is {value, interval}; a pair {first, second, difference (first - second), interval,
+    p_value, p_holm}, Holm's over the pairs of the measure. A measure without a trial has no scores and no pairs.
+    Raises DataError, with the reason, for results that cannot be compared.
+    """
+    places = find_shared(results, names)
+    first = results[0]
+    units, unit = np.unique(first.units[places[0]], return_inverse=True)
+    measures = []
+    for measure in first.measures:
+        trials = [result.scores[measure.name][place] for result, place in zip(results, places, strict=True)]
+        measures.append({**vars(measure), **_compare_measure(trials, unit, len(units), measure.is_share, seed)})
+    told = [
+        {"letter": letter, "name": name, "trials": len(result.keys), "made_with": dict(result.about)}
+        for letter, name, result in zip(LETTERS, names, results, strict=False)
+    ]
+    return {
+        "kind": first.kind,
+        "noun": first.noun,
+        "settings": dict(first.settings),
+        "trials": len(places[0]),
+        "units": len(units),
+        "results": told,
+        "measures": measures,
+    }
+
+
+def find_shared(results: Sequence[Trials], names: Sequence[str]) -> list[np.ndarray]:
+    """For each result the indices of the trials that all have, in the order of the first; raises as `compare`."""
+    first, first_name = results[0], names[0]
+    for result, name in zip(results[1:], names[1:], strict=True):
+        _refuse_other_settings(first, result, first_name, name)
+    indices = [{key: index for index, key in enumerate(result.keys)} for result in results]
+    shared = [key for key in first.keys if all(key in index for index in indices)]
+    if not shared:
+        said = "; ".join(f"{name} has {_show_keys(r.keys)}" for name, r in zip(names, results, strict=True))
+        raise DataError(f"the results share no {first.noun}, so none can be compared with its like: {said}")
+    for result, name, index in zip(results[1:], names[1:], indices[1:], strict=True):
+        differing = [key for key in shared if first.truths[indices[0][key]] != result.truths[index[key]]]
+        if differing:
+            key = differing[0]
+            there, here = first.truths[indices[0][key]], result.truths[index[key]]
+            raise DataError(
+                f"{first_name} and {name} disagree on {len(differing)} of {len(shared)} {first.truth_noun}s, first on "
+                f"{key}: {there!r} and {here!r}; both must be of the same data or scenes"
+            )
+    return [np.array([index[key] for key in shared]) for index in indices]
+
+
+def _refuse_other_settings(first: Trials, other: Trials, first_name: str, name: str) -> None:
+    if first.kind != other.kind:
+        raise DataError(f"{first_name} is a result of `{first.kind}` and {name} one of `{other.kind}`")
+    differing = [
+        f"{key} is {json.dumps(first.settings[key])} in {first_name} and {json.dumps(other.settings[key])} in {name}"
+        for key in first.settings
+        if first.settings[key] != other.settings[key]
+    ]
+    if differing:
+        raise DataError(f"these results cannot be compared: {'; '.join(differing)}")
+
+
+def _show_keys(keys: Sequence[str]) -> str:
+    return f"{keys[0]} to {keys[-1]}" if keys else "none"
+
+
+def _compare_measure(
+    trials: Sequence[np.ndarray], unit: np.ndarray, num_units: int, is_share: bool, seed: int
+) -> dict[str, Any]:
+    """trials: (N, 2) of each result. unit: int (N,), the unit of each trial.
+
+    Intervals are Wilson's and Newcombe's where every unit is one trial that succeeds or fails, else by bootstrap over
+    units.
+    """
+    sums = []
+    for scores in trials:
+        total = np.zeros((num_units, 2))
+        np.add.at(total, unit, scores)
+        sums.append(total)
+    wholes = sums[0][:, 1]
+    used = wholes > 0
+    if not used.any():
+        return {"n": 0, "scores": [], "pairs": []}
+    parts, wholes = [total[used, 0] for total in sums], wholes[used]
+    are_binary = [is_share and bool((wholes == 1).all() and np.isin(part, (0, 1)).all()) for part in parts]
+    pairs = []
+    for first, second in itertools.combinations(range(len(parts)), 2):
+        lead = parts[first] - parts[second]
+        if are_binary[first] and are_binary[second]:
+            interval = find_paired_interval(parts[first].astype(bool), parts[second].astype(bool))
+        else:
+            interval = _bootstrap(lead, wholes, seed)
+        pairs.append(
+            {
+                "first": LETTERS[first],
+                "second": LETTERS[second],
+                "difference": float(lead.sum() / wholes.sum()),
+                "interval": interval,
+                "p_value": permutation_test(lead, seed),
+            }
+        )
+    for pair, adjusted in zip(pairs, adjust_holm([pair["p_value"] for pair in pairs]), strict=True):
+        pair["p_holm"] = adjusted
+    scores = [
+        {
+            "value": float(part.sum() / wholes.sum()),
+            "interval": list(wilson(part.sum(), len(part))) if is_binary else _bootstrap(part, wholes, seed),
+        }
+        for part, is_binary in zip(parts, are_binary, strict=True)
+    ]
+    return {"n": int(wholes.sum()), "scores": scores, "pairs": pairs}
+
+
+def _bootstrap(part: np.ndarray, wholes: np.ndarray, seed: int) -> list[float] | None:
+    """None where all units agree: drawing them anew says nothing of how far others may lie."""
+    ratios = part / wholes
+    return None if np.allclose(ratios, ratios[0]) else bootstrap_ratio(part, wholes, seed)
+
+
+def format_comparison(result: Mapping[str, Any]) -> str:
+    """`compare` as a table for a terminal: a line a measure, and for more than two results a line a pair."""
+    lines = [f"{told['letter']} {told['name']}" for told in result["results"]]
+    lines.append(describe_trials(result))
+    several = len(result["results"]) > 2
+    lines += ["", _format_head(result, several)]
+    for measure in result["measures"]:
+        lines.append(_format_scores(measure) + ("" if several else _format_pairs(measure)))
+    if several:
+        lines += ["", f"{'':18}{'pair':>9}{'difference':>12}  {'95 %':>16}{'p':>9}{'Holm':>9}"]
+        lines += [
+            f"{measure['name']:18}{pair['first'] + ' - ' + pair['second']:>9}{_format_pair(measure, pair)}"
+            f"{format_p(pair['p_holm']):>9}"
+            for measure in result["measures"]
+            for pair in measure["pairs"]
+        ]
+    return "\n".join([*lines, "", describe_methods(result)])
+
+
+def describe_trials(result: Mapping[str, Any]) -> str:
+    """How many trials are compared, and of how many."""
+    noun = result["noun"]
+    numbers = f"{result['trials']} shared {noun}s"
+    most = max(told["trials"] for told in result["results"])
+    if most > result["trials"]:
+        numbers += f" of up to {most}"
+    if result["units"] < result["trials"]:
+        numbers += f" in {result['units']} episodes"
+    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["settings"].items())
+    return numbers + (f"; {settings}" if settings else "")
+
+
+def describe_methods(result: Mapping[str, Any]) -> str:
+    """How intervals and p-values were found, in sentences."""
+    lower = [measure["name"] for measure in result["measures"] if measure["lower_is_better"]]
+    sentences = [
+        "Differences of shares are in percentage points.",
+        "Intervals: 95 %; Wilson's and Newcombe's where a unit is one success or failure, else bootstrap over units "
+        "(none where all units agree).",
+        "p: two-sided permutation test over units, one test a line.",
+    ]
+    if len(result["results"]) > 2:
+        sentences.append("Holm: p-values of the pairs of a measure, adjusted by Holm's method.")
+    if lower:
+        sentences.append(f"Lower is better: {', '.join(lower)}.")
+    return "\n".join(sentences)
+
+
+def _format_head(result: Mapping[str, Any], several: bool) -> str:
+    head = f"{'':18}{'n':>7}" + "".join(f"{told['letter']:>9}" for told in result["results"])
+    return head if several else head + f"{'A - B':>12}  {'95 %':>16}{'p':>9}"
+
+
+def _format_scores(measure: Mapping[str, Any]) -> str:
+    shown = "".join(f"{format_score(measure, score['value']):>9}" for score in measure["scores"])
+    return f"{measure['name']:18}{measure['n']:7}{shown}"
+
+
+def _format_pairs(measure: Mapping[str, Any]) -> str:
+    return "".join(_format_pair(measure, pair) for pair in measure["pairs"])
+
+
+def _format_pair(measure: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
+    difference, interval = format_difference(measure, pair)
+    return f"{difference:>12}  {interval:>16}{format_p(pair['p_value']):>9}"
+
+
+def format_score(measure: Mapping[str, Any], value: float) -> str:
+    return format_share(value) if measure["is_share"] else format_fixed(value)
+
+
+def format_difference(measure: Mapping[str, Any], pair: Mapping[str, Any]) -> tuple[str, str]:
+    """The difference and its interval."""
+    if measure["is_share"]:
+        return format_points(pair["difference"], 1, "+"), format_span(pair["interval"], 1, "+")
+    return f"{pair['difference'] + 0.0:+.2f}", format_range(pair["interval"])

@@ -1,0 +1,46 @@
+"""The episodes of a station's job, to be compared with those of jobs from the same seeds."""
+
+from pathlib import Path
+
+import numpy as np
+
+from vlm_local.errors import DataError
+from vlm_local.files import read_json_lines
+from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report
+from vlm_local.plain import hide_secrets
+
+
+def load_trials(folder: Path) -> Trials:
+    """folder: the --out of `station`. Raises DataError for one without an episode that was answered throughout.
+
+    Scores: "success" at the end of the episode, as AutoEval judges, and "reached": at any step. Episodes in which
+    something would have ended the job are no trials.
+    """
+    report = read_report(folder)
+    plan = report["station"]
+    broken = {event["episode"] for event in report["would_have_ended"]}
+    episodes: dict[int, list[dict]] = {}
+    for line in read_json_lines(folder / "station.jsonl"):
+        if line["episode"] not in broken:
+            episodes.setdefault(line["episode"], []).append(line)
+    if not episodes:
+        raise DataError(f"{folder}: there is no episode in which nothing would have ended the job")
+    ended = [lines[-1]["success"] for lines in episodes.values()]
+    reached = [any(line["success"] for line in lines) for lines in episodes.values()]
+    keys = [f"seed {plan['seed'] + number}" for number in episodes]
+    always = np.ones(len(keys))
+    return Trials(
+        kind="station",
+        noun="episode",
+        truth_noun="first state",
+        settings={name: plan[name] for name in ("task", "max_steps", "clock")},
+        about=describe_making(report, {"name": hide_secrets(plan["url"])}),
+        measures=(Measure("success"), Measure("reached")),
+        keys=keys,
+        units=np.array(keys),
+        truths=[[round(number, 3) for number in lines[0]["sent"]] for lines in episodes.values()],
+        scores={
+            name: np.stack([values, always], axis=1).astype(np.float64)
+            for name, values in (("success", ended), ("reached", reached))
+        },
+    )
