@@ -70,7 +70,7 @@ def test_following_one_of_the_other_answers_reaches_the_other_block():
 
 def test_a_seed_fixes_a_shard_and_a_file_keeps_it(tmp_path):
     def build(seed, learner=None):
-        return collect({"reach": 1.0, "open_drawer": 1.0}, {"normal": 1.0, "varied": 1.0}, 24, 128, (0, seed), learner)
+        return collect({"reach": 1.0, "open_drawer": 1.0}, {"normal": 1.0, "varied": 1.0}, 12, 128, (0, seed), learner)
 
     shard = build(1)
     save_shard(shard, tmp_path / "shard.npz")
