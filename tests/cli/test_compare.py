@@ -33,7 +33,18 @@ def runs(tmp_path_factory):
     plans = {"stop": [], "oracle": [], "seeds": ["--seed", "50"], "easy": ["--level", "easy"]}
     for name, flags in plans.items():
         policy = "oracle" if name == "oracle" else "stop"
-        plan = ["--task", "reach,lift", "--episodes", "2", "--max-steps", "60", "--films", "0", "--workers", "1"]
+        plan = [
+            "--task",
+            "open_drawer,close_drawer",
+            "--episodes",
+            "2",
+            "--max-steps",
+            "40",
+            "--films",
+            "0",
+            "--workers",
+            "1",
+        ]
         assert main(["sim", "--policy", policy, "--out", str(folder / name), *plan, *flags]) == 0
     return folder
 
@@ -68,7 +79,7 @@ def test_runs_are_paired_by_their_seeds(runs, capsys):
     lines = {line.split("  ")[0]: line.split() for line in out.splitlines()}
     assert status == 0 and "B Standing still" in out
     assert lines["success"][1:6] == ["4", "100.0", "%", "0.0", "%"] and lines["success"][6] == "+100.0"
-    assert lines["lift"][1] == "2" and lines["progress"][1] == "4"
+    assert lines["close_drawer"][1] == "2" and lines["progress"][1] == "4"
 
 
 def test_files_for_a_paper(evaluations, tmp_path, capsys):
@@ -110,7 +121,10 @@ def test_the_same_comparison_writes_the_same_bytes(studies, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("names", "says"),
     [
-        (("stop", "seeds"), "share no episode.*stop has reach, seed 0 to lift, seed 1; seeds has reach, seed 50"),
+        (
+            ("stop", "seeds"),
+            "share no episode.*stop has open_drawer, seed 0 to close_drawer, seed 1; seeds has open_drawer, seed 50",
+        ),
         (("stop", "oracle", "easy"), 'level is "normal" in stop and "easy" in easy'),
         (("stop",), "2 to 26 results, not 1"),
         (("stop", "nowhere"), "nowhere is no result folder"),

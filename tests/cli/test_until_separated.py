@@ -24,6 +24,7 @@ def played(tmp_path_factory):
     return out
 
 
+@pytest.mark.slow
 def test_the_better_policy_is_found_and_the_same_command_plays_nothing_again(played, capsys):
     decision = json.loads((played / "decision.json").read_text())
     assert (decision["winner"], decision["by"], decision["policies"]["B"]) == ("B", "success", "oracle")
