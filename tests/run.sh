@@ -23,10 +23,23 @@ if [ "${1:-}" = --doors ]; then
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$python" -m basedpyright --pythonpath "$python"
 # One thread in each: the models are small, and threads that wait for each other's core take many times as long.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # The tests start dozens of processes; where this is set, each would compile the whole package again.
 unset PYTHONDONTWRITEBYTECODE
 # Each process takes a stretch of neighbouring tests, so that what a file's tests share is mostly made once.
-exec "$python" -m pytest -n auto --dist worksteal "$@"
+pytest=("$python" -m pytest -n auto --dist worksteal)
+case "${1:-}" in
+"" | --slow) ;;
+*) exec "${pytest[@]}" "$@" ;; # a part of the tests
+esac
+# The type check takes a minute of one core: beside the tests, which wait now and then.
+types=$(mktemp)
+trap 'rm -f "$types"' EXIT
+"$python" -m basedpyright --pythonpath "$python" >"$types" 2>&1 &
+checker=$!
+status=0
+"${pytest[@]}" "$@" || status=$?
+wait "$checker" || status=1
+tail -n 40 "$types"
+exit "$status"

@@ -18,7 +18,7 @@ _WIDTH_IN = 3.5  # a column of a page with two
 _SURE = 0.05  # a p-value below it is drawn full
 _COLOURS = (pages.BLUE, pages.ORANGE, pages.GREEN, pages.GREY, pages.RED, pages.LIGHT_BLUE)
 _PATTERNS = ("", "///", "...", "xxx", "+++")
-_PAPER = {
+_PAPER: Any = {
     "font.size": 7,
     "axes.linewidth": 0.6,
     "hatch.linewidth": 0.4,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -147,5 +148,11 @@ def save_shard(shard: Shard, path: Path) -> None:
 def load_shard(path: Path) -> Shard:
     with np.load(path) as arrays:
         texts = json.loads(str(arrays["questions"]))
-        questions = [[Question(*words, tuple(offset)) for *words, offset in asked] for asked in texts]
+        questions = [[_build_question(*fields) for fields in asked] for asked in texts]
         return Shard(arrays["frames"], arrays["proprio"], questions)
+
+
+def _build_question(*fields: Any) -> Question:
+    """JSON made a list of the offset."""
+    *others, offset_m = fields
+    return Question(*others, offset_m=tuple(offset_m))

@@ -58,9 +58,9 @@ def draw_example(shards: Sequence[Shard], num_asked: int, rng: np.random.Generat
 
 
 def _draw(shards: Sequence[Shard], num_asked: int, rng: np.random.Generator) -> Example:
-    shard = shards[rng.integers(len(shards))]
+    shard = shards[int(rng.integers(len(shards)))]
     index = rng.integers(len(shard.frames))
-    questions = shard.questions[index]
+    questions = shard.questions[int(index)]
     own = [0] if rng.random() < _OWN else []
     order = own + [place for place in rng.permutation(len(questions)) if place not in own]
     return Example(shard.frames[index], shard.proprio[index], [questions[p] for p in order[:num_asked]], questions)

@@ -7,6 +7,7 @@ places of the eggplant; so a model cannot get along with what the picture alone 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import numpy as np
 
@@ -61,7 +62,7 @@ def list_questions(env: SimEnv, rng: np.random.Generator) -> list[Question]:
 
 def _vary_block(env: SimEnv, rng: np.random.Generator) -> Iterator[BlockTask]:
     """The same of every other block, something else of one, and one named by its place where that is clear."""
-    task: BlockTask = env.task
+    task: Any = env.task
     kind = Reach if isinstance(task, ReachRelation) else type(task)
     others = [(kind, target) for target in range(NUM_BLOCKS) if kind is not type(task) or target != task.target]
     strange = [other for other in (Reach, Lift, Push) if other is not kind]
@@ -69,7 +70,7 @@ def _vary_block(env: SimEnv, rng: np.random.Generator) -> Iterator[BlockTask]:
     for kind, target in others:
         side = ("left", "right")[rng.integers(2)]
         names = {"colour": task.colours[target]} | ({"side": side} if kind is Push else {})
-        other = _copy(task, kind, target)
+        other: Any = _copy(task, kind, target)
         other.way = np.array((0, 1 if side == "left" else -1))  # of Push alone
         other.phrase_instruction(env.level, rng, names, names)
         yield other

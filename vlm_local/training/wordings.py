@@ -210,7 +210,7 @@ def _expand(text: str, names: Mapping[str, str], rng: np.random.Generator) -> st
         name = match[1]
         value = names.get(name)
         if name == "relation":
-            return _choose(_PARTS[value], rng)
+            return _choose(_PARTS[names[name]], rng)
         return value if value is not None else _choose(_PARTS[name], rng)
 
     while "{" in text:

@@ -37,6 +37,7 @@ def play_until_separated(
     folder holds other results, DataError where an episode got no answer from its policy.
     """
     most = plans[0].episodes
+    decision: dict[str, Any] = {}
     for turn, num in enumerate(range(_EPISODES_AT_ONCE, most + _EPISODES_AT_ONCE, _EPISODES_AT_ONCE)):
         order = (0, 1) if turn % 2 == 0 else (1, 0)
         for side in order:
@@ -68,6 +69,7 @@ def decide(results: Sequence[Trials], num_pairs: int, num_tasks: int) -> dict[st
             "decision without them could favour the one that fails; mend that, and the same command plays them again"
         )
     measures, decided = {}, []
+    num_played = len(places[0])
     for name in MEASURES:
         scores = [result.scores[name][place] for result, place in zip(results, places, strict=True)]
         leads = _sort_by_seed([results[0].keys[at] for at in places[0]], scores[0][:, 0] - scores[1][:, 0])
@@ -81,9 +83,9 @@ def decide(results: Sequence[Trials], num_pairs: int, num_tasks: int) -> dict[st
         if after:
             decided.append((after, name, LETTERS[0] if leads[:after].sum() > 0 else LETTERS[1]))
     after, by, winner = min(decided, key=lambda told: told[0], default=(None, None, None))
-    return {"winner": winner, "by": by, "after": after, "pairs": len(leads), "alpha": ALPHA, "measures": measures}
+    return {"winner": winner, "by": by, "after": after, "pairs": num_played, "alpha": ALPHA, "measures": measures}
 
 
-def _sort_by_seed(keys: Sequence[str], leads: np.ndarray) -> np.ndarray:
+def _sort_by_seed(keys: Sequence[Any], leads: np.ndarray) -> np.ndarray:
     """In the order of play, in which later pairs come after all that were there before."""
     return leads[np.argsort([int(key.rpartition(" ")[2]) for key in keys], kind="stable")]
