@@ -17,7 +17,7 @@ from vlm_local.sim.oracle import Oracle
 from vlm_local.training.collect import collect, load_shard, save_shard
 from vlm_local.training.optimisation import Recipe
 from vlm_local.training.questions import list_questions
-from vlm_local.training.rounds import Lesson, collect_round, measure_round
+from vlm_local.training.rounds import RoundSpec, collect_round, measure_round
 from vlm_local.training.simulated import Course, SimulatedTraining
 from vlm_local.training.tiny import write_tiny
 from vlm_local.types import Primitive
@@ -99,8 +99,8 @@ def test_the_learner_moves_the_robot_and_the_oracle_labels_what_it_sees():
 def test_a_student_that_has_played_leaves_no_thread_behind(tmp_path):
     write_tiny(tmp_path / "student", seed=0)
     before = set(threading.enumerate())
-    lesson = Lesson(0, {"reach": 1.0}, {"easy": 1.0}, 8, 128, 0, tmp_path / "student")
-    collect_round(lesson, tmp_path / "shard.npz")
+    spec = RoundSpec(0, {"reach": 1.0}, {"easy": 1.0}, 8, 128, 0, tmp_path / "student")
+    collect_round(spec, tmp_path / "shard.npz")
     measured = measure_round(tmp_path / "student", ("reach",), "easy", 1)
     assert set(measured) == {"success reach"}
     assert set(threading.enumerate()) == before

@@ -19,7 +19,7 @@ _FIRST_SEED = 1_000_000  # of rollouts while training; results of the model card
 
 
 @dataclass(frozen=True)
-class Lesson:
+class RoundSpec:
     """One round to collect. student: folder of the model that acts, or None."""
 
     number: int
@@ -31,13 +31,13 @@ class Lesson:
     student: Path | None
 
 
-def collect_round(lesson: Lesson, path: Path) -> Path:
+def collect_round(spec: RoundSpec, path: Path) -> Path:
     """Write a round's shard, unless a run before this one did."""
     torch.set_num_threads(1)
     if not path.exists():
-        with _open_actor(lesson.student) as actor:
-            seed = (lesson.seed, lesson.number)
-            shard = collect(lesson.tasks, lesson.levels, lesson.frames, lesson.image_px, seed, actor)
+        with _open_actor(spec.student) as actor:
+            seed = (spec.seed, spec.number)
+            shard = collect(spec.tasks, spec.levels, spec.frames, spec.image_px, seed, actor)
         save_shard(shard, path)
     return path
 

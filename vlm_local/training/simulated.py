@@ -20,12 +20,12 @@ from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.loading import load_model
 from vlm_local.processes import open_pool
 from vlm_local.sim.tasks import find_task
+from vlm_local.training.batches import Batch, BatchBuilder, TrainableTiny
 from vlm_local.training.collect import Shard, load_shard
 from vlm_local.training.examples import Example, draw_example
 from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
-from vlm_local.training.questionnaire import Batch, Pupil, Questionnaire
 from vlm_local.training.questions import SLOTS
-from vlm_local.training.rounds import Lesson, collect_round, measure_round
+from vlm_local.training.rounds import RoundSpec, collect_round, measure_round
 from vlm_local.training.tiny import IMAGE_PX, write_tiny, write_weights
 
 _TINT_FACTOR, _TINT_SUMMAND = 0.15, 0.05
@@ -104,10 +104,10 @@ class SimulatedTraining:
         self._start, self._folder, self._course, self._seed = start, folder, course, seed
         (folder / "shards").mkdir(parents=True, exist_ok=True)
         loaded = load_model(open_checkpoint(start), device="cpu", dtype="float32")
-        self._questionnaire = Questionnaire(start, loaded)
+        self._batches = BatchBuilder(start, loaded)
         torch.manual_seed(seed)  # the auxiliary heads start at random
-        self._pupil = Pupil(loaded.model.requires_grad_(True).train())
-        self._optimisation = Optimisation(self._pupil, recipe, folder)
+        self._trainable = TrainableTiny(loaded.model.requires_grad_(True).train())
+        self._optimisation = Optimisation(self._trainable, recipe, folder)
         self._shards: deque[Shard] = deque(maxlen=course.keep)
         self._measured: deque[tuple[int, Future]] = deque()
 
@@ -116,7 +116,7 @@ class SimulatedTraining:
         course, optimisation = self._course, self._optimisation
         first = optimisation.step // course.steps
         if first:  # a kill may have come after the state was saved and before the student was whole
-            write_weights(self._start, self._pupil.model, self._student(first - 1))
+            write_weights(self._start, self._trainable.model, self._student(first - 1))
         if first >= course.num_rounds:
             return self._student(course.num_rounds - 1)
         self._reload(first)
@@ -127,7 +127,7 @@ class SimulatedTraining:
                 if number + 1 < course.num_rounds:
                     upcoming = self._submit(pool, number + 1)
                 optimisation.run((number + 1) * course.steps, self._compute)
-                write_weights(self._start, self._pupil.model, self._student(number))
+                write_weights(self._start, self._trainable.model, self._student(number))
                 self._clean(number)
                 if (number + 1) % course.measure_every == 0:
                     self._measure(pool, number)
@@ -142,7 +142,7 @@ class SimulatedTraining:
         draw_curves(self._folder, ("answer", "auxiliary", "exact", *(f"success {task}" for task in tasks)))
 
     def _compute(self, step: int):
-        return self._pupil(self._draw(step))
+        return self._trainable(self._draw(step))
 
     def _measure(self, pool: ProcessPoolExecutor, number: int) -> None:
         """Play rollouts when the collector comes to it."""
@@ -165,8 +165,8 @@ class SimulatedTraining:
     def _submit(self, pool: ProcessPoolExecutor, number: int) -> Future:
         course = self._course
         student = self._student(number - 2) if number >= max(2, course.learner_from) else None
-        lesson = Lesson(number, course.mix(number), course.levels, course.frames, IMAGE_PX, self._seed, student)
-        return pool.submit(collect_round, lesson, self._shard(number))
+        spec = RoundSpec(number, course.mix(number), course.levels, course.frames, IMAGE_PX, self._seed, student)
+        return pool.submit(collect_round, spec, self._shard(number))
 
     def _shard(self, number: int) -> Path:
         return self._folder / "shards" / f"{number:05d}.npz"
@@ -199,7 +199,7 @@ class SimulatedTraining:
         shown = rng.random(len(drawn)) >= _HIDE_PROPRIO
         frames, proprio = (np.stack([getattr(each, name) for each in drawn]) for name in ("frame", "proprio"))
         asked, things = ([getattr(each, name) for each in drawn] for name in ("asked", "things"))
-        return self._questionnaire.build(frames, proprio, asked, things, shown, tint)
+        return self._batches.build(frames, proprio, asked, things, shown, tint)
 
 
 def _comes_later(example: Example) -> bool:

@@ -55,7 +55,7 @@ class Batch:
     tips: torch.Tensor
 
 
-class Questionnaire:
+class BatchBuilder:
     """Builds batches for the model of a folder such as checkpoints/tiny."""
 
     def __init__(self, folder: Path, loaded: LoadedModel):
@@ -144,7 +144,7 @@ class Questionnaire:
         return patches.reshape(len(patches), -1), grid
 
 
-class Pupil(nn.Module):
+class TrainableTiny(nn.Module):
     """A Qwen2-VL and the auxiliary heads that exist in training only.
 
     They ask the vision tower where the finger tips and all things are, and the prompt's last token

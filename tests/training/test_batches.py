@@ -8,9 +8,9 @@ from PIL import Image
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.loading import load_model
 from vlm_local.prompts import build_prompt, load_template
+from vlm_local.training.batches import BatchBuilder, TrainableTiny
 from vlm_local.training.collect import shrink
 from vlm_local.training.finetune import Batches, compute_loss
-from vlm_local.training.questionnaire import Pupil, Questionnaire
 from vlm_local.training.questions import Question
 from vlm_local.training.samples import Sample
 from vlm_local.training.tiny import write_tiny
@@ -52,7 +52,7 @@ THINGS = [QUESTIONS[0][:1], QUESTIONS[1]]
 
 def _build(folder, loaded, images, shown=(True, True), things=THINGS):
     frames = np.stack([shrink(image, 128) for image in images])
-    return Questionnaire(folder, loaded).build(frames, PROPRIO, QUESTIONS, things, np.array(shown), PLAIN)
+    return BatchBuilder(folder, loaded).build(frames, PROPRIO, QUESTIONS, things, np.array(shown), PLAIN)
 
 
 def _list_samples(folder, images, shown=(True, True)):
@@ -80,23 +80,25 @@ def test_the_loss_is_that_of_the_models_own_forward(folder, loaded, images):
     theirs = sum(compute_loss(loaded.model, Batches(loaded).build([s]))[0] for s in _list_samples(folder, images))
     batch = _build(folder, loaded, images)
     num_tokens = int((batch.targets != -100).sum())
-    _, measured = Pupil(loaded.model)(batch)
+    _, measured = TrainableTiny(loaded.model)(batch)
     assert measured["answer"] * num_tokens == pytest.approx(float(theirs), rel=1e-5)
 
 
 def test_the_auxiliary_loss_teaches_every_part_of_the_model(folder, loaded, images):
     model = loaded.model.requires_grad_(True)
-    pupil = Pupil(model)
-    loss, _ = pupil(_build(folder, loaded, images))
+    trainable = TrainableTiny(model)
+    loss, _ = trainable(_build(folder, loaded, images))
     loss.backward()
-    without = [name for name, parameter in pupil.named_parameters() if parameter.grad is None]
+    without = [name for name, parameter in trainable.named_parameters() if parameter.grad is None]
     assert not without
 
 
 def test_what_is_not_in_the_picture_counts_for_no_auxiliary_loss(folder, loaded, images):
     torch.manual_seed(0)
-    pupil = Pupil(loaded.model)
-    both, one, none = (pupil(_build(folder, loaded, images, things=t))[1] for t in (THINGS, [[], THINGS[1]], [[], []]))
+    trainable = TrainableTiny(loaded.model)
+    both, one, none = (
+        trainable(_build(folder, loaded, images, things=t))[1] for t in (THINGS, [[], THINGS[1]], [[], []])
+    )
     assert both["answer"] == one["answer"] == none["answer"]  # the words ask the same
     assert len({each["auxiliary"] for each in (both, one, none)}) == 3
     assert 0 < none["auxiliary"] < both["auxiliary"]  # where the thing is that is meant
