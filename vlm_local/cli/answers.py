@@ -85,6 +85,8 @@ def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, 
 
 
 def _format_report(report: dict, folder: Path) -> str:
+    from vlm_local.lab.formats import format_fixed, format_share
+
     low_high = "" if report["interval"] is None else "  ({:.1%} to {:.1%})".format(*report["interval"])
     wanted = f"threshold for {report['wanted_precision']:.0%}"
     lines = [
@@ -97,19 +99,11 @@ def _format_report(report: dict, folder: Path) -> str:
         at = score["at_precision"]
         found = "none reaches it" if at is None else f"{at['threshold']:.3f} keeps {at['kept']} of {at['given']}"
         lines.append(
-            f"{choice[:15]:16}{score['images']:9}{_percent(score['recall']):>9}{_percent(score['precision']):>11}"
-            f"{_number(score['auc']):>8}   {found}"
+            f"{choice[:15]:16}{score['images']:9}{format_share(score['recall']):>9}{format_share(score['precision']):>11}"
+            f"{format_fixed(score['auc'], 3):>8}   {found}"
         )
     if report["calibration"]:
         lines.append(
             f"calibration error {report['calibration']['ece']:.3f}, Brier {report['calibration']['brier']:.3f}"
         )
     return "\n".join([*lines, f"report: {folder / 'report.html'}"])
-
-
-def _percent(share: float | None) -> str:
-    return "-" if share is None else f"{share:.1%}"
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
