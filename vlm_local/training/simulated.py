@@ -39,14 +39,14 @@ _MIXES = {
     0: {"reach": 1.0},
     16: {"reach": 0.5, "open_drawer": 0.25, "close_drawer": 0.25},
     48: {
-        "reach": 0.06,
-        "reach_relation": 0.20,
-        "open_drawer": 0.06,
-        "close_drawer": 0.06,
-        "eggplant_in_basket": 0.15,
+        "reach": 0.07,
+        "reach_relation": 0.24,
+        "open_drawer": 0.05,
+        "close_drawer": 0.05,
+        "eggplant_in_basket": 0.14,
         "eggplant_in_sink": 0.13,
         "push": 0.14,
-        "lift": 0.20,
+        "lift": 0.18,
     },
 }
 

@@ -15,7 +15,7 @@ from vlm_local.sim.block_tasks import COLOURS, RELATIONS
 from vlm_local.sim.tasks import TASKS
 from vlm_local.training.tokenizer import WORDS
 
-_STRANGE, _TYPO, _POLITE, _SHOUTED = 0.2, 0.12, 0.25, 0.1  # chance of each in a sentence
+_STRANGE, _TYPO, _POLITE, _SHOUTED = 0.3, 0.12, 0.25, 0.1  # chance of each in a sentence
 _MAX_FILLERS = 3
 
 
@@ -58,8 +58,14 @@ _PARTS = {
     "moving": ("put?", "move?", "place?", "bring?", "carry?", "lay?", "transfer?", "set?", "deliver?", "send?"),
     "eggplant": ("the? eggplant", "the? eggplant", "the? eggplant", "the? aubergine", "the? purple vegetable?"),
     "into": ("in?", "to?", "into?", "inside?", "down? into?"),
-    "basket": ("the yellow basket", "the basket", "the yellow bin?", "the yellow container?", "the yellow tray?"),
-    "sink": ("the blue sink", "the sink", "the blue bowl?", "the blue tub?", "the blue tray?"),
+    "basket": (
+        *("the yellow basket", "the basket", "the yellow bin?", "the yellow container?", "the yellow tray?"),
+        *("the yellow crate?", "the yellow grid?", "the yellow thing?"),
+    ),
+    "sink": (
+        *("the blue sink", "the sink", "the blue bowl?", "the blue tub?", "the blue tray?"),
+        *("the blue bath?", "the blue hole?", "the blue thing?"),
+    ),
     "drawer": ("the drawer", "the drawer", "the drawer of the cabinet", "the cabinet drawer"),
 }
 # Sentences that begin with what to do: after "do not" they ask for nothing.
@@ -121,8 +127,18 @@ _STATEMENTS = {
     ),
     "open_drawer": ("I want? {drawer} open", "{drawer} has? to? open", "{drawer}: open", "{drawer} goes? out"),
     "close_drawer": ("I want? {drawer} closed", "{drawer} has? to? close", "{drawer}: shut", "{drawer} goes? in"),
-    "eggplant_in_basket": ("{eggplant} goes? {into} {basket}", "{into} {basket} goes? {eggplant}"),
-    "eggplant_in_sink": ("{eggplant} goes? {into} {sink}", "{into} {sink} goes? {eggplant}"),
+    "eggplant_in_basket": (
+        *("{eggplant} goes? {into} {basket}", "{into} {basket} goes? {eggplant}", "{eggplant}: {into} {basket}"),
+        *(
+            "{eggplant} has? to? go? {into} {basket}",
+            "I want? {eggplant} {into} {basket}",
+            "{eggplant} fits? in {basket}",
+        ),
+    ),
+    "eggplant_in_sink": (
+        *("{eggplant} goes? {into} {sink}", "{into} {sink} goes? {eggplant}", "{eggplant}: {into} {sink}"),
+        *("{eggplant} has? to? go? {into} {sink}", "I want? {eggplant} {into} {sink}", "{eggplant} fits? in {sink}"),
+    ),
 }
 _BEFORE = ("could you", "would you", "can you", "kindly", "I want you to", "robot,", "hey robot,", "ok,", "now", "next")
 _AFTER = (", thanks", ", thank you", "for me", "now", "if you can", "slowly", "in one go", "!", ".", "?")
