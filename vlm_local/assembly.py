@@ -40,6 +40,7 @@ DEFAULTS = {
     "temperature": 1.0,
     "posterior": "fast",
     "history": 0,
+    "contrast": 0.0,
     "embodiment": AUTO,
     "steps_per_phrase": 1,
     "max_batch": 8,
@@ -74,6 +75,7 @@ class PolicyOptions:
     temperature: float | None = None
     posterior: str | None = None
     prompt: str | None = None
+    contrast: float | None = None
     history: int | None = None
     steps_per_phrase: int | None = None
     max_batch: int | None = None
@@ -216,7 +218,7 @@ class _ResolvedOptions:
         embodiment = self._choose("embodiment")
         self._embodiment = load_embodiment(BRIDGE if embodiment == AUTO else embodiment)
         self._template: Template = load_template(self._choose_prompt(), self._embodiment.camera)
-        self._settings = Settings(*(self._choose(name) for name in ("decide", "temperature", "history", "posterior")))
+        self._settings = Settings(**{field.name: self._choose(field.name) for field in fields(Settings)})
         table = build_step_table(self._embodiment.steps or {})
         self._table = load_step_table(options.steps) if options.steps else table
         self._hold = self._choose("steps_per_phrase")
@@ -246,8 +248,14 @@ class _ResolvedOptions:
     def refuse_unused(self) -> None:
         """A flag that would be ignored is an error."""
         if self._model == RANDOM or self._is_constant:
-            unused, why = ("engine", "engine_url", "max_batch", *_LOADING), f"no model is loaded for {self._model!r}"
+            unused = ("engine", "engine_url", "max_batch", "contrast", *_LOADING)
+            why = f"no model is loaded for {self._model!r}"
         elif self._options.engine == "openai":
+            if self._settings.contrast:
+                raise ConfigError(
+                    "--contrast needs the probabilities of every phrase at a blank picture, of which a server behind "
+                    "--engine openai tells only a part; leave it out, or load the model here"
+                )
             unused, why = _LOADING, "the server behind --engine openai has loaded the model as it likes"
         else:
             unused, why = ("engine_url",), "the model is loaded here; --engine openai asks a server"
@@ -310,6 +318,8 @@ class _ResolvedOptions:
             temperature=self._settings.temperature,
             uniform=0.5 if self._settings.decide == "sample" else None,
             posterior=self._settings.posterior,
+            contrast=self._settings.contrast,
+            blank=build_prompt(self._template, replace(observation, proprio=None)),
         )
         return [request, request]
 
