@@ -21,6 +21,7 @@ from vlm_local.engines.scripted import build_constant_engine, build_uniform_engi
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar, load_phrase_grammar
+from vlm_local.marks import MARKS, MarkedPolicy, Projection
 from vlm_local.models import DEFAULT, find_checkpoint
 from vlm_local.plain import hide_secrets
 from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
@@ -75,6 +76,7 @@ class PolicyOptions:
     temperature: float | None = None
     posterior: str | None = None
     prompt: str | None = None
+    marks: str | None = None
     contrast: float | None = None
     history: int | None = None
     steps_per_phrase: int | None = None
@@ -221,6 +223,7 @@ class _ResolvedOptions:
         self._settings = Settings(**{field.name: self._choose(field.name) for field in fields(Settings)})
         table = build_step_table(self._embodiment.steps or {})
         self._table = load_step_table(options.steps) if options.steps else table
+        self._projection = self._find_projection()
         self._hold = self._choose("steps_per_phrase")
         if self._hold < 1:
             raise ConfigError(f"--steps-per-phrase must be at least 1, but is {self._hold}")
@@ -242,13 +245,14 @@ class _ResolvedOptions:
             "embodiment": self._choose("embodiment"),
             "steps": asdict(self._table),
             **asdict(self._settings),
+            "marks": self._choose("marks"),
             "steps_per_phrase": self._hold,
         }
 
     def refuse_unused(self) -> None:
         """A flag that would be ignored is an error."""
         if self._model == RANDOM or self._is_constant:
-            unused = ("engine", "engine_url", "max_batch", "contrast", *_LOADING)
+            unused = ("engine", "engine_url", "max_batch", "contrast", "marks", *_LOADING)
             why = f"no model is loaded for {self._model!r}"
         elif self._options.engine == "openai":
             if self._settings.contrast:
@@ -298,6 +302,8 @@ class _ResolvedOptions:
             worker.forget,
             metadata,
         )
+        if self._projection is not None:
+            policy = MarkedPolicy(policy, self._choose("marks"), self._projection)
         return policy if self._hold == 1 else HoldPhrase(policy, self._hold)
 
     def build_answerer(self, worker: EngineWorker) -> Answerer | None:
@@ -322,6 +328,20 @@ class _ResolvedOptions:
             blank=build_prompt(self._template, replace(observation, proprio=None)),
         )
         return [request, request]
+
+    def _find_projection(self) -> Projection | None:
+        """What marks are drawn with, None without them."""
+        kind, name = self._choose("marks"), self._embodiment.name
+        if kind is None:
+            return None
+        if kind not in MARKS:
+            raise ConfigError(f"--marks must be one of {', '.join(MARKS)}, not {kind!r}")
+        if self._embodiment.camera_matrix is None:
+            raise ConfigError(
+                f"--marks needs to know where the camera stands, and the embodiment {name} has no camera_matrix; name "
+                f"one that has with --embodiment, or add it to a file of your own (docs/zeroshot.md, Marks)"
+            )
+        return Projection.from_camera_matrix(self._embodiment.camera_matrix)
 
     @property
     def _is_constant(self) -> bool:

@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance
 # What a policy says of itself that decides its answers.
 _DECIDES = (
     *("model", "checkpoint_sha256", "engine", "quantize", "dtype", "decoder", "grammar", "prompt", "steps"),
-    *("embodiment", "decide", "temperature", "contrast", "history", "posterior"),
+    *("embodiment", "decide", "temperature", "contrast", "marks", "history", "posterior"),
     *("steps_per_phrase", "workspace_m", "max_step"),
 )
 _ADDED = {"contrast": 0.0}  # settings younger than some results, which were made without them

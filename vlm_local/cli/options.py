@@ -105,6 +105,8 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     add("--temperature", type=number(1e-3, 1e3), metavar="T", help="of --decide sample [1]")
     add("--posterior", choices=("off", "fast", "exact"), help="probabilities of the other phrases [fast]")
     add("--prompt", metavar="NAME|FILE", help="[chat, or the family's own]")
+    text = "arrows or a ring drawn where the gripper is measured, see docs/zeroshot.md [nothing]"
+    add("--marks", choices=("axes", "gripper"), help=text)
     text = "how much of what the model says to a blank picture is taken out, see docs/zeroshot.md [0: nothing]"
     add("--contrast", type=number(0, MAX_CONTRAST), metavar="ALPHA", help=text)
     add("--history", type=count(0, MAX_HISTORY), metavar="N", help="last phrases that the prompt shows [0]")
