@@ -141,3 +141,23 @@ def test_every_option_has_a_flag_and_no_flag_leaves_it_open():
     assert (options.quantize, options.history, options.temperature, options.deadline_ms) == ("4bit", 3, 0.5, 50)
     flags = {action.dest for action in parser._actions}
     assert {field.name for field in fields(PolicyOptions)} <= flags
+
+
+def test_slightly_is_said_shown_in_the_prompt_and_executed_small(monkeypatch):
+    model, shown = str(tiny_checkpoint("qwen2-vl")), []
+    for grammar in ("primitives_slightly", "primitives"):
+        policies = open_policies(PolicyOptions(model=model, grammar=grammar, posterior="off", decide="sample"))
+        generate = policies.worker.generate
+        monkeypatch.setattr(
+            policies.worker, "generate", lambda request, ask=generate: shown.append(request.prompt) or ask(request)
+        )
+        policy = policies.build("robot")
+        decisions = [policy.act(replace(OBSERVATION, step=step)) for step in range(6)]
+        policies.close()
+        for decision in decisions:
+            largest = np.abs(decision.action[:6]).max()
+            assert largest <= (0.03 if decision.phrase.startswith("slightly") else 0.125)
+        steps = policy.metadata["steps"]["slightly"]
+        assert steps is None if grammar == "primitives" else steps["tilt_rad"] == 0.03
+    assert ["slightly" in prompt.before for prompt in shown] == [True] * 6 + [False] * 6
+    assert all("fingertips swing toward the base" in prompt.before for prompt in shown)

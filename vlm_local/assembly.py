@@ -25,7 +25,7 @@ from vlm_local.marks import MARKS, MarkedPolicy, Projection
 from vlm_local.models import DEFAULT, find_checkpoint
 from vlm_local.plain import hide_secrets
 from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
-from vlm_local.primitives import list_phrases
+from vlm_local.primitives import is_slight, list_phrases, list_slight_phrases
 from vlm_local.prompts import Template, build_prompt, load_template
 from vlm_local.remote_policy import RemotePolicy
 from vlm_local.types import GenerationRequest, Observation
@@ -219,10 +219,14 @@ class _ResolvedOptions:
         self._grammar: Grammar = load_phrase_grammar(self._choose("grammar"))
         embodiment = self._choose("embodiment")
         self._embodiment = load_embodiment(BRIDGE if embodiment == AUTO else embodiment)
-        self._template: Template = load_template(self._choose_prompt(), self._embodiment.camera)
+        self._template: Template = load_template(
+            self._choose_prompt(), self._embodiment.camera, any(map(is_slight, self._grammar.sentences))
+        )
         self._settings = Settings(**{field.name: self._choose(field.name) for field in fields(Settings)})
         table = build_step_table(self._embodiment.steps or {})
-        self._table = load_step_table(options.steps) if options.steps else table
+        table = load_step_table(options.steps) if options.steps else table
+        small = next(filter(is_slight, self._grammar.sentences), None)
+        self._table = table if small is None else replace(table, slightly=table.choose(small))
         self._projection = self._find_projection()
         self._hold = self._choose("steps_per_phrase")
         if self._hold < 1:
@@ -345,7 +349,7 @@ class _ResolvedOptions:
 
     @property
     def _is_constant(self) -> bool:
-        return self._model in list_phrases()
+        return self._model in list_phrases() + list_slight_phrases()
 
     @property
     def _is_paligemma(self) -> bool:

@@ -143,7 +143,7 @@ class VLMPolicy:
         self._phrases.append(phrase)
         opening = observation.opening
         command = self._latch.update(primitive.gripper, opening, observation.gripper)
-        action = build_action(primitive, command, self._table)
+        action = build_action(primitive, command, self._table.choose(phrase))
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
         timings["policy"] = 1e3 * (perf_counter() - start)
         return Decision(action, phrase, timings_ms=timings, extra=dict(generation.stats), **self._summarise(generation))
