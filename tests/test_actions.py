@@ -86,7 +86,9 @@ def test_slightly_is_the_same_movement_in_a_table_of_its_own(tmp_path):
     path = tmp_path / "steps.json"
     path.write_text('{"x_m": 0.02, "slightly": {"tilt_rad": 0.01, "tilt_axis": "roll"}}')
     table = load_step_table(path)
-    assert table.choose("slightly tilt up") == StepTable(tilt_rad=0.01, tilt_axis="roll") and table.x_m == 0.02
+    assert (
+        table.choose("slightly tilt up") == StepTable(0.007, 0.007, 0.007, 0.01, 0.0175, "roll") and table.x_m == 0.02
+    )
     assert StepTable(tilt_axis="roll").choose("slightly tilt up").tilt_axis == "roll"
     path.write_text('{"slightly": {"speed": 1}}')
     with pytest.raises(ConfigError, match="speed"):

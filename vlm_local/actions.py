@@ -52,8 +52,11 @@ class StepTable:
         """The table for this phrase."""
         if not is_slight(phrase):
             return self
-        small = StepTable(SLIGHT_M, SLIGHT_M, SLIGHT_M, SLIGHT_TILT_RAD, SLIGHT_YAW_RAD, self.tilt_axis)
-        return self.slightly or small
+        return self.slightly or self.build_slight()
+
+    def build_slight(self) -> "StepTable":
+        """The table of "slightly" where a file says nothing of it."""
+        return StepTable(SLIGHT_M, SLIGHT_M, SLIGHT_M, SLIGHT_TILT_RAD, SLIGHT_YAW_RAD, self.tilt_axis)
 
 
 def load_step_table(path: str | Path) -> StepTable:
@@ -70,7 +73,11 @@ def build_step_table(fields: Mapping[str, Any]) -> StepTable:
         plain = {**fields}
         small = plain.pop("slightly", None)
         table = StepTable(**plain)
-        return table if small is None else replace(table, slightly=build_step_table(small))
+        return (
+            table
+            if small is None
+            else replace(table, slightly=build_step_table({**vars(table.build_slight()), **small}))
+        )
     except TypeError as error:
         raise ConfigError(f"a step table has the fields {', '.join(vars(StepTable()))}: {error}") from error
 
