@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
-from vlm_local.errors import ConfigError
+from vlm_local.errors import ConfigError, GrammarError
 from vlm_local.primitives import TRANSITIONS, format_phrase, is_labelable, label_window, list_phrases, parse_phrase
 
 LABELABLE = [phrase for phrase in list_phrases() if is_labelable(parse_phrase(phrase))]
@@ -75,3 +75,27 @@ def test_a_wrong_step_table_is_refused_with_its_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ConfigError):
         load_step_table(path)
+
+
+def test_slightly_is_the_same_movement_in_a_table_of_its_own(tmp_path):
+    whole, small = "move forward left, tilt up, rotate clockwise, close gripper", StepTable().choose
+    signs = parse_phrase(whole)
+    assert parse_phrase("slightly " + whole) == signs and small(whole) == StepTable()
+    slight = build_action(signs, 0.0, small("slightly " + whole))
+    np.testing.assert_allclose(slight, [0.007, 0.007, 0, 0, 0.03, -0.0175, 0])
+    path = tmp_path / "steps.json"
+    path.write_text('{"x_m": 0.02, "slightly": {"tilt_rad": 0.01, "tilt_axis": "roll"}}')
+    table = load_step_table(path)
+    assert (
+        table.choose("slightly tilt up") == StepTable(0.007, 0.007, 0.007, 0.01, 0.0175, "roll") and table.x_m == 0.02
+    )
+    assert StepTable(tilt_axis="roll").choose("slightly tilt up").tilt_axis == "roll"
+    path.write_text('{"slightly": {"speed": 1}}')
+    with pytest.raises(ConfigError, match="speed"):
+        load_step_table(path)
+
+
+@pytest.mark.parametrize("phrase", ["slightly stop", "slightly open gripper", "slightly", "move slightly up"])
+def test_only_what_moves_the_arm_is_slight(phrase):
+    with pytest.raises(GrammarError):
+        parse_phrase(phrase)

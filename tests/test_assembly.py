@@ -11,7 +11,7 @@ from vlm_local.assembly import PolicyOptions, open_engine, open_policies
 from vlm_local.cli.options import add_policy_options, read_policy_options
 from vlm_local.errors import ConfigError, GrammarError
 from vlm_local.grammar import load_phrase_grammar
-from vlm_local.types import Observation
+from vlm_local.types import AXES, Observation
 
 OBSERVATION = Observation(np.zeros((64, 64, 3), np.uint8), "lift the cup", np.array([0.3, 0, 0.1, 0, 0, 0, 1.0]))
 
@@ -43,6 +43,24 @@ def test_a_model_becomes_a_policy_that_says_what_it_is(folder):
     assert len(metadata["checkpoint_sha256"]) == 64 and {"torch", "transformers", "vlm_local"} <= set(
         metadata["versions"]
     )
+
+
+def test_a_contrast_takes_out_what_a_model_says_to_a_blank_picture():
+    """At alpha 1 and with such a picture nothing of its weights is left: models that differ say the same."""
+    grey = Observation(np.full((64, 64, 3), 127, np.uint8), "lift the cup")
+    blank, seen = [], []
+    for seed in (0, 1):
+        folder = str(tiny_checkpoint("qwen2-vl", seed))
+        policies = open_policies(PolicyOptions(model=folder, contrast=1.0, posterior="exact"))
+        policy = policies.build("robot")
+        blank.append(policy.act(grey))
+        seen.append(policy.act(replace(OBSERVATION, step=1)))
+        policies.close()
+        assert policy.metadata["contrast"] == 1.0
+        assert blank[-1].timings_ms["blank"] > 10 * seen[-1].timings_ms["blank"]
+    for axis in AXES:
+        assert blank[0].marginals[axis] == pytest.approx(blank[1].marginals[axis], abs=1e-5)
+    assert seen[0].marginals["tilt"] != pytest.approx(seen[1].marginals["tilt"], abs=1e-3)
 
 
 def test_a_flag_counts_before_the_sidecar_and_the_sidecar_before_the_default(folder):
@@ -90,6 +108,10 @@ def test_a_phrase_is_held_for_the_steps_that_are_asked_for():
         ({"model": "random", "prompt": "poem"}, ConfigError, "the shipped prompts are"),
         ({"model": "random", "engine": "cloud"}, ConfigError, "--engine must be"),
         ({"engine": "openai", "model": "m"}, ConfigError, "--engine-url"),
+        ({"engine": "openai", "model": "m", "contrast": 0.5}, ConfigError, "--contrast needs the probabilities"),
+        ({"model": "random", "contrast": 0.5}, ConfigError, "--contrast would change nothing"),
+        ({"model": "http://127.0.0.1:1", "contrast": 0.5}, ConfigError, "takes no --contrast"),
+        ({"contrast": -1.0}, ConfigError, "contrast must be"),
         ({"device": "cuda:99"}, ConfigError, "cuda:99"),
     ],
 )
@@ -119,3 +141,23 @@ def test_every_option_has_a_flag_and_no_flag_leaves_it_open():
     assert (options.quantize, options.history, options.temperature, options.deadline_ms) == ("4bit", 3, 0.5, 50)
     flags = {action.dest for action in parser._actions}
     assert {field.name for field in fields(PolicyOptions)} <= flags
+
+
+def test_slightly_is_said_shown_in_the_prompt_and_executed_small(monkeypatch):
+    model, shown = str(tiny_checkpoint("qwen2-vl")), []
+    for grammar in ("primitives_slightly", "primitives"):
+        policies = open_policies(PolicyOptions(model=model, grammar=grammar, posterior="off", decide="sample"))
+        generate = policies.worker.generate
+        monkeypatch.setattr(
+            policies.worker, "generate", lambda request, ask=generate: shown.append(request.prompt) or ask(request)
+        )
+        policy = policies.build("robot")
+        decisions = [policy.act(replace(OBSERVATION, step=step)) for step in range(6)]
+        policies.close()
+        for decision in decisions:
+            largest = np.abs(decision.action[:6]).max()
+            assert largest <= (0.03 if decision.phrase.startswith("slightly") else 0.125)
+        steps = policy.metadata["steps"]["slightly"]
+        assert steps is None if grammar == "primitives" else steps["tilt_rad"] == 0.03
+    assert ["slightly" in prompt.before for prompt in shown] == [True] * 6 + [False] * 6
+    assert all("fingertips swing toward the base" in prompt.before for prompt in shown)

@@ -18,8 +18,10 @@ def test_the_labelable_grammar_holds_what_a_label_can_be():
     assert set(load_phrase_grammar("primitives_labelable").sentences) == labelable
 
 
-@pytest.mark.parametrize(("name", "count"), [("primitives_no_rotation", 81), ("primitives_moves", 27)])
-def test_smaller_grammars(name, count):
+@pytest.mark.parametrize(
+    ("name", "count"), [("primitives_no_rotation", 81), ("primitives_moves", 27), ("primitives_slightly", 1455)]
+)
+def test_other_grammars(name, count):
     assert len(load_phrase_grammar(name).sentences) == count
 
 

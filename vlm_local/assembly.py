@@ -21,10 +21,11 @@ from vlm_local.engines.scripted import build_constant_engine, build_uniform_engi
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar, load_phrase_grammar
+from vlm_local.marks import MARKS, MarkedPolicy, Projection
 from vlm_local.models import DEFAULT, find_checkpoint
 from vlm_local.plain import hide_secrets
 from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
-from vlm_local.primitives import list_phrases
+from vlm_local.primitives import is_slight, list_phrases, list_slight_phrases
 from vlm_local.prompts import Template, build_prompt, load_template
 from vlm_local.remote_policy import RemotePolicy
 from vlm_local.types import GenerationRequest, Observation
@@ -40,6 +41,7 @@ DEFAULTS = {
     "temperature": 1.0,
     "posterior": "fast",
     "history": 0,
+    "contrast": 0.0,
     "embodiment": AUTO,
     "steps_per_phrase": 1,
     "max_batch": 8,
@@ -74,6 +76,8 @@ class PolicyOptions:
     temperature: float | None = None
     posterior: str | None = None
     prompt: str | None = None
+    marks: str | None = None
+    contrast: float | None = None
     history: int | None = None
     steps_per_phrase: int | None = None
     max_batch: int | None = None
@@ -215,10 +219,15 @@ class _ResolvedOptions:
         self._grammar: Grammar = load_phrase_grammar(self._choose("grammar"))
         embodiment = self._choose("embodiment")
         self._embodiment = load_embodiment(BRIDGE if embodiment == AUTO else embodiment)
-        self._template: Template = load_template(self._choose_prompt(), self._embodiment.camera)
-        self._settings = Settings(*(self._choose(name) for name in ("decide", "temperature", "history", "posterior")))
+        self._template: Template = load_template(
+            self._choose_prompt(), self._embodiment.camera, any(map(is_slight, self._grammar.sentences))
+        )
+        self._settings = Settings(**{field.name: self._choose(field.name) for field in fields(Settings)})
         table = build_step_table(self._embodiment.steps or {})
-        self._table = load_step_table(options.steps) if options.steps else table
+        table = load_step_table(options.steps) if options.steps else table
+        small = next(filter(is_slight, self._grammar.sentences), None)
+        self._table = table if small is None else replace(table, slightly=table.choose(small))
+        self._projection = self._find_projection()
         self._hold = self._choose("steps_per_phrase")
         if self._hold < 1:
             raise ConfigError(f"--steps-per-phrase must be at least 1, but is {self._hold}")
@@ -240,14 +249,21 @@ class _ResolvedOptions:
             "embodiment": self._choose("embodiment"),
             "steps": asdict(self._table),
             **asdict(self._settings),
+            "marks": self._choose("marks"),
             "steps_per_phrase": self._hold,
         }
 
     def refuse_unused(self) -> None:
         """A flag that would be ignored is an error."""
         if self._model == RANDOM or self._is_constant:
-            unused, why = ("engine", "engine_url", "max_batch", *_LOADING), f"no model is loaded for {self._model!r}"
+            unused = ("engine", "engine_url", "max_batch", "contrast", "marks", *_LOADING)
+            why = f"no model is loaded for {self._model!r}"
         elif self._options.engine == "openai":
+            if self._settings.contrast:
+                raise ConfigError(
+                    "--contrast needs the probabilities of every phrase at a blank picture, of which a server behind "
+                    "--engine openai tells only a part; leave it out, or load the model here"
+                )
             unused, why = _LOADING, "the server behind --engine openai has loaded the model as it likes"
         else:
             unused, why = ("engine_url",), "the model is loaded here; --engine openai asks a server"
@@ -290,6 +306,8 @@ class _ResolvedOptions:
             worker.forget,
             metadata,
         )
+        if self._projection is not None:
+            policy = MarkedPolicy(policy, self._choose("marks"), self._projection)
         return policy if self._hold == 1 else HoldPhrase(policy, self._hold)
 
     def build_answerer(self, worker: EngineWorker) -> Answerer | None:
@@ -310,12 +328,28 @@ class _ResolvedOptions:
             temperature=self._settings.temperature,
             uniform=0.5 if self._settings.decide == "sample" else None,
             posterior=self._settings.posterior,
+            contrast=self._settings.contrast,
+            blank=build_prompt(self._template, replace(observation, proprio=None)),
         )
         return [request, request]
 
+    def _find_projection(self) -> Projection | None:
+        """What marks are drawn with, None without them."""
+        kind, name = self._choose("marks"), self._embodiment.name
+        if kind is None:
+            return None
+        if kind not in MARKS:
+            raise ConfigError(f"--marks must be one of {', '.join(MARKS)}, not {kind!r}")
+        if self._embodiment.camera_matrix is None:
+            raise ConfigError(
+                f"--marks needs to know where the camera stands, and the embodiment {name} has no camera_matrix; name "
+                f"one that has with --embodiment, or add it to a file of your own (docs/zeroshot.md, Marks)"
+            )
+        return Projection.from_camera_matrix(self._embodiment.camera_matrix)
+
     @property
     def _is_constant(self) -> bool:
-        return self._model in list_phrases()
+        return self._model in list_phrases() + list_slight_phrases()
 
     @property
     def _is_paligemma(self) -> bool:

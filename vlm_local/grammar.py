@@ -19,7 +19,7 @@ from lark.load_grammar import load_grammar as load_lark
 
 from vlm_local.errors import GrammarError, suggest
 from vlm_local.files import find_shipped
-from vlm_local.primitives import list_phrases
+from vlm_local.primitives import list_phrases, list_slight_phrases
 
 DEFAULT = "primitives"
 MAX_SENTENCES = 20_000
@@ -50,7 +50,7 @@ def load_grammar(name: str | Path) -> Grammar:
 def load_phrase_grammar(name: str | Path = DEFAULT) -> Grammar:
     """`load_grammar`, and every sentence must be a movement phrase."""
     grammar, sentences = _load(name)
-    phrases = frozenset(list_phrases())
+    phrases = frozenset(list_phrases() + list_slight_phrases())
     for sentence, pieces in sentences.items():
         if sentence not in phrases:
             line = _find_wrong_line(pieces)
@@ -177,6 +177,6 @@ def _find_wrong_line(pieces: _Pieces) -> int | None:
     text = ""
     for piece, line in pieces:
         text += piece
-        if not any(phrase.startswith(text) for phrase in list_phrases()):
+        if not any(phrase.startswith(text) for phrase in list_phrases() + list_slight_phrases()):
             return line
     return pieces[-1][1]

@@ -13,7 +13,7 @@ from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar
 from vlm_local.primitives import parse_phrase
 from vlm_local.prompts import Template, build_prompt
-from vlm_local.types import AXES, Decision, Generation, GenerationRequest, Observation
+from vlm_local.types import AXES, Decision, Generation, GenerationRequest, Observation, Prompt
 
 DECIDE = ("greedy", "map", "sample")
 POSTERIOR = ("off", "fast", "exact")
@@ -44,7 +44,8 @@ class Settings:
     """How a phrase is chosen.
 
     decide: one of DECIDE. temperature: divides the logits when sampling. posterior: one of POSTERIOR, see
-    types.GenerationRequest. history: how many of the episode's last phrases the prompt shows.
+    types.GenerationRequest. history: how many of the episode's last phrases the prompt shows. contrast: how much of
+    what the model says to a blank picture is taken out, 0 for nothing.
 
     Raises ConfigError for any other value.
     """
@@ -53,6 +54,7 @@ class Settings:
     temperature: float = 1.0
     history: int = 0
     posterior: str = "off"
+    contrast: float = 0.0
 
     def __post_init__(self):
         if self.decide not in DECIDE:
@@ -63,6 +65,8 @@ class Settings:
             raise ConfigError(f"temperature must be a positive number, not {self.temperature}")
         if self.history < 0:
             raise ConfigError(f"history must not be negative, but is {self.history}")
+        if not (np.isfinite(self.contrast) and self.contrast >= 0):
+            raise ConfigError(f"contrast must be 0 or a positive number, not {self.contrast}")
 
 
 def derive_seed(seed: int, robot: str, episode: int) -> int:
@@ -139,7 +143,7 @@ class VLMPolicy:
         self._phrases.append(phrase)
         opening = observation.opening
         command = self._latch.update(primitive.gripper, opening, observation.gripper)
-        action = build_action(primitive, command, self._table)
+        action = build_action(primitive, command, self._table.choose(phrase))
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
         timings["policy"] = 1e3 * (perf_counter() - start)
         return Decision(action, phrase, timings_ms=timings, extra=dict(generation.stats), **self._summarise(generation))
@@ -157,7 +161,13 @@ class VLMPolicy:
             temperature=settings.temperature,
             uniform=draw_uniform(self._seed, observation.step) if settings.decide == "sample" else None,
             posterior=settings.posterior,
+            contrast=settings.contrast,
+            blank=self._build_blank(observation) if settings.contrast else None,
         )
+
+    def _build_blank(self, observation: Observation) -> Prompt:
+        """The words alone: state and history change at every step, and p0 shall be read once an instruction."""
+        return build_prompt(self._template, Observation(observation.image, observation.instruction))
 
     def _summarise(self, generation: Generation) -> dict[str, Any]:
         """Probabilities over sentences (S,) -> the fields of Decision about them."""

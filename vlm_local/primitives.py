@@ -24,6 +24,7 @@ _PART_WORDS = (
     {1: "open gripper", -1: "close gripper"},
 )
 STOP = "stop"
+_SLIGHTLY = "slightly "  # not ECoT's: before a phrase that moves the arm, for smaller steps
 
 THRESHOLD = 0.03  # m, and rad after ROTATION_DIVISOR, and share of the gripper's range
 TRANSITIONS = 3  # a label describes this many control steps
@@ -46,15 +47,29 @@ def _phrase_table() -> dict[str, Primitive]:
     return {format_phrase(primitive): primitive for primitive in itertools.starmap(Primitive, signs)}
 
 
+@cache
+def _slight_table() -> dict[str, Primitive]:
+    return {_SLIGHTLY + phrase: primitive for phrase, primitive in _phrase_table().items() if any(primitive[:5])}
+
+
 def list_phrases() -> tuple[str, ...]:
-    """All 729 phrases."""
+    """All 729 phrases of ECoT, which labels are made of."""
     return tuple(_phrase_table())
 
 
+def list_slight_phrases() -> tuple[str, ...]:
+    """The 726 of them that move the arm, with "slightly" before them."""
+    return tuple(_slight_table())
+
+
+def is_slight(phrase: str) -> bool:
+    return phrase in _slight_table()
+
+
 def parse_phrase(phrase: str) -> Primitive:
-    """Phrase -> signs; the inverse of `format_phrase`. Raises GrammarError for anything else."""
+    """Phrase, with or without "slightly" -> signs. Raises GrammarError for anything else."""
     try:
-        return _phrase_table()[phrase]
+        return _phrase_table().get(phrase) or _slight_table()[phrase]
     except KeyError:
         raise GrammarError(f"{phrase!r} is not a movement phrase such as 'move forward left, close gripper'") from None
 

@@ -16,15 +16,17 @@ _PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance
 # What a policy says of itself that decides its answers.
 _DECIDES = (
     *("model", "checkpoint_sha256", "engine", "quantize", "dtype", "decoder", "grammar", "prompt", "steps"),
-    *("embodiment", "decide", "temperature", "history", "posterior", "steps_per_phrase", "workspace_m", "max_step"),
+    *("embodiment", "decide", "temperature", "contrast", "marks", "history", "posterior"),
+    *("steps_per_phrase", "workspace_m", "max_step"),
 )
+_ADDED = {"contrast": 0.0}  # settings younger than some results, which were made without them
 # What may differ between the parts of a result that was continued, so that each says its own.
 _MADE_WITH = ("versions", "git", "machine", "device", "max_batch")
 
 
 def choose_deciding(metadata: Mapping[str, Any]) -> dict[str, Any]:
     """Of a policy's metadata what must not change within a result."""
-    return _choose(metadata, _DECIDES)
+    return _ADDED | _choose(metadata, _DECIDES)
 
 
 def join_parts(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlm_local.client import PolicyClient, PolicyError
 from vlm_local.errors import EngineError, RequestError
-from vlm_local.primitives import list_phrases
+from vlm_local.primitives import list_phrases, list_slight_phrases
 from vlm_local.safety import JOINTS
 from vlm_local.types import AXES, Decision, Observation
 
@@ -18,7 +18,7 @@ _MAX_ENTRIES = 32  # of timings, and of what wrappers and engines add
 _MAX_TEXT = 300
 _LARGEST = 1e300
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")  # stages stand in a header, names of extras in metrics
-_PHRASES = frozenset(list_phrases())
+_PHRASES = frozenset(list_phrases() + list_slight_phrases())
 # A refusal of what the robot sent. All others (token, path, load) are between this client and the server.
 _OBSERVATION_REFUSED = (400, 413, 422)
 

@@ -105,6 +105,9 @@ class GenerationRequest:
     temperature: divides the restricted logits of every token when sampling.
     uniform: in [0, 1); the sentence at which the CDF over `sentences` passes it is the sample.
     posterior: "off", "fast" (most of the mass, certified bound on the rest) or "exact".
+    contrast: alpha; every decision and probability means log p(token | node) - alpha log p0(token | node), renormalised
+        over the tokens that may follow; p0 is what the model says to a blank picture. 0 reads no blank picture.
+    blank: what p0 is asked, the same words with nothing measured and nothing said before; needed above alpha 0.
     """
 
     image: np.ndarray
@@ -116,6 +119,8 @@ class GenerationRequest:
     temperature: float = 1.0
     uniform: float | None = None
     posterior: str = "off"
+    contrast: float = 0.0
+    blank: Prompt | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,17 @@ from vlm_local.decoding.trie import build_trie, tokenize_sentences
 from vlm_local.errors import ConfigError
 from vlm_local.primitives import list_phrases
 
-WAYS = ["outlines", "trie", "draft", "served", "served_fast", "served_growing", "posterior_fast", "posterior_exact"]
+WAYS = [
+    "outlines",
+    "trie",
+    "draft",
+    "served",
+    "served_fast",
+    "served_contrast",
+    "served_growing",
+    "posterior_fast",
+    "posterior_exact",
+]
 SAID = [["stop", "stop", "move left", "move left"], ["move left, close gripper", "close gripper"]]
 
 
@@ -31,7 +41,8 @@ def test_all_ways_play_the_same_steps(labels, capsys):
     assert list(result["x_prefill"]) == WAYS
     assert all({"median", "mean", "p95", "n"} == set(times) for times in result["x_prefill"].values())
     assert {times["n"] for times in (*result["x_prefill"].values(), *result["ms"].values())} == {6}
-    assert set(result["ms"]) == {*WAYS, "prefill"}
+    assert set(result["ms"]) == {*WAYS, "prefill", "read_blank"}
+    assert result["x_prefill_read_blank"]["n"] == result["contrast_x_served"]["n"] == 6
     assert all(times["p50"] <= times["p95"] <= times["p99"] for times in result["ms"].values())
     assert result["steered"] is True and result["disagreements"] == 0 and result["different_phrases"] == 4
     assert result["followed_steering"] == 1.0 and list(result["x_prefill_cpu"]) == WAYS

@@ -42,5 +42,11 @@ def run(options: PolicyOptions, shape: str | None, layers: int | None, sequences
         numbers = "".join(f"{times[name]:9.2f}" for name in ("median", "mean", "p95"))
         ms = "".join(f"{result['ms'][way][name]:10.2f}" for name in ("p50", "p99"))
         print(f"{way:18}{numbers}{ms}{result['forwards_per_step'][way]:11.2f}   {times['n']}")
+    ratios = result["contrast_x_served"], result["x_prefill_read_blank"]
+    print(
+        "a contrast: {:.2f} x served_fast, and once an instruction {:.2f} prefills".format(
+            *(r["median"] for r in ratios)
+        )
+    )
     print(json.dumps(result))
     return 0

@@ -16,6 +16,7 @@ from vlm_local.bench.steering import SteeredOutlines, Steering, steer_tree
 from vlm_local.bench.subject import Subject, play_episode
 from vlm_local.decoding.families import PreparedRequest
 from vlm_local.decoding.tree import Budget, TreeDecoder
+from vlm_local.engines.blank import BlankReadings, build_blank_request
 from vlm_local.policy import VLMPolicy
 from vlm_local.progress import open_bar
 from vlm_local.types import Generation, GenerationRequest
@@ -27,11 +28,13 @@ _WAYS = {
     "draft": {"episode": None},
     "served": {},  # the draft, and the KV of the text before the image kept
     "served_fast": {"posterior": "fast"},  # what `serve` does unless told otherwise
+    "served_contrast": {"posterior": "fast", "contrast": 1.0},  # the same, with the blank picture's reading taken out
     "served_growing": {"posterior": "fast"},  # the same without buffers of fixed shape: all that a CPU has anyway
     "posterior_fast": {"episode": None, "posterior": "fast"},
     "posterior_exact": {"episode": None, "posterior": "exact"},
 }
 _NO_DRAFT = Budget(draft=1, step=1)
+_READ_BLANK = "read_blank"  # what `served_contrast` needs once an instruction
 
 
 class Contest:
@@ -46,6 +49,7 @@ class Contest:
         self._steers = steers
         self._steering = Steering()
         self._decoders = self._build_decoders()
+        self._blanks = BlankReadings(subject.prepare, self._decoders["served_contrast"])
         self.times_ms: dict[str, list[float]] = defaultdict(list)
         self.cpu_ms: dict[str, list[float]] = defaultdict(list)
         self.generations: dict[str, list[Generation]] = defaultdict(list)
@@ -68,10 +72,11 @@ class Contest:
         mean = sum(len(episode.phrases) for episode in episodes) / len(episodes)
         count = min(len(episodes), max(1, round(num_steps / mean)))
         chosen = [episodes[index] for index in np.linspace(0, len(episodes) - 1, count).astype(int)]
-        policy = self._subject.build_policy(self._race, self._forget, decide="greedy", posterior="off")
+        changes = {"decide": "greedy", "posterior": "off", "contrast": 1.0}
+        policy = self._subject.build_policy(self._race, self._forget, **changes)
         self._play_episode(policy, chosen[0], 1)
         self.num_disagreements = self.num_followed = 0
-        for way in (*_WAYS, "prefill"):
+        for way in (*_WAYS, "prefill", _READ_BLANK):
             for told in (self.times_ms, self.cpu_ms, self.generations):
                 told[way].clear()
         with open_bar("decode", num_steps) as bar:
@@ -98,10 +103,20 @@ class Contest:
 
     def _race(self, request: GenerationRequest) -> Generation:
         """One round: a prefill and every way, each round beginning with the next of them."""
-        prepared = self._subject.prepare(request)
-        runs: dict[str, Callable] = {"prefill": lambda: self._prefill(prepared)}
+        blank = self._subject.prepare(build_blank_request(request))
+        target, self._steering.target = self._steering.target, None  # or the contrast would take the steering out
+        prepared = self._blanks.add_to(self._subject.prepare(request))
+        self._steering.target = target
+        runs: dict[str, Callable] = {
+            "prefill": lambda: self._prefill(prepared),
+            _READ_BLANK: lambda: self._decoders["served_contrast"].read_blank(blank),
+        }
         for way, changes in _WAYS.items():
-            own = {"episode": f"{way} {request.episode}", **changes}  # ways that share a decoder keep apart
+            own = {
+                "episode": f"{way} {request.episode}",
+                "contrast": 0.0,
+                **changes,
+            }  # ways that share a decoder keep apart
             each = replace(prepared, request=replace(request, **own))
             runs[way] = lambda way=way, each=each: self._decoders[way].decode([each])[0]
         order = list(runs)
@@ -110,7 +125,7 @@ class Contest:
         for way in order[first:] + order[:first]:
             answers[way] = self._time(way, runs[way])
             self.generations[way].append(answers[way])
-        said = {answers[way].sentence for way in _WAYS}
+        said = {answers[way].sentence for way in _WAYS if "contrast" not in _WAYS[way]}
         self.num_disagreements += len(said) > 1
         self.num_followed += answers["draft"].sentence == self._steering.target
         return answers["draft"]
@@ -147,6 +162,8 @@ def summarise_contest(contest: Contest) -> dict[str, Any]:
     missing = np.array([each.missing_mass for each in contest.generations["posterior_fast"]])
     return {
         "x_prefill": {way: summarise(np.array(contest.times_ms[way]) / prefill) for way in _WAYS},
+        "x_prefill_read_blank": summarise(np.array(contest.times_ms[_READ_BLANK]) / prefill),
+        "contrast_x_served": summarise(np.divide(contest.times_ms["served_contrast"], contest.times_ms["served_fast"])),
         "x_prefill_cpu": {way: summarise(np.array(contest.cpu_ms[way]) / cpu_prefill) for way in _WAYS},
         "ms": {way: summarise_ms(times) for way, times in contest.times_ms.items()},
         "forwards_per_step": {

@@ -7,6 +7,7 @@ from collections.abc import Callable
 MAX_COUNT = 1_000_000
 MAX_SEED = 2**32 - 1  # numpy's older generator, which torch and transformers seed too, takes no larger one
 MAX_HISTORY = 1000  # phrases: more than an episode has steps
+MAX_CONTRAST = 10.0
 MAX_DEADLINE_MS = 86_400_000.0  # a day
 _SHOWN = 20  # characters of a wrong value
 
@@ -104,6 +105,10 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     add("--temperature", type=number(1e-3, 1e3), metavar="T", help="of --decide sample [1]")
     add("--posterior", choices=("off", "fast", "exact"), help="probabilities of the other phrases [fast]")
     add("--prompt", metavar="NAME|FILE", help="[chat, or the family's own]")
+    text = "arrows or a ring drawn where the gripper is measured, see docs/zeroshot.md [nothing]"
+    add("--marks", choices=("axes", "gripper"), help=text)
+    text = "how much of what the model says to a blank picture is taken out, see docs/zeroshot.md [0: nothing]"
+    add("--contrast", type=number(0, MAX_CONTRAST), metavar="ALPHA", help=text)
     add("--history", type=count(0, MAX_HISTORY), metavar="N", help="last phrases that the prompt shows [0]")
     add("--steps-per-phrase", type=count(), metavar="N", help="control steps that a phrase is held [1]")
     add("--max-batch", type=count(1, 1024), metavar="N", help="requests that share a forward [8]")

@@ -23,8 +23,10 @@ class TrieDistribution:
     read: bool (N,), nodes whose edges are known.
     """
 
-    def __init__(self, trie: TokenTrie):
+    def __init__(self, trie: TokenTrie, taken_out: np.ndarray | None = None):
+        """taken_out: float64 (E,), subtracted from the logits of each edge; None for nothing."""
         self.trie = trie
+        self._taken_out = taken_out
         self.read = ~trie.branching
         self.edge_log = np.where(trie.branching[trie.edge_node], np.nan, 0.0)
 
@@ -44,6 +46,8 @@ class TrieDistribution:
         edges = np.repeat(trie.edges[nodes] - begin, degree) + np.arange(degree.sum())
         values = logits[np.repeat(rows, degree), trie.edge_token[edges]].astype(np.float64)
         refuse_not_finite(values)
+        if self._taken_out is not None:
+            values -= self._taken_out[edges]
         self.edge_log[edges] = _log_softmax(values, begin, degree)
         self.read[nodes] = True
 

@@ -53,12 +53,15 @@ class PreparedRequest:
     vision: what the model's forward takes beside input_ids, batch dimension of one image included:
         pixel_values, image_grid_thw, pixel_attention_mask ... On the CPU: a copy to a GPU from the thread
         that prepares would wait there for the forward that runs.
+    blank_log: float64, what the decoder's `read_blank` gave for the blank picture; needed where the request has a
+        contrast, else None.
     """
 
     request: GenerationRequest
     input_ids: torch.Tensor
     before_length: int
     vision: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    blank_log: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

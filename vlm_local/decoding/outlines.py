@@ -5,7 +5,7 @@ Whatever needs probabilities scores every sentence of the grammar in full, promp
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
 
 import numpy as np
@@ -16,11 +16,13 @@ from outlines.backends.llguidance import LLGuidanceBackend
 
 from vlm_local.decoding.distribution import refuse_not_finite
 from vlm_local.decoding.families import LoadedModel, PreparedRequest
+from vlm_local.decoding.session import find_taken_out
 from vlm_local.decoding.trie import MAX_GRAMMARS, tokenize_sentences
 from vlm_local.errors import EngineError
 from vlm_local.types import Generation
 
 _SCORED_AT_ONCE = 27  # sentences a forward
+_Allowed = dict[tuple[int, ...], list[int]]  # what has been said -> the tokens that may follow
 
 
 class OutlinesDecoder:
@@ -107,7 +109,11 @@ class OutlinesDecoder:
                 attention_mask=torch.ones_like(input_ids),
                 **self._place(prepared),
                 generation_config=options,
-                logits_processor=[_check_scores, *self.list_processors(grammar)],
+                logits_processor=[
+                    _check_scores,
+                    _build_contrast(prepared, list_allowed(tokens, loaded.eos_token_id)),
+                    *self.list_processors(grammar),
+                ],
             )
         return read_answer(output[0, input_ids.shape[1] :].tolist(), tokens, loaded.eos_token_id)
 
@@ -122,19 +128,38 @@ class OutlinesDecoder:
         token of the log-softmax restricted to the tokens that the grammar allows there.
         """
         allowed = list_allowed(tokens, self._loaded.eos_token_id)
+        taken_out = _split_taken_out(prepared, allowed)
         scores = np.zeros((2, len(tokens)))
-        chunks = range(0, len(tokens), _SCORED_AT_ONCE)
-        for first in chunks:
+        for sentence, before, said, logits in self._read_places(prepared, tokens, allowed):
+            values = logits - taken_out[before]
+            for line, divisor in enumerate((1.0, temperature)):
+                scores[line, sentence] += _log_softmax(values / divisor)[allowed[before].index(said)]
+        return scores, -(-len(tokens) // _SCORED_AT_ONCE)
+
+    @torch.inference_mode()
+    def read_blank(self, prepared: PreparedRequest) -> np.ndarray:
+        """Log-probabilities of all tokens that the grammar allows, in the order of `list_allowed`."""
+        tokens, _ = self._prepare_grammar(prepared)
+        allowed = list_allowed(tokens, self._loaded.eos_token_id)
+        places = self._read_places(prepared, tokens, allowed)
+        known = {before: _log_softmax(logits) for _, before, _, logits in places}
+        return np.concatenate([known[before] for before in allowed])
+
+    def _read_places(
+        self, prepared: PreparedRequest, tokens: list[list[int]], allowed: _Allowed
+    ) -> Iterator[tuple[int, tuple[int, ...], int, np.ndarray]]:
+        """Of every sentence and each of its tokens: index of the sentence, the tokens before, the token, and the
+        logits float64 (n,) of what is allowed there. Raises EngineError where one is not finite.
+        """
+        for first in range(0, len(tokens), _SCORED_AT_ONCE):
             chunk = tokens[first : first + _SCORED_AT_ONCE]
             logits = self._forward(prepared, chunk).float().cpu().numpy()  # (n, longest + 1, vocabulary)
             for row, answer in enumerate(chunk):
                 for position, said in enumerate([*answer, self._loaded.eos_token_id]):
-                    live = allowed[tuple(answer[:position])]
-                    values = logits[row, position, live].astype(np.float64)
-                    for line, divisor in enumerate((1.0, temperature)):
-                        scores[line, first + row] += _log_softmax(values / divisor)[live.index(said)]
-            refuse_not_finite(scores[0, first : first + len(chunk)])
-        return scores, len(chunks)
+                    before = tuple(answer[:position])
+                    values = logits[row, position, allowed[before]].astype(np.float64)
+                    refuse_not_finite(values)
+                    yield first + row, before, said, values
 
     def _forward(self, prepared: PreparedRequest, answers: list[list[int]]) -> torch.Tensor:
         """Logits (n, longest + 1, V) behind the prompt and each answer's tokens, padded on the right."""
@@ -167,6 +192,27 @@ def _log_softmax(values: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum())
 
 
+def _split_taken_out(prepared: PreparedRequest, allowed: _Allowed) -> dict[tuple[int, ...], np.ndarray]:
+    """What has been said -> what the contrast takes from the logits of the tokens allowed there, zeros without one."""
+    ends = np.cumsum([len(following) for following in allowed.values()])
+    taken_out = find_taken_out(prepared)
+    flat = np.zeros(ends[-1]) if taken_out is None else taken_out
+    return dict(zip(allowed, np.split(flat, ends[:-1]), strict=True))
+
+
+def _build_contrast(prepared: PreparedRequest, allowed: _Allowed) -> Callable:
+    """A logits processor that takes the blank picture's part out."""
+    taken_out, length = _split_taken_out(prepared, allowed), len(prepared.input_ids)
+
+    def subtract(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        said = tuple(input_ids[0, length:].tolist())
+        if said in allowed:
+            scores[:, allowed[said]] -= torch.as_tensor(taken_out[said], dtype=scores.dtype, device=scores.device)
+        return scores
+
+    return subtract
+
+
 def _check_scores(input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
     refuse_not_finite(scores.float().cpu().numpy())
     return scores
@@ -197,7 +243,7 @@ def build_token_grammar(tokens: Sequence[Sequence[int]]) -> str:
     return "\n".join([header, f"start: {start}", *(f"{name}: {body}" for body, name in rules.items())]) + "\n"
 
 
-def list_allowed(tokens: Sequence[Sequence[int]], end_token: int) -> dict[tuple[int, ...], list[int]]:
+def list_allowed(tokens: Sequence[Sequence[int]], end_token: int) -> _Allowed:
     """What has been said -> the token ids that may follow."""
     allowed: dict[tuple[int, ...], dict[int, None]] = {}
     for answer in tokens:

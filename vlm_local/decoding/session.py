@@ -104,7 +104,15 @@ def build_task(
     positions, behind = family.position_prompt(prepared)
     kept = store.find(prepared.request.episode, ids[: count_reusable(family, prepared)]) if store else None
     row = Row(grammar.trie, ids, positions, behind, 0 if kept is None else kept.shape[3])
-    return DecodeTask(prepared, grammar, kept, row, TrieDistribution(grammar.trie))
+    return DecodeTask(prepared, grammar, kept, row, TrieDistribution(grammar.trie, find_taken_out(prepared)))
+
+
+def find_taken_out(prepared: PreparedRequest) -> np.ndarray | None:
+    """alpha log p0 of each choice, in the order of the decoder that read it; None without a contrast."""
+    if not prepared.request.contrast:
+        return None
+    assert prepared.blank_log is not None  # the engine has the blank picture read before it decodes
+    return prepared.request.contrast * prepared.blank_log
 
 
 def count_reusable(family: Family, prepared: PreparedRequest) -> int:

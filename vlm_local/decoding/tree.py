@@ -6,7 +6,8 @@ be read next; those follow on the same KV cache, again as a tree.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
@@ -97,8 +98,21 @@ class TreeDecoder:
     @torch.inference_mode()
     def decode(self, prepared: Sequence[PreparedRequest]) -> list[Generation]:
         """Raises GrammarError for a request that `refuse` names."""
-        try:
+        with self._cleared_on_failure():
             return self._decode(prepared)
+
+    @torch.inference_mode()
+    def read_blank(self, prepared: PreparedRequest) -> np.ndarray:
+        """Log-probabilities (E,) of all edges of the trie. prepared: wants the exact posterior. Raises as `decode`."""
+        with self._cleared_on_failure():
+            task = self._begin(prepared, store=None)
+            self._run([task])
+            return task.distribution.edge_log
+
+    @contextmanager
+    def _cleared_on_failure(self) -> Iterator[None]:
+        try:
+            yield
         except BaseException:
             if self._forwards is not None:
                 self._forwards.clear()

@@ -4,7 +4,8 @@
     load_embodiment("my_arm.json")
 
 Every field of `Embodiment` but `name` stands in the file under its own name; docs/autoeval.md lists them with the
-robots that are shipped. No file is read before it is asked for.
+robots that are shipped, and docs/zeroshot.md describes `camera_matrix`, the one that may be missing. No file is read
+before it is asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,9 @@ class Embodiment:
     steps: fields of actions.StepTable that differ from the default, None for none.
     workspace_m: (low, high) of x, y, z; None where none is known for all stations.
     camera: words of the prompt about the picture, see CAMERA_WORDS.
+    camera_matrix: where a point of the base frame is in the picture: "matrix" (3, 4) and "image_size" (width, height)
+        as in marks.Projection, "error_px", the median distance of points it was fitted to, 0 where it is exact. None:
+        the camera is not known.
     """
 
     name: str
@@ -61,6 +65,7 @@ class Embodiment:
     steps: Mapping[str, Any] | None
     workspace_m: tuple[tuple[float, float], ...] | None
     camera: Mapping[str, str]
+    camera_matrix: Mapping[str, Any] | None = None
 
     def __post_init__(self):
         self._require(self.rotation_frame in ("base", "bridge"), "rotation_frame", "'base' or 'bridge'")
@@ -77,6 +82,7 @@ class Embodiment:
             self._require(_is_rising(closed_open), "gripper_reading", "two numbers each, closed below open")
         self._require_mapping("gripper_command", ("closed", "open"), int | float)
         self._require_mapping("camera", CAMERA_WORDS, str)
+        self._require_camera_matrix()
 
     @property
     def frame(self) -> str:
@@ -101,6 +107,17 @@ class Embodiment:
         except (TypeError, ValueError):
             is_right = False
         self._require(is_right, name, f"numbers of shape {shape}" if shape else "a number")
+
+    def _require_camera_matrix(self) -> None:
+        content = self.camera_matrix
+        if content is None:
+            return
+        expected = 'an object with "matrix" (3 rows of 4 numbers), "image_size" (width, height) and "error_px"'
+        is_right = isinstance(content, dict) and set(content) == {"matrix", "image_size", "error_px"}
+        self._require(is_right, "camera_matrix", expected)
+        for name, shape in (("matrix", (3, 4)), ("image_size", (2,)), ("error_px", ())):
+            self._require_numbers("camera_matrix", content[name], shape)
+        self._require(min(content["image_size"]) > 0, "camera_matrix", expected)
 
     def _require_mapping(self, name: str, keys: tuple[str, ...], kind: Any) -> None:
         value = getattr(self, name)
@@ -135,6 +152,7 @@ def load_embodiment(name: str) -> Embodiment:
     except (OSError, ValueError) as error:
         raise ConfigError(f"embodiment {path} cannot be read: {error}") from None
     expected = {field.name for field in fields(Embodiment)} - {"name"}
+    content = {"camera_matrix": None, **content}
     if set(content) != expected:
         raise ConfigError(
             f"embodiment {path}: expected the fields {', '.join(sorted(expected))}; "

@@ -9,6 +9,7 @@ from importlib.metadata import version
 from time import perf_counter
 from typing import Any
 
+import numpy as np
 import torch
 
 from vlm_local import __version__
@@ -18,6 +19,7 @@ from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.decoding.trie import MAX_GRAMMARS
 from vlm_local.engines import Outcome, as_engine_error
+from vlm_local.engines.blank import BlankReadings
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import EngineError, GrammarError, RequestError, VLMLocalError
@@ -60,7 +62,27 @@ class DefaultDecoder:
             for each, reason in zip(prepared, reasons, strict=True)
         ]
 
+    def read_blank(self, prepared: PreparedRequest) -> np.ndarray:
+        """As the decoder's that answers such requests. Raises RequestError where `decode` has it in its place."""
+        reason = self._tree.refuse(prepared)
+        if reason is None:
+            return self._tree.read_blank(prepared)
+        outlines = self._open_outlines(prepared, reason)
+        if isinstance(outlines, RequestError):
+            raise outlines
+        return outlines.read_blank(prepared)
+
     def _decode_slowly(self, prepared: PreparedRequest, reason: str) -> Generation | RequestError:
+        outlines = self._open_outlines(prepared, reason)
+        if isinstance(outlines, RequestError):
+            return outlines
+        try:
+            return outlines.decode([prepared])[0]
+        except GrammarError as error:
+            return RequestError(str(error))
+
+    def _open_outlines(self, prepared: PreparedRequest, reason: str) -> OutlinesDecoder | RequestError:
+        """The reference, or why it would take too long."""
         sentences = prepared.request.sentences
         longest = max(map(len, self._loaded.tokenizer(list(sentences), add_special_tokens=False)["input_ids"]))
         if longest > MAX_OUTLINES_TOKENS:
@@ -76,10 +98,7 @@ class DefaultDecoder:
             logger.warning("outlines decodes %r and the other sentences of its grammar: %s", first, reason)
         if self._outlines is None:
             self._outlines = OutlinesDecoder(self._loaded)
-        try:
-            return self._outlines.decode([prepared])[0]
-        except GrammarError as error:
-            return RequestError(str(error))
+        return self._outlines
 
     def forget(self, episode: str) -> None:
         self._tree.forget(episode)
@@ -96,6 +115,7 @@ class HFEngine:
         self.max_batch = max_batch
         self._processing = Processing(loaded.processor, loaded.family, loaded.dtype)
         self._decoder = OutlinesDecoder(loaded) if decoder == "outlines" else DefaultDecoder(loaded, max_batch)
+        self._blanks = BlankReadings(self._processing.prepare, self._decoder)
         self._metadata = {
             "model": checkpoint.name,
             "family": checkpoint.family,
@@ -122,16 +142,30 @@ class HFEngine:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         start = perf_counter()
         prepared = [self._prepare(request) for request in requests]
-        ready = [each for each in prepared if isinstance(each, PreparedRequest)]
         prepare_ms = 1e3 * (perf_counter() - start)
+        prepared = [self._add_blank(each) if isinstance(each, PreparedRequest) else each for each in prepared]
+        blank_ms = 1e3 * (perf_counter() - start) - prepare_ms
+        ready = [each for each in prepared if isinstance(each, PreparedRequest)]
         answers = iter(self._decode(ready) if ready else ())
         outcomes = [next(answers) if isinstance(each, PreparedRequest) else each for each in prepared]
-        return [_add_timing(each, prepare_ms) if isinstance(each, Generation) else each for each in outcomes]
+        timings = {"prepare": prepare_ms}
+        if any(request.contrast for request in requests):
+            timings["blank"] = blank_ms
+        return [_add_timings(each, timings) if isinstance(each, Generation) else each for each in outcomes]
 
     def _prepare(self, request: GenerationRequest) -> PreparedRequest | VLMLocalError:
         try:
             with as_engine_error("the request could not be prepared"):
                 return self._processing.prepare(request)
+        except VLMLocalError as error:
+            return error
+
+    def _add_blank(self, prepared: PreparedRequest) -> PreparedRequest | VLMLocalError:
+        if not prepared.request.contrast:
+            return prepared
+        try:
+            with as_engine_error("the blank picture could not be read"):
+                return self._blanks.add_to(prepared)
         except VLMLocalError as error:
             return error
 
@@ -170,5 +204,5 @@ def open_hf_engine(
     return HFEngine(checkpoint, loaded, decoder, quantize, max_batch)
 
 
-def _add_timing(generation: Generation, prepare_ms: float) -> Generation:
-    return replace(generation, timings_ms={"prepare": prepare_ms, **generation.timings_ms})
+def _add_timings(generation: Generation, timings_ms: Mapping[str, float]) -> Generation:
+    return replace(generation, timings_ms={**timings_ms, **generation.timings_ms})

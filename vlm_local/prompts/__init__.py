@@ -22,12 +22,15 @@ _FOLDER = Path(__file__).resolve().parent
 _UNMEASURED = "not measured"
 _NUMBERS = ("x_cm", "y_cm", "z_cm", "x_mm", "y_mm", "z_mm", "roll_deg", "pitch_deg", "yaw_deg", "gripper_percent")
 _CAMERA = tuple(f"camera_{word}" for word in CAMERA_WORDS)
-_NAMES = ("instruction", "history", "proprio", *_NUMBERS, *_CAMERA)
+_SLIGHTLY = 'Begin with "slightly" for a small movement, where little is missing: "slightly move left, tilt down".'
+_NAMES = ("instruction", "history", "proprio", "slightly", *_NUMBERS, *_CAMERA)
 
 
 @dataclass(frozen=True)
 class Template:
-    """before, after: string.Template texts around the image. sha256: of the file. camera: its words by name."""
+    """before, after: string.Template texts around the image. sha256: of the file. camera: its words by name, and what
+    is said of "slightly".
+    """
 
     name: str
     before: string.Template
@@ -36,10 +39,10 @@ class Template:
     camera: Mapping[str, str] = field(default_factory=dict)
 
 
-def load_template(name: str | Path, camera: Mapping[str, str] | None = None) -> Template:
+def load_template(name: str | Path, camera: Mapping[str, str] | None = None, has_slightly: bool = False) -> Template:
     """A shipped template by name ("chat", "paligemma") or the user's own file by path.
 
-    camera: what an embodiment says of the picture, None for Bridge's camera.
+    camera: what an embodiment says of the picture, None for Bridge's camera. has_slightly: the grammar has that word.
     """
     path = Path(name) if "." in str(name) else _FOLDER / f"{name}.txt"
     try:
@@ -56,7 +59,7 @@ def load_template(name: str | Path, camera: Mapping[str, str] | None = None) -> 
     if head.strip() or not before_mark or not after_mark:
         raise ConfigError(f"{path}: a prompt is a line [before], text, a line [after], text; one of the two is missing")
     told = load_embodiment(BRIDGE).camera if camera is None else camera
-    words = {f"camera_{word}": text for word, text in told.items()}
+    words = {f"camera_{word}": text for word, text in told.items()} | {"slightly": _SLIGHTLY if has_slightly else ""}
     template = Template(path.stem, _parse(before, path), _parse(after, path), hashlib.sha256(data).hexdigest(), words)
     if "$instruction" not in before + after and "${instruction}" not in before + after:
         raise ConfigError(f"{path}: the prompt never shows the instruction; write $instruction where it belongs")
@@ -77,8 +80,8 @@ def _parse(text: str, path: Path) -> string.Template:
 
 def build_prompt(template: Template, observation: Observation, history: Sequence[str] = ()) -> Prompt:
     """Fill in: the instruction; `history`, phrases, oldest first, as a sentence, empty without any;
-    the words of the template's camera; the measured state as a sentence and as whole numbers (cm, mm,
-    degrees, percent of the gripper's range), "not measured" without proprio.
+    the words of the template's camera, and of "slightly" where the grammar has it; the measured state as a
+    sentence and as whole numbers (cm, mm, degrees, percent of the gripper's range), "not measured" without proprio.
     """
     values = {
         "instruction": " ".join(observation.instruction.split()),

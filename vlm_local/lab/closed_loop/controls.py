@@ -53,7 +53,7 @@ class RandomPhrases:
         phrase, action = decision.phrase, np.array(decision.action, np.float64)
         if self._rng.random() < self._share:
             phrase = self._phrases[self._rng.integers(len(self._phrases))]
-            action = build_action(parse_phrase(phrase), 0.0, self._table)
+            action = build_action(parse_phrase(phrase), 0.0, self._table.choose(phrase))
         elif phrase is None:  # a foreign policy's own numbers
             return decision
         action[6] = self._latch.update(parse_phrase(phrase).gripper, observation.opening)

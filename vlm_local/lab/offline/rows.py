@@ -15,10 +15,10 @@ import numpy as np
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_lines
 from vlm_local.lab.results import RowFile
-from vlm_local.primitives import list_phrases, parse_phrase
+from vlm_local.primitives import list_phrases, list_slight_phrases, parse_phrase
 from vlm_local.types import AXES
 
-_SIGNS = {phrase: parse_phrase(phrase) for phrase in list_phrases()}
+_SIGNS = {phrase: parse_phrase(phrase) for phrase in list_phrases() + list_slight_phrases()}
 _NO_ANSWER = (0,) * len(AXES)
 
 
