@@ -35,6 +35,9 @@ _SIDECAR_TYPES = {
     "decide": str,
     "temperature": (int, float),
     "history": int,
+    "frames": int,
+    "frame_every": int,
+    "frame_choice": str,
     "steps_per_phrase": int,
     "prompt": str,
     "embodiment": str,
@@ -52,7 +55,7 @@ class Checkpoint:
 
     name: how it was asked for. family: one of FAMILIES. adapter: the adapter's folder or None.
     sidecar: contents of vlm_local.json (trained, decide, temperature, history,
-        steps_per_phrase, prompt, embodiment, results), empty without one. An adapter's own counts, not its base's.
+        frames, frame_every, frame_choice, steps_per_phrase, prompt, embodiment, results), empty without one. An adapter's own counts, not its base's.
     quant_method: how the model's weights are quantised in the folder, one of QUANT_METHODS, else None.
     """
 

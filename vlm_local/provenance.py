@@ -17,6 +17,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance
 _DECIDES = (
     *("model", "checkpoint_sha256", "engine", "quantize", "dtype", "decoder", "grammar", "prompt", "steps"),
     *("embodiment", "decide", "temperature", "history", "posterior", "steps_per_phrase", "workspace_m", "max_step"),
+    *("examples", "frames"),
 )
 # What may differ between the parts of a result that was continued, so that each says its own.
 _MADE_WITH = ("versions", "git", "machine", "device", "max_batch")
