@@ -28,7 +28,8 @@ def data_set(tmp_path_factory):
     folder = tmp_path_factory.mktemp("examples") / "data"
     records = [
         recordings.make_rlds_record(
-            recordings.make_states(NUM_STEPS, seed), images=list(map(recordings.encode_image, recordings.make_images(NUM_STEPS, seed))),
+            recordings.make_states(NUM_STEPS, seed),
+            images=list(map(recordings.encode_image, recordings.make_images(NUM_STEPS, seed))),
         )
         for seed in range(NUM_EPISODES)
     ]
@@ -134,6 +135,20 @@ def test_a_model_is_shown_examples_and_frames_and_says_so(data_set):
     about = policies.metadata
     assert about["examples"] == {"data": data_set, "num": 2, "choice": "nearest", "episodes": NUM_EPISODES}
     assert about["frames"] == {"num": 1, "every": 1, "choice": "last"}
+
+
+def test_an_engine_in_its_own_process_is_shown_the_same(data_set):
+    options = PolicyOptions(model=str(tiny_checkpoint("qwen2-vl")), examples=f"{data_set}:2", frames=2, dtype="float32")
+
+    def play(apart: bool) -> list[float]:
+        policies = open_policies(options, apart=apart)
+        try:
+            policy, episode = policies.build("robot"), next(open_episodes(data_set))
+            return [policy.act(Observation(episode.load_image(n), "lift", None, n)).probability for n in range(4)]
+        finally:
+            policies.close()
+
+    np.testing.assert_allclose(play(True), play(False), atol=1e-6)
 
 
 @pytest.mark.parametrize(

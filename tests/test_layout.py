@@ -20,7 +20,17 @@ LAYERS = (
     {"prompts", "models", "checkpoint", "machine"},
     {"decoding"},
     {"engines"},
-    {"answers", "context", "examples", "policy", "inspect_robots_policy", "safety", "client", "remote_policy", "assembly"},
+    {
+        "answers",
+        "context",
+        "examples",
+        "policy",
+        "inspect_robots_policy",
+        "safety",
+        "client",
+        "remote_policy",
+        "assembly",
+    },
     {"server", "lab", "training", "bench", "doctor"},
     {"cli", "__main__"},
 )

@@ -263,7 +263,10 @@ class _ResolvedOptions:
     def refuse_unused(self) -> None:
         """A flag that would be ignored is an error."""
         if self._model == RANDOM or self._is_constant:
-            unused, why = ("engine", "engine_url", "max_batch", *_SHOWN, *_LOADING), f"no model is loaded for {self._model!r}"
+            unused, why = (
+                ("engine", "engine_url", "max_batch", *_SHOWN, *_LOADING),
+                f"no model is loaded for {self._model!r}",
+            )
         elif self._options.engine == "openai":
             unused, why = _LOADING, "the server behind --engine openai has loaded the model as it likes"
         else:

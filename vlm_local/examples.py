@@ -110,9 +110,7 @@ class ExampleSet:
         return [sources[index] for index in np.argsort(np.negative(likeness), kind="stable")]
 
 
-def load_examples(
-    text: str, choice: str, phrases: Collection[str], embodiment: str = AUTO
-) -> ExampleSet:
+def load_examples(text: str, choice: str, phrases: Collection[str], embodiment: str = AUTO) -> ExampleSet:
     """text: "DATA" or "DATA:N", a data set of any known format. phrases: that may be shown, a grammar's.
 
     Raises ConfigError where no step can be shown, DataError for a path that is no data set.
@@ -123,7 +121,9 @@ def load_examples(
     episodes = open_data_set(path, Selection(embodiment=embodiment), lambda problem: None).episodes
     sources = list(_list_sources(islice(episodes, MAX_EPISODES), frozenset(phrases)))
     if not sources:
-        raise ConfigError(f"--examples {path}: no step has an instruction, a picture and a label that the grammar allows")
+        raise ConfigError(
+            f"--examples {path}: no step has an instruction, a picture and a label that the grammar allows"
+        )
     return ExampleSet(path, num, choice, sources)
 
 

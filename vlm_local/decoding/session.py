@@ -28,7 +28,8 @@ class PrefixStore:
     """KV of each episode's prompt before the present image, kept between its steps.
 
     What is kept is a copy of the columns before the present image's first token, those of earlier pictures included.
-    Attention looks back only, so no later image has touched it. One entry an episode; the least recently used go when all together pass `max_bytes`.
+    Attention looks back only, so no later image has touched it. One entry an episode; the least recently used go when
+    all together pass `max_bytes`.
     """
 
     def __init__(self, max_bytes: int):
@@ -76,7 +77,8 @@ class GrammarCache:
 class DecodeTask:
     """One request that is being decoded.
 
-    keys: int64 (L,) of the prompt's columns. kept: KV of its first columns from an earlier step of the episode, or None.
+    keys: int64 (L,) of the prompt's columns, see Family.hash_columns.
+    kept: KV of its first columns from an earlier step of the episode, or None.
     expected: float64 (N,) probability of the trie's nodes one step ago, or None; only the draft uses it.
     num_read: nodes read so far. is_draft_hit: whether the first forward settled the choice.
     """

@@ -67,7 +67,12 @@ class StaticForwards:
         to be read, or because of too many rows or columns.
         """
         kv_bytes = sum(cache.kv.nbytes for cache in self._caches.values())
-        return {"captured": self._graphs.captured, "uncaptured": self._graphs.uncaptured, "kv_bytes": kv_bytes, **self._num_refused}
+        return {
+            "captured": self._graphs.captured,
+            "uncaptured": self._graphs.uncaptured,
+            "kv_bytes": kv_bytes,
+            **self._num_refused,
+        }
 
     def open(
         self, kept: Sequence[torch.Tensor | None], num_columns: int, has_unread: bool = False

@@ -75,7 +75,7 @@ class Template:
     camera: Mapping[str, str] = field(default_factory=dict)
     example: tuple[string.Template, string.Template] | None = None
     frame: tuple[string.Template, string.Template] | None = None
-    now: string.Template = string.Template("")
+    now: string.Template | None = None
 
 
 def load_template(name: str | Path, camera: Mapping[str, str] | None = None) -> Template:
@@ -98,7 +98,9 @@ def load_template(name: str | Path, camera: Mapping[str, str] | None = None) -> 
     if head.strip() or not {"before", "after"} <= set(names):
         raise ConfigError(f"{path}: a prompt is a line [before], text, a line [after], text; one of the two is missing")
     if names != [name for name in _NAMES if name in texts]:
-        raise ConfigError(f"{path}: expected each block once and in the order {', '.join(f'[{name}]' for name in _NAMES)}")
+        raise ConfigError(
+            f"{path}: expected each block once and in the order {', '.join(f'[{name}]' for name in _NAMES)}"
+        )
     told = load_embodiment(BRIDGE).camera if camera is None else camera
     words = {f"camera_{word}": text for word, text in told.items()}
     blocks = {name: _parse(name, text, path) for name, text in texts.items()}
@@ -157,7 +159,7 @@ def build_prompt(
         earlier += _surround(example.picture, "example", template, told)
     for frame in frames:
         earlier += _surround(frame.picture, "frame", template, {**values, "step": str(frame.step)})
-    if earlier:
+    if earlier and template.now is not None:
         earlier.append(_tidy(template.now.substitute(values)))
     before, after = _tidy(template.before.substitute(values)), _tidy(template.after.substitute(values))
     return Prompt(before, after, template.name, tuple(part for part in earlier if part != ""))
