@@ -143,6 +143,10 @@ class Processing:
         self._dtype = dtype
         self._is_chat = is_chat(family)
         self._read: OrderedDict[int, _ReadPicture] = OrderedDict()  # by key; the last used stands last
+        # Of a placeholder alone: what a tokenizer writes around it.
+        alone = processor.tokenizer(processor.image_token)["input_ids"]
+        place = alone.index(processor.image_token_id)
+        self._num_around = place, len(alone) - 1 - place
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Raises RequestError for a picture that the family's image processor cannot take, for words
@@ -187,24 +191,24 @@ class Processing:
         return PreparedRequest(request, input_ids, first, {**present.vision, **types}, tuple(pictures))
 
     def _read_again(self, picture: Picture) -> _ReadPicture:
-        read = self._read.pop(picture.key, None) or self._read_picture(picture.pixels)
-        self._read[picture.key] = read
+        if picture.key in self._read:
+            self._read.move_to_end(picture.key)
+            return self._read[picture.key]
+        read = self._read[picture.key] = self._read_picture(picture.pixels)
         while sum(each.num_bytes for each in self._read.values()) > _MAX_PICTURE_BYTES:
             self._read.popitem(last=False)
         return read
 
     def _read_picture(self, pixels: np.ndarray) -> _ReadPicture:
-        tokenizer, token = self._processor.tokenizer, self._processor.image_token
+        token = self._processor.image_token
         inputs = self._processor(text=[token], images=[self._fit(pixels)], return_tensors="pt")
-        around = tokenizer(token)["input_ids"]  # with what a tokenizer writes at a text's ends
-        place = around.index(self._processor.image_token_id)
-        ids = inputs["input_ids"][0]
+        ids, (num_before, num_behind) = inputs["input_ids"][0], self._num_around
         vision = {
             name: self._convert(value)
             for name, value in inputs.items()
             if name not in _NOT_FOR_THE_MODEL and not name.endswith("token_type_ids")
         }
-        return _ReadPicture(ids[place : len(ids) - (len(around) - 1 - place)], vision)
+        return _ReadPicture(ids[num_before : len(ids) - num_behind], vision)
 
     def render(self, prompt: Prompt) -> str:
         """Prompt -> the model's whole text with one placeholder for each picture."""
