@@ -14,21 +14,23 @@ from vlm_local import __version__
 from vlm_local.actions import build_step_table, load_step_table
 from vlm_local.answers import Answerer
 from vlm_local.checkpoint import Checkpoint
+from vlm_local.context import FrameSettings, PromptContext, describe_context
 from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
 from vlm_local.engines import Engine
 from vlm_local.engines.process import EngineProcess
 from vlm_local.engines.scripted import build_constant_engine, build_uniform_engine
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError
+from vlm_local.examples import ExampleSet, load_examples
 from vlm_local.grammar import Grammar, load_phrase_grammar
 from vlm_local.marks import MARKS, MarkedPolicy, Projection
 from vlm_local.models import DEFAULT, find_checkpoint
 from vlm_local.plain import hide_secrets
 from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
 from vlm_local.primitives import is_slight, list_phrases, list_slight_phrases
-from vlm_local.prompts import Template, build_prompt, load_template
+from vlm_local.prompts import Example, Frame, Template, build_prompt, load_template
 from vlm_local.remote_policy import RemotePolicy
-from vlm_local.types import GenerationRequest, Observation
+from vlm_local.types import GenerationRequest, Observation, Picture
 
 DEFAULTS = {
     "model": DEFAULT,
@@ -42,12 +44,17 @@ DEFAULTS = {
     "posterior": "fast",
     "history": 0,
     "contrast": 0.0,
+    "example_choice": "fixed",
+    "frames": 0,
+    "frame_every": 1,
+    "frame_choice": "last",
     "embodiment": AUTO,
     "steps_per_phrase": 1,
     "max_batch": 8,
 }
 RANDOM = "random"
 _REMOTE_S = 30.0  # for a policy server's answer where no deadline is shorter
+_SHOWN = ("examples", "example_choice", "frames", "frame_every", "frame_choice")  # before the present picture
 _LOADING = ("quantize", "device", "dtype", "decoder")  # flags about a model that is loaded here
 _HUNG_S = 60.0  # past the deadline of a request: only then is a slow forward taken for one that never ends
 
@@ -61,6 +68,7 @@ class PolicyOptions:
     engine: "local" or "openai". engine_url: base URLs of the latter, joined by commas.
     embodiment: a name, a file or "auto": steps and words about the camera come from it, and what else depends on the
         robot. steps: a step table's JSON file, before the embodiment's.
+    examples: "DATA" or "DATA:N", see examples.load_examples. frames, frame_every, frame_choice: as FrameSettings.
     deadline_ms: from a request to its answer, None for any time.
     """
 
@@ -79,6 +87,11 @@ class PolicyOptions:
     marks: str | None = None
     contrast: float | None = None
     history: int | None = None
+    examples: str | None = None
+    example_choice: str | None = None
+    frames: int | None = None
+    frame_every: int | None = None
+    frame_choice: str | None = None
     steps_per_phrase: int | None = None
     max_batch: int | None = None
     embodiment: str | None = None
@@ -151,6 +164,7 @@ def open_policies(
         return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata, None, embodiment)
     resolved = _ResolvedOptions(options)
     resolved.refuse_unused()
+    resolved.load_examples()
     load = resolved.load_apart if apart else resolved.load
     worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, resolved.build_warm_up())
     answerer = resolved.build_answerer(worker)
@@ -228,6 +242,8 @@ class _ResolvedOptions:
         small = next(filter(is_slight, self._grammar.sentences), None)
         self._table = table if small is None else replace(table, slightly=table.choose(small))
         self._projection = self._find_projection()
+        self._examples: ExampleSet | None = None
+        self._frames = FrameSettings(*(self._choose(name) for name in ("frames", "frame_every", "frame_choice")))
         self._hold = self._choose("steps_per_phrase")
         if self._hold < 1:
             raise ConfigError(f"--steps-per-phrase must be at least 1, but is {self._hold}")
@@ -251,12 +267,13 @@ class _ResolvedOptions:
             **asdict(self._settings),
             "marks": self._choose("marks"),
             "steps_per_phrase": self._hold,
+            **describe_context(self._examples, self._frames),
         }
 
     def refuse_unused(self) -> None:
         """A flag that would be ignored is an error."""
         if self._model == RANDOM or self._is_constant:
-            unused = ("engine", "engine_url", "max_batch", "contrast", "marks", *_LOADING)
+            unused = ("engine", "engine_url", "max_batch", "contrast", "marks", *_SHOWN, *_LOADING)
             why = f"no model is loaded for {self._model!r}"
         elif self._options.engine == "openai":
             if self._settings.contrast:
@@ -268,6 +285,35 @@ class _ResolvedOptions:
         else:
             unused, why = ("engine_url",), "the model is loaded here; --engine openai asks a server"
         _refuse(self._options, unused, "", f" would change nothing: {why}")
+
+    def load_examples(self) -> None:
+        """Read the data set of --examples. Raises ConfigError where the model cannot be shown several pictures."""
+        given = self._options.examples
+        if given is None and self._options.example_choice is not None:
+            raise ConfigError("--example-choice would change nothing without --examples")
+        if not self._frames.num and (self._options.frame_every or self._options.frame_choice):
+            raise ConfigError("--frame-every and --frame-choice would change nothing without --frames")
+        if given is None and not self._frames.num:
+            return
+        self._refuse_one_picture()
+        if given is None:
+            return
+        choice = self._choose("example_choice")
+        if choice == "nearest" and self._options.engine == "openai":
+            raise ConfigError("--example-choice nearest needs the model's image features, which no server gives")
+        self._examples = load_examples(given, choice, self._grammar.sentences, self._choose("embodiment"))
+
+    def _refuse_one_picture(self) -> None:
+        own = self._checkpoint.sidecar.get("prompt") if self._checkpoint else None
+        trained = load_template(own) if own else None
+        if self._is_paligemma or (trained is not None and trained.example is trained.frame is None):
+            raise ConfigError(f"--examples and --frames show several pictures, but {self._model} reads only one")
+        for flag, block, wanted in (
+            ("examples", "example", self._options.examples),
+            ("frames", "frame", self._frames.num),
+        ):
+            if wanted and getattr(self._template, block) is None:
+                raise ConfigError(f"--{flag}: the prompt {self._template.name} has no block [{block}] to show them in")
 
     def load(self) -> Engine:
         if self._model == RANDOM:
@@ -305,6 +351,7 @@ class _ResolvedOptions:
             robot,
             worker.forget,
             metadata,
+            PromptContext(self._examples, self._frames),
         )
         if self._projection is not None:
             policy = MarkedPolicy(policy, self._choose("marks"), self._projection)
@@ -319,9 +366,12 @@ class _ResolvedOptions:
         """A request as the robot will send it, twice: the second finds what the first has kept."""
         image = np.zeros((256, 256, 3), np.uint8)
         observation = Observation(image, "warm up", np.zeros(7))
+        num_examples = self._examples.num if self._examples else 0
+        examples = [Example(Picture(image), "warm up", np.zeros(7), "move forward left")] * num_examples
+        frames = [Frame(0, Picture(image))] * self._frames.num
         request = GenerationRequest(
             image,
-            build_prompt(self._template, observation),
+            build_prompt(self._template, observation, (), examples, frames),
             self._grammar.sentences,
             episode="warm-up",
             decide=self._settings.decide,

@@ -37,6 +37,9 @@ _SIDECAR_TYPES = {
     "history": int,
     "contrast": (int, float),
     "marks": str,
+    "frames": int,
+    "frame_every": int,
+    "frame_choice": str,
     "steps_per_phrase": int,
     "prompt": str,
     "embodiment": str,
@@ -53,8 +56,8 @@ class Checkpoint:
     """A whole model folder, or a LoRA adapter's folder with its whole base.
 
     name: how it was asked for. family: one of FAMILIES. adapter: the adapter's folder or None.
-    sidecar: contents of vlm_local.json (trained, decide, temperature, contrast, marks, history,
-        steps_per_phrase, prompt, embodiment, results), empty without one. An adapter's own counts, not its base's.
+    sidecar: contents of vlm_local.json (_SIDECAR_TYPES says which fields), empty without one. An adapter's own
+        counts, not its base's.
     quant_method: how the model's weights are quantised in the folder, one of QUANT_METHODS, else None.
     """
 

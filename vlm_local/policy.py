@@ -1,7 +1,7 @@
 """Policies: `reset` and `act`. VLMPolicy asks an engine; HoldPhrase wraps any policy. Knows no HTTP and no torch."""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any, Protocol
@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from vlm_local.actions import GripperLatch, StepTable, build_action
+from vlm_local.context import PromptContext
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar
 from vlm_local.primitives import parse_phrase
-from vlm_local.prompts import Template, build_prompt
+from vlm_local.prompts import Example, Frame, Template, build_prompt
 from vlm_local.types import AXES, Decision, Generation, GenerationRequest, Observation, Prompt
 
 DECIDE = ("greedy", "map", "sample")
@@ -96,12 +97,13 @@ class VLMPolicy:
         robot: str | None = "robot",
         forget: Callable[[str], None] = lambda episode: None,
         metadata: Mapping[str, Any] | None = None,
+        context: PromptContext | None = None,
     ):
         """generate: blocks until the engine has answered. forget: has the engine drop what it keeps of an episode.
 
         grammar: of movement phrases. robot: its name, part of the key under which the engine keeps an episode's KV;
         None where no robot waits for the answers: nothing is kept between them, and robots go first.
-        metadata: what the policy says of itself.
+        metadata: what the policy says of itself. context: this robot's examples and past frames.
         """
         self._generate = generate
         self._forget = forget
@@ -112,6 +114,7 @@ class VLMPolicy:
         self._table = table
         self._robot = robot
         self._metadata = dict(metadata or {})
+        self._context = context or PromptContext()
         self._latch = GripperLatch()
         self._episode = 0
         self.reset(derive_seed(0, robot or "", 0))
@@ -126,6 +129,7 @@ class VLMPolicy:
         self._episode += 1
         self._seed = seed
         self._phrases: list[str] = []
+        self._context.clear()
         self._latch.reset()
 
     @property
@@ -135,7 +139,8 @@ class VLMPolicy:
     def act(self, observation: Observation) -> Decision:
         """Raises EngineError where the engine failed or took too long, RequestError for what it cannot be asked."""
         start = perf_counter()
-        request = self._build_request(observation)
+        examples, frames = self._context.look(observation, self._generate, self._key)
+        request = self._build_request(observation, examples, frames)
         prompted = perf_counter()
         generation = self._generate(request)
         phrase = generation.sentence
@@ -146,14 +151,17 @@ class VLMPolicy:
         action = build_action(primitive, command, self._table.choose(phrase))
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
         timings["policy"] = 1e3 * (perf_counter() - start)
-        return Decision(action, phrase, timings_ms=timings, extra=dict(generation.stats), **self._summarise(generation))
+        extra = {**generation.stats, **self._context.describe(examples, frames)}
+        return Decision(action, phrase, timings_ms=timings, extra=extra, **self._summarise(generation))
 
-    def _build_request(self, observation: Observation) -> GenerationRequest:
+    def _build_request(
+        self, observation: Observation, examples: Sequence[Example], frames: Sequence[Frame]
+    ) -> GenerationRequest:
         settings = self._settings
         shown = self._phrases[-settings.history :] if settings.history else []
         return GenerationRequest(
             image=observation.image,
-            prompt=build_prompt(self._template, observation, shown),
+            prompt=build_prompt(self._template, observation, shown, examples, frames),
             sentences=self._grammar.sentences,
             episode=self._key,
             drafts=tuple(dict.fromkeys(reversed(self._phrases[-_NUM_DRAFTS:]))),

@@ -3,8 +3,10 @@
 Frame: the robot's base, +x forward, +y left, +z up; metres and radians. Images: uint8 RGB.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,24 +79,63 @@ class Decision:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """A picture that a prompt shows before the present one: the same object at every step, so that it is hashed once.
+
+    pixels: uint8 (H, W, 3) RGB.
+    """
+
+    pixels: np.ndarray
+
+    @cached_property
+    def key(self) -> int:
+        """A hash of shape and pixels, at least 1 and below 2**62. KV is kept as long as it is the same."""
+        digest = hashlib.blake2b(repr(self.pixels.shape).encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(self.pixels).data)
+        return 1 + (int.from_bytes(digest.digest(), "little") >> 2)
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """The text that the model reads before and after the image.
+    """What the model reads around the present picture: a sequence of texts and pictures.
 
     before: stays constant in an episode, so its KV can be reused. after: may change at every step. Both are plain
         text in the model's own style (chat content, or PaliGemma's prefix).
     style: name of the template it was made from.
+    earlier: texts and pictures between `before` and the present picture: examples, past frames.
     """
 
     before: str
     after: str
     style: str
+    earlier: tuple[str | Picture, ...] = ()
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Those of `earlier`."""
+        return tuple(part for part in self.earlier if isinstance(part, Picture))
+
+    def list_parts(self) -> list[str | Picture | None]:
+        """Everything in reading order, None for the present picture. A newline parts a text from its neighbours."""
+        told = [part for part in (self.before, *self.earlier) if part != ""]
+        parts: list[str | Picture | None] = []
+        for part in (*told, None, self.after):
+            follows_picture = bool(parts) and not isinstance(parts[-1], str)
+            if not isinstance(part, str):
+                parts.append(part)
+            elif len(parts) == len(told) + 1:
+                parts.append(f"\n{part}")
+            else:
+                parts.append(f"\n{part}\n" if follows_picture else f"{part}\n")
+        return parts
 
 
 @dataclass(frozen=True, eq=False)
 class GenerationRequest:
     """One request to an engine: answer with exactly one of `sentences` about `image`.
 
+    image: the present picture; the prompt carries those before it.
     sentences: the grammar's sentences in file order (the order sampling draws in); tuples are
         hashable and engines cache what they build from them.
     episode: key of the robot's current episode; KV and drafts are shared under the same key only.
@@ -108,6 +149,7 @@ class GenerationRequest:
     contrast: alpha; every decision and probability means log p(token | node) - alpha log p0(token | node), renormalised
         over the tokens that may follow; p0 is what the model says to a blank picture. 0 reads no blank picture.
     blank: what p0 is asked, the same words with nothing measured and nothing said before; needed above alpha 0.
+    wants_features: the answer has the model's features of `image`, too.
     """
 
     image: np.ndarray
@@ -121,6 +163,7 @@ class GenerationRequest:
     posterior: str = "off"
     contrast: float = 0.0
     blank: Prompt | None = None
+    wants_features: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,6 +176,7 @@ class Generation:
     missing_mass: 1 - probabilities.sum(): probability that is not assigned to any sentence yet.
     timings_ms: stage -> milliseconds; "engine" is the total.
     stats: counters for benchmarks and metrics (forwards, draft_hit, near_tie ...).
+    features: float32 (n,), the mean of the present picture's image features, where the request wants them.
     """
 
     sentence: str
@@ -140,6 +184,7 @@ class Generation:
     missing_mass: float | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     stats: Mapping[str, float] = field(default_factory=dict)
+    features: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -63,7 +63,7 @@ def test_nothing_at_or_behind_an_image_token_is_ever_stored(family):
     greedy = replace(prepared, before_length=len(prepared.input_ids))  # a claim that is wrong
     decoder = TreeDecoder(loaded)
     decoder.decode([greedy])
-    [kept] = [entry.ids for entry in decoder._store._entries.values()] or [np.array([])]
+    [kept] = [entry.keys for entry in decoder._store._entries.values()] or [np.array([])]
     assert image_id not in kept
     first_image = int((prepared.input_ids == image_id).int().argmax())
     assert len(kept) == (0 if family in PALIGEMMA else first_image) == count_reusable(Family(loaded), greedy)

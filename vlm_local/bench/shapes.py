@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import Unigram
 from transformers.initialization import no_init_weights
 
-from vlm_local.decoding.families import LoadedModel, PreparedRequest
+from vlm_local.decoding.families import LoadedModel, PreparedPicture, PreparedRequest
 from vlm_local.engines.loading import set_up_device
 from vlm_local.errors import ConfigError
 from vlm_local.types import GenerationRequest
@@ -38,6 +38,7 @@ SHAPES = tuple(_SHAPES)
 _IMAGE, _END, _FIRST_TEXT = 151_655, 151_645, 1_000
 # The shipped chat prompt under Qwen2's tokenizer: tokens before and behind a 256x256 image's 81.
 _BEFORE, _GRID, _AFTER = 258, (1, 18, 18), 72
+_CHARACTERS = 3  # a token of an example's text has so many: names and numbers
 # How Qwen2's tokenizer spells the movement phrases: the same tokens a phrase, under other numbers.
 _PIECES = (
     *(",", "stop", "move", "til", "t", "rotate", "close", "open", " forward", " backward", " left", " right", " up"),
@@ -115,20 +116,27 @@ def _build_tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
 
 
 def prepare_for_shape(loaded: LoadedModel, request: GenerationRequest) -> PreparedRequest:
-    """The request's text as random tokens of the shipped prompt's length, its image as random patches."""
-    before, after = (
-        _draw_tokens(text, count) for text, count in ((request.prompt.before, _BEFORE), (request.prompt.after, _AFTER))
-    )
+    """The request's text as random tokens of the shipped prompt's length, its images as random patches."""
+    prompt = request.prompt
     image = np.full(_GRID[1] * _GRID[2] // 4, _IMAGE)
-    generator = torch.Generator().manual_seed(int(request.image[0, 0, 0]))
-    patches = torch.randn((_GRID[1] * _GRID[2], 1176), generator=generator)
-    vision = {
-        "pixel_values": patches.to(loaded.dtype),
-        "image_grid_thw": torch.tensor([_GRID]),
-        "mm_token_type_ids": torch.tensor([[0] * _BEFORE + [1] * len(image) + [0] * _AFTER]),
+    before = [_draw_tokens(prompt.before, _BEFORE)]
+    for part in prompt.earlier:
+        before.append(_draw_tokens(part, len(part) // _CHARACTERS) if isinstance(part, str) else image)
+    length = sum(map(len, before))
+    input_ids = np.concatenate([*before, image, _draw_tokens(prompt.after, _AFTER)])
+    vision = _draw_patches(loaded, request.image) | {
+        "mm_token_type_ids": torch.from_numpy(input_ids == _IMAGE).long()[None]
     }
-    input_ids = torch.from_numpy(np.concatenate([before, image, after]))
-    return PreparedRequest(request, input_ids, _BEFORE, vision)
+    earlier = [
+        PreparedPicture(picture.key, len(image), _draw_patches(loaded, picture.pixels)) for picture in prompt.pictures
+    ]
+    return PreparedRequest(request, torch.from_numpy(input_ids), length, vision, tuple(earlier))
+
+
+def _draw_patches(loaded: LoadedModel, pixels: np.ndarray) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(int(pixels[0, 0, 0]))
+    patches = torch.randn((_GRID[1] * _GRID[2], 1176), generator=generator)
+    return {"pixel_values": patches.to(loaded.dtype), "image_grid_thw": torch.tensor([_GRID])}
 
 
 def _draw_tokens(text: str, count: int) -> np.ndarray:

@@ -18,6 +18,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     _add_decode(kinds)
     _add_profile(kinds)
     _add_rows(kinds)
+    _add_examples(kinds)
     _add_limit(kinds)
     _add_load(kinds)
     _add_mixed(kinds)
@@ -115,6 +116,27 @@ def _add_rows(kinds: argparse._SubParsersAction) -> None:
 
 def _run_rows(args: argparse.Namespace) -> int:
     from vlm_local.bench.rows import run
+
+    return run(read_policy_options(args), args.shape, args.layers, args.counts, args.rounds)
+
+
+def _add_examples(kinds: argparse._SubParsersAction) -> None:
+    text = "what a step costs with examples in the prompt"
+    parser = kinds.add_parser("examples", help=text)
+    _add_subject(parser)
+    text = "numbers of examples [0,8]"
+    parser.add_argument("--counts", type=_examples, default=[0, 8], metavar="N,...", help=text)
+    parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="[20]")
+    parser.set_defaults(run=_print_last_line(_run_examples))
+
+
+def _examples(text: str) -> list[int]:
+    """ "0,8" -> numbers of examples."""
+    return [count(0, 64)(part) for part in text.split(",")]
+
+
+def _run_examples(args: argparse.Namespace) -> int:
+    from vlm_local.bench.examples import run
 
     return run(read_policy_options(args), args.shape, args.layers, args.counts, args.rounds)
 

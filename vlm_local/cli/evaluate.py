@@ -55,6 +55,7 @@ def _eval(args: argparse.Namespace) -> int:
 
     from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
+    from vlm_local.errors import ConfigError
     from vlm_local.lab.offline import baselines
     from vlm_local.lab.offline.report import format_report
     from vlm_local.lab.offline.run import EvaluationPlan, evaluate
@@ -62,6 +63,8 @@ def _eval(args: argparse.Namespace) -> int:
     from vlm_local.progress import open_bar
 
     options = read_policy_options(args)
+    if args.examples and args.camera:  # an episode is known by its pictures
+        raise ConfigError("--examples shows the main camera's pictures; leave --camera out")
     if args.model in baselines.NAMES:
         refuse_all_but(options, "offline", "embodiment")
     selection = read_data_options(args)

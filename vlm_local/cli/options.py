@@ -110,6 +110,14 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     text = "how much of what the model says to a blank picture is taken out, see docs/zeroshot.md [0: nothing]"
     add("--contrast", type=number(0, MAX_CONTRAST), metavar="ALPHA", help=text)
     add("--history", type=count(0, MAX_HISTORY), metavar="N", help="last phrases that the prompt shows [0]")
+    text = "N recorded steps in the prompt, with their phrases, balanced over these [none; N: 8]"
+    add("--examples", metavar="DATA[:N]", help=text)
+    text = "the same in all episodes, or of episodes with such an instruction and first frame [fixed]"
+    add("--example-choice", choices=("fixed", "nearest"), help=text)
+    add("--frames", type=count(0, 32), metavar="N", help="past frames of the episode in the prompt [0]")
+    add("--frame-every", type=count(), metavar="K", help="control steps from one frame to the next [1]")
+    text = "of these frames the first, the last, or every other of the last [last]"
+    add("--frame-choice", choices=("first", "last", "alternate"), help=text)
     add("--steps-per-phrase", type=count(), metavar="N", help="control steps that a phrase is held [1]")
     add("--max-batch", type=count(1, 1024), metavar="N", help="requests that share a forward [8]")
     add_embodiment_option(group)

@@ -44,15 +44,28 @@ class LoadedModel:
 
 
 @dataclass(frozen=True, eq=False)
+class PreparedPicture:
+    """A picture that a prompt shows before the present one.
+
+    key: of types.Picture. num_tokens: placeholders that stand for it. vision: as PreparedRequest's.
+    """
+
+    key: int
+    num_tokens: int
+    vision: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
 class PreparedRequest:
     """A request as its family's model reads it.
 
     input_ids: int64 (L,) on the CPU, image placeholders written out; the answer's tokens follow it.
-    before_length: leading tokens that come before anything of the image; their KV depends on the
-        prompt's text alone (0 for PaliGemma, whose prefix is one bidirectional block).
-    vision: what the model's forward takes beside input_ids, batch dimension of one image included:
-        pixel_values, image_grid_thw, pixel_attention_mask ... On the CPU: a copy to a GPU from the thread
+    before_length: leading tokens that come before anything of the present image; their KV depends on the
+        prompt's text and earlier pictures alone (0 for PaliGemma, whose prefix is one bidirectional block).
+    vision: what the model's forward takes beside input_ids, batch dimension of one image included, of the present
+        image: pixel_values, image_grid_thw, pixel_attention_mask ... On the CPU: a copy to a GPU from the thread
         that prepares would wait there for the forward that runs.
+    earlier: the pictures before the present one, in the prompt's order.
     blank_log: float64, what the decoder's `read_blank` gave for the blank picture; needed where the request has a
         contrast, else None.
     """
@@ -61,7 +74,31 @@ class PreparedRequest:
     input_ids: torch.Tensor
     before_length: int
     vision: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    earlier: tuple[PreparedPicture, ...] = ()
     blank_log: np.ndarray | None = None
+
+    def join_vision(self) -> dict[str, torch.Tensor]:
+        """As `vision`, of all pictures together, in the prompt's order."""
+        if not self.earlier:
+            return dict(self.vision)
+        parts = [*(picture.vision for picture in self.earlier), self.vision]
+        joined = {name: self._join(name, [part[name] for part in parts]) for name in self.earlier[0].vision}
+        return {**self.vision, **joined}
+
+    @staticmethod
+    def _join(name: str, values: list[torch.Tensor]) -> torch.Tensor:
+        """Qwen's patches and grids follow one another; SmolVLM's pictures (1, n, ...) are padded to one size."""
+        if values[0].dim() < 4:
+            return torch.cat(values)
+        sizes = [max(value.shape[axis] for value in values) for axis in (-2, -1)]
+        padded = [
+            torch.nn.functional.pad(value, (0, sizes[1] - value.shape[-1], 0, sizes[0] - value.shape[-2]))
+            for value in values
+        ]
+        return torch.cat(padded, dim=1)
+
+
+Prepared = PreparedRequest | PreparedPicture
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,8 +158,8 @@ class Family:
         # SmolVLM looks for empty tiles by their values, which a CPU must read back.
         self.can_capture_vision = loaded.family != "smolvlm2"
 
-    def encode_images(self, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
-        """One pass of the vision tower for all pictures of the same layout."""
+    def encode_images(self, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
+        """Of each one's picture, the present one of a request. One pass of the vision tower for each layout."""
         groups = defaultdict(list)
         for index, item in enumerate(prepared):
             groups[find_layout(item)].append(index)
@@ -173,6 +210,18 @@ class Family:
             constants |= {"interp_indices": indices.to(self.device), "interp_weights": weights.to(self.device)}
         return constants
 
+    def hash_columns(self, prepared: PreparedRequest) -> np.ndarray:
+        """int64 (L,): what each token's KV depends on, beside the tokens before it: its id, or for a placeholder the
+        key of its picture, negative. The present picture's placeholders keep their id.
+        """
+        keys = prepared.input_ids.numpy().copy()
+        if prepared.earlier:
+            earlier = keys[: prepared.before_length]
+            places = np.flatnonzero(earlier == self.image_token_id)
+            counts = [each.num_tokens for each in prepared.earlier]
+            earlier[places] = np.repeat([-each.key for each in prepared.earlier], counts)
+        return keys
+
     def position_prompt(self, prepared: PreparedRequest) -> tuple[np.ndarray, int]:
         """Positions (axes, L) of a prompt's tokens, and the position of the token that follows it.
 
@@ -184,7 +233,7 @@ class Family:
         if self.axes == 1:
             return self._first + np.arange(len(ids))[None], self._first + len(ids)
         is_image = ids == self.image_token_id
-        grids = iter(prepared.vision["image_grid_thw"].tolist())
+        grids = iter([each.vision["image_grid_thw"][0].tolist() for each in (*prepared.earlier, prepared)])
         borders = [0, *(np.flatnonzero(np.diff(is_image)) + 1), len(ids)]
         parts, start = [], 0
         for begin, end in itertools.pairwise(borders):
@@ -199,7 +248,15 @@ class Family:
         return np.concatenate(parts, axis=1), start
 
 
-def find_layout(prepared: PreparedRequest) -> PictureLayout:
-    """The layout of a request's picture."""
+def join_features(features: Sequence[ImageFeatures]) -> ImageFeatures:
+    """Those of several pictures of one prompt, in its order."""
+    if len(features) == 1:
+        return features[0]
+    deep = zip(*(each.deep for each in features), strict=True)
+    return ImageFeatures(torch.cat([each.tokens for each in features]), tuple(map(torch.cat, deep)))
+
+
+def find_layout(prepared: Prepared) -> PictureLayout:
+    """The layout of a picture."""
     grid = prepared.vision.get("image_grid_thw")
     return PictureLayout(tuple(prepared.vision["pixel_values"].shape), () if grid is None else tuple(grid[0].tolist()))

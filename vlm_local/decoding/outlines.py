@@ -118,7 +118,7 @@ class OutlinesDecoder:
         return read_answer(output[0, input_ids.shape[1] :].tolist(), tokens, loaded.eos_token_id)
 
     def _place(self, prepared: PreparedRequest) -> dict[str, torch.Tensor]:
-        return {name: value.to(self._loaded.device) for name, value in prepared.vision.items()}
+        return {name: value.to(self._loaded.device) for name, value in prepared.join_vision().items()}
 
     @torch.inference_mode()
     def score(self, prepared: PreparedRequest, tokens: list[list[int]], temperature: float) -> tuple[np.ndarray, int]:

@@ -1,5 +1,6 @@
 """Requests that are decoded together on one KV cache, and the KV that an episode keeps between its steps."""
 
+import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -8,7 +9,7 @@ import numpy as np
 import torch
 
 from vlm_local.decoding.distribution import Choice, TrieDistribution
-from vlm_local.decoding.families import Family, PreparedRequest
+from vlm_local.decoding.families import Family, PreparedPicture, PreparedRequest, join_features
 from vlm_local.decoding.forward import DynamicKV, Head, PlacedImage
 from vlm_local.decoding.layout import Row, lay_out
 from vlm_local.decoding.prior import Prior
@@ -19,15 +20,16 @@ from vlm_local.types import GenerationRequest
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
-    ids: np.ndarray  # (n,) token ids of the columns
+    keys: np.ndarray  # (n,) of the columns, as Family.hash_columns gives them
     kv: torch.Tensor  # (layers, 2, heads, n, head_dim)
 
 
 class PrefixStore:
-    """KV of each episode's prompt text before the image, kept between its steps.
+    """KV of each episode's prompt before the present image, kept between its steps.
 
-    What is kept is a copy of the columns before the first image token. Attention looks back only, so no image has
-    touched it. One entry an episode; the least recently used go when all together pass `max_bytes`.
+    What is kept is a copy of the columns before the present image's first token, those of earlier pictures included.
+    Attention looks back only, so no later image has touched it. One entry an episode; the least recently used go when
+    all together pass `max_bytes`.
     """
 
     def __init__(self, max_bytes: int):
@@ -38,23 +40,23 @@ class PrefixStore:
     def num_bytes(self) -> int:
         return sum(entry.kv.nbytes for entry in self._entries.values())
 
-    def find(self, episode: str | None, ids: np.ndarray) -> torch.Tensor | None:
-        """KV (layers, 2, heads, m, head_dim) of the columns whose tokens, from the first on, are those of
-        `ids` (n,); None where there is none.
+    def find(self, episode: str | None, keys: np.ndarray) -> torch.Tensor | None:
+        """KV (layers, 2, heads, m, head_dim) of the columns whose tokens and pictures, from the first on, are those of
+        `keys` (n,); None where there is none.
         """
         entry = None if episode is None else self._entries.get(episode)
         if episode is None or entry is None:
             return None
         self._entries.move_to_end(episode)
-        shorter = min(len(ids), len(entry.ids))
-        differs = np.flatnonzero(entry.ids[:shorter] != ids[:shorter])
+        shorter = min(len(keys), len(entry.keys))
+        differs = np.flatnonzero(entry.keys[:shorter] != keys[:shorter])
         count = int(differs[0]) if len(differs) else shorter
         return entry.kv[:, :, :, :count] if count else None
 
-    def keep(self, episode: str, ids: np.ndarray, kv: torch.Tensor) -> None:
-        """kv: of the columns of exactly `ids`, (layers, 2, heads, n, head_dim) in memory of its own."""
+    def keep(self, episode: str, keys: np.ndarray, kv: torch.Tensor) -> None:
+        """kv: of the columns of exactly `keys`, (layers, 2, heads, n, head_dim) in memory of its own."""
         self._entries.pop(episode, None)
-        self._entries[episode] = _Entry(ids, kv)
+        self._entries[episode] = _Entry(keys, kv)
         while self.num_bytes > self._max_bytes:
             self._entries.popitem(last=False)
 
@@ -75,6 +77,7 @@ class GrammarCache:
 class DecodeTask:
     """One request that is being decoded.
 
+    keys: int64 (L,) of the prompt's columns, see Family.hash_columns.
     kept: KV of its first columns from an earlier step of the episode, or None.
     expected: float64 (N,) probability of the trie's nodes one step ago, or None; only the draft uses it.
     num_read: nodes read so far. is_draft_hit: whether the first forward settled the choice.
@@ -82,6 +85,7 @@ class DecodeTask:
 
     prepared: PreparedRequest
     grammar: GrammarCache
+    keys: np.ndarray
     kept: torch.Tensor | None
     row: Row
     distribution: TrieDistribution
@@ -102,9 +106,10 @@ def build_task(
     """A task with nothing read yet. store: KV of this episode's last step; None to read the whole prompt again."""
     ids = prepared.input_ids.numpy()
     positions, behind = family.position_prompt(prepared)
-    kept = store.find(prepared.request.episode, ids[: count_reusable(family, prepared)]) if store else None
+    keys = family.hash_columns(prepared)
+    kept = store.find(prepared.request.episode, keys[: count_reusable(family, prepared)]) if store else None
     row = Row(grammar.trie, ids, positions, behind, 0 if kept is None else kept.shape[3])
-    return DecodeTask(prepared, grammar, kept, row, TrieDistribution(grammar.trie, find_taken_out(prepared)))
+    return DecodeTask(prepared, grammar, keys, kept, row, TrieDistribution(grammar.trie, find_taken_out(prepared)))
 
 
 def find_taken_out(prepared: PreparedRequest) -> np.ndarray | None:
@@ -116,13 +121,21 @@ def find_taken_out(prepared: PreparedRequest) -> np.ndarray | None:
 
 
 def count_reusable(family: Family, prepared: PreparedRequest) -> int:
-    """Leading tokens whose KV no image can have touched: those before the first placeholder, and none
+    """Leading tokens whose KV the present image cannot have touched: those before its first placeholder, and none
     where the prompt attends to all of itself.
     """
     if family.is_bidirectional:
         return 0
-    is_image = prepared.input_ids.numpy() == family.image_token_id
-    return min(prepared.before_length, int(is_image.argmax()) if is_image.any() else 0)
+    places = np.flatnonzero(prepared.input_ids.numpy() == family.image_token_id)
+    num_earlier = sum(picture.num_tokens for picture in prepared.earlier)
+    return min(prepared.before_length, int(places[num_earlier]) if len(places) > num_earlier else 0)
+
+
+def list_unread(family: Family, task: DecodeTask) -> list[PreparedPicture]:
+    """The earlier pictures of a task whose KV is not kept. What is kept never ends inside a picture."""
+    num_kept = int((task.row.prompt_ids[: task.row.kept] == family.image_token_id).sum())
+    ends = np.cumsum([picture.num_tokens for picture in task.prepared.earlier])
+    return [picture for picture, end in zip(task.prepared.earlier, ends, strict=True) if end > num_kept]
 
 
 def _expect_columns(task: DecodeTask) -> int:
@@ -135,13 +148,17 @@ class Session:
     """The KV of `tasks` and what of it is filled. The first `read` takes the prompts along."""
 
     def __init__(self, family: Family, tasks: Sequence[DecodeTask], forwards: StaticForwards | None = None):
-        """forwards: buffers of fixed shape to run in where the tasks fit."""
+        """forwards: buffers of fixed shape to run in where the tasks fit. Where earlier pictures must be read they
+        do not: no chunk is as long at most steps, and each length is a graph.
+        """
         self.tasks = list(tasks)
         self._family = family
         self._forwards = forwards
         kept = [task.kept for task in tasks]
         num_columns = max(map(_expect_columns, tasks))
-        self._kv = (forwards and forwards.open(kept, num_columns)) or DynamicKV(family, kept)
+        self._unread = [list_unread(family, task) for task in tasks]
+        has_unread = any(self._unread)
+        self._kv = (forwards and forwards.open(kept, num_columns, has_unread)) or DynamicKV(family, kept)
         self._is_fresh = True
 
     def read(self, nodes: Sequence[np.ndarray]) -> None:
@@ -172,11 +189,16 @@ class Session:
         return [part.reshape(each.shape) for part, each in zip(np.split(flat, ends[:-1]), logits, strict=True)]
 
     def _place_images(self) -> list[PlacedImage]:
+        """The features of each task's unread pictures together, the present one's last."""
         prepared = [task.prepared for task in self.tasks]
         features = self._forwards.encode_images(prepared) if self._forwards else self._family.encode_images(prepared)
+        earlier = iter(self._family.encode_images([each for unread in self._unread for each in unread]))
         return [
-            PlacedImage(each, np.flatnonzero(task.row.prompt_ids[task.row.kept :] == self._family.image_token_id))
-            for each, task in zip(features, self.tasks, strict=True)
+            PlacedImage(
+                join_features([*itertools.islice(earlier, len(unread)), present]),
+                np.flatnonzero(task.row.prompt_ids[task.row.kept :] == self._family.image_token_id),
+            )
+            for unread, present, task in zip(self._unread, features, self.tasks, strict=True)
         ]
 
     def keep_prefixes(self, store: PrefixStore) -> None:
@@ -185,7 +207,7 @@ class Session:
             count = count_reusable(self._family, task.prepared)
             if task.request.episode is not None and count > task.row.kept:
                 kv = self._kv.copy_columns(index, task.row.prompt_columns[:count])
-                store.keep(task.request.episode, task.row.prompt_ids[:count], kv)
+                store.keep(task.request.episode, task.keys[:count], kv)
 
     def narrow(self, stays: Sequence[bool]) -> None:
         """Go on with fewer tasks."""

@@ -58,21 +58,34 @@ class StaticForwards:
         self._caches: dict[tuple[int, int], _StaticCache] = {}
         self._steps: dict[tuple, _Step] = {}
         self._towers: dict[PictureLayout, dict[int, _Tower]] = {}
+        self._num_refused = {"eager_pictures": 0, "eager_size": 0}
 
     @property
     def metadata(self) -> dict[str, int]:
-        """captured, uncaptured: graphs, and forwards that could not become one. kv_bytes: of all buffers of KV."""
+        """captured, uncaptured: graphs, and forwards that could not become one. kv_bytes: of all buffers of KV.
+        eager_pictures, eager_size: batches of requests that ran without these buffers, because earlier pictures had
+        to be read, or because of too many rows or columns.
+        """
         kv_bytes = sum(cache.kv.nbytes for cache in self._caches.values())
-        return {"captured": self._graphs.captured, "uncaptured": self._graphs.uncaptured, "kv_bytes": kv_bytes}
+        return {
+            "captured": self._graphs.captured,
+            "uncaptured": self._graphs.uncaptured,
+            "kv_bytes": kv_bytes,
+            **self._num_refused,
+        }
 
-    def open(self, kept: Sequence[torch.Tensor | None], num_columns: int) -> "StaticKV | None":
-        """KV for these rows, or None where they are too many or too long.
+    def open(
+        self, kept: Sequence[torch.Tensor | None], num_columns: int, has_unread: bool = False
+    ) -> "StaticKV | None":
+        """KV for these rows, or None where they are too many or too long, or have earlier pictures to read.
 
         kept: for each row the KV that it begins with, (layers, 2, heads, n, head_dim), or None.
         num_columns: that the longest row is expected to need.
         """
         width = WIDTH * math.ceil(num_columns / WIDTH)
-        if len(kept) > MAX_ROWS or width > MAX_COLUMNS:
+        is_too_large = len(kept) > MAX_ROWS or width > MAX_COLUMNS
+        if is_too_large or has_unread:
+            self._num_refused["eager_size" if is_too_large else "eager_pictures"] += 1
             return None
         if self._captures and not self._caches:
             self._capture_usual(width)

@@ -14,7 +14,7 @@ import torch
 
 from vlm_local import __version__
 from vlm_local.checkpoint import Checkpoint
-from vlm_local.decoding.families import LoadedModel, PreparedRequest
+from vlm_local.decoding.families import Family, LoadedModel, PreparedRequest
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.decoding.trie import MAX_GRAMMARS
@@ -114,6 +114,7 @@ class HFEngine:
     def __init__(self, checkpoint: Checkpoint, loaded: LoadedModel, decoder: str, quantize: str, max_batch: int):
         self.max_batch = max_batch
         self._processing = Processing(loaded.processor, loaded.family, loaded.dtype)
+        self._family = Family(loaded)
         self._decoder = OutlinesDecoder(loaded) if decoder == "outlines" else DefaultDecoder(loaded, max_batch)
         self._blanks = BlankReadings(self._processing.prepare, self._decoder)
         self._metadata = {
@@ -171,10 +172,18 @@ class HFEngine:
 
     def _decode(self, prepared: Sequence[PreparedRequest]) -> Sequence[Outcome]:
         try:
-            return self._decoder.decode(prepared)
+            answers = self._decoder.decode(prepared)
+            return [self._add_features(each, answer) for each, answer in zip(prepared, answers, strict=True)]
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise EngineError(f"out of memory on the GPU with {len(prepared)} requests at once: {error}") from error
+
+    @torch.inference_mode()
+    def _add_features(self, prepared: PreparedRequest, answer: Outcome) -> Outcome:
+        if not prepared.request.wants_features or not isinstance(answer, Generation):
+            return answer
+        [features] = self._family.encode_images([prepared])
+        return replace(answer, features=features.tokens.float().mean(dim=0).cpu().numpy().astype(np.float32))
 
     def forget(self, episode: str) -> None:
         self._decoder.forget(episode)

@@ -189,8 +189,9 @@ class OpenAIEngine:
         """Raises RequestError for words that would steer the model."""
         self._filter_tokens.check_sentences(request.sentences)
         prompt = request.prompt
-        plain = replace(prompt, before=self._filter_tokens(prompt.before), after=self._filter_tokens(prompt.after))
-        return replace(request, prompt=plain)
+        earlier = [self._filter_tokens(part) if isinstance(part, str) else part for part in prompt.earlier]
+        before, after = self._filter_tokens(prompt.before), self._filter_tokens(prompt.after)
+        return replace(request, prompt=replace(prompt, before=before, after=after, earlier=tuple(earlier)))
 
     async def _generate_one(self, request: GenerationRequest) -> Outcome:
         robot = None if request.episode is None else request.episode.rpartition("/")[0]

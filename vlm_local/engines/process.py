@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from vlm_local.engines import Engine, Outcome, as_engine_error
+from vlm_local.engines.sent_pictures import SentPictures
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.logs import start_logging, take_over_logging
 from vlm_local.processes import die_with_parent
@@ -71,7 +72,7 @@ class EngineProcess:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         with self._talk():
-            self._send(list(requests))
+            self._send(self._sent.pack(requests))
             outcomes, self._metadata = self._receive()
         return outcomes
 
@@ -120,7 +121,8 @@ class EngineProcess:
             self._is_loading = False
 
     def _open_pipe(self) -> None:
-        """A new process at the other end."""
+        """A new process at the other end, which has seen no picture."""
+        self._sent = SentPictures()
         self._pipe, theirs = Pipe()
         with theirs:
             command = [sys.executable, "-m", __name__, str(theirs.fileno())]
@@ -213,6 +215,7 @@ def _serve(pipe: Connection) -> None:
         return pipe.send(error)
     take_over_logging()
     pipe.send((engine.max_batch, engine.metadata))
+    sent = SentPictures()
     while True:
         message = pipe.recv()
         if isinstance(message, str):
@@ -220,7 +223,7 @@ def _serve(pipe: Connection) -> None:
             continue
         try:
             with as_engine_error("the model failed"):
-                pipe.send((engine.generate(message), engine.metadata))
+                pipe.send((engine.generate(sent.unpack(*message)), engine.metadata))
         except VLMLocalError as error:
             pipe.send(error)
 

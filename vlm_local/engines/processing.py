@@ -2,7 +2,9 @@
 
 import inspect
 import re
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +13,17 @@ import numpy as np
 import torch
 import transformers
 
-from vlm_local.decoding.families import PreparedRequest
+from vlm_local.decoding.families import PreparedPicture, PreparedRequest
 from vlm_local.engines.chat import ControlTokenFilter, apply_template, check_template, pick_template
 from vlm_local.engines.pictures import scale_down
 from vlm_local.errors import ConfigError, RequestError
-from vlm_local.types import GenerationRequest, Prompt
+from vlm_local.types import GenerationRequest, Picture, Prompt
 
 MAX_ASPECT = 190  # Qwen's image processor refuses 200
 # Of text. Every robot of this engine waits for the longest prompt's prefill, so its length is bounded.
 MAX_PROMPT_TOKENS = 1536
+
+_MAX_PICTURE_BYTES = 1 << 28  # of prepared pictures that are kept, because a prompt shows them at every step
 
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels")
 _MARK = re.compile(r"<\S+>")
@@ -114,8 +118,20 @@ def is_chat(family: str) -> bool:
     return not family.startswith("paligemma")
 
 
+@dataclass(frozen=True, eq=False)
+class _ReadPicture:
+    """A picture as the model reads it. input_ids: what its placeholder in a text becomes."""
+
+    input_ids: torch.Tensor
+    vision: Mapping[str, torch.Tensor]
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(value.nbytes for value in self.vision.values())
+
+
 class Processing:
-    """Prepares requests for one family; keeps nothing between them."""
+    """Prepares requests for one family. Keeps the pictures that come before the present one, nothing else."""
 
     def __init__(self, processor: Any, family: str, dtype: torch.dtype):
         self._processor = processor
@@ -126,12 +142,19 @@ class Processing:
         self._control_ids = set(processor.tokenizer.convert_tokens_to_ids(sorted(control)))
         self._dtype = dtype
         self._is_chat = is_chat(family)
+        self._read: OrderedDict[int, _ReadPicture] = OrderedDict()  # by key; the last used stands last
+        # Of a placeholder alone: what a tokenizer writes around it.
+        alone = processor.tokenizer(processor.image_token)["input_ids"]
+        place = alone.index(processor.image_token_id)
+        self._num_around = place, len(alone) - 1 - place
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
         """Raises RequestError for a picture that the family's image processor cannot take, for words
         that would steer the model, and for too long a text.
         """
         self._filter_tokens.check_sentences(request.sentences)
+        if request.prompt.pictures:
+            return self._prepare_sequence(request)
         inputs = self._processor(
             text=[self.render(request.prompt)], images=[self._fit(request.image)], return_tensors="pt"
         )
@@ -141,14 +164,63 @@ class Processing:
         _check_length(int((~is_image).sum()))
         return PreparedRequest(request, input_ids, int(is_image.int().argmax()), vision)
 
+    def _prepare_sequence(self, request: GenerationRequest) -> PreparedRequest:
+        """A prompt with several pictures. Each is prepared alone, so that one that was shown before is not again."""
+        if not self._is_chat:
+            raise RequestError("this model reads one picture, but the prompt shows several: use no examples, no frames")
+        shown = request.prompt.pictures
+        earlier = [self._read_again(picture) for picture in shown]
+        present = self._read_picture(request.image)
+        text_ids = torch.tensor(self._processor.tokenizer(self.render(request.prompt))["input_ids"])
+        image_id = self._processor.image_token_id
+        places = (text_ids == image_id).nonzero()[:, 0].tolist()
+        ends = zip(places, [*places[1:], len(text_ids)], strict=True)
+        parts = [text_ids[: places[0]]]
+        for (place, end), picture in zip(ends, [*earlier, present], strict=True):
+            parts += [picture.input_ids, text_ids[place + 1 : end]]
+        input_ids = torch.cat(parts)
+        is_image = input_ids == image_id
+        _check_length(int((~is_image).sum()))
+        types = {"mm_token_type_ids": is_image[None].long()} if "image_grid_thw" in present.vision else {}
+        counts = [int((each.input_ids == image_id).sum()) for each in [*earlier, present]]
+        first = int(is_image.nonzero()[-counts[-1]])
+        pictures = [
+            PreparedPicture(picture.key, count, each.vision)
+            for picture, count, each in zip(shown, counts[:-1], earlier, strict=True)
+        ]
+        return PreparedRequest(request, input_ids, first, {**present.vision, **types}, tuple(pictures))
+
+    def _read_again(self, picture: Picture) -> _ReadPicture:
+        if picture.key in self._read:
+            self._read.move_to_end(picture.key)
+            return self._read[picture.key]
+        read = self._read[picture.key] = self._read_picture(picture.pixels)
+        while sum(each.num_bytes for each in self._read.values()) > _MAX_PICTURE_BYTES:
+            self._read.popitem(last=False)
+        return read
+
+    def _read_picture(self, pixels: np.ndarray) -> _ReadPicture:
+        token = self._processor.image_token
+        inputs = self._processor(text=[token], images=[self._fit(pixels)], return_tensors="pt")
+        ids, (num_before, num_behind) = inputs["input_ids"][0], self._num_around
+        vision = {
+            name: self._convert(value)
+            for name, value in inputs.items()
+            if name not in _NOT_FOR_THE_MODEL and not name.endswith("token_type_ids")
+        }
+        return _ReadPicture(ids[num_before : len(ids) - num_behind], vision)
+
     def render(self, prompt: Prompt) -> str:
-        """Prompt -> the model's whole text with one image placeholder."""
-        before, after = self._make_plain(prompt.before), self._make_plain(prompt.after)
+        """Prompt -> the model's whole text with one placeholder for each picture."""
         if not self._is_chat:
             # Written into the text, the placeholder is repeated, and <bos> and a newline are added.
+            before, after = self._make_plain(prompt.before), self._make_plain(prompt.after)
             return self._processor.image_token + " ".join(part for part in (before, after) if part)
-        content = [{"type": "text", "text": before + "\n"}, {"type": "image"}, {"type": "text", "text": "\n" + after}]
-        messages = [{"role": "user", "content": content if before else content[1:]}]
+        content = [
+            {"type": "text", "text": self._make_plain(part)} if isinstance(part, str) else {"type": "image"}
+            for part in prompt.list_parts()
+        ]
+        messages = [{"role": "user", "content": content}]
         return apply_template(self._processor, messages, add_generation_prompt=True)
 
     def _make_plain(self, text: str) -> str:

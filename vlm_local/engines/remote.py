@@ -7,6 +7,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -18,7 +19,7 @@ from vlm_local.engines.chat_api import DIALECTS, Completion, Dialect, read_compl
 from vlm_local.engines.masses import Position, build_spelling, is_constrained, tells_end
 from vlm_local.errors import ConfigError, RemoteError
 from vlm_local.plain import hide_secrets
-from vlm_local.types import Prompt
+from vlm_local.types import Picture, Prompt
 
 try:
     import openai
@@ -251,14 +252,21 @@ def encode_image(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
 
 
+@lru_cache(64)
+def _encode_picture(picture: Picture) -> str:
+    """As `encode_image`, of a picture that a prompt shows at every step."""
+    return encode_image(picture.pixels)
+
+
 def build_messages(prompt: Prompt, image_url: str) -> list:
     """The prompt around the image; what stays the same comes first, for the server's prefix cache."""
-    content = [
-        {"type": "text", "text": prompt.before + "\n"},
-        {"type": "image_url", "image_url": {"url": image_url}},
-        {"type": "text", "text": "\n" + prompt.after},
-    ]
-    return [{"role": "user", "content": content if prompt.before else content[1:]}]
+    return [{"role": "user", "content": [_write_part(part, image_url) for part in prompt.list_parts()]}]
+
+
+def _write_part(part: str | Picture | None, present_url: str) -> dict:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": present_url if part is None else _encode_picture(part)}}
 
 
 def _is_limited(answer: Completion) -> bool:

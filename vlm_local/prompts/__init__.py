@@ -3,6 +3,10 @@
 A template is a text file with the lines `[before]` and `[after]`: what stands before and after the
 image. `$name` is filled in; the names are in `build_prompt`. Text that stays the same in an episode
 belongs before the image, where its KV can be kept between steps.
+
+Between the two there may be blocks for pictures that come before the present one, in this order:
+`[example]`, once for each example, `[frame]`, once for each past frame, and `[now]`, the text before the present
+picture where there is an example or a frame. In the first two, `$picture` says where the picture stands.
 """
 
 import hashlib
@@ -16,20 +20,54 @@ import numpy as np
 
 from vlm_local.embodiments import BRIDGE, CAMERA_WORDS, load_embodiment
 from vlm_local.errors import ConfigError, suggest
-from vlm_local.types import Observation, Prompt
+from vlm_local.types import Observation, Picture, Prompt
 
 _FOLDER = Path(__file__).resolve().parent
 _UNMEASURED = "not measured"
 _NUMBERS = ("x_cm", "y_cm", "z_cm", "x_mm", "y_mm", "z_mm", "roll_deg", "pitch_deg", "yaw_deg", "gripper_percent")
 _CAMERA = tuple(f"camera_{word}" for word in CAMERA_WORDS)
 _SLIGHTLY = 'Begin with "slightly" for a small movement, where little is missing: "slightly move left, tilt down".'
-_NAMES = ("instruction", "history", "proprio", "slightly", *_NUMBERS, *_CAMERA)
+_STATE = ("proprio", *_NUMBERS)
+# Of each block, in the order of the file: what it may use.
+_NAMES = {
+    "before": ("instruction", "history", "slightly", *_STATE, *_CAMERA),
+    "example": ("picture", "instruction", "phrase", *_STATE, *_CAMERA),
+    "frame": ("picture", "step", "instruction", *_CAMERA),
+    "now": ("instruction", *_CAMERA),
+    "after": ("instruction", "history", "slightly", *_STATE, *_CAMERA),
+}
+_BLOCK = re.compile(rf"^\[({'|'.join(_NAMES)})\]\n", re.MULTILINE)
+_PICTURE = "$picture"
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A step of a recorded episode: what the robot saw and felt, and the phrase that was right.
+
+    proprio: float64 (7,) as in Observation. source: where it is from, for records.
+    """
+
+    picture: Picture
+    instruction: str
+    proprio: np.ndarray | None
+    phrase: str
+    source: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """What the robot saw at an earlier step of its episode."""
+
+    step: int
+    picture: Picture
 
 
 @dataclass(frozen=True)
 class Template:
     """before, after: string.Template texts around the image. sha256: of the file. camera: its words by name, and what
     is said of "slightly".
+
+    example, frame: texts around an earlier picture, None where the file has no such block. now: before the present one.
     """
 
     name: str
@@ -37,6 +75,9 @@ class Template:
     after: string.Template
     sha256: str
     camera: Mapping[str, str] = field(default_factory=dict)
+    example: tuple[string.Template, string.Template] | None = None
+    frame: tuple[string.Template, string.Template] | None = None
+    now: string.Template | None = None
 
 
 def load_template(name: str | Path, camera: Mapping[str, str] | None = None, has_slightly: bool = False) -> Template:
@@ -54,42 +95,98 @@ def load_template(name: str | Path, camera: Mapping[str, str] | None = None, has
             f"prompt {name}: cannot read {path} ({error}){suggest(path.stem, shipped)}; the shipped prompts are "
             f"{', '.join(shipped)}"
         ) from None
-    head, before_mark, rest = text.partition("[before]\n")
-    before, after_mark, after = rest.partition("[after]\n")
-    if head.strip() or not before_mark or not after_mark:
+    head, *found = _BLOCK.split(text)
+    names, texts = found[::2], dict(zip(found[::2], found[1::2], strict=True))
+    if head.strip() or not {"before", "after"} <= set(names):
         raise ConfigError(f"{path}: a prompt is a line [before], text, a line [after], text; one of the two is missing")
+    if names != [name for name in _NAMES if name in texts]:
+        raise ConfigError(
+            f"{path}: expected each block once and in the order {', '.join(f'[{name}]' for name in _NAMES)}"
+        )
     told = load_embodiment(BRIDGE).camera if camera is None else camera
     words = {f"camera_{word}": text for word, text in told.items()} | {"slightly": _SLIGHTLY if has_slightly else ""}
-    template = Template(path.stem, _parse(before, path), _parse(after, path), hashlib.sha256(data).hexdigest(), words)
-    if "$instruction" not in before + after and "${instruction}" not in before + after:
+    blocks = {name: _parse(name, text, path) for name, text in texts.items()}
+    template = Template(
+        path.stem,
+        blocks["before"],
+        blocks["after"],
+        hashlib.sha256(data).hexdigest(),
+        words,
+        example=_split_at_picture(blocks.get("example"), "example", path),
+        frame=_split_at_picture(blocks.get("frame"), "frame", path),
+        now=blocks.get("now"),
+    )
+    shown = texts["before"] + texts["after"]
+    if "$instruction" not in shown and "${instruction}" not in shown:
         raise ConfigError(f"{path}: the prompt never shows the instruction; write $instruction where it belongs")
     return template
 
 
-def _parse(text: str, path: Path) -> string.Template:
+def _parse(block: str, text: str, path: Path) -> string.Template:
     # A trailing space or newline would break the canonical tokenisation of every phrase.
-    template = string.Template(text.strip())
+    template, names = string.Template(text.strip()), _NAMES[block]
     places = list(template.pattern.finditer(template.template))  # Template says them itself from Python 3.11 on
-    unknown = {place["named"] or place["braced"] or "$" for place in places if place["escaped"] is None} - set(_NAMES)
+    unknown = {place["named"] or place["braced"] or "$" for place in places if place["escaped"] is None} - set(names)
     if unknown:
-        raise ConfigError(
-            f"{path}: unknown {', '.join(sorted(unknown))}; a prompt may use ${', $'.join(_NAMES)}, and $$"
-        )
+        where = "a prompt" if block in ("before", "after") else f"[{block}]"
+        raise ConfigError(f"{path}: unknown {', '.join(sorted(unknown))}; {where} may use ${', $'.join(names)}, and $$")
     return template
 
 
-def build_prompt(template: Template, observation: Observation, history: Sequence[str] = ()) -> Prompt:
+def _split_at_picture(
+    block: string.Template | None, name: str, path: Path
+) -> tuple[string.Template, string.Template] | None:
+    if block is None:
+        return None
+    before, *after = block.template.split(_PICTURE)
+    if len(after) != 1:
+        raise ConfigError(f"{path}: [{name}] must hold $picture once, where its picture stands")
+    return string.Template(before), string.Template(after[0])
+
+
+def build_prompt(
+    template: Template,
+    observation: Observation,
+    history: Sequence[str] = (),
+    examples: Sequence[Example] = (),
+    frames: Sequence[Frame] = (),
+) -> Prompt:
     """Fill in: the instruction; `history`, phrases, oldest first, as a sentence, empty without any;
     the words of the template's camera, and of "slightly" where the grammar has it; the measured state as a
     sentence and as whole numbers (cm, mm, degrees, percent of the gripper's range), "not measured" without proprio.
+
+    examples, frames: in the order in which they are shown. Raises ConfigError where the template has no such block.
     """
     values = {
-        "instruction": " ".join(observation.instruction.split()),
+        "instruction": _join_words(observation.instruction),
         "history": f"The last movements, oldest first: {'; '.join(history)}." if history else "",
         **_describe_proprio(observation.proprio),
         **template.camera,
     }
-    return Prompt(_tidy(template.before.substitute(values)), _tidy(template.after.substitute(values)), template.name)
+    earlier: list[str | Picture] = []
+    for example in examples:
+        own = {"instruction": _join_words(example.instruction), "phrase": example.phrase}
+        told = {**values, **_describe_proprio(example.proprio), **own}
+        earlier += _surround(example.picture, "example", template, told)
+    for frame in frames:
+        earlier += _surround(frame.picture, "frame", template, {**values, "step": str(frame.step)})
+    if earlier and template.now is not None:
+        earlier.append(_tidy(template.now.substitute(values)))
+    before, after = _tidy(template.before.substitute(values)), _tidy(template.after.substitute(values))
+    return Prompt(before, after, template.name, tuple(part for part in earlier if part != ""))
+
+
+def _surround(picture: Picture, name: str, template: Template, values: Mapping[str, str]) -> list[str | Picture]:
+    """A picture between the texts of its block."""
+    block = getattr(template, name)
+    if block is None:
+        raise ConfigError(f"the prompt {template.name} shows one picture only: it has no block [{name}]")
+    lead, tail = (_tidy(text.substitute(values)) for text in block)
+    return [lead, picture, tail]
+
+
+def _join_words(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _tidy(text: str) -> str:

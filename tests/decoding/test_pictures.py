@@ -1,0 +1,100 @@
+"""Prompts that show several pictures: their KV is kept by pixels, and nothing changes but the time."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
+from tests.tiny_models import PALIGEMMA, QWEN, SMOLVLM
+from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.decoding.tree import TreeDecoder
+from vlm_local.errors import RequestError
+from vlm_local.types import GenerationRequest, Picture
+
+CHAT = (*QWEN, *SMOLVLM)
+EXACT = {"posterior": "exact", "sentences": PHRASES[::15], "episode": "r/1"}
+
+
+def draw_picture(seed: int, height: int = 64, width: int = 64) -> Picture:
+    return Picture(np.random.default_rng(1000 + seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def show(request: GenerationRequest, *earlier: str | Picture) -> GenerationRequest:
+    return replace(request, prompt=replace(request.prompt, earlier=earlier))
+
+
+@pytest.mark.parametrize("family", CHAT)
+def test_a_kept_prefix_of_pictures_answers_as_the_whole_prompt(family):
+    """Frames that come, a picture that changes under the same words, one of another shape, a new first one."""
+    loaded, processing = load_tiny(family)
+    shuffle_head(loaded, 4, scale=0.2)
+    a, b, c, wide = draw_picture(1), draw_picture(2), draw_picture(3), draw_picture(4, 64, 128)
+    shown = [(a,), (a, b), (a, b), (a, c), (a, "Then:", c, wide), (b, c), ()]
+    requests = [
+        show(draw_request(step, **EXACT), *(f for each in pictures for f in ("Seen:", each)))
+        for step, pictures in enumerate(shown)
+    ]
+    keeping, reused = TreeDecoder(loaded), []
+    for request in requests:
+        [kept] = keeping.decode(prepare(processing, request))
+        [fresh] = TreeDecoder(loaded).decode(prepare(processing, request))
+        assert fresh.stats["reused_tokens"] == 0
+        np.testing.assert_allclose(kept.probabilities, fresh.probabilities, atol=1e-5)
+        reused.append(kept.stats["reused_tokens"])
+    num_tokens = [len(prepare(processing, request)[0].input_ids) for request in requests]
+    one_picture = num_tokens[1] - num_tokens[0]
+    assert reused[1] > one_picture // 2 + reused[6] > 0  # the first picture, too
+    assert reused[2] > reused[1]  # both
+    assert reused[6] < reused[5] < reused[3] < reused[2]  # up to the picture that changed, and no further
+
+
+@pytest.mark.parametrize("family", CHAT)
+def test_several_pictures_are_read_as_transformers_reads_them(family):
+    """The same tokens as the family's own processor makes of text and pictures, the same answer as the reference's."""
+    loaded, processing = share_tiny(family)
+    earlier = draw_picture(1), draw_picture(2, 64, 128)
+    request = show(draw_request(0, **EXACT), "An example:", earlier[0], "It was: stop", earlier[1])
+    [prepared] = prepare(processing, request)
+    pictures = [*(each.pixels for each in earlier), request.image]
+    own = loaded.processor(text=[processing.render(request.prompt)], images=[pictures], return_tensors="pt")
+    assert own["input_ids"][0].tolist() == prepared.input_ids.tolist()
+    for name, value in prepared.join_vision().items():
+        np.testing.assert_allclose(value, own[name], atol=1e-6)
+    [tree] = TreeDecoder(loaded).decode([prepared])
+    [reference] = OutlinesDecoder(loaded).decode([prepared])
+    assert tree.sentence == reference.sentence
+    np.testing.assert_allclose(tree.probabilities, reference.probabilities, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", PALIGEMMA)
+def test_a_family_of_one_picture_refuses_several(family):
+    _, processing = share_tiny(family)
+    with pytest.raises(RequestError, match="reads one picture"):
+        prepare(processing, show(draw_request(0), draw_picture(1)))
+
+
+def test_fixed_buffers_are_left_where_earlier_pictures_must_be_read():
+    loaded, processing = share_tiny("qwen2-vl")
+    static = TreeDecoder(loaded, is_static=True)
+    for step in range(3):
+        request = show(draw_request(step, **EXACT), draw_picture(1), draw_picture(2))
+        [answer] = static.decode(prepare(processing, request))
+        [growing] = TreeDecoder(loaded, is_static=False).decode(prepare(processing, request))
+        np.testing.assert_allclose(answer.probabilities, growing.probabilities, atol=1e-5)
+    assert static.metadata["graphs"]["eager_pictures"] == 1 and answer.stats["reused_tokens"] > 0
+
+
+def test_rows_with_other_numbers_of_pictures_share_a_forward():
+    loaded, processing = load_tiny("qwen3-vl")
+    shuffle_head(loaded, 5)
+    requests = [
+        show(draw_request(row, **{**EXACT, "episode": f"{row}"}), *(draw_picture(10 * row + n) for n in range(row)))
+        for row in range(3)
+    ]
+    decoder = TreeDecoder(loaded)
+    decoder.decode(prepare(processing, requests[2]))
+    together = decoder.decode(prepare(processing, *requests))
+    for request, answer in zip(requests, together, strict=True):
+        [alone] = TreeDecoder(loaded).decode(prepare(processing, request))
+        np.testing.assert_allclose(answer.probabilities, alone.probabilities, atol=1e-5)

@@ -1,0 +1,172 @@
+"""What a prompt shows before the present picture: past frames, and examples that are never of the same episode."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests import recordings
+from tests.tiny_models import tiny_checkpoint
+from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.context import FrameSettings, PromptContext
+from vlm_local.data import open_episodes
+from vlm_local.engines.scripted import build_constant_engine
+from vlm_local.errors import ConfigError
+from vlm_local.examples import load_examples
+from vlm_local.grammar import load_phrase_grammar
+from vlm_local.lab.offline.answers import PolicyAnswerer
+from vlm_local.policy import Settings, VLMPolicy
+from vlm_local.prompts import load_template
+from vlm_local.types import Observation
+
+GRAMMAR = load_phrase_grammar()
+NUM_STEPS, NUM_EPISODES = 12, 4
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("examples") / "data"
+    records = [
+        recordings.make_rlds_record(
+            recordings.make_states(NUM_STEPS, seed),
+            images=list(map(recordings.encode_image, recordings.make_images(NUM_STEPS, seed))),
+        )
+        for seed in range(NUM_EPISODES)
+    ]
+    recordings.write_rlds(folder, records)
+    return str(folder)
+
+
+class Listener:
+    """A robot's policy whose engine says "stop" and remembers what it was asked. Its features are the mean colour."""
+
+    def __init__(self, context: PromptContext):
+        self.requests = []
+        self._engine = build_constant_engine("stop")
+        self.policy = VLMPolicy(self._generate, GRAMMAR, load_template("chat"), Settings(), context=context)
+
+    def _generate(self, request):
+        [generation] = self._engine.generate([request])
+        if request.wants_features:
+            return replace(generation, features=request.image.mean(axis=(0, 1)).astype(np.float32))
+        self.requests.append(request)
+        return generation
+
+    def see(self, step: int):
+        return self.policy.act(Observation(np.full((8, 8, 3), step, np.uint8), "lift the cup", None, step))
+
+
+def list_frames(request) -> list[int]:
+    return [int(picture.pixels[0, 0, 0]) for picture in request.prompt.pictures]
+
+
+@pytest.mark.parametrize(
+    ("choice", "at_7", "at_8"), [("first", [0, 2], [0, 2]), ("last", [4, 6], [4, 6]), ("alternate", [2, 6], [2, 6])]
+)
+def test_past_frames_are_shown_oldest_first_and_end_with_their_episode(choice, at_7, at_8):
+    robot = Listener(PromptContext(frames=FrameSettings(2, 2, choice)))
+    told = [robot.see(step).extra["frames"] for step in range(10)]
+    assert told[:4] == [[], [0], [0], [0, 2] if choice != "alternate" else [2]]
+    assert told[7] == at_7 and told[8] == at_8 and told == [list_frames(request) for request in robot.requests]
+    text = "".join(part for part in robot.requests[7].prompt.earlier if isinstance(part, str))
+    assert f"step {at_7[0]}" in text and "The view now" in text
+    robot.policy.reset(1)
+    assert robot.see(0).extra["frames"] == []
+
+
+def test_without_examples_and_frames_a_prompt_has_one_picture_and_its_record_says_nothing():
+    robot = Listener(PromptContext())
+    assert not {"frames", "examples"} & set(robot.see(0).extra)
+    assert robot.requests[0].prompt.earlier == ()
+
+
+def test_examples_are_balanced_over_phrases_and_say_what_was_right(data_set):
+    examples = load_examples(f"{data_set}:5", "fixed", GRAMMAR.sentences)
+    robot = Listener(PromptContext(examples))
+    told = robot.see(0).extra["examples"]
+    assert len(told) == 5 and [f"{each['source']}: {each['phrase']}" for each in examples.metadata["shown"]] == told
+    phrases = [each.partition(": ")[2] for each in told]
+    assert len(set(phrases)) == 5
+    earlier = robot.requests[0].prompt.earlier
+    assert len(robot.requests[0].prompt.pictures) == 5
+    assert all(f"The movement that was right: {phrase}" in "".join(map(str, earlier)) for phrase in phrases)
+
+
+@pytest.mark.parametrize("choice", ["fixed", "nearest"])
+def test_an_episode_that_is_scored_never_gives_an_example(data_set, choice):
+    """Also where another episode of the same data set begins, and at steps behind the first."""
+    robot = Listener(PromptContext(load_examples(f"{data_set}:6", choice, GRAMMAR.sentences)))
+    answerer = PolicyAnswerer(robot.policy, seed=0)
+    shown_from = set()
+    for episode in open_episodes(data_set):
+        robot.requests.clear()
+        list(answerer.answer(episode, ["stop"] * len(episode), range(3, len(episode)), {}))
+        own = {episode.load_image(step).tobytes() for step in range(len(episode))}
+        for request in robot.requests:
+            pictures = {picture.pixels.tobytes() for picture in request.prompt.pictures}
+            assert len(request.prompt.pictures) == 6 and not pictures & own
+            shown_from |= pictures
+    assert len(shown_from) > 6  # what is left out for one is shown to another
+
+
+def test_nearest_shows_the_episodes_that_look_alike(data_set):
+    first = next(open_episodes(data_set)).load_image(0)
+    robot = Listener(PromptContext(load_examples(f"{data_set}:1", "nearest", GRAMMAR.sentences)))
+    near = first.copy()
+    near[0, 0] += 1  # another picture, so that its episode is not left out
+    assert robot.policy.act(Observation(near, "lift", None, 0)).extra["examples"][0].startswith("episode 0,")
+
+
+def test_a_model_is_shown_examples_and_frames_and_says_so(data_set):
+    options = PolicyOptions(
+        model=str(tiny_checkpoint("qwen3-vl")), examples=f"{data_set}:2", example_choice="nearest", frames=1
+    )
+    policies = open_policies(options)
+    try:
+        policy = policies.build("robot")
+        episode = next(open_episodes(data_set))
+        for step in range(3):
+            decision = policy.act(Observation(episode.load_image(step), "lift the cup", None, step))
+    finally:
+        policies.close()
+    assert len(decision.extra["examples"]) == 2 and decision.extra["frames"] == [1]
+    assert not any(each.startswith("episode 0,") for each in decision.extra["examples"])
+    assert decision.extra["reused_tokens"] > 0
+    about = policies.metadata
+    assert about["examples"] == {"data": data_set, "num": 2, "choice": "nearest", "episodes": NUM_EPISODES}
+    assert about["frames"] == {"num": 1, "every": 1, "choice": "last"}
+
+
+def test_an_engine_in_its_own_process_is_shown_the_same(data_set):
+    options = PolicyOptions(model=str(tiny_checkpoint("qwen2-vl")), examples=f"{data_set}:2", frames=2, dtype="float32")
+
+    def play(apart: bool) -> list[float]:
+        policies = open_policies(options, apart=apart)
+        try:
+            policy, episode = policies.build("robot"), next(open_episodes(data_set))
+            return [policy.act(Observation(episode.load_image(n), "lift", None, n)).probability for n in range(4)]
+        finally:
+            policies.close()
+
+    np.testing.assert_allclose(play(True), play(False), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "paligemma", "frames": 1}, "reads only one"),
+        ({"model": "paligemma2", "examples": "data"}, "reads only one"),
+        ({"model": "tiny", "frames": 2}, "reads only one"),
+        ({"model": "random", "frames": 2}, "--frames would change nothing"),
+        ({"model": "qwen2-vl", "frame_every": 2}, "without --frames"),
+        ({"model": "qwen2-vl", "example_choice": "nearest"}, "without --examples"),
+        ({"model": "qwen2-vl", "prompt": "answer", "frames": 1}, r"no block \[frame\]"),
+        ({"model": "qwen2-vl", "examples": "data:0"}, "from 1 to 64"),
+        ({"model": "any", "engine": "openai", "examples": "data", "example_choice": "nearest"}, "image features"),
+    ],
+)
+def test_what_cannot_be_shown_is_refused_at_start(options, message):
+    model = options["model"]
+    folder = model if model in ("tiny", "random", "any") else str(tiny_checkpoint(model))
+    with pytest.raises(ConfigError, match=message):
+        open_policies(PolicyOptions(**{**options, "model": folder}))
