@@ -20,7 +20,7 @@ from vlm_local.files import encode_json, write_json
 from vlm_local.lab.station.arm import StationArm
 from vlm_local.lab.station.client import JobEnded, StationClient, submit_test
 from vlm_local.lab.station.files import write_metadata, write_trajectory
-from vlm_local.lab.station.relay import Relay
+from vlm_local.lab.station.link import Link
 from vlm_local.lab.statistics import describe_rate
 from vlm_local.provenance import describe_machine
 from vlm_local.sim.environment import SimEnv
@@ -70,11 +70,11 @@ def run_job(plan: JobPlan, out: Path, progress: Callable[[int], None] = lambda d
     except JobEnded as error:
         raise ConfigError(f"the submission test fails, so the form would not take this address: {error}") from None
     parts = urlsplit(plan.url)
-    relay = None if plan.drop_s is None else Relay((parts.hostname or "", parts.port or 80))
-    url = plan.url if relay is None else relay.url + parts.path
+    link = None if plan.drop_s is None else Link((parts.hostname or "", parts.port or 80))
+    url = plan.url if link is None else link.url + parts.path
     env, client = SimEnv(plan.task, image_size=IMAGE_SIZE), StationClient(url)
     try:
-        with closing(_Job(plan, env, client, relay, out)) as job:
+        with closing(_Job(plan, env, client, link, out)) as job:
             for number in range(plan.episodes):
                 job.play(number)
                 progress(number + 1)
@@ -82,15 +82,15 @@ def run_job(plan: JobPlan, out: Path, progress: Callable[[int], None] = lambda d
     finally:
         client.close()
         env.close()
-        if relay is not None:
-            relay.close()
+        if link is not None:
+            link.close()
     write_json(out / "report.json", report)
     return report
 
 
 class _Job:
-    def __init__(self, plan: JobPlan, env: SimEnv, client: StationClient, relay: Relay | None, out: Path):
-        self._plan, self._env, self._client, self._relay = plan, env, client, relay
+    def __init__(self, plan: JobPlan, env: SimEnv, client: StationClient, link: Link | None, out: Path):
+        self._plan, self._env, self._client, self._link = plan, env, client, link
         self._arm = StationArm(env)
         self._instruction = env.task.words[0]  # AutoEval's own, the same in the whole job
         self._random = np.random.default_rng(plan.seed)
@@ -117,8 +117,8 @@ class _Job:
         for step in range(plan.max_steps):
             if plan.test_every and number % plan.test_every == 0 and step == test_at:
                 self._survive("submission test", number, step, lambda: submit_test(plan.url))
-            if self._relay is not None and number == plan.episodes // 2 and step == drop_at:
-                self._relay.fall_silent(plan.drop_s or 0.0)
+            if self._link is not None and number == plan.episodes // 2 and step == drop_at:
+                self._link.fall_silent(plan.drop_s or 0.0)
             image, info = self._take_step(number, step, image, steps)
             is_reached |= info["success"]
         self._tally.successes += info["success"]
