@@ -39,7 +39,7 @@ def way():
     with (
         serve() as server,
         closing(Link(("127.0.0.1", server.port))) as link,
-        relay_to(int(link.url.rpartition(":")[2])) as port,
+        relay_to(link.port) as port,
     ):
         yield server, link, port
 
@@ -141,7 +141,7 @@ def test_the_file_alone_hides_a_silence(tmp_path):
 def test_a_tunnel_that_stays_down_is_told_after_the_time(capfd):
     with serve() as server, closing(Link(("127.0.0.1", server.port))) as link:
         link.break_down(60)
-        with relay_to(int(link.url.rpartition(":")[2]), hold_s=1.0) as port:
+        with relay_to(link.port, hold_s=1.0) as port:
             status, _, body = ask(port, "POST", ACT, build_body())
     assert status == 504 and b"could not be reached" in body
     assert "/act?details=1 is held" in capfd.readouterr().err

@@ -16,7 +16,8 @@ class Link:
     def __init__(self, address: tuple[str, int]):
         self._address = address
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self._silent_until = self._broken_until = 0.0
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
@@ -30,6 +31,9 @@ class Link:
         """Every connection ends with a reset, and so does each new one for so long."""
         self._broken_until = time.monotonic() + seconds
         self._reset()
+
+    def wait_back(self) -> None:
+        time.sleep(max(0.0, self._broken_until - time.monotonic()))
 
     def _reset(self) -> None:
         with self._lock:
