@@ -69,6 +69,8 @@ def _run(args: argparse.Namespace) -> int:
     )
     second = None if args.second_station is None else SecondStation(args.url, plan, args.second_station, args.out)
     try:
+        if second is not None:
+            second.wait_begun()
         with open_bar("station", plan.episodes, "episode") as bar:
             report = run_job(plan, args.out, lambda done: bar.update(1))
         if second is not None:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from vlm_local.errors import ConfigError
 from vlm_local.lab.comparison import read_report
 from vlm_local.lab.station.run import JobPlan
 
-_FINISH_S = 3600.0
+_BEGIN_S, _FINISH_S = 60.0, 3600.0
 # Of the other scene: at AutoEval drawer and sink run at the same time.
 _OTHERS = {
     "open_drawer": "eggplant_in_sink",
@@ -32,6 +33,14 @@ class SecondStation:
         words += [plan.clock, "--test-every", plan.test_every, "--seed", plan.seed, "--out", self._out, "-q"]
         command = [sys.executable, "-m", "vlm_local", "station", *map(str, words)]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    def wait_begun(self) -> None:
+        """Until its first episode begins, or it has ended."""
+        end = time.monotonic() + _BEGIN_S
+        while self._process.poll() is None and time.monotonic() < end:
+            if (self._out / "station.jsonl").is_file():
+                return
+            time.sleep(0.05)
 
     def finish(self) -> dict[str, Any]:
         """Wait for its end; its report. Raises ConfigError where it could not be played."""
