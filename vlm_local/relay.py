@@ -18,6 +18,7 @@ import select
 import sys
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
@@ -111,9 +112,8 @@ class Relay(ThreadingHTTPServer):
 
     def __init__(self, upstream, listen=("127.0.0.1", 8000), hold_s=HOLD_S):
         """upstream: (host, port) of the tunnelled port. Raises OSError where `listen` cannot be had."""
-        self.upstream, self.hold_s = upstream, hold_s
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        super().__init__(listen, _Handler)
+        super().__init__(listen, partial(_Handler, upstream, hold_s))
 
     def process_request(self, request, client_address):
         if self._places.acquire(blocking=False):
@@ -138,9 +138,10 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def setup(self):
-        super().setup()
-        self._upstream = Upstream(self.server.upstream, self.server.hold_s)
+    def __init__(self, upstream, hold_s, *args):
+        """upstream, hold_s: as Relay takes them."""
+        self._hold_s, self._upstream = hold_s, Upstream(upstream, hold_s)
+        super().__init__(*args)
 
     def finish(self):
         self._upstream.close()
@@ -167,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             status, kind, answer = self._upstream.ask(self.command, self.path, body, headers)
         except LinkDown:
-            self._refuse(504, f"the policy server could not be reached through the tunnel for {self.server.hold_s:g} s")
+            self._refuse(504, f"the policy server could not be reached through the tunnel for {self._hold_s:g} s")
         else:
             self._answer(status, kind, answer)
 

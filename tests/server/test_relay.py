@@ -16,6 +16,7 @@ from vlm_local import relay as relay_file
 from vlm_local.lab.station.link import Link
 from vlm_local.lab.station.run import JobPlan, run_job
 from vlm_local.relay import HEADER, Relay
+from vlm_local.server.records import StepRecord
 
 ACT = "/act?details=1"
 
@@ -54,7 +55,7 @@ def _act(connection, **fields):
 
 def _count_steps(server):
     server.newest_record()
-    return len(server.records)
+    return sum(isinstance(record, StepRecord) for record in server.records)
 
 
 def test_each_station_keeps_its_episode_over_its_own_connection(way):

@@ -4,8 +4,8 @@ AutoEval's questions, its order and its limits. Where the reset policy fails thr
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Protocol
 
 import numpy as np
@@ -21,6 +21,7 @@ from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.oracle import Oracle
 from vlm_local.sim.task import Task
 from vlm_local.sim.tasks import find_task
+from vlm_local.sim.world import World
 
 OPPOSITES = {
     "open_drawer": "close_drawer",
@@ -78,11 +79,19 @@ class ResetPolicy(Protocol):
     def act(self, image: np.ndarray, instruction: str, state: np.ndarray) -> np.ndarray: ...
 
 
+@dataclass
+class _Situation:
+    """The station's world with another task than the job's, as the oracle looks at it."""
+
+    task: Task
+    world: World
+
+
 class OracleReset:
     """The simulator's oracle for the opposite task, in a station's frame."""
 
     def __init__(self, env: SimEnv, task: Task):
-        self._oracle = Oracle(SimpleNamespace(task=task, world=env.world))
+        self._oracle = Oracle(_Situation(task, env.world))
         self._frame = Frame(AUTOEVAL)
 
     def reset(self) -> None:
