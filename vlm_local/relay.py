@@ -194,7 +194,7 @@ def _port(text):
 
 
 def add_arguments(parser):
-    """Those of `main`, also of `vlm-local relay`."""
+    """Those of `main`, also of the command `relay`."""
     parser.add_argument("url", metavar="URL", help="where the tunnel ends on this machine: http://127.0.0.1:8001")
     parser.add_argument("--port", type=_port, metavar="N", default=8000, help="for the station [8000]")
     parser.add_argument(
