@@ -16,7 +16,9 @@ def list_options(parser, words=()):
         if isinstance(action, argparse._SubParsersAction):
             for word, below in action.choices.items():
                 yield from list_options(below, (*words, word))
-        elif action.type not in (None, str, Path) or (action.metavar or "").startswith("N,") or action.metavar == "N":
+        elif (
+            action.type not in (None, str, Path) or str(action.metavar or "").startswith("N,") or action.metavar == "N"
+        ):
             yield words, action.option_strings[0]
 
 

@@ -13,6 +13,7 @@ IMAGE = np.zeros((16, 16, 3), np.uint8)
 class SpyPolicy:
     def __init__(self):
         self.seeds, self.observations, self.metadata, self.error = [], [], {}, None
+        self.action = np.zeros(7)
 
     def reset(self, seed):
         self.seeds.append(seed)
@@ -21,7 +22,7 @@ class SpyPolicy:
         self.observations.append(observation)
         if self.error:
             raise self.error
-        return Decision(np.zeros(7))
+        return Decision(self.action)
 
 
 @pytest.fixture
@@ -90,6 +91,14 @@ def test_a_jump_of_the_arm_begins_an_episode_that_keeps_the_instruction(robot, p
     )
     assert [step[2] for step in played] == ["first request"] * 2 + ["jump"] * 3
     assert policy.observations[2].instruction == "a"
+
+
+def test_an_arm_that_was_held_up_and_slips_off_to_where_it_was_sent_goes_on(robot, policy):
+    policy.action = np.array([0.0125, 0, 0, 0, 0, 0, 0])
+    for _ in range(20):
+        robot.act(_message("a", 0.30))
+    assert _play(robot, _message("a", 0.30 + 20 * 0.0125 - 0.03)) == [(0, 20, "first request")]
+    assert _play(robot, _message("a", 0.1)) == [(1, 0, "jump")]
 
 
 def test_two_idle_minutes_begin_an_episode(robot, clock):

@@ -41,7 +41,7 @@ def test_what_is_no_target_is_refused(text):
 
 def test_the_command_forwards_to_this_server_and_asks_nothing():
     command = build_command(TunnelTarget("gpu", 9000, "me", 2222), 8000, ("ssh",))
-    assert command[-3:] == ["9000:127.0.0.1:8000", "--", "me@gpu"]
+    assert command[-4:] == ["9000:127.0.0.1:8000", "--", "me@gpu", "cat"]
     assert {"BatchMode=yes", "ExitOnForwardFailure=yes", "ServerAliveInterval=5"} <= set(command)
     assert "-p 2222 -R" in " ".join(command)
 
@@ -134,6 +134,17 @@ def test_up_killed_and_back_again(sshd):
         assert tunnel.state == "down: closed"
         with pytest.raises(OSError):
             ask(remote_port, "GET", "/health")
+
+
+def test_an_account_that_may_run_nothing_still_gets_its_forward(sshd):
+    key = (sshd.folder / "authorized").read_text()
+    (sshd.folder / "authorized").write_text(f'command="exit 1" {key}')
+    remote_port = find_free_port()
+    with serve() as server:
+        tunnel = Tunnel(parse_target(f"{getpass.getuser()}@127.0.0.1:{sshd.port}", remote_port), server.port, sshd.ssh)
+        until(lambda: tunnel.state.startswith("up without a session"))
+        assert ask(remote_port, "GET", "/health")[0] == 200
+        tunnel.close()
 
 
 def test_a_remote_port_that_is_taken_says_so_and_is_tried_again(sshd):

@@ -31,7 +31,8 @@ class EpisodeSettings:
     """How episodes begin.
 
     seed: of the server; the seed of an episode without one of its own is derived from it.
-    jump_m: a measured movement within one step above this begins a new episode: the arm was put elsewhere.
+    jump_m: a measured movement within one step above this begins a new episode: the arm was put elsewhere. Not where it
+    comes as close to where its actions lead: it was held up, and slipped off.
     idle_s: so does a pause above this.
     follow_gripper: whether a gripper that someone else moved counts as it is measured (see state.Gripper.follow).
     """
@@ -84,6 +85,7 @@ class Robot:
         self._started_by = ""
         self._instruction: str | None = None
         self._position: np.ndarray | None = None  # (3,) of the last step, metres
+        self._aim: np.ndarray | None = None  # (3,) where the episode's actions lead from its first position, metres
         self._last = 0.0
         self.turn = threading.Lock()  # held by the request that runs
         self.num_inside = 0  # requests that run or wait; kept by Robots
@@ -133,6 +135,8 @@ class Robot:
             raise
         self.has_acted = True
         sent = self._frame.send(decision.action)
+        self._aim = position if self._aim is None else self._aim
+        self._advance(decision.action)
         return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision, sent)
 
     def repeat(self, step: Step, count: int) -> list[Step]:
@@ -143,8 +147,13 @@ class Robot:
             decision = replace(step.decision, timings_ms={}, extra={**step.decision.extra, "held": age})
             sent = self._frame.send_again(decision.action)
             steps.append(replace(step, step=self._step, observation=observation, decision=decision, sent=sent))
+            self._advance(decision.action)
             self._step += 1
         return steps
+
+    def _advance(self, action: np.ndarray) -> None:
+        if self._aim is not None:
+            self._aim = self._aim + action[:3]
 
     def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
         """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
@@ -182,9 +191,10 @@ class Robot:
             return None
         if instruction != self._instruction:
             return "instruction"
-        before = position if self._position is None else self._position
-        if position is not None and np.linalg.norm(position - before) > self._settings.jump_m:
-            return "jump"
+        if position is not None and self._position is not None:
+            places = (self._position,) if self._aim is None else (self._position, self._aim)
+            if min(np.linalg.norm(position - place) for place in places) > self._settings.jump_m:
+                return "jump"
         if self._clock() - self._last > self._settings.idle_s:
             return "idle"
         return None
@@ -193,7 +203,7 @@ class Robot:
         if self._step > 0 or self.is_new:  # an episode without a step keeps its number
             self._episode += 1
         self._step = 0
-        self._position = None
+        self._position = self._aim = None
         self._started_by = reason
         self._frame.begin(was_reset=reason == "reset")
         self._seed = derive_seed(self._settings.seed, self.name, self._episode) if seed is None else seed

@@ -2,7 +2,9 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import wraps
 from time import perf_counter
 from typing import Any
 
@@ -12,7 +14,8 @@ from vlm_local.answers import Answerer, build_answer_details, decode_question
 from vlm_local.bounds import MAX_LISTED, check_one_text
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json
-from vlm_local.server.access import ADDRESS, CONNECTION
+from vlm_local.relay import HEADER
+from vlm_local.server.access import ADDRESS, CONNECTION, FULL_PATH
 from vlm_local.server.records import StepRecord, build_record
 from vlm_local.server.service import Service, take_place
 from vlm_local.wire import (
@@ -47,6 +50,7 @@ def add_robot_routes(app: Flask, service: Service) -> None:
             return decode_act(read_body())
 
     @app.post("/act")
+    @_once(service)
     def act():
         early = None
         if service.state == "loading":
@@ -73,6 +77,7 @@ def add_robot_routes(app: Flask, service: Service) -> None:
             return _answer(record, message.form)
 
     @app.post("/reset")
+    @_once(service)
     def reset():
         seed = decode_reset(read_body())
         if not _is_named():
@@ -84,14 +89,39 @@ def add_robot_routes(app: Flask, service: Service) -> None:
         return send_json({"status": "reset", "robot": robot.name, "episode": episode, "seed": seed})
 
 
+def _once(service: Service) -> Callable[[Callable[[], Response]], Callable[[], Response]]:
+    """A route that carries out a relayed request once, however often it is sent."""
+
+    def decorate(route: Callable[[], Response]) -> Callable[[], Response]:
+        @wraps(route)
+        def answer() -> Response:
+            mark = request.headers.get(HEADER)
+            if mark is None:
+                return route()
+            g.relayed, number = service.repeats.find(mark, request.environ.get(CONNECTION))
+            with service.reading(request.content_length):
+                g.body = read_body()
+            sent = f"{request.environ[FULL_PATH]}?{request.query_string.decode('latin-1')}\n".encode() + g.body
+            response, is_repeated = service.repeats.answer(g.relayed, number, sent, _is_gone, route)
+            if is_repeated:
+                g.about = {"repeated": True}
+            # The application adds headers to what it answers.
+            return Response(response.get_data(), response.status_code, mimetype=response.mimetype)
+
+        return answer
+
+    return decorate
+
+
 def _is_named() -> bool:
     return request.environ[ADDRESS].robot is not None
 
 
 def _find_connection() -> Any:
-    """The request's own connection; None where a proxy may send those of several robots over it."""
-    is_shared = any(name in request.headers for name in _OF_PROXIES)
-    return None if is_shared else request.environ.get(CONNECTION)
+    """The request's own connection, the station's for a relay; None where a proxy may send those of several robots."""
+    if any(name in request.headers for name in _OF_PROXIES):
+        return None
+    return g.get("relayed", request.environ.get(CONNECTION))
 
 
 def _answer_test(service: Service, message: Message, places: threading.Semaphore) -> Response:
@@ -104,9 +134,13 @@ def _answer_test(service: Service, message: Message, places: threading.Semaphore
 
 def _check_still_there() -> None:
     """Raises RequestError (499) where the client has hung up: its step would move the episode of the next client."""
-    is_gone = request.environ.get("waitress.client_disconnected")
-    if is_gone is not None and is_gone():
+    if _is_gone():
         raise RequestError("the client went away while it waited", 499)
+
+
+def _is_gone() -> bool:
+    is_gone = request.environ.get("waitress.client_disconnected")
+    return is_gone is not None and is_gone()
 
 
 def _answer(record: StepRecord, form: str) -> Response:
@@ -188,6 +222,8 @@ def read_body() -> bytes:
     Flask's get_data reads 64 kB at a time and joins the parts: 141 ms of processor time for 60 MB instead of 44.
     Raises RequestError for a long list, before all of it is read.
     """
+    if "body" in g:
+        return g.body
     stream, length = request.environ["wsgi.input"], request.content_length or 0
     if length > MAX_LISTED:
         check_one_text(stream.read(_HEAD), length)

@@ -18,6 +18,7 @@ from vlm_local.server.access import Gate
 from vlm_local.server.callers import Callers
 from vlm_local.server.episodes import EpisodeSettings, Robot, Robots, Step
 from vlm_local.server.records import Record, Subscriber, Subscription
+from vlm_local.server.repeats import Repeats
 from vlm_local.server.state import RobotStates
 from vlm_local.wire import Message
 
@@ -99,6 +100,7 @@ class Service:
         self.states = RobotStates() if states is None else states
         self.callers = Callers(settings.max_robots, settings.episodes.idle_s, on_split=self._share_gripper)
         self.robots = Robots(self._build_robot, settings.max_robots, is_free=self.callers.is_free)
+        self.repeats = Repeats(4 * settings.max_robots)
         self.subscriptions: list[Subscription] = []
         self.stopping = threading.Event()
         self.report: dict[str, Callable[[], Any]] = {"held": self.states.describe}

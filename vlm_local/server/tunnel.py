@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 _TARGET = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?P<host>[A-Za-z0-9][\w.-]*|\[[0-9a-fA-F:]+\])(?::(?P<port>\d{1,5}))?")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
+_SSH_FAILED = 255  # ssh's own status; any other is the remote command's
+_REFUSED_S = 5.0  # an account that may run nothing ends its session sooner
 _OPTIONS = {
     "BatchMode": "yes",  # nobody is there to type a password
     "ExitOnForwardFailure": "yes",
@@ -60,7 +62,9 @@ class Tunnel:
     def __init__(self, target: TunnelTarget, local_port: int, ssh: Sequence[str] = ("ssh",)):
         """ssh: the program, with options where the user's ~/.ssh/config does not have them."""
         self._target = target
-        self._command = build_command(target, local_port, ssh)
+        self._local_port, self._ssh = local_port, ssh
+        self._has_session = True
+        self._is_session_ended = False  # by the other host, which kept the connection
         self._closed = threading.Event()
         self._process: subprocess.Popen | None = None
         self._state = "connecting"
@@ -70,7 +74,7 @@ class Tunnel:
 
     @property
     def state(self) -> str:
-        """ "connecting", "up" or "down: REASON"."""
+        """ "connecting", "up", "up without a session: ..." or "down: REASON"."""
         return self._state
 
     def close(self) -> None:
@@ -87,8 +91,11 @@ class Tunnel:
             reason = self._connect()
             if self._closed.is_set():
                 break
-            if monotonic() - start > _LONGEST_PAUSE_S:
+            lasted_s = monotonic() - start
+            if lasted_s > _LONGEST_PAUSE_S:
                 pause_s = _FIRST_PAUSE_S
+            is_refused = self._is_session_ended and self._state == "up" and lasted_s < _REFUSED_S
+            self._has_session = not (self._has_session and is_refused)
             self._state = f"down: {reason}"
             logger.warning("tunnel to %s is down: %s; trying again in %g s", self._target, reason, pause_s)
             self._closed.wait(pause_s)
@@ -97,15 +104,16 @@ class Tunnel:
 
     def _connect(self) -> str:
         """Run ssh to its end; returns why it ended."""
-        if shutil.which(self._command[0]) is None:  # no fork for nothing: in a process of many threads one may hang
-            return f"cannot run {self._command[0]}; install an ssh client"
+        command = build_command(self._target, self._local_port, self._ssh, self._has_session)
+        if shutil.which(command[0]) is None:  # no fork for nothing: in a process of many threads one may hang
+            return f"cannot run {command[0]}; install an ssh client"
         with self._lock:
             if self._closed.is_set():
                 return "closed"
             try:
                 self._process = subprocess.Popen(
-                    self._command,
-                    stdin=subprocess.DEVNULL,
+                    command,
+                    stdin=subprocess.PIPE,  # never written to: the session ends when it closes, at the latest with us
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     text=True,
@@ -125,6 +133,7 @@ class Tunnel:
                     ("debug", "OpenSSH_", "Authenticated to", "Transferred:", "Bytes per")
                 ):
                     last = line
+        self._is_session_ended = process.returncode != _SSH_FAILED or "open failed" in last
         if _PORT_TAKEN.search(last):
             last += (
                 f". Port {self._target.remote_port} there is taken, most often by this tunnel's last connection, which "
@@ -133,14 +142,18 @@ class Tunnel:
         return last or f"ssh ended with status {process.returncode}"
 
     def _announce(self, port: int | str) -> None:
-        if self._state != "up":
+        if not self._state.startswith("up"):
             logger.info("tunnel is up: port %s of %s leads here", port, self._target)
-        self._state = "up"
+        self._state = "up" if self._has_session else "up without a session: a step may take 40 ms longer"
 
 
-def build_command(target: TunnelTarget, local_port: int, ssh: Sequence[str]) -> list[str]:
-    """-v: that a forward stands is only said at this level."""
+def build_command(target: TunnelTarget, local_port: int, ssh: Sequence[str], has_session: bool = True) -> list[str]:
+    """-v: that a forward stands is only said at this level.
+
+    has_session: whether a remote `cat` keeps a session open. Without one, OpenSSH sends small packets late.
+    """
     options = [part for name, value in _OPTIONS.items() for part in ("-o", f"{name}={value}")]
     port = [] if target.port is None else ["-p", str(target.port)]
     forward = f"{target.remote_port}:127.0.0.1:{local_port}"
-    return [*ssh, "-v", "-N", "-T", *options, *port, "-R", forward, "--", str(target)]
+    no_command, command = ([], ["cat"]) if has_session else (["-N"], [])
+    return [*ssh, "-v", *no_command, "-T", *options, *port, "-R", forward, "--", str(target), *command]

@@ -20,6 +20,7 @@ class World:
         self._arm = ArmController(self.model)
         self._things = [self.model.joint(index) for index in range(self.model.njnt)]
         self._things = [joint for joint in self._things if joint.type == mujoco.mjtJoint.mjJNT_FREE]
+        self._arm_root = self.model.body_rootid[self.model.body("carriage_left").id]
         self._pads = {self.model.geom(f"pad_{side}").id for side in ("left", "right")}
 
     def clear(self) -> None:
@@ -71,6 +72,18 @@ class World:
     def tips(self) -> np.ndarray:
         """(3,) between the finger tips."""
         return self.proprio[:3]
+
+    @property
+    def push_back(self) -> float:
+        """N: what all that the arm touches pushes it with. What it squeezes between its fingers cancels out."""
+        total, force = np.zeros(3), np.zeros(6)
+        roots = self.model.body_rootid[self.model.geom_bodyid]
+        for index, contact in enumerate(self.data.contact):
+            first, second = (roots[geom] == self._arm_root for geom in contact.geom)
+            if first != second:
+                mujoco.mj_contactForce(self.model, self.data, index, force)
+                total += (second - float(first)) * (contact.frame.reshape(3, 3).T @ force[:3])
+        return float(np.linalg.norm(total))
 
     @property
     def opening(self) -> float:

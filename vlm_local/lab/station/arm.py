@@ -18,6 +18,8 @@ SAG_M = np.array([-0.010025, 0.0, -0.01005])
 _RESET_MEASURED = np.array([-3.0892963, 1.5416106, -3.0891564])  # for a commanded 0, pi/2, 0
 _DRAWER_TOP_M = 0.1637
 _MAX_MAGNITUDE, _MAX_STEP_M = 2.0, 0.02  # of any component, and of x, y, z
+_REVERSED = -0.5  # what is executed of an action while a motor's effort is too high
+_MAX_PUSH_N = 100.0  # stands for that effort: all that the arm touches pushes it harder than this
 _CLOSED_READING, _OPEN_READING = 0.07, 0.393
 
 
@@ -25,11 +27,13 @@ _CLOSED_READING, _OPEN_READING = 0.07, 0.393
 class Executed:
     """What became of an action. executed: float64 (7,) after clipping. clipped: whether that changed it.
 
+    reversed: whether the arm met with so much resistance that the step went back instead.
     dropped: whether the arm could not reach the pose and ignored the step. commanded: angles after it, (3,) rad.
     """
 
     executed: np.ndarray
     clipped: bool
+    reversed: bool
     dropped: bool
     commanded: np.ndarray
 
@@ -37,14 +41,15 @@ class Executed:
 class StationArm:
     """Drives the arm of one SimEnv as a station does."""
 
-    def __init__(self, env: SimEnv):
+    def __init__(self, env: SimEnv, has_box: bool = True):
+        """has_box: whether targets are cut to the station's workspace."""
         self._env = env
         reset = np.array(load_embodiment(AUTOEVAL).reset_pose)
         self._reset_m, self._reset_rad = reset[:3], reset[3:]
         self._sag = euler_to_matrix(_RESET_MEASURED) @ euler_to_matrix(self._reset_rad).T
         low, high = WORKSPACE
         top = min(high[2], _DRAWER_TOP_M) if env.task.kind == "drawer" else high[2]
-        self._box = np.array([low, [high[0], high[1], top]])
+        self._box = np.array([low, [high[0], high[1], top]]) if has_box else np.array([[-np.inf] * 3, [np.inf] * 3])
 
     def reset(self) -> None:
         """`env.reset` of a station: the gripper opens, the arm moves to its reset pose."""
@@ -63,6 +68,9 @@ class StationArm:
     def act(self, action: np.ndarray) -> Executed:
         """One step, through AutoEval's wrappers in their order."""
         executed = np.clip(action, -_MAX_MAGNITUDE, _MAX_MAGNITUDE)
+        is_reversed = self._env.world.push_back > _MAX_PUSH_N
+        if is_reversed:
+            executed[:6] *= _REVERSED
         here = self._env.world.tips
         executed[:3] = np.clip(here + executed[:3], *self._box) - here
         executed[:3] = np.clip(executed[:3], -_MAX_STEP_M, _MAX_STEP_M)
@@ -72,8 +80,8 @@ class StationArm:
         is_taken = self._move(position, angles, executed[6])
         if is_taken:
             self._position, self.commanded = position, angles
-        clipped = not np.allclose(executed[:6], action[:6], rtol=0, atol=1e-9)
-        return Executed(executed, clipped, not is_taken, self.commanded)
+        clipped = not is_reversed and not np.allclose(executed[:6], action[:6], rtol=0, atol=1e-9)
+        return Executed(executed, clipped, is_reversed, not is_taken, self.commanded)
 
     def _move(self, position: np.ndarray, angles: np.ndarray, opening: float) -> bool:
         rotation = self._sag @ euler_to_matrix(angles) @ DOWN.T

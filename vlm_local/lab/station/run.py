@@ -1,32 +1,36 @@
 """A whole job of an AutoEval station against any policy server, in our simulator.
 
-In the order of AutoEval's own: the submission test; then of each episode a reset of the arm, POST /reset, and so many
-steps of an answer and its execution, whatever has been reached. What would have ended the job is noted, and the job
-goes on, so that one run shows all of it.
+In the order of AutoEval's own: the submission test; then of each episode the scene is put back, the arm is reset,
+POST /reset, and so many steps of an answer and its execution, whatever has been reached; last the detector. What would
+have ended the job is noted, and the job goes on, so that one run shows all of it.
 """
 
+import subprocess
 import time
 from collections.abc import Callable, Mapping
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 
+from vlm_local.data.film import write_film
 from vlm_local.errors import ConfigError
 from vlm_local.files import encode_json, write_json
 from vlm_local.lab.station.arm import StationArm
 from vlm_local.lab.station.client import JobEnded, StationClient, submit_test
 from vlm_local.lab.station.files import write_metadata, write_trajectory
-from vlm_local.lab.station.relay import Relay
+from vlm_local.lab.station.report import write_job_page
+from vlm_local.lab.station.scene import OPPOSITES, Judge, SceneReset
+from vlm_local.lab.station.way import Way
 from vlm_local.lab.statistics import describe_rate
 from vlm_local.provenance import describe_machine
 from vlm_local.sim.environment import SimEnv
 
 IMAGE_SIZE = 256
 _RESET_S = 4.1  # of a station's arm, on a wall clock
+_MAX_FILMS = 10
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,10 @@ class JobPlan:
     """url: of the policy server. clock: "step", where the world waits for answers, or "wall", where it does not.
 
     test_every: a submission test comes from elsewhere in the middle of every so many episodes, 0 for never.
-    drop_s: once in mid-job the way to the server is silent for so long, None for never.
+    drop_s: the tunnel is silent for so long once in mid-job, and gone once, with two episodes or more; None for never.
+    has_relay: whether requests go through the relay, which stands on this side of the tunnel.
+    restart_at: (episode, step, shell command) that ends the server and starts it again.
+    reset_policy, detector: as SceneReset and Judge take them. human_eval: as AutoEval's flag, no box.
     """
 
     url: str
@@ -44,142 +51,181 @@ class JobPlan:
     clock: str = "step"
     test_every: int = 1
     drop_s: float | None = None
+    has_relay: bool = False
+    restart_at: tuple[int, int, str] | None = None
+    reset_policy: str = "scripted"
+    detector: str = "truth"
+    human_eval: bool = False
     seed: int = 0
 
 
 @dataclass
 class _Tally:
-    """Of the whole job. reached: episodes that succeeded at some step; successes: at the end."""
+    """Of the whole job. reached: episodes that succeeded at some step; successes: at the end, by the detector."""
 
     ms: list[float] = field(default_factory=list)
     clipped: int = 0
+    reversed: int = 0
     dropped: int = 0
     successes: int = 0
+    truths: int = 0
     reached: int = 0
+    seconds: float = 0.0
     would_have_ended: list[dict[str, Any]] = field(default_factory=list)
+    episodes: list[dict[str, Any]] = field(default_factory=list)
 
 
 def run_job(plan: JobPlan, out: Path, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
     """Play the job into `out` and return its report. Raises ConfigError where the submission test fails."""
+    if plan.task not in OPPOSITES:
+        raise ConfigError(f"a station's task is one of {', '.join(OPPOSITES)}, not {plan.task!r}")
     if plan.clock not in ("step", "wall"):
         raise ConfigError(f"clock must be step or wall, not {plan.clock!r}")
-    if out.exists() and any(out.iterdir()):
+    if out.exists() and any(path.name != "second" for path in out.iterdir()):
         raise ConfigError(f"{out} holds something already; name another --out")
     try:
         submit_test(plan.url)
     except JobEnded as error:
         raise ConfigError(f"the submission test fails, so the form would not take this address: {error}") from None
-    parts = urlsplit(plan.url)
-    relay = None if plan.drop_s is None else Relay((parts.hostname or "", parts.port or 80))
-    url = plan.url if relay is None else relay.url + parts.path
-    env, client = SimEnv(plan.task, image_size=IMAGE_SIZE), StationClient(url)
-    try:
-        with closing(_Job(plan, env, client, relay, out)) as job:
-            for number in range(plan.episodes):
-                job.play(number)
-                progress(number + 1)
-            report = job.build_report()
-    finally:
-        client.close()
-        env.close()
-        if relay is not None:
-            relay.close()
+    with ExitStack() as stack:
+        way = stack.enter_context(closing(Way(plan.url, plan.drop_s is not None, plan.has_relay)))
+        env = stack.enter_context(closing(SimEnv(plan.task, image_size=IMAGE_SIZE)))
+        job = stack.enter_context(closing(_Job(plan, env, way, out)))
+        for number in range(plan.episodes):
+            job.play(number)
+            progress(number + 1)
+        report, episodes = job.build_report(), job.tally.episodes
     write_json(out / "report.json", report)
+    write_job_page(out, report, episodes)
     return report
 
 
 class _Job:
-    def __init__(self, plan: JobPlan, env: SimEnv, client: StationClient, relay: Relay | None, out: Path):
-        self._plan, self._env, self._client, self._relay = plan, env, client, relay
-        self._arm = StationArm(env)
+    def __init__(self, plan: JobPlan, env: SimEnv, way: Way, out: Path):
+        self._plan, self._env, self._way, self._out = plan, env, way, out
+        self._client = StationClient(way.url)
+        self._arm = StationArm(env, has_box=not plan.human_eval)
         self._instruction = env.task.words[0]  # AutoEval's own, the same in the whole job
         self._random = np.random.default_rng(plan.seed)
-        self._tally = _Tally()
+        self.tally = _Tally()
         self._eval_id = str(int(self._random.integers(10**15)))
         self._folder = out / "eval_data" / self._eval_id
         self._folder.mkdir(parents=True)
+        (out / "films").mkdir()
+        self._judge = Judge(plan.detector, env, out / "auto_eval_log" / f"{plan.task}_{self._eval_id}")
+        self._scene = SceneReset(plan.reset_policy, env, self._arm, self._judge)
         write_metadata(self._folder, self._eval_id)
         self._lines = (out / "station.jsonl").open("w", encoding="utf-8")
 
     def close(self) -> None:
         self._lines.close()
+        self._scene.close()
+        self._client.close()
 
     def play(self, number: int) -> None:
-        plan, began = self._plan, time.monotonic()
-        self._env.reset(seed=plan.seed + number)
+        plan, tally = self._plan, self.tally
+        seed = plan.seed + number
+        self._scene.put_back(seed, number == 0, lambda ask: self._survive("scene reset", number, -1, ask))
+        began = time.monotonic()
         self._arm.reset()
         image = self._env.judge()[0]["image"]
         if plan.clock == "wall":
             time.sleep(_RESET_S)
         self._survive("/reset", number, -1, self._client.reset)
         test_at, drop_at = self._random.integers(plan.max_steps, size=2)
-        steps, info, is_reached = [], {}, False
+        steps, is_reached = [], False
         for step in range(plan.max_steps):
             if plan.test_every and number % plan.test_every == 0 and step == test_at:
                 self._survive("submission test", number, step, lambda: submit_test(plan.url))
-            if self._relay is not None and number == plan.episodes // 2 and step == drop_at:
-                self._relay.fall_silent(plan.drop_s or 0.0)
+            if step == drop_at:
+                self._drop(number)
+            if plan.restart_at is not None and plan.restart_at[:2] == (number, step):
+                subprocess.Popen(plan.restart_at[2], shell=True, start_new_session=True)
             image, info = self._take_step(number, step, image, steps)
             is_reached |= info["success"]
-        self._tally.successes += info["success"]
-        self._tally.reached += is_reached
         seconds = time.monotonic() - began
-        write_trajectory(self._folder / f"traj_{number}.pkl", self._instruction, steps, info["success"], seconds)
+        verdict = self._survive("detector", number, plan.max_steps, lambda: self._judge.judge_rollout(self._env.task))
+        success, truth = verdict or (False, bool(self._env.task.is_done(self._env.world)))
+        tally.successes += success
+        tally.truths += truth
+        tally.reached += is_reached
+        tally.seconds += seconds
+        write_trajectory(self._folder / f"traj_{number}.pkl", self._instruction, steps, success, seconds)
+        film = self._film(number, steps) if number < _MAX_FILMS else None
+        ended = {"number": number, "success": success, "truth": truth, "seconds": seconds}
+        tally.episodes.append({**ended, "film": film, "last": image})
+
+    def _drop(self, number: int) -> None:
+        """The tunnel is silent in the episode after a third of them, and gone in the one after two thirds."""
+        plan = self._plan
+        silent, gone = plan.episodes // 3, 2 * plan.episodes // 3
+        if plan.drop_s is not None and number == silent:
+            self._way.fall_silent(plan.drop_s)
+        elif plan.drop_s is not None and number == gone:
+            self._way.break_down(plan.drop_s)
 
     def _take_step(self, number: int, step: int, image: np.ndarray, steps: list) -> tuple[np.ndarray, Mapping]:
         """Ask, carry out, observe; appends to `steps` and returns the picture and the simulator's info."""
         state, began = self._arm.state, time.perf_counter()
         answer = self._survive("/act", number, step, lambda: self._client.act(image, self._instruction, state))
         seconds = time.perf_counter() - began
-        self._tally.ms.append(1e3 * seconds)
+        self.tally.ms.append(1e3 * seconds)
         if self._plan.clock == "wall":
             self._env.world.wait(seconds)
         action = np.array([0.0] * 6 + [1.0]) if answer is None else answer
         executed = self._arm.act(action)
         observation, *_, info = self._env.judge()
-        self._tally.clipped += executed.clipped
-        self._tally.dropped += executed.dropped
+        notes = {name: getattr(executed, name) for name in ("clipped", "reversed", "dropped")}
+        for name, value in notes.items():
+            setattr(self.tally, name, getattr(self.tally, name) + value)
         line = {"episode": number, "step": step, "sent": state, "action": action, "executed": executed.executed}
-        line |= {"commanded": executed.commanded, "clipped": executed.clipped, "dropped": executed.dropped}
-        self._lines.write(encode_json(line | {"ms": round(1e3 * seconds, 3), "success": info["success"]}) + "\n")
-        steps.append({"action": action, "image": observation["image"], "state": self._arm.state})
+        line |= {"commanded": executed.commanded, **notes, "ms": round(1e3 * seconds, 3), "success": info["success"]}
+        self._lines.write(encode_json(line) + "\n")
+        after = {"action": action, "image": observation["image"], "state": self._arm.state}
+        steps.append({**after, "asked": image, "notes": [name for name, value in notes.items() if value]})
         return observation["image"], info
 
+    def _film(self, number: int, steps: list[dict[str, Any]]) -> str:
+        """Its path below the job's folder. Each frame is what the policy saw, with what it answered."""
+        path = f"films/episode-{number}.mp4"
+        lines = (
+            {"step": at, "instruction": self._instruction, "phrase": ", ".join(step["notes"]), "action": step["action"]}
+            for at, step in enumerate(steps)
+        )
+        write_film(
+            self._out / path,
+            (
+                (step["asked"], {**line, "action": line["action"].tolist()})
+                for step, line in zip(steps, lines, strict=True)
+            ),
+        )
+        return path
+
     def _survive(self, request: str, episode: int, step: int, ask: Callable[[], Any]) -> Any:
-        """What `ask` returns, None where AutoEval would have ended the job."""
+        """What `ask` returns, None where AutoEval would have ended the job; it goes on once the server is there."""
         try:
             return ask()
         except JobEnded as error:
             event = {"request": request, "episode": episode, "step": step, "time": time.time()}
-            self._tally.would_have_ended.append({**event, "exception": str(error)})
+            self.tally.would_have_ended.append({**event, "exception": str(error)})
+            self._way.wait_back()
             return None
 
     def build_report(self) -> dict[str, Any]:
-        tally, plan = self._tally, self._plan
+        tally, plan = self.tally, self._plan
         ms = np.array(tally.ms)
         return {
             "station": {**vars(plan), "eval_id": self._eval_id},
             "success": describe_rate(tally.successes, plan.episodes),
+            "truth": describe_rate(tally.truths, plan.episodes),
             "reached": describe_rate(tally.reached, plan.episodes),
+            "confusion": self._judge.confusion,
             "answer_ms": {"p50": np.quantile(ms, 0.5), "p95": np.quantile(ms, 0.95), "max": ms.max(), "n": len(ms)},
+            "steps_per_min": 60 * len(ms) / tally.seconds,
             "clipped": tally.clipped,
+            "reversed": tally.reversed,
             "dropped": tally.dropped,
+            "scene_resets": {"tries": self._scene.tries, "persons_called": self._scene.persons_called},
             "would_have_ended": tally.would_have_ended,
             **describe_machine(),
         }
-
-
-def format_report(report: Mapping[str, Any]) -> str:
-    """For a terminal."""
-    success, reached, ms = report["success"], report["reached"], report["answer_ms"]
-    low, high = (100 * edge for edge in success["interval"])
-    lines = [
-        f"success at the end {success['count']} of {success['n']} ({low:.0f} to {high:.0f} %), at some step "
-        f"{reached['count']}",
-        f"answers: median {ms['p50']:.0f} ms, 95 % within {ms['p95']:.0f}, longest {ms['max']:.0f}",
-        f"steps: {ms['n']}, clipped {report['clipped']}, out of reach {report['dropped']}",
-    ]
-    ended = report["would_have_ended"]
-    lines += [f"AutoEval would have ended the job {len(ended)} times" if ended else "nothing would have ended the job"]
-    lines += [f"  episode {each['episode']}, step {each['step']}, {each['exception']}" for each in ended]
-    return "\n".join(lines)

@@ -1,0 +1,192 @@
+"""A relay before a real server, through a tunnel that drops."""
+
+import http.client
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, contextmanager
+
+import pytest
+
+from tests.serving import ask, build_body, serve, until
+from vlm_local import relay as relay_file
+from vlm_local.lab.station.link import Link
+from vlm_local.lab.station.run import JobPlan, run_job
+from vlm_local.relay import HEADER, Relay
+from vlm_local.server.records import StepRecord
+
+ACT = "/act?details=1"
+
+
+@contextmanager
+def relay_to(port, hold_s=30.0):
+    relay = Relay(("127.0.0.1", port), ("127.0.0.1", 0), hold_s)
+    thread = threading.Thread(target=relay.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield relay.server_port
+    finally:
+        relay.shutdown()
+        thread.join()
+        relay.server_close()
+
+
+@pytest.fixture
+def way():
+    """server, link and the relay's port: a station asks the relay, which asks the server through the link."""
+    with (
+        serve() as server,
+        closing(Link(("127.0.0.1", server.port))) as link,
+        relay_to(link.port) as port,
+    ):
+        yield server, link, port
+
+
+def _act(connection, **fields):
+    connection.request("POST", ACT, build_body(**fields))
+    response = connection.getresponse()
+    body = response.read()
+    assert response.status == 200, body
+    return json.loads(body)
+
+
+def _count_steps(server):
+    server.newest_record()
+    return sum(isinstance(record, StepRecord) for record in server.records)
+
+
+def test_each_station_keeps_its_episode_over_its_own_connection(way):
+    server, _, port = way
+    first, second = (http.client.HTTPConnection("127.0.0.1", port, timeout=60) for _ in range(2))
+    with closing(first), closing(second):
+        answers = [_act(each, instruction="open the drawer") for each in (first, second, first, second)]
+    assert [(each["robot"], each["step"]) for each in answers] == [
+        *(("robot", 0), ("robot.2", 0), ("robot", 1), ("robot.2", 1)),
+    ]
+    for step in range(2, 5):  # a client with a connection for each request goes on with one of them
+        answer = json.loads(ask(port, "POST", ACT, build_body(instruction="open the drawer"))[2])
+        assert answer["step"] == step
+    assert _count_steps(server) == 7
+
+
+def test_an_answer_that_a_drop_swallowed_is_given_again_and_no_step_is_taken_twice(way):
+    server, link, port = way
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as station:
+        assert _act(station)["step"] == 0
+        server.engine.gate.clear()
+        asked = threading.Thread(target=lambda: answers.append(_act(station)))
+        answers = []
+        asked.start()
+        until(lambda: len(server.engine.requests) == 2)
+        link.break_down(1.5)
+        server.engine.gate.set()
+        until(lambda: _count_steps(server) == 2)  # done, and nobody there to hear of it
+        assert not answers
+        asked.join(30)
+        assert (answers[0]["step"], answers[0]["episode"]) == (1, 0)
+        assert (_act(station)["step"], _count_steps(server)) == (2, 3)
+
+
+def test_a_repeat_waits_for_the_first_that_is_still_under_way(way):
+    server, link, port = way
+    answers = []
+    server.engine.gate.clear()
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as station:
+        asked = threading.Thread(target=lambda: answers.append(_act(station)))
+        asked.start()
+        until(lambda: len(server.engine.requests) == 1)
+        link.break_down(0.2)
+        time.sleep(1)
+        assert not answers
+        server.engine.gate.set()
+        asked.join(30)
+    assert (answers[0]["step"], _count_steps(server), len(server.engine.requests)) == (0, 1, 1)
+
+
+def test_a_job_survives_a_tunnel_that_is_gone_for_a_while(way, tmp_path):
+    server, link, port = way
+    breaks = threading.Thread(target=lambda: (until(lambda: len(server.records) > 30), link.break_down(3.0)))
+    breaks.start()
+    plan = JobPlan(f"http://127.0.0.1:{port}", "open_drawer", episodes=2, max_steps=25, test_every=0)
+    report = run_job(plan, tmp_path / "job")
+    breaks.join()
+    assert report["would_have_ended"] == [] and report["answer_ms"]["max"] > 1000
+    assert _count_steps(server) == 50
+    assert {record.about["episode"] for record in server.records} == {0, 1}
+
+
+def test_the_file_alone_hides_a_silence(tmp_path):
+    """Copied, in an interpreter without packages; a silence is noticed by asking, as nothing ends."""
+    shutil.copy(relay_file.__file__, tmp_path / "relay.py")
+    with serve() as server, closing(Link(("127.0.0.1", server.port))) as link:
+        command = [sys.executable, "-I", "-S", str(tmp_path / "relay.py"), link.url, "--port", "0"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                address = process.stdout.readline().split()[1]
+                assert address.startswith("http://127.0.0.1:")
+                with closing(http.client.HTTPConnection(address.removeprefix("http://"), timeout=60)) as station:
+                    _act(station)
+                    link.fall_silent(8)
+                    began = time.monotonic()
+                    assert _act(station)["step"] == 1
+                    assert 6 < time.monotonic() - began < 20
+            finally:
+                process.terminate()
+                process.wait(30)
+        assert _count_steps(server) == 2
+
+
+def test_a_tunnel_that_stays_down_is_told_after_the_time(capfd):
+    with serve() as server, closing(Link(("127.0.0.1", server.port))) as link:
+        link.break_down(60)
+        with relay_to(link.port, hold_s=1.0) as port:
+            status, _, body = ask(port, "POST", ACT, build_body())
+    assert status == 504 and b"could not be reached" in body
+    assert "/act?details=1 is held" in capfd.readouterr().err
+
+
+def test_only_what_a_station_asks_is_passed_on(way):
+    _, _, port = way
+    assert ask(port, "POST", "/hold", b"")[0] == 404
+    assert ask(port, "GET", "/")[0] == 404
+    assert ask(port, "POST", "/s/left/act?details=1", build_body())[0] == 200
+    assert json.loads(ask(port, "GET", "/health")[2])["status"] == "healthy"
+    assert ask(port, "POST", "/act", b"", {"Content-Length": "999999999999"})[0] == 413
+    assert (
+        ask(port, "POST", "/act", build_body(), {"Origin": "http://elsewhere.example"})[0] == 403
+    )  # as the server says
+
+
+def test_a_number_stands_for_one_request():
+    mark = {HEADER: "a1-7"}
+    with serve() as server:
+        first = server.post(ACT, build_body(), mark)
+        assert server.post(ACT, build_body(), mark)[2] == first[2]
+        assert _count_steps(server) == 1
+        assert server.post(ACT, build_body(instruction="another"), mark)[0] == 409
+        assert server.post(ACT, build_body(), {HEADER: "a1-6"})[0] == 409
+        assert [
+            server.post(ACT, build_body(), {HEADER: wrong})[0] for wrong in ("a1", "-1", "a-x", "a" * 17 + "-1")
+        ] == [400] * 4
+        assert json.loads(server.post("/reset", b"", {HEADER: "a1-8"})[2])["episode"] == 1
+        assert json.loads(server.post("/reset", b"", {HEADER: "a1-8"})[2])["episode"] == 1
+        assert json.loads(server.post(ACT, build_body(), {HEADER: "a1-9"})[2])["step"] == 0
+
+
+def test_what_failed_is_tried_again():
+    with serve() as server:
+        assert server.post(ACT, b"{", {HEADER: "a1-1"})[0] == 400
+        assert server.post(ACT, build_body(), {HEADER: "a1-2"})[0] == 200
+
+
+def test_the_store_has_an_end():
+    with serve() as server:
+        for number in range(70):
+            assert server.post(ACT, build_body(), {HEADER: f"{number:x}-1"})[0] == 200
+        assert _count_steps(server) == 70
+        assert server.post(ACT, build_body(), {HEADER: "0-1"})[0] == 200  # forgotten
+        assert server.post(ACT, build_body(), {HEADER: "45-1"})[0] == 200  # still there
+        assert _count_steps(server) == 71
