@@ -72,9 +72,11 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _print_metaworld(args: argparse.Namespace, report) -> int:
+    from vlm_local.lab.formats import format_share
+
     rates = {setting["name"]: setting["success"]["rate"] for setting in report["settings"]}
-    lines = [f"{name:36}{rate:7.1%}" for name, rate in rates.items()]
-    lines.append(f"{'each task in its best setting':36}{report['best']['rate']:7.1%}")
+    lines = [f"{name:50}{format_share(rate):>8}" for name, rate in rates.items()]
+    lines.append(f"{'each task in its best setting':50}{format_share(report['best']['rate']):>8}")
     lines.append(f"tables: {args.out / 'tables.md'}")
     summary = {"success_rate": rates, "best": report["best"]["rate"], "out": str(args.out)}
     print_result(args, "\n".join(lines), {**report["plan"], **summary})

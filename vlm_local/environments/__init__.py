@@ -31,12 +31,12 @@ class Outcome(NamedTuple):
 
 
 class TaskEnvironment(Protocol):
-    """One task. Not thread-safe. An episode depends on its seed and the actions alone.
+    """One task. Not thread-safe. An episode depends on its seed and the actions alone."""
 
-    wrong_instruction: asks for something else in the same scene; of the episode.
-    """
-
-    wrong_instruction: str
+    @property
+    def wrong_instruction(self) -> str:
+        """Asks for something else than the episode's instruction."""
+        ...
 
     @property
     def observation(self) -> Observation:

@@ -1,11 +1,13 @@
-"""Meta-World's 50 tasks (Sawyer arm, Yu et al., 2020) as TaskEnvironments: `pip install 'vlm-local[metaworld]'`.
+"""Meta-World's 50 tasks (Sawyer arm, Yu et al., 2020) as TaskEnvironments: `.venv/bin/pip install -e '.[metaworld]'`.
 
 Meta-World's world frame has the arm at the origin, facing +y. Ours is the base frame: forward = +y, left = -x, up = +z.
 Its action moves the target that the hand follows by at most 0.01 m an axis, and turns nothing; its gripper takes an
 effort. The oracle speaks for Meta-World's scripted experts (`PhraseQuantiser`).
 """
 
+import warnings
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -151,26 +153,26 @@ def load_instructions() -> dict[str, str]:
     return read_json_object(Path(__file__).with_name("metaworld_instructions.json"))
 
 
-def _import():
+def _import() -> tuple[Any, ...]:
+    """Meta-World's modules; imported by name, as it is not among the packages that types are checked with."""
+    names = ("metaworld.sawyer_xyz_env", "metaworld.env_dict", "metaworld.policies")
     try:
-        import metaworld
-        from metaworld import policies
-        from metaworld.env_dict import ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE as ENVIRONMENTS
+        return tuple(import_module(name) for name in names)
     except ImportError as error:
         raise ConfigError(
             f"--env metaworld needs a package that is not here ({error}): .venv/bin/pip install -e '.[metaworld]'"
         ) from None
-    return metaworld, ENVIRONMENTS, policies.ENV_POLICY_MAP
 
 
 def _make(task: str) -> tuple[Any, Any]:
     """Meta-World's environment, in which a seed decides the whole episode, and its expert."""
-    metaworld, environments, experts = _import()
-    metaworld.sawyer_xyz_env.SawyerMocapBase.reset_mocap_welds = _reset_mocap_welds
-    env = environments[f"{task}-goal-observable"](seed=0)
+    sawyer, environments, policies = _import()
+    sawyer.SawyerMocapBase.reset_mocap_welds = _reset_mocap_welds
+    warnings.filterwarnings("ignore", "Constant.s. may be too high")  # of each step: experts ask for more than 1
+    env = environments.ALL_V3_ENVIRONMENTS_GOAL_OBSERVABLE[f"{task}-goal-observable"](seed=0)
     env._freeze_rand_vec = False
     env.seeded_rand_vec = True  # else the scene is drawn from numpy's global state
-    return env, experts[task]()
+    return env, policies.ENV_POLICY_MAP[task]()
 
 
 def _reset_mocap_welds(self) -> None:

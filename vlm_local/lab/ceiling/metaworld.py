@@ -26,6 +26,7 @@ from vlm_local.lab.statistics import describe_rate
 from vlm_local.policy import draw_uniform
 from vlm_local.primitives import parse_phrase
 from vlm_local.progress import open_bar
+from vlm_local.types import Primitive
 
 PHRASES, EXPERT, RANDOM = "phrases", "expert", "random"
 _STEP_M = 0.01
@@ -93,6 +94,7 @@ def _play(env, seed: int, setting: Setting) -> int | None:
     env.reset(seed)
     step_m = setting.scale * _STEP_M
     table, latch, phrases = StepTable(step_m, step_m, step_m), GripperLatch(), load_phrase_grammar().sentences
+    said = Primitive()
     for step in range(find_suite(METAWORLD).max_steps):
         if setting.speaker == EXPERT:
             outcome = env.step_raw(env.expert_action)
@@ -118,7 +120,7 @@ def score(steps: Steps, tasks: Sequence[str]) -> dict[str, Any]:
             **asdict(setting),
             "success": describe_rate(*_count([won[t, setting] for t in tasks])),
             "steps": _mean([took for t in tasks for took in played[t, setting] if took is not None]),
-            "tasks": {t: _mean(won[t, setting]) for t in tasks},
+            "tasks": {t: _mean(won[t, setting].tolist()) for t in tasks},
         }
         for setting in ALL_SETTINGS
     ]
@@ -188,13 +190,16 @@ def _draw(rates: Mapping[str, Mapping[str, Any]]) -> Figure:
     _draw_line(right, [s.effort for s in EFFORTS], [rates[s.name]["success"] for s in EFFORTS], BLUE, "10 mm")
     right.set(xlabel='grip effort of "close gripper"')
     for panel in (left, right):
-        panel.axhline(rates[EXPERT]["success"]["rate"], color=GREY, linestyle="--", label="experts")
-        panel.axhline(rates[RANDOM]["success"]["rate"], color=GREY, linestyle=":", label="random phrases")
+        for speaker, style, label in ((EXPERT, "--", "experts"), (RANDOM, ":", "random phrases")):
+            if rates[speaker]["success"]["n"]:
+                panel.axhline(rates[speaker]["success"]["rate"], color=GREY, linestyle=style, label=label)
         panel.legend(frameon=False, loc="center right", fontsize=8)
     return figure
 
 
 def _draw_line(panel, xs: Sequence[float], rates: Sequence[Mapping[str, Any]], colour: str, label: str) -> None:
-    low, high = np.array([rate["interval"] for rate in rates]).T
-    panel.fill_between(xs, low, high, color=colour, alpha=0.15, linewidth=0)
-    panel.plot(xs, [rate["rate"] for rate in rates], "o-", color=colour, markersize=4, label=label)
+    played = [(x, rate["rate"], *rate["interval"]) for x, rate in zip(xs, rates, strict=True) if rate["n"]]
+    if played:
+        places, shares, low, high = np.array(played).T
+        panel.fill_between(places, low, high, color=colour, alpha=0.15, linewidth=0)
+        panel.plot(places, shares, "o-", color=colour, markersize=4, label=label)
