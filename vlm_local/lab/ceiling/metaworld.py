@@ -157,7 +157,7 @@ def _explain(task: str, rates: Mapping[str, Mapping[str, float]]) -> dict[str, A
     elif expert <= common + 1e-9:
         why = "the expert itself fails as often"
     else:
-        why = "the phrases: full steps where the expert slows down, and no other effort mends it"
+        why = "the phrases, not the grip: no other effort that was played does better"
     return {"task": task, "common": common, "expert": expert, "why": why}
 
 
