@@ -3,6 +3,7 @@
 # As many processes as cores, unless -n says otherwise. --slow also runs what takes minutes.
 # --cuda-dry runs the GPU path's own instead, without a GPU where there is none.
 # With --doors first: other harnesses' own packages against a running server.
+# With --metaworld first: Meta-World's own package behind `sim` and `ceiling`.
 # With --vllm first: those against a real vLLM instead, without network but for the loopback.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -20,6 +21,11 @@ if [ "${1:-}" = --doors ]; then
     shift
     source tests/doors/venv.sh
     exec "$python" -m pytest tests/doors "$@"
+fi
+if [ "${1:-}" = --metaworld ]; then
+    shift
+    source tests/metaworld/venv.sh
+    exec "$metaworld_venv/bin/python" -m pytest tests/metaworld "$@"
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .

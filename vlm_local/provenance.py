@@ -11,7 +11,7 @@ from typing import Any
 
 import vlm_local
 
-_PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance", "mujoco")
+_PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance", "mujoco", "metaworld")
 
 # What a policy says of itself that decides its answers.
 _DECIDES = (

@@ -16,6 +16,7 @@ def test_only_a_station_is_converted():
     assert {name: load_embodiment(name).frame for name in list_embodiments()} == {
         "autoeval-widowx": "autoeval",
         "bridge-widowx": "bridge",
+        "metaworld": "bridge",
         "simpler-widowx": "bridge",
         "simulator": "bridge",
     }

@@ -23,6 +23,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html, figures")
+    add("--env", default="ours", metavar="NAME", help="ours, or metaworld: its experts spoken in phrases [ours]")
     add("--tasks", default="all", metavar="T[,T]|all", help="[all]")
     add("--level", default="normal", help="easy, normal, hard [normal]")
     add(
@@ -40,13 +41,21 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    from vlm_local.environments import OURS, find_suite
+    from vlm_local.errors import ConfigError
     from vlm_local.lab.ceiling.episodes import CeilingPlan
     from vlm_local.lab.ceiling.error_models import DRAWS
     from vlm_local.lab.ceiling.run import run_predictions, run_study
-    from vlm_local.sim.tasks import TASKS
 
-    tasks = tuple(TASKS) if args.tasks == "all" else tuple(dict.fromkeys(args.tasks.split(",")))
-    plan = CeilingPlan(tasks, args.level, args.episodes, args.seed)
+    suite = find_suite(args.env)
+    tasks = suite.tasks if args.tasks == "all" else tuple(dict.fromkeys(args.tasks.split(",")))
+    plan = CeilingPlan(tasks, args.level, args.episodes, args.seed, args.env)
+    if args.env != OURS:
+        from vlm_local.lab.ceiling.metaworld import run_metaworld_study
+
+        if args.predict or args.observed:
+            raise ConfigError("--predict and --observed are of our own simulator alone")
+        return _print_metaworld(args, run_metaworld_study(args.out, plan, args.workers))
     if args.predict or args.observed:
         report = run_predictions(args.out, args.predict, args.observed, args.episodes, args.workers)
     else:
@@ -59,4 +68,16 @@ def _run(args: argparse.Namespace) -> int:
     numbers = ("observed", "source", "mean_error")
     predictions = [{name: prediction[name] for name in numbers} for prediction in report["predictions"]]
     print_result(args, "\n".join(lines), {**report["plan"], "predictions": predictions, "out": str(args.out)})
+    return 0
+
+
+def _print_metaworld(args: argparse.Namespace, report) -> int:
+    from vlm_local.lab.formats import format_share
+
+    rates = {setting["name"]: setting["success"]["rate"] for setting in report["settings"]}
+    lines = [f"{name:50}{format_share(rate):>8}" for name, rate in rates.items()]
+    lines.append(f"{'each task in its best setting':50}{format_share(report['best']['rate']):>8}")
+    lines.append(f"tables: {args.out / 'tables.md'}")
+    summary = {"success_rate": rates, "best": report["best"]["rate"], "out": str(args.out)}
+    print_result(args, "\n".join(lines), {**report["plan"], **summary})
     return 0

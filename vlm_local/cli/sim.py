@@ -23,7 +23,13 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         epilog="The same command again continues a run, adds episodes and plays again what faulted.",
     )
     add = parser.add_argument
-    add("--task", default="reach", metavar="T[,T]|all", help=f"{_TASKS} [reach]")
+    add(
+        "--env",
+        default="ours",
+        metavar="NAME",
+        help="ours, or metaworld: its 50 tasks, see docs/environments.md [ours]",
+    )
+    add("--task", metavar="T[,T]|all", help=f"{_TASKS}; of metaworld reach-v3 and others [the first]")
     add(
         "--level",
         default="normal",
@@ -31,7 +37,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     add("--episodes", type=count(1, 100_000), default=10, metavar="N", help="of each task [10]")
     add("--seed", type=seed(), default=0, metavar="S", help="of the first episode; the next has the next [0]")
-    add("--max-steps", type=count(), default=120, metavar="N", help="5 a second [120]")
+    add("--max-steps", type=count(), metavar="N", help="5 a second [120]; of metaworld 80 a second [500]")
     add("--workers", type=workers(), metavar="N", help="environments in parallel [one a core, at most 8]")
     text = "episodes of each task that keep frames and a film [10]"
     add("--films", type=count(0), default=10, metavar="N", help=text)
@@ -45,16 +51,22 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def _run_sim(args: argparse.Namespace) -> int:
     """Play, write report.json, report.html and films; print where, and one JSON object as the last line."""
+    from dataclasses import replace
+
+    from vlm_local.environments import find_suite
     from vlm_local.lab.closed_loop.run import run_rollouts
-    from vlm_local.lab.sources import open_source
+    from vlm_local.lab.sources import ORACLE, open_source
     from vlm_local.models import DEFAULT
     from vlm_local.progress import open_bar
-    from vlm_local.sim.tasks import TASKS
 
+    suite = find_suite(args.env)
     options = read_policy_options(args)
-    plan = _build_plan(args, hide_secrets(args.model or DEFAULT), TASKS)
-    folder = args.out or Path(f"results/sim-{_shorten(plan.policy)}-{args.task}-{plan.level}-{plan.seed}")
-    source = open_source(options)
+    if options.model != ORACLE and options.embodiment is None:
+        options = replace(options, embodiment=suite.embodiment)
+    plan = _build_plan(args, hide_secrets(args.model or DEFAULT), suite)
+    tasks = args.task or plan.tasks[0]
+    folder = args.out or Path(f"results/sim-{_shorten(plan.policy)}-{tasks}-{plan.level}-{plan.seed}")
+    source = open_source(options, suite.table)
     with closing(source), open_bar(plan.policy, unit="episode") as bar:
 
         def show(ended, done: int, total: int) -> None:
@@ -73,12 +85,13 @@ def _run_sim(args: argparse.Namespace) -> int:
     return 0
 
 
-def _build_plan(args: argparse.Namespace, policy: str, tasks):
+def _build_plan(args: argparse.Namespace, policy: str, suite):
     from vlm_local.lab.closed_loop.run import RolloutPlan
 
-    chosen = tuple(tasks) if args.task == "all" else tuple(dict.fromkeys(args.task.split(",")))
-    names = ("level", "episodes", "seed", "max_steps", "noise", "control", "films", "gif")
-    return RolloutPlan(policy, chosen, **{name: getattr(args, name) for name in names})
+    tasks = suite.tasks if args.task == "all" else tuple(dict.fromkeys((args.task or suite.tasks[0]).split(",")))
+    names = ("level", "episodes", "seed", "noise", "control", "films", "gif", "env")
+    max_steps = args.max_steps or suite.max_steps
+    return RolloutPlan(policy, tasks, max_steps=max_steps, **{name: getattr(args, name) for name in names})
 
 
 def _shorten(policy: str) -> str:
@@ -91,6 +104,7 @@ def _shorten(policy: str) -> str:
 def _summarise(scores, plan, folder: Path) -> dict:
     return {name: value for name, value in scores.items() if name != "tasks"} | {
         "policy": plan.policy,
+        "env": plan.env,
         "level": plan.level,
         "seed": plan.seed,
         "max_steps": plan.max_steps,

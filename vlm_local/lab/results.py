@@ -169,8 +169,8 @@ LAYOUTS = {
             kind="sim",
             needs=("meta.json", "report.json"),
             marks=("meta.json", "simulator"),
-            texts=r"(meta|report)\.json|episodes/[a-z_]+-[0-9]+/(meta\.json|steps\.jsonl)",
-            pictures=r"episodes/[a-z_]+-[0-9]+/(frames/[0-9]{6}\.png|film\.(mp4|gif))",
+            texts=r"(meta|report)\.json|episodes/[a-z0-9_-]+-[0-9]+/(meta\.json|steps\.jsonl)",
+            pictures=r"episodes/[a-z0-9_-]+-[0-9]+/(frames/[0-9]{6}\.png|film\.(mp4|gif))",
         ),
         Layout(
             kind="spatial",

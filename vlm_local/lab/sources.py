@@ -38,13 +38,13 @@ class PolicySource:
         """Let go of the model and of connections."""
 
 
-def open_source(options: PolicyOptions) -> PolicySource:
-    """options.model may also be "oracle". The model is loaded when this returns.
+def open_source(options: PolicyOptions, oracle_table: StepTable = StepTable()) -> PolicySource:
+    """options.model may also be "oracle", with this table unless options.steps names one. The model is loaded then.
 
     Raises ConfigError as open_policies does, EngineError where a server does not answer.
     """
     if options.model == ORACLE:
-        return _Oracle(options)
+        return _Oracle(options, oracle_table)
     return _Server(options) if is_url(options.model) else _Model(options)
 
 
@@ -100,9 +100,9 @@ class _Oracle(PolicySource):
 
     sees = False
 
-    def __init__(self, options: PolicyOptions):
+    def __init__(self, options: PolicyOptions, table: StepTable):
         refuse_all_but(options, "steps", "steps_per_phrase")
-        self._table = load_step_table(options.steps) if options.steps else StepTable()
+        self._table = load_step_table(options.steps) if options.steps else table
         self._steps = options.steps_per_phrase
         self.metadata = _hold(OraclePolicy(lambda: "", self._table), self._steps).metadata
 

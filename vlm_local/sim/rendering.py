@@ -11,8 +11,8 @@ from vlm_local.errors import ConfigError
 class Camera:
     """Renders one camera of one model. Owns an OpenGL context: use and close it in one thread."""
 
-    def __init__(self, model: mujoco.MjModel, name: str, size: int):
-        """size: width and height of the square picture, pixels."""
+    def __init__(self, model: mujoco.MjModel, name: str, size: int, sites: bool = False):
+        """size: width and height of the square picture, pixels. sites: with the marks in the model."""
         self._model = model
         os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's threads cost more than they bring at this size
         self._context = _open_context(size)
@@ -23,7 +23,8 @@ class Camera:
         self._scene = mujoco.MjvScene(model, maxgeom=400)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         self._option = mujoco.MjvOption()
-        self._option.sitegroup[:] = 0
+        if not sites:
+            self._option.sitegroup[:] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._camera.fixedcamid = model.camera(name).id

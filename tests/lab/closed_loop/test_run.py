@@ -294,7 +294,7 @@ def test_a_held_phrase_is_asked_for_less_often(tmp_path, capsys):
 
 
 def test_a_dead_environment_is_no_fault_of_the_policy():
-    environment = EnvironmentProcess("easy", 32)
+    environment = EnvironmentProcess("ours", "easy", 32)
     environment.reset("reach", 0, drawn=False)
     os.kill(environment.pid, signal.SIGKILL)
     with pytest.raises(EnvironmentDied, match="status -9"):

@@ -13,19 +13,19 @@ from itertools import product, repeat
 from pathlib import Path
 from typing import Any
 
+from vlm_local.environments import OURS, find_suite
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import read_json_lines
 from vlm_local.lab.ceiling.play import play_settings
-from vlm_local.lab.ceiling.settings import Setting
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.processes import open_pool
 from vlm_local.provenance import describe_machine
-from vlm_local.sim.levels import find_level
-from vlm_local.sim.tasks import TASKS, find_task
 
 SETTINGS = "ceiling.json"
 _ROWS_FILE = "rows.jsonl"
 _DECIDES = ("level", "seed", "settings")
+
+PlayOne = Callable[[str, str, int, Sequence[Any]], list[int | None]]
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,10 @@ class CeilingPlan:
     level: str
     episodes: int
     seed: int
+    env: str = OURS
 
     def __post_init__(self):
-        find_level(self.level)
-        for task in self.tasks:
-            find_task(task)
+        find_suite(self.env).check(self.tasks, self.level)
 
     @property
     def seeds(self) -> range:
@@ -50,9 +49,14 @@ class CeilingPlan:
 class Episodes:
     """The finished episodes of a result folder."""
 
-    def __init__(self, folder: ResultFolder, plan: CeilingPlan, settings: Sequence[Setting]):
-        """Raises ConfigError where the folder holds another study, DataError where its rows were changed."""
-        self._plan, self._settings = plan, settings
+    def __init__(
+        self, folder: ResultFolder, plan: CeilingPlan, settings: Sequence[Any], play_one: PlayOne = play_settings
+    ):
+        """settings: dataclass objects. play_one: (task, level, seed, settings) -> a row's steps.
+
+        Raises ConfigError where the folder holds another study, DataError where its rows were changed.
+        """
+        self._plan, self._settings, self._play_one = plan, settings, play_one
         self._file = RowFile(folder.path / _ROWS_FILE)
         rows = self._file.rows
         try:
@@ -77,13 +81,13 @@ class Episodes:
         """progress: is called with 1 after every episode."""
         with open_players(workers) as play:
             tasks, seeds = [task for task, _ in missing], [seed for _, seed in missing]
-            results = play(play_settings, tasks, repeat(self._plan.level), seeds, repeat(self._settings))
+            results = play(self._play_one, tasks, repeat(self._plan.level), seeds, repeat(self._settings))
             for (task, seed), steps in zip(missing, results, strict=True):
                 self._file.add({"task": task, "seed": seed, "steps": steps})
                 self._steps[task, seed] = steps
                 progress(1)
 
-    def collect(self) -> dict[tuple[str, Setting], list[int | None]]:
+    def collect(self) -> dict[tuple[str, Any], list[int | None]]:
         """Task and setting -> control steps to success of the plan's episodes, in order of their seeds."""
         return {
             (task, setting): [self._steps[task, seed][index] for seed in self._plan.seeds]
@@ -100,7 +104,7 @@ def find_played(folder: Path) -> CeilingPlan:
         played = {(row["task"], row["seed"]) for row in read_json_lines(folder / _ROWS_FILE)}
     except (OSError, ValueError):
         played = set()
-    tasks = tuple(task for task in TASKS if any(of == task for of, _ in played))
+    tasks = tuple(task for task in find_suite(OURS).tasks if any(of == task for of, _ in played))
     episodes = 0
     while tasks and all((task, there["seed"] + episodes) in played for task in tasks):
         episodes += 1

@@ -21,10 +21,10 @@ class EnvironmentDied(VLMLocalError):
 class EnvironmentProcess:
     """environment.Environment, over a pipe. Not thread-safe. Raises EnvironmentDied where the process died."""
 
-    def __init__(self, level: str, image_size: int):
+    def __init__(self, suite: str, level: str, image_size: int):
         context = multiprocessing.get_context("spawn")
         self._pipe, far_end = context.Pipe()
-        self._process = context.Process(target=_serve, args=(far_end, level, image_size), daemon=True)
+        self._process = context.Process(target=_serve, args=(far_end, suite, level, image_size), daemon=True)
         with shielded_children():
             self._process.start()
         far_end.close()
@@ -62,12 +62,12 @@ class EnvironmentProcess:
         return answer
 
 
-def _serve(pipe, level: str, image_size: int) -> None:
+def _serve(pipe, suite: str, level: str, image_size: int) -> None:
     """In the process: answer until the other end is closed."""
     os.environ["OMP_NUM_THREADS"] = "1"  # before numpy is loaded: many environments share the cores
     from vlm_local.lab.closed_loop.environment import Environment
 
-    environment = Environment(level, image_size)
+    environment = Environment(suite, level, image_size)
     while True:
         try:
             name, arguments = pipe.recv()

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vlm_local.environments import OURS, find_suite
 from vlm_local.files import write_json
 from vlm_local.lab import pages
 from vlm_local.lab.formats import format_share
@@ -35,6 +36,7 @@ def write_report(folder: Path, scores: Mapping[str, Any], episodes: Sequence[Map
         warnings=[faulted] * bool(report["faulted"]) + pages.list_warnings(meta),
         plan=report["simulator"],
         limit=AUTOEVAL_STEPS,
+        suite=find_suite(report["simulator"].get("env", OURS)),
         bars=_draw_rates(tasks),
         stages={task: _draw_stages(score) for task, score in tasks.items()},
         episodes=[{**episode, **_find_pictures(folder, episode)} for episode in ordered],

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from vlm_local.environments import OURS, find_suite
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_lines
 from vlm_local.lab.closed_loop.environment import Environment
 from vlm_local.lab.closed_loop.scores import score_run
-from vlm_local.sim.tasks import find_task
 
 _UNSEEN_PX = 64  # no picture is drawn
 
@@ -22,7 +22,8 @@ def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, A
     Episodes are played again but for those that faulted, which no rate counts."""
     meta = json.loads((folder / "meta.json").read_bytes())
     plan = meta["simulator"]
-    environment = Environment(plan["level"], _UNSEEN_PX)
+    env = plan.get("env", OURS)  # older results do not say it
+    environment = Environment(env, plan["level"], _UNSEEN_PX)
     episodes = []
     total = len(plan["tasks"]) * plan["episodes"]
     for told, lines in _read_episodes(folder, plan):
@@ -37,7 +38,7 @@ def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, A
             )
         episodes.append(told | again)
         progress(len(episodes), total)
-    return score_run(episodes, {task: find_task(task).stages for task in plan["tasks"]}), meta
+    return score_run(episodes, find_suite(env).stages_of(plan["tasks"])), meta
 
 
 def _read_episodes(folder: Path, plan: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:

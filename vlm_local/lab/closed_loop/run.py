@@ -17,6 +17,7 @@ from typing import Any
 
 from vlm_local.data.film import write_film, write_gif
 from vlm_local.data.runs import RunWriter
+from vlm_local.environments import OURS, find_suite
 from vlm_local.errors import DataError, EngineError, RequestError
 from vlm_local.lab.closed_loop.controls import RandomPhrases, apply_control
 from vlm_local.lab.closed_loop.environment import State
@@ -27,8 +28,6 @@ from vlm_local.lab.results import ResultFolder
 from vlm_local.lab.sources import PolicySource
 from vlm_local.policy import Policy
 from vlm_local.provenance import choose_deciding, describe_machine
-from vlm_local.sim.levels import find_level
-from vlm_local.sim.tasks import find_task
 from vlm_local.types import Decision
 from vlm_local.wire import build_details
 
@@ -43,7 +42,8 @@ Progress = Callable[[Mapping[str, Any], int, int], None]
 class RolloutPlan:
     """What is played. films: episodes of each task of which frames and film are kept; gif: also as GIF.
 
-    noise: share of phrases replaced by random ones. control: one of controls.CONTROLS.
+    env: the suite that the tasks are of. noise: share of phrases replaced by random ones. control: one of
+    controls.CONTROLS.
     """
 
     policy: str
@@ -56,11 +56,10 @@ class RolloutPlan:
     control: str
     films: int
     gif: bool
+    env: str = OURS
 
     def __post_init__(self):
-        find_level(self.level)
-        for task in self.tasks:
-            find_task(task)
+        find_suite(self.env).check(self.tasks, self.level, self.max_steps)
 
     def list_episodes(self) -> list[tuple[str, int]]:
         """(task, number) of every episode."""
@@ -90,7 +89,7 @@ def run_rollouts(
 
         _play(path, plan, source, left, int(min(workers, source.max_workers, len(left))), count)
         episodes = [outcome for outcome in map(read_outcome, places.values()) if outcome]
-        scores = score_run(episodes, {task: find_task(task).stages for task in plan.tasks})
+        scores = score_run(episodes, find_suite(plan.env).stages_of(plan.tasks))
         write_report(path, scores, episodes)
         return scores
 
@@ -112,7 +111,7 @@ def _begin(folder: ResultFolder, plan: RolloutPlan, source: PolicySource, places
 def _list_settings(meta: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same in all parts of a run."""
     plan = {name: value for name, value in meta["simulator"].items() if name not in _MAY_GROW}
-    return {**plan, **choose_deciding(meta)}
+    return {"env": OURS, **plan, **choose_deciding(meta)}
 
 
 def _has_counted(episode: Path) -> bool:
@@ -170,7 +169,7 @@ class _Robot(threading.Thread):
     def run(self) -> None:
         environment = None
         try:
-            environment = EnvironmentProcess(self._plan.level, IMAGE_SIZE)
+            environment = EnvironmentProcess(self._plan.env, self._plan.level, IMAGE_SIZE)
             policy = self._source.build(f"sim{self._worker}", read_oracle=lambda: self._state.oracle)
             if self._plan.noise:
                 policy = RandomPhrases(policy, self._plan.noise)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_local.environments import OURS
 from vlm_local.errors import DataError
 from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
@@ -32,7 +33,7 @@ def load_trials(folder: Path) -> Trials:
         kind="sim",
         noun="episode",
         truth_noun="scene",
-        settings={"level": plan["level"], "max_steps": plan["max_steps"]},
+        settings={"env": plan.get("env", OURS), "level": plan["level"], "max_steps": plan["max_steps"]},
         about=describe_making(report, _describe_policy(report)),
         measures=(Measure("success"), Measure(_SOON), Measure("progress"), *(Measure(task, "task") for task in tasks)),
         keys=keys,

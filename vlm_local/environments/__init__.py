@@ -1,0 +1,110 @@
+"""Environments in which policies are played: what a rollout needs of one, and the suites that there are.
+
+    suite = find_suite("metaworld")                 # "ours": the simulator of sim/
+    env = suite.open("reach-v3", "normal", 256)     # one task
+    env.reset(7)
+    env.observation, env.ask_oracle()               # types.Observation, types.Primitive
+    outcome = env.step(action)                      # (7,) as types.Decision.action
+
+Nothing heavy is imported before `find_suite`. How to add an environment: docs/environments.md.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from vlm_local.actions import StepTable
+from vlm_local.errors import ConfigError, suggest
+from vlm_local.types import Observation, Primitive
+
+OURS, METAWORLD = SUITES = ("ours", "metaworld")
+
+
+class Outcome(NamedTuple):
+    """success, lost: the episode is over. stage: furthest of the task's stages so far, counted from 1; 0 for none."""
+
+    success: bool = False
+    lost: bool = False
+    stage: int = 0
+
+
+class TaskEnvironment(Protocol):
+    """One task. Not thread-safe. An episode depends on its seed and the actions alone."""
+
+    @property
+    def wrong_instruction(self) -> str:
+        """Asks for something else than the episode's instruction."""
+        ...
+
+    @property
+    def observation(self) -> Observation:
+        """The present. Its image is (0, 0, 3) where nothing is drawn."""
+        ...
+
+    def reset(self, seed: int) -> None:
+        """Start the episode of this seed, 0 <= seed < 2**64."""
+
+    def step(self, action: np.ndarray) -> Outcome:
+        """Carry out one action for one control step: (7,) as types.Decision.action, in the base frame."""
+        ...
+
+    def ask_oracle(self) -> Primitive:
+        """What to do now, from ground truth. Asking changes nothing."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the renderer."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tasks that share a robot.
+
+    stages: task -> names of its stages, in order. levels: of difficulty. max_steps: control steps of an episode, where
+    the user says nothing else; limit: the most that the environment allows. embodiment: name of the robot's file, None
+    where the policy's own choice holds. table: steps of the oracle. open: (task, level, pixels a side or None for no
+    pictures) -> environment.
+    """
+
+    name: str
+    stages: Mapping[str, tuple[str, ...]]
+    levels: tuple[str, ...]
+    control_hz: float
+    max_steps: int
+    limit: int | None
+    embodiment: str | None
+    table: StepTable
+    open: Callable[[str, str, int | None], TaskEnvironment]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        return tuple(self.stages)
+
+    def stages_of(self, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+        return {task: self.stages[task] for task in tasks}
+
+    def check(self, tasks: Sequence[str], level: str, max_steps: int | None = None) -> None:
+        """Raises ConfigError for what the suite does not have."""
+        if level not in self.levels:
+            known = f"{', '.join(self.levels)}, not {level!r}{suggest(level, self.levels)}"
+            raise ConfigError(f"level must be one of {known}")
+        for task in tasks:
+            if task not in self.stages:
+                raise ConfigError(
+                    f"task must be one of {', '.join(self.tasks)}, not {task!r}{suggest(task, self.tasks)}"
+                )
+        if self.limit is not None and max_steps is not None and max_steps > self.limit:
+            raise ConfigError(f"an episode of {self.name} ends after {self.limit} steps: --max-steps {max_steps}")
+
+
+def find_suite(name: str) -> Suite:
+    """Raises ConfigError for an unknown name, and where the environment's package is missing."""
+    if name == OURS:
+        from vlm_local.environments.ours import SUITE
+    elif name == METAWORLD:
+        from vlm_local.environments.metaworld import SUITE
+    else:
+        raise ConfigError(f"environment must be one of {', '.join(SUITES)}, not {name!r}{suggest(name, SUITES)}")
+    return SUITE
