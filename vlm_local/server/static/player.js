@@ -66,4 +66,3 @@ addEventListener("keydown", (event) => {
     play();
   }
 });
-addEventListener("resize", () => open && go(position()));
