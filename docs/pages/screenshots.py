@@ -1,6 +1,7 @@
 """Draws the pictures here: python docs/pages/screenshots.py, from the repository. Needs chromium and chromedriver."""
 
 import io
+import os
 import sys
 import tempfile
 import threading
@@ -21,7 +22,7 @@ from vlm_local.server.viewer import serve_episodes
 
 HERE = Path(__file__).parent
 SIZES = {"": (1400, 900, False), "-phone": (390, 844, True)}  # width, height, dark
-COLOURS = 96  # of a PNG's palette: a fifth of the bytes
+COLOURS = 160  # of a PNG's palette: a fifth of the bytes
 
 
 def shoot(browser: Browser, name: str, url: str, ready: str) -> None:
@@ -78,7 +79,7 @@ def shoot_results(browser: Browser, folder: Path) -> None:
     threading.Thread(target=serve_episodes, args=([folder], listener), daemon=True).start()
     shoot(browser, "episodes", url, "document.querySelectorAll('#rows tr').length === 6")
     shoot(browser, "episode", f"{url}#episodes/0/push-1", "document.querySelector('#stage .frame')?.naturalWidth")
-    shoot(browser, "report", f"{(folder / 'report.html').as_uri()}", "document.querySelector('.tiles')")
+    shoot(browser, "report", f"{(folder / 'report.html').resolve().as_uri()}", "document.querySelector('.tiles')")
 
 
 if __name__ == "__main__":
@@ -86,6 +87,7 @@ if __name__ == "__main__":
     browser = Browser(place / "profile")
     try:
         shoot_live(browser)
-        shoot_results(browser, place / "run")
+        os.chdir(place)  # the pages show the folder as it was named
+        shoot_results(browser, Path("results"))
     finally:
         browser.close()

@@ -131,6 +131,7 @@ def test_a_person_filters_and_walks_by_keys(browser, viewer):
     browser.run("document.activeElement.click()")
     browser.wait("document.querySelector('#stage .phrase')?.innerText === 'move up'")
     assert browser.text("#stage .instruction") == FOREIGN and "75 %" in browser.text("#stage .axes")
+    assert "gripper\nclosed" in browser.text("#stage .readings")  # also without `meant`, as in the simulator
     browser.press(RIGHT)
     assert "out of memory" in browser.text("#stage .badges")
     browser.press(RIGHT)

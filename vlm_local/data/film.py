@@ -63,7 +63,7 @@ def draw_step(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
     _write(draw, (_MARGIN, height + 12), str(line.get("instruction") or ""), 15, room, _MUTED)
     fault, outcome = line.get("fault"), line.get("outcome")
     said = outcome or (f"standing still: {fault}" if fault else line.get("phrase") or "")
-    colour = _BAD if fault else _OUTCOMES.get(outcome, _INK)
+    colour = _BAD if fault else _OUTCOMES.get(outcome or "", _INK)
     _write(draw, (_MARGIN, height + 36), said, 30, _WIDTH - 2 * _MARGIN, colour)
     if action := choose_action(line):
         _draw_action(draw, height + 88, action)

@@ -39,10 +39,10 @@ def _format_edges(interval: Interval, decimals: int, write: Callable[[float, int
     """
     if interval is None or interval[0] == interval[1]:
         return ""
-    for more in range(_MORE_DECIMALS + 1):
-        low, high = (write(edge, decimals + more) for edge in interval)
-        if low != high:
-            break
+    low, high = (write(edge, decimals) for edge in interval)
+    for more in range(1, _MORE_DECIMALS + 1):
+        if low == high:
+            low, high = (write(edge, decimals + more) for edge in interval)
     return f"{low} to {high}"
 
 

@@ -1,7 +1,7 @@
 // One robot (or one recorded episode, or one answer of the try-it box): a list of steps, shown at one of them.
 // A step is what /act?details=1 answers, plus time, instruction and proprio.
 
-import { BUDGET_MS, drawTape, latency } from "./tape.js";
+import { BUDGET_MS, drawTape, latency, movement } from "./tape.js";
 
 // What can be said of an axis, with its sign: left and right of its bar, and last what stands for no movement. y and yaw
 // are drawn as the robot sees them.
@@ -167,7 +167,7 @@ function describeSureness(step) {
 }
 
 function describeGripper(step) {
-  const command = step.meant?.[6];
+  const command = movement(step)?.[6];
   if (command === undefined) return null;
   const word = command >= 0.5 ? "open" : "closed";
   return step.proprio ? `${word}, measured ${percent(step.proprio[6])}` : word;
