@@ -1,3 +1,3 @@
 """A local vision-language model answers a robot in movement phrases it cannot get wrong."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

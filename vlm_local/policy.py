@@ -19,6 +19,7 @@ from vlm_local.types import AXES, Decision, Generation, GenerationRequest, Obser
 DECIDE = ("greedy", "map", "sample")
 POSTERIOR = ("off", "fast", "exact")
 _NUM_DRAFTS = 8  # last phrases that an engine may draft from; older ones weigh 1/256 of the last one
+_NUM_TOLD = 5  # likeliest phrases in an answer that no robot waits for
 
 
 class Policy(Protocol):
@@ -151,7 +152,8 @@ class VLMPolicy:
         action = build_action(primitive, command, self._table.choose(phrase))
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
         timings["policy"] = 1e3 * (perf_counter() - start)
-        extra = {**generation.stats, **self._context.describe(examples, frames)}
+        about = {**self._context.describe(examples, frames), **self._describe_choice(generation)}
+        extra = {**generation.stats, **about}
         return Decision(action, phrase, timings_ms=timings, extra=extra, **self._summarise(generation))
 
     def _build_request(
@@ -176,6 +178,28 @@ class VLMPolicy:
     def _build_blank(self, observation: Observation) -> Prompt:
         """The words alone: state and history change at every step, and p0 shall be read once an instruction."""
         return build_prompt(self._template, Observation(observation.image, observation.instruction))
+
+    def _describe_choice(self, generation: Generation) -> dict[str, Any]:
+        """sampled: True where the answer was drawn. likeliest: (phrase, probability) of the likeliest phrases.
+
+        A robot is told one, and only where that is not the answer; whoever asks without a robot is told _NUM_TOLD.
+        """
+        about: dict[str, Any] = {"sampled": True} if self._settings.decide == "sample" else {}
+        probabilities = generation.probabilities
+        if probabilities is None:
+            return about
+        sentences = self._grammar.sentences
+        order = np.argsort(-probabilities, kind="stable")[: 1 if self._robot else _NUM_TOLD]
+        told = [(sentences[at], float(probabilities[at])) for at in order if probabilities[at] > 0]
+        if self._robot is None or (told and self._is_another(generation, told[0][1])):
+            about["likeliest"] = told
+        return about
+
+    def _is_another(self, generation: Generation, best: float) -> bool:
+        """Whether the phrase of probability `best` is more probable than the answer, whatever the missing mass is."""
+        assert generation.probabilities is not None
+        chosen = generation.probabilities[self._grammar.sentences.index(generation.sentence)]
+        return bool(best > chosen + (generation.missing_mass or 0.0))
 
     def _summarise(self, generation: Generation) -> dict[str, Any]:
         """Probabilities over sentences (S,) -> the fields of Decision about them."""

@@ -4,11 +4,13 @@ import base64
 import io
 import json
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -23,7 +25,7 @@ FOREIGN = "lift </script><b>the cup</b>"
 needs_browser = pytest.mark.skipif(find_missing() is not None, reason=f"{find_missing()} is not installed")
 
 
-def _write_episode(writer, robot, instruction, outcome=None, fault=None, frames=True, start=1.7e9):
+def _write_episode(writer, robot, instruction, outcome=None, fault=None, frames=True, start=1.7e9, probability=0.75):
     """Three steps, of which the second may be a fault."""
     writer.start_episode(robot, {"seed": 0})
     for step in range(3):
@@ -35,7 +37,7 @@ def _write_episode(writer, robot, instruction, outcome=None, fault=None, frames=
             "instruction": instruction,
             "proprio": None,
             "phrase": ("move up", "move down", "stop")[step],
-            "probability": 0.75,
+            "probability": probability if step == 1 else 0.75,
             "marginals": {"z": [0.25, 0.0, 0.75]},
             "axes": {"z": (1, -1, 0)[step]},
             "action": [0.0] * 7,
@@ -51,7 +53,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     simulated, served = RunWriter(folder / "simulated"), RunWriter(folder / "served")
     _write_episode(simulated, "reach", "reach the red block", "success")
-    _write_episode(simulated, "reach", "reach the blue block", "late", frames=False)
+    _write_episode(simulated, "reach", "reach the blue block", "late", frames=False, probability=0.4)
     _write_episode(served, "arm", FOREIGN, fault="out of memory", start=1.71e9)
     served.close()
     simulated.close()
@@ -61,7 +63,13 @@ def runs(tmp_path_factory):
 @pytest.fixture(scope="module")
 def viewer(runs):
     """URL of `view` of these runs, in a process of its own."""
-    command = [sys.executable, "-m", "vlm_local", "view", str(runs), "--port", "0"]
+    with _view(runs) as url:
+        yield url
+
+
+@contextmanager
+def _view(folder):
+    command = [sys.executable, "-m", "vlm_local", "view", str(folder), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         yield re.search(r"2 runs at (http://127\.0\.0\.1:\d+)/;", process.stdout.readline())[1]
@@ -116,10 +124,14 @@ def test_a_person_filters_and_walks_by_keys(browser, viewer):
     browser.wait("document.querySelectorAll('#rows tr').length === 1")
     browser.wait("document.querySelector('#rows img').naturalWidth === 64")
     browser.click("#faulty")
+    browser.run("const e = document.getElementById('doubt'); e.value = '0.5'; e.dispatchEvent(new Event('input'))")
+    assert browser.text("#shown") == "1 of 3" and browser.text("#rows a") == "reach-1"
+    browser.run("const e = document.getElementById('doubt'); e.value = ''; e.dispatchEvent(new Event('input'))")
     browser.press(DOWN)
     browser.run("document.activeElement.click()")
     browser.wait("document.querySelector('#stage .phrase')?.innerText === 'move up'")
     assert browser.text("#stage .instruction") == FOREIGN and "75 %" in browser.text("#stage .axes")
+    assert "gripper\nclosed" in browser.text("#stage .readings")  # also without `meant`, as in the simulator
     browser.press(RIGHT)
     assert "out of memory" in browser.text("#stage .badges")
     browser.press(RIGHT)
@@ -142,6 +154,30 @@ def test_the_page_fits_the_screen(browser, viewer, width):
         browser.open(f"{viewer}/{part}", width, 844)
         browser.wait("document.querySelector(location.hash ? '#stage .card' : '#rows tr')")
         assert browser.run("return document.documentElement.scrollWidth <= innerWidth"), part
+
+
+@needs_browser
+@pytest.mark.slow
+def test_a_replay_stands_beside_the_recording(browser, runs, tmp_path, capsys):
+    out = tmp_path / "replay"
+    command = ["replay", str(runs / "simulated"), "--policy", "stop", "--episode", "reach-0", "--out", str(out)]
+    assert main(command) == 0 and main(command) == 2
+    assert "choose another --out" in capsys.readouterr().err
+    shutil.copytree(runs / "simulated", tmp_path / "simulated")
+    with _view(tmp_path) as url:
+        browser.open(url)
+        browser.wait("document.querySelectorAll('#rows tr').length === 3")
+        rows = "[...document.querySelectorAll('#rows tr')]"
+        browser.run(f"{rows}.find((row) => row.innerText.includes('75 %')).querySelector('a').click()")
+        browser.wait("document.querySelectorAll('#beside option').length === 2")
+        browser.run(
+            "const e = document.getElementById('beside'); e.selectedIndex = 1; e.dispatchEvent(new Event('input'))"
+        )
+        browser.wait("document.querySelectorAll('#stage .card').length === 2")
+        browser.press(RIGHT)
+        said = browser.run("return [...document.querySelectorAll('#stage .phrase')].map((phrase) => phrase.innerText)")
+        assert said == ["move down", "stop"]
+        assert browser.run("return document.documentElement.scrollWidth <= innerWidth") and not browser.read_log()
 
 
 def _share(runs, out, episode) -> str:

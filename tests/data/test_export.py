@@ -131,6 +131,23 @@ def test_what_was_said_and_done_changes_the_panel():
     assert draw_step(image, long).shape == draw_step(image, _line("left", 0)).shape
 
 
+def test_bars_point_the_way_of_the_words():
+    def measure(**action):
+        line = _line("left", 0) | {
+            "meant": None,
+            "action": [action.get(axis, 0.0) for axis in ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]],
+        }
+        panel = draw_step(np.zeros((64, 64, 3), np.uint8), line)[-60:].astype(int)
+        return np.flatnonzero((panel == (107, 160, 255)).all(axis=2).any(axis=0))
+
+    def is_left(axis, value):
+        bar = measure(**{axis: value})
+        return bar.mean() < measure(**{axis: -value}).mean()
+
+    assert is_left("y", 0.0125) and is_left("yaw", 0.125)  # left, counterclockwise
+    assert is_left("x", -0.0125) and is_left("z", -0.0125) and is_left("pitch", -0.125)
+
+
 def test_a_film_of_odd_sides_is_encoded(tmp_path):
     assert write_film(tmp_path / "odd.mp4", [(np.zeros((51, 77, 3), np.uint8), _line("left", 0))]) == 1
 

@@ -6,10 +6,11 @@ from PIL import Image
 
 from tests.server.browser import Browser, find_missing
 from tests.server.observing import observe
-from tests.serving import IMAGE, PHRASE
+from tests.serving import IMAGE, PHRASE, SteeredEngine
 from vlm_local.errors import EngineError
 from vlm_local.server.access import Gate
 from vlm_local.server.service import ServerSettings
+from vlm_local.types import Generation
 
 pytestmark = pytest.mark.skipif(find_missing() is not None, reason=f"{find_missing()} is not installed")
 
@@ -40,6 +41,11 @@ def test_robots_stand_side_by_side_and_follow_their_steps(browser, server):
     tops = browser.run("return [...document.querySelectorAll('.card')].map((card) => card.getBoundingClientRect().top)")
     assert tops[0] == tops[1]
     assert browser.text(".robot") == "left" and "100 % sure" in browser.text(".sure")
+    assert [" ".join(browser.text(f".axis:nth-child({row}) .choice.chosen").split()) for row in (1, 2)] == [
+        "forward 100 %",
+        "stay 100 %",
+    ]
+    assert "action\n[0.0125, 0, 0.0125, 0, 0, 0, 1]" in browser.text(".readings")
     assert browser.run("return document.querySelector('.axis .track i:last-child').style.width") == "50%"
     assert "gripper\nopen, measured 100 %" in browser.text(".readings")
     browser.wait("document.querySelector('.frame').naturalWidth === 256")
@@ -48,6 +54,64 @@ def test_robots_stand_side_by_side_and_follow_their_steps(browser, server):
     browser.wait("document.querySelector('.phrase').innerText === 'move down, close gripper'")
     browser.wait("document.getElementById('counters').innerText.replace(/\\s+/g, ' ').includes('steps 3')")
     assert not browser.read_log()
+
+
+@pytest.mark.slow
+def test_four_robots_stand_beside_each_other_and_their_charts_fill_their_cards(browser, server):
+    server.act("/s/a/act?details=1")
+    _open_anew(browser, server.url)
+    browser.wait("document.querySelectorAll('.card').length === 1")
+    for name in "bcd":
+        server.act(f"/s/{name}/act?details=1")
+    browser.open(server.url, 1400, 900)
+    browser.wait("document.querySelectorAll('.card').length === 4")
+    tops = browser.run("return [...document.querySelectorAll('.card')].map((card) => card.getBoundingClientRect().top)")
+    assert len(set(tops)) == 1
+    browser.wait("[...document.querySelectorAll('.tape')].every((tape) => tape.width === tape.clientWidth)")
+    assert not browser.read_log()
+
+
+@pytest.mark.slow
+def test_a_robot_that_is_idle_folds_below_the_others_and_comes_back(browser, server):
+    server.act("/s/a/act?details=1")
+    _open_anew(browser, server.url)
+    browser.wait("document.querySelector('#robots .card')")
+    browser.run("const now = performance.now(); performance.now = () => now + 61e3;")  # the page's clock
+    browser.wait("document.querySelector('#folded .card') && !document.querySelector('#robots .card')")
+    assert browser.text("#folded .robot") == "a"
+    assert not browser.run("return document.querySelector('#folded .tape').clientHeight")
+    browser.click("#folded .hold")
+    browser.wait("document.querySelector('.card.held')")
+    browser.click("#release-all")
+    server.act("/s/a/act?details=1")
+    browser.wait("document.querySelector('#robots .card .tape')?.width > 300")
+
+
+@pytest.mark.slow
+def test_an_answer_that_was_drawn_says_so_and_which_was_likelier(browser):
+    class Torn(SteeredEngine):
+        def generate(self, requests):
+            (request,) = requests
+            probabilities = np.array(
+                [{"move left": 0.83, "move up": 0.17}.get(each, 0.0) for each in request.sentences]
+            )
+            return [Generation("move up", probabilities, 0.0)]
+
+    with observe(engine=Torn(), decide="sample") as server:
+        server.act()
+        _open_anew(browser, server.url)
+        browser.wait("document.querySelector('.sure')?.innerText === '17 % sure, sampled; likeliest: move left 83 %'")
+        browser.press("3")  # Try it
+        browser.wait("document.querySelector('#borrow button')")
+        browser.click("#borrow button")
+        browser.wait("document.getElementById('preview').naturalWidth === 256")
+        browser.click("#ask")
+        browser.wait("document.querySelector('#answer table')")
+        told = browser.run(
+            "return [...document.querySelectorAll('#answer tr')].map((row) => row.innerText.split(/\\s*\\t/))"
+        )
+        assert told == [["move left", "83 %"], ["move up", "17 %"]]
+        assert not browser.read_log()
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from vlm_local.plain import PlainStream, escape_controls, hide_secrets
 
 ENGINE_THREAD = "engine"  # as engines.worker names it, which is not imported here: --help stays fast
 GROUPS = {
-    "serve a robot": ("serve", "relay", "doctor", "models", "fetch"),
+    "serve a robot": ("serve", "demo", "relay", "doctor", "models", "fetch"),
     "look at what was recorded": ("runs", "view", "replay", "export", "label", "calibrate"),
     "find out how good a policy is": (
         "sim",

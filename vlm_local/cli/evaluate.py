@@ -46,6 +46,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("recording", metavar="RUN", type=Path, help="folder that a server or the simulator recorded")
     parser.add_argument("--seed", type=seed(), default=0, help="for episodes recorded without one [0]")
     add_episode_option(parser)
+    text = "also record the answers there, to `view` them beside the recording"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=text)
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_replay)
 
@@ -107,9 +109,9 @@ def _eval(args: argparse.Namespace) -> int:
 
 def _replay(args: argparse.Namespace) -> int:
     from vlm_local.cli.data import ProblemPrinter
-    from vlm_local.data.runs import read_run
-    from vlm_local.errors import DataError
-    from vlm_local.lab.offline.replay import replay_episode
+    from vlm_local.data.runs import RunWriter, read_run
+    from vlm_local.errors import ConfigError, DataError
+    from vlm_local.lab.offline.replay import record_replay, replay_episode
     from vlm_local.lab.sources import open_source
 
     def replay(episode) -> list:
@@ -123,18 +125,26 @@ def _replay(args: argparse.Namespace) -> int:
 
     if not (args.recording / "episodes").is_dir():
         raise DataError(f"{args.recording} is no recorded run: it has no folder episodes/")
+    if args.out is not None and (args.out / "episodes").exists():
+        raise ConfigError(f"{args.out} holds a run already; choose another --out")
     num_steps = num_same = 0
     with closing(open_source(read_policy_options(args))) as source:
         policy = source.build("replay")
+        writer = None if args.out is None else RunWriter(args.out, {"replay": True, **policy.metadata})
         for episode in read_run(args.recording, ProblemPrinter(), args.episode):
             steps = replay(episode)
+            if writer is not None:
+                record_replay(
+                    writer, episode, steps, policy.metadata.get("model") or hide_secrets(args.model or "tiny")
+                )
             different = [step.step for step in steps if step.differs]
             print(f"first divergence: step {different[0]}" if different else "they agree throughout")
             num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
     if not num_steps:
         raise DataError(f"{args.recording} holds no step")
     table = f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})"
-    print_result(args, table, {"steps": num_steps, "same": num_same})
+    out = {} if args.out is None else {"out": str(args.out)}
+    print_result(args, table, {"steps": num_steps, "same": num_same, **out})
     return 0
 
 

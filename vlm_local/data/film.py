@@ -10,13 +10,17 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlm_local.data.mp4 import VideoWriter
 from vlm_local.data.runs import choose_action
+from vlm_local.data.video import load_frame
 
 CONTROL_HZ = 5
 _WIDTH, _PANEL, _MARGIN = 640, 148, 20
 _INK, _MUTED, _TRACK, _ACCENT, _BAD = (237, 240, 245), (143, 152, 168), (46, 52, 62), (107, 160, 255), (255, 123, 116)
 _GROUND = (21, 24, 30)
+_OUTCOMES = {"success": (76, 199, 154), "lost": _BAD, "late": _BAD, "faulted": (231, 176, 79)}
 _AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 _FULL = (0.0125,) * 3 + (0.125,) * 3  # a bar's full length: one phrase's step
+_COLOURS, _SAMPLED = 192, 24  # of a GIF: its palette's size, and the pages that it is made from
+_LEFTWARD = ("y", "yaw")  # plus is left and counterclockwise, and is drawn to the left
 
 
 def write_film(path: str | Path, steps: Iterable[tuple[np.ndarray, Mapping[str, Any]]]) -> int:
@@ -33,12 +37,22 @@ def write_gif(path: str | Path, steps: Iterable[tuple[np.ndarray, Mapping[str, A
     """The same as a GIF that runs for ever, `width` pixels wide; for pages that play no MP4."""
     pages = [Image.fromarray(draw_step(image, line)) for image, line in steps]
     small = [page.resize((width, page.height * width // page.width), Image.Resampling.LANCZOS) for page in pages]
-    coloured = [page.quantize(128, dither=Image.Dither.NONE) for page in small]
+    montage = Image.fromarray(np.concatenate([np.asarray(page) for page in small[:: len(small) // _SAMPLED + 1]]))
+    palette = montage.quantize(_COLOURS)  # one for all pages: with one for each, still surfaces would flicker
+    coloured = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in small]
     coloured[0].save(path, save_all=True, append_images=coloured[1:], duration=1000 // CONTROL_HZ, loop=0)
 
 
+def read_picture(path: Path, number: int) -> np.ndarray:
+    """A film's frame, counted from 0, without the panel: uint8 (H, 640, 3). Raises DataError."""
+    return load_frame(path, number / CONTROL_HZ, CONTROL_HZ)[:-_PANEL]
+
+
 def draw_step(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
-    """The frame, 640 wide, above a panel with instruction, phrase and action -> uint8 (H', 640, 3)."""
+    """The frame, 640 wide, above a panel with instruction, phrase and action -> uint8 (H', 640, 3).
+
+    line: of steps.jsonl; after the last step without phrase, but with `outcome`.
+    """
     height = round(image.shape[0] * _WIDTH / image.shape[1])
     page = Image.new("RGB", (_WIDTH, height + _PANEL), _GROUND)
     page.paste(Image.fromarray(image).resize((_WIDTH, height), Image.Resampling.LANCZOS), (0, 0))
@@ -47,9 +61,10 @@ def draw_step(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
     draw.text((_WIDTH - _MARGIN, height + 12), count, _MUTED, _font(15), anchor="ra")
     room = _WIDTH - 3 * _MARGIN - draw.textlength(count, _font(15))
     _write(draw, (_MARGIN, height + 12), str(line.get("instruction") or ""), 15, room, _MUTED)
-    fault = line.get("fault")
-    said = f"standing still: {fault}" if fault else line.get("phrase") or ""
-    _write(draw, (_MARGIN, height + 36), said, 30, _WIDTH - 2 * _MARGIN, _BAD if fault else _INK)
+    fault, outcome = line.get("fault"), line.get("outcome")
+    said = outcome or (f"standing still: {fault}" if fault else line.get("phrase") or "")
+    colour = _BAD if fault else _OUTCOMES.get(outcome or "", _INK)
+    _write(draw, (_MARGIN, height + 36), said, 30, _WIDTH - 2 * _MARGIN, colour)
     if action := choose_action(line):
         _draw_action(draw, height + 88, action)
     return np.asarray(page)
@@ -75,7 +90,8 @@ def _draw_action(draw: ImageDraw.ImageDraw, top: int, action: list[float]) -> No
         draw.text((left, top), name, _MUTED, _font(12))
         draw.text((right, top), f"{value:+.3f}" if value else "0", _INK if value else _MUTED, _font(12), anchor="ra")
         draw.rectangle((left, top + 24, right, top + 32), _TRACK)
-        tip = middle + float(np.clip(value / full, -1, 1)) * (right - left) / 2
+        side = -1 if name in _LEFTWARD else 1
+        tip = middle + side * float(np.clip(value / full, -1, 1)) * (right - left) / 2
         draw.rectangle((min(middle, tip), top + 24, max(middle, tip), top + 32), _ACCENT)
     left = _MARGIN + 6 * column
     draw.text((left, top), "gripper", _MUTED, _font(12))

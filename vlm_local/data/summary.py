@@ -13,6 +13,7 @@ from vlm_local.files import read_json_object
 class EpisodeSummary:
     """id: the folder's name, <robot>-<number>. started: Unix seconds of the first step, None without one.
 
+    lowest: probability of the answer that the model was least sure of, None where none is known.
     outcome: as the simulator's meta.json says it, None where nothing judged the episode. has_frames: whether pictures
     were kept. problem: why it cannot be read in full, or None.
     """
@@ -25,6 +26,7 @@ class EpisodeSummary:
     num_faults: int
     started: float | None
     duration_s: float
+    lowest: float | None
     outcome: str | None
     has_frames: bool
     problem: str | None
@@ -46,7 +48,7 @@ def summarise_run(run: str | Path) -> Iterator[EpisodeSummary]:
             status = steps.stat()
             summary = _summarise(robot, number, folder, status.st_size, status.st_mtime_ns)
         except (OSError, ValueError) as error:
-            summary = EpisodeSummary(folder.name, robot, number, "", 0, 0, None, 0.0, None, False, str(error))
+            summary = EpisodeSummary(folder.name, robot, number, "", 0, 0, None, 0.0, None, None, False, str(error))
         outcome = read_meta(folder).get("outcome")  # written after the last step
         yield replace(summary, outcome=outcome if isinstance(outcome, str) else None)
 
@@ -66,6 +68,9 @@ def _summarise(robot: str, number: int, folder: Path, size: int, changed_ns: int
         num_faults=sum(line.get("fault") is not None for line in lines),
         started=times[0] if times else None,
         duration_s=times[-1] - times[0] if times else 0.0,
+        lowest=min(
+            (line["probability"] for line in lines if isinstance(line.get("probability"), float | int)), default=None
+        ),
         outcome=None,
         has_frames=bool(lines) and (folder / "frames" / f"{len(lines) - 1:06d}.png").is_file(),
         problem=f"the last line was cut off after {torn[0]} bytes" if torn else None,

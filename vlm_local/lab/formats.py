@@ -1,8 +1,10 @@
 """Numbers as text, in one form for pages, terminal tables and the leaderboard. None is `missing`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 Interval = Sequence[float] | None
+_MORE_DECIMALS = 2
 
 
 def format_share(share: float | None, missing: str = "-", decimals: int = 1) -> str:
@@ -17,7 +19,7 @@ def format_points(share: float, decimals: int = 0, sign: str = "") -> str:
 
 def format_span(interval: Interval, decimals: int = 0, sign: str = "") -> str:
     """An interval of shares in percentage points, e.g. "36 to 51"; "" for None."""
-    return "" if interval is None else " to ".join(format_points(edge, decimals, sign) for edge in interval)
+    return _format_edges(interval, decimals, lambda edge, decimals: format_points(edge, decimals, sign))
 
 
 def format_fixed(value: float | None, decimals: int = 2, missing: str = "-") -> str:
@@ -27,12 +29,34 @@ def format_fixed(value: float | None, decimals: int = 2, missing: str = "-") -> 
 
 def format_range(interval: Interval, decimals: int = 2) -> str:
     """An interval of plain numbers, e.g. "0.12 to 0.34"; "" for None."""
-    return "" if interval is None else " to ".join(format_fixed(edge, decimals) for edge in interval)
+    return _format_edges(interval, decimals, format_fixed)
+
+
+def _format_edges(interval: Interval, decimals: int, write: Callable[[float, int], str]) -> str:
+    """With more decimals where the edges would look equal; "" where they are: units that agree say nothing of others.
+
+    write: an edge with so many decimals.
+    """
+    if interval is None or interval[0] == interval[1]:
+        return ""
+    low, high = (write(edge, decimals) for edge in interval)
+    for more in range(1, _MORE_DECIMALS + 1):
+        if low == high:
+            low, high = (write(edge, decimals + more) for edge in interval)
+    return f"{low} to {high}"
 
 
 def format_number(value: float | None, missing: str = "-") -> str:
     """Three significant digits, for errors of any size."""
     return missing if value is None else f"{value:.3g}"
+
+
+def format_name(name: str) -> str:
+    """A policy or data set in a title: the last part of a path, a URL's host and port, any other name as it is."""
+    parts = urlsplit(name)
+    return (
+        parts.netloc if parts.scheme in ("http", "https") and parts.netloc else name.rstrip("/").split("/")[-1] or name
+    )
 
 
 def format_p(value: float) -> str:

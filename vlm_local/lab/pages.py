@@ -65,7 +65,7 @@ def _open_environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_LAB), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    names = ("share", "points", "span", "fixed", "range", "number", "p")
+    names = ("share", "points", "span", "fixed", "range", "number", "p", "name")
     environment.filters |= {name: getattr(formats, f"format_{name}") for name in names}
     return environment
 

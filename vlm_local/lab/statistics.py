@@ -93,6 +93,15 @@ def find_interval(values: np.ndarray) -> list[float] | None:
     return np.quantile(values, _EDGES).tolist() if len(values) else None
 
 
+def widen_certain(interval: Sequence[float], num_units: int) -> list[float]:
+    """The resampled interval of a share; Wilson's over units where each unit gave 0, or each 1.
+
+    Resampling equal units shows no spread, which would claim that 0 of a few is 0 of any number.
+    """
+    low, high = interval
+    return list(wilson(low * num_units, num_units)) if low == high and low in (0, 1) else [low, high]
+
+
 def bootstrap_ratio(parts: np.ndarray, wholes: np.ndarray, seed: int) -> list[float] | None:
     """Interval of sum(parts) / sum(wholes), float (N,) each, over units drawn by `draw_weights`."""
     with np.errstate(invalid="ignore"):  # a draw of units whose wholes are all 0

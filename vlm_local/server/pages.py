@@ -131,7 +131,7 @@ def _add_try_route(app: Flask) -> None:
             if message.instruction is None:
                 raise RequestError("type an instruction: what shall the robot do?")
             if not policies:
-                policies.append(service.policies.build(None))
+                policies.append(service.policies.build(None, tell_all=True))
             policies[0].reset(derive_seed(0, "try-it", 0))
             proprio = service.settings.build_frame().read(message.state)
             decision = policies[0].act(Observation(message.image, message.instruction, proprio))

@@ -80,6 +80,6 @@ def _wrap_script(name: str) -> str:
     """A module as a function, whose exports are put into a constant of the module's name: a file has no addresses."""
     text = (STATIC / name).read_text(encoding="utf-8")
     text = re.sub(r'^import (\{[^}]*\}) from "\./(\w+)\.js";$', r"const \1 = \2;", text, flags=re.MULTILINE)
-    exported = re.findall(r"^export (?:const|class|function) (\w+)", text, flags=re.MULTILINE)
+    exported = re.findall(r"^export (?:const|class|(?:async )?function) (\w+)", text, flags=re.MULTILINE)
     body = re.sub(r"^export ", "", text, flags=re.MULTILINE)
     return f"const {name.removesuffix('.js')} = (() => {{\n{body}\nreturn {{ {', '.join(exported)} }};\n}})();"

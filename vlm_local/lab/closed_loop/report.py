@@ -9,7 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vlm_local.data.film import read_picture
 from vlm_local.environments import OURS, find_suite
+from vlm_local.errors import DataError
 from vlm_local.files import write_json
 from vlm_local.lab import pages
 from vlm_local.lab.formats import format_share
@@ -44,14 +46,22 @@ def write_report(folder: Path, scores: Mapping[str, Any], episodes: Sequence[Map
 
 
 def _find_pictures(folder: Path, episode: Mapping[str, Any]) -> dict[str, Any]:
-    """film: relative path, or None. last: base64 JPEG of the last frame, or None."""
+    """film: relative path, or None. last: base64 JPEG of what came of it, or None."""
     place = folder / "episodes" / f"{episode['task']}-{episode['number']}"
     frames = sorted((place / "frames").glob("*.png"))
     film = place / "film.mp4"
     return {
         "film": film.relative_to(folder).as_posix() if film.exists() else None,
-        "last": pages.encode_thumbnail(np.asarray(Image.open(frames[-1]))) if frames else None,
+        "last": pages.encode_thumbnail(_load_end(film, frames[-1], episode["steps"])) if frames else None,
     }
+
+
+def _load_end(film: Path, last: Path, num_steps: int) -> np.ndarray:
+    """The scene after the last step, which only the film has; of a run without films the last that the policy saw."""
+    try:
+        return read_picture(film, num_steps)
+    except DataError:
+        return np.asarray(Image.open(last))
 
 
 @pages.styled

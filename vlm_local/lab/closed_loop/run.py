@@ -208,8 +208,8 @@ class _Robot(threading.Thread):
         outcome = self._run_episode(environment, policy, seed, record)
         if film:
             still = [0.0] * 6 + film[-1][1]["action"][6:]  # the gripper stays as it was told
-            end = {"phrase": outcome["outcome"], "step": outcome["steps"], "action": still}
-            end["instruction"] = outcome["instruction"]
+            end = {name: outcome[name] for name in ("instruction", "outcome")}
+            end |= {"step": outcome["steps"], "action": still}
             film += [(self._state.observation.image, end)] * _END_FRAMES
             write_film(episode / "film.mp4", film)
             if self._plan.gif:

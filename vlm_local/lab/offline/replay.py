@@ -1,26 +1,29 @@
 """A recorded episode answered again by another policy, step by step."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from vlm_local.actions import find_first_command
-from vlm_local.data.runs import RecordedEpisode
+from vlm_local.data.runs import RecordedEpisode, RunWriter
 from vlm_local.errors import DataError, EngineError, RequestError
 from vlm_local.policy import Policy
 from vlm_local.primitives import TRANSITIONS, format_phrase, label_window
 from vlm_local.types import Decision, Observation
+from vlm_local.wire import build_details
 
 
 @dataclass(frozen=True)
 class ReplayedStep:
-    """recorded, answered: phrases, or None where there was none; problem: why not."""
+    """recorded, answered: phrases, or None where there was none; problem: why not; decision: the answer itself."""
 
     step: int
     recorded: str | None
     answered: str | None
     problem: str | None = None
+    decision: Decision | None = None
 
     @property
     def differs(self) -> bool:
@@ -50,7 +53,19 @@ def replay_episode(episode: RecordedEpisode, policy: Policy, seed: int) -> Itera
             continue
         answered = None if decision.fault else decision.phrase or _name_action(decision, opened)
         opened = decision.action[6] > 0.5
-        yield ReplayedStep(step, line.get("phrase"), answered, decision.fault)
+        yield ReplayedStep(step, line.get("phrase"), answered, decision.fault, decision)
+
+
+def record_replay(writer: RunWriter, episode: RecordedEpisode, steps: Sequence[ReplayedStep], model: str) -> None:
+    """Write the answers as an episode of the same name; the pictures stay in the recording."""
+    number = int(Path(episode.source).name.rpartition("-")[2])
+    writer.start_episode(episode.robot, {"replay_of": Path(episode.source).name}, number)
+    for step, line in zip(steps, episode.lines, strict=True):
+        decision = step.decision or Decision(np.zeros(7), fault=step.problem)
+        details = build_details(decision, model=model, robot=episode.robot, episode=number, step=step.step)
+        seen = {name: line.get(name) for name in ("time", "instruction", "proprio")}
+        writer.add_step({**details, **seen}, None)
+    writer.end_episode(episode.robot)
 
 
 def _name_action(decision: Decision, opened: bool) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm_local.errors import DataError
 from vlm_local.files import write_json
-from vlm_local.lab.formats import format_p, format_points, format_share, format_span
+from vlm_local.lab.formats import format_name, format_p, format_points, format_share, format_span
 from vlm_local.lab.offline.plots import draw_confusion, draw_exact
 from vlm_local.lab.offline.rows import Rows
 from vlm_local.lab.offline.scores import MIN_STEPS
@@ -45,7 +45,7 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: 
         confusion=[draw_confusion(axis, report["axes"][axis]["confusion"]) for axis in AXES],
         reliability=draw_reliability(report["reliability"]),
         bars=draw_exact(
-            [report["policy"]["name"], *(name.replace("_", "-") for name in baselines)],
+            [format_name(report["policy"]["name"]), *(name.replace("_", "-") for name in baselines)],
             [scores["exact"] for scores in scored],
             [scores["intervals"].get("exact") for scores in scored],
         ),

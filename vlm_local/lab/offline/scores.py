@@ -8,10 +8,11 @@ import numpy as np
 from vlm_local.lab.offline.baselines import NAMES, answer_baseline, find_majority
 from vlm_local.lab.offline.rows import Rows, encode_signs
 from vlm_local.lab.offline.tally import SPLITS, tally_actions, tally_calibration, tally_phrases
-from vlm_local.lab.statistics import compare_sums, draw_weights, find_calibration_gap, find_interval
+from vlm_local.lab.statistics import compare_sums, draw_weights, find_calibration_gap, find_interval, widen_certain
 from vlm_local.types import AXES
 
 MIN_STEPS = 10  # a cell with fewer says its count and no percentage
+_NO_SHARES = ("actions", "calibration")  # scores whose names begin so are not a share of something
 
 Sums = Mapping[str, np.ndarray]
 
@@ -99,7 +100,7 @@ def _summarise(sums: Sums, seed: int) -> dict[str, Any]:
 
 
 def _bootstrap(sums: Sums, seed: int) -> dict[str, list[float]]:
-    """95 % percentile intervals of every score when episodes are drawn with replacement; none for one episode."""
+    """95 % intervals of every score, its percentiles when episodes are drawn with replacement; none for one episode."""
     num_episodes = len(next(iter(sums.values())))
     if num_episodes < 2:
         return {}
@@ -109,7 +110,11 @@ def _bootstrap(sums: Sums, seed: int) -> dict[str, list[float]]:
         for name, value, _ in _measure(resampled):
             draws.setdefault(name, []).append(value)
     intervals = {name: find_interval(np.concatenate(values)) for name, values in draws.items()}
-    return {name: interval for name, interval in intervals.items() if interval is not None}
+    known = {name: interval for name, interval in intervals.items() if interval is not None}
+    for name, _, counts in _measure(sums):  # of each episode
+        if name in known and not name.startswith(_NO_SHARES) and not name.endswith("macro_f1"):
+            known[name] = widen_certain(known[name], int((counts > 0).sum()))
+    return known
 
 
 def _measure(sums: Sums) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:

@@ -1,18 +1,21 @@
 // One robot (or one recorded episode, or one answer of the try-it box): a list of steps, shown at one of them.
 // A step is what /act?details=1 answers, plus time, instruction and proprio.
 
-import { BUDGET_MS, drawTape, latency } from "./tape.js";
+import { BUDGET_MS, drawTape, latency, movement } from "./tape.js";
 
-// Words on the left and right of an axis's bar, with their signs; y and yaw are drawn as the robot sees them.
+// What can be said of an axis, with its sign: left and right of its bar, and last what stands for no movement. y and yaw
+// are drawn as the robot sees them.
 const AXES = [
-  ["x", ["backward", -1], ["forward", 1]],
-  ["y", ["left", 1], ["right", -1]],
-  ["z", ["down", -1], ["up", 1]],
-  ["tilt", ["tilt down", -1], ["tilt up", 1]],
-  ["yaw", ["counterclk.", 1], ["clockwise", -1]],
-  ["gripper", ["close", -1], ["open", 1]],
+  ["x", ["backward", -1], ["forward", 1], ["stay", 0]],
+  ["y", ["left", 1], ["right", -1], ["stay", 0]],
+  ["z", ["down", -1], ["up", 1], ["stay", 0]],
+  ["tilt", ["tilt down", -1], ["tilt up", 1], ["stay", 0]],
+  ["yaw", ["counterclk.", 1], ["clockwise", -1], ["stay", 0]],
+  ["gripper", ["close", -1], ["open", 1], ["stay", 0]],
 ];
 const IDLE_S = 5;
+
+const ACTION = "dx, dy, dz (m), droll, dpitch, dyaw (rad), gripper (1 open), as the robot was sent them";
 
 export const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 0.9995 ? 1 : 0)} %`;
 export const make = (tag, text = "", className = "") => {
@@ -32,18 +35,23 @@ export class Card {
       this[part] = this.element.querySelector(`.${part}`);
     }
     this.robot.textContent = name;
-    this.bars = AXES.map(([, left, right]) => {
+    this.bars = AXES.map(([, ...choices]) => {
       const row = make("div", "", "axis");
       const track = make("div", "", "track");
       const fills = [make("i"), make("i")];
       track.append(...fills);
-      const words = [make("span", left[0]), make("span", right[0])];
-      const value = make("output");
-      row.append(words[0], track, words[1], value);
+      const words = choices.map(([word]) => {
+        const choice = make("span", "", "choice");
+        choice.append(make("span", word), " ", make("output"));
+        return choice;
+      });
+      row.append(words[0], track, words[1], words[2]);
       this.axes.append(row);
-      return { track, fills, words, value };
+      return { fills, words };
     });
     this.loading = false;
+    this.tape.redraw = () => this.redraw();
+    new ResizeObserver(this.tape.redraw).observe(this.tape);
     const [row, hold, release] = [".stop", ".stop .hold", ".stop .release"].map((part) => this.element.querySelector(part));
     if (!stop) return row.remove();
     Object.assign(this, { holdButton: hold, releaseButton: release });
@@ -70,7 +78,12 @@ export class Card {
     AXES.forEach((axis, row) => showAxis(this.bars[row], axis, step));
     this.card.classList.toggle("faulty", Boolean(step.fault));
     this.showReadings(step);
-    drawTape(this.tape, steps, index, recorded);
+    this.drawn = [steps, index, recorded];
+    this.redraw();
+  }
+
+  redraw() {
+    if (this.drawn) drawTape(this.tape, ...this.drawn);
   }
 
   showBadges(step) {
@@ -92,6 +105,7 @@ export class Card {
       ["step", step.step],
       ["latency", total === undefined ? "–" : `${total.toFixed(total < 10 ? 1 : 0)} ms`, stages.join("\n"), late],
       ["gripper", describeGripper(step)],
+      ["action", step.action ? `[${step.action.map((value) => Number(value.toFixed(4))).join(", ")}]` : null, ACTION],
     ];
     if (step.proprio) {
       const [x, y, z] = step.proprio;
@@ -123,6 +137,10 @@ export class Card {
   }
 }
 
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  for (const tape of document.querySelectorAll(".tape")) tape.redraw();
+});
+
 export function formatDuration(seconds) {
   if (seconds < 60) return `${Math.round(seconds)} s`;
   if (seconds < 3600) return `${Math.floor(seconds / 60)} min ${String(Math.round(seconds % 60)).padStart(2, "0")} s`;
@@ -140,28 +158,30 @@ export function reading([name, value, title = "", bad = false]) {
 function describeSureness(step) {
   if (step.probability === null || step.probability === undefined) return "";
   const text = `${percent(step.probability)} sure`;
+  const { sampled, likeliest } = step.extra ?? {};
+  const best = likeliest?.[0];
+  if (best && best[0] !== step.phrase) return `${text}, ${sampled ? "sampled; " : ""}likeliest: ${best[0]} ${percent(best[1])}`;
   const second = step.probability - (step.margin ?? NaN);
-  return Number.isNaN(second) ? text : `${text}, next best ${percent(second)}`;
+  const next = Number.isNaN(second) ? text : `${text}, next best ${percent(second)}`;
+  return sampled ? `${next}, sampled` : next;
 }
 
 function describeGripper(step) {
-  const command = step.meant?.[6];
+  const command = movement(step)?.[6];
   if (command === undefined) return null;
   const word = command >= 0.5 ? "open" : "closed";
   return step.proprio ? `${word}, measured ${percent(step.proprio[6])}` : word;
 }
 
-function showAxis({ track, fills, words, value }, [axis, left, right], step) {
+function showAxis({ fills, words }, [axis, ...choices], step) {
   const chosen = step.axes?.[axis];
   const marginal = step.marginals?.[axis]; // p(-1), p(0), p(+1)
-  track.classList.toggle("sign", !marginal);
-  [left, right].forEach(([, sign], side) => {
-    const share = marginal ? marginal[sign + 1] : Number(chosen === sign);
-    fills[side].style.width = `${50 * share}%`;
-    fills[side].className = chosen === sign ? "chosen" : "";
-    words[side].className = chosen === sign ? "chosen" : "";
+  choices.forEach(([, sign], at) => {
+    const isChosen = chosen === sign;
+    words[at].classList.toggle("chosen", isChosen);
+    words[at].lastChild.textContent = marginal ? percent(marginal[sign + 1]) : "";
+    if (!fills[at]) return;
+    fills[at].style.width = `${50 * (marginal ? marginal[sign + 1] : Number(isChosen))}%`;
+    fills[at].className = isChosen ? "chosen" : "";
   });
-  value.className = chosen ? "chosen" : "";
-  value.textContent = marginal && chosen !== undefined ? percent(marginal[chosen + 1]) : "";
-  track.title = marginal ? `${left[0]} ${percent(marginal[left[1] + 1])}, neither ${percent(marginal[1])}, ${right[0]} ${percent(marginal[right[1] + 1])}` : "";
 }

@@ -1,12 +1,13 @@
 // Recorded episodes: the list with its filters, and one of them in the player.
 
-import { formatDuration, make } from "./card.js";
-import { closePlayer, openPlayer } from "./player.js";
+import { formatDuration, make, percent } from "./card.js";
+import { closePlayer, goTo, openPlayer } from "./player.js";
 
-const FILTERS = ["words", "outcome", "day", "run", "faulty"];
+const FILTERS = ["words", "outcome", "day", "run", "doubt", "faulty"];
 const by = (id) => document.getElementById(id);
 let listed = { folders: [], total: 0, episodes: [] };
 let current = null; // address of the episode in the player
+let shownSteps = []; // of it
 
 const address = (episode) => `${episode.run}/${encodeURIComponent(episode.id)}`;
 const day = (episode) => (episode.started ? new Date(1000 * episode.started).toLocaleDateString() : "");
@@ -47,6 +48,7 @@ function passes(episode) {
     ["", outcome(episode)].includes(by("outcome").value) &&
     ["", day(episode)].includes(by("day").value) &&
     ["", listed.folders[episode.run]].includes(by("run").value) &&
+    (!by("doubt").value || (episode.lowest !== null && episode.lowest < Number(by("doubt").value))) &&
     (!by("faulty").checked || episode.num_faults > 0 || episode.outcome === "faulted")
   );
 }
@@ -73,11 +75,12 @@ function row(episode) {
   const started = episode.started ? new Date(1000 * episode.started).toLocaleString() : "";
   line.append(thumbnail(episode), name, make("td", episode.instruction), make("td", outcome(episode), outcome(episode)));
   line.append(make("td", episode.num_steps, "steps"), make("td", episode.num_faults, episode.num_faults ? "bad" : ""));
+  line.append(make("td", episode.lowest === null ? "" : percent(episode.lowest)));
   line.append(make("td", formatDuration(episode.duration_s)), make("td", started));
   return line;
 }
 
-// The last picture: where the episode ended.
+// The last picture that the policy saw.
 function thumbnail(episode) {
   const cell = make("td", "", "thumbnail");
   if (!episode.has_frames) return cell;
@@ -93,12 +96,42 @@ export async function showEpisode(run, id) {
   by("player").hidden = false;
   current = `${run}/${encodeURIComponent(id)}`;
   if (!listed.total) await loadList();
-  const { steps, error } = await fetchJson(`live/episodes/${current}`).catch((error) => ({ error }));
-  if (error) return by("stage").replaceChildren(make("p", error.message, "notice"));
   const episode = listed.episodes.find((other) => address(other) === current);
-  by("outcome-of").textContent = [outcome(episode ?? {}), episode?.has_frames === false ? "no pictures were kept" : ""].filter(Boolean).join(", ");
-  const folder = `live/episodes/${current}/frames/`;
-  openPlayer(id, steps, (index) => (episode?.has_frames === false ? null : `${folder}${index}`));
+  const noted = [outcome(episode ?? {}), episode?.has_frames === false ? "no pictures were kept" : ""];
+  by("outcome-of").textContent = noted.filter(Boolean).join(", ");
+  offerBeside(episode);
+  await openTracks();
+}
+
+// Other runs' episodes of the same name and instruction: a replay, or another policy in the same scene.
+function offerBeside(episode) {
+  const isTwin = (other) => other.id === episode.id && other.instruction === episode.instruction && other.run !== episode.run;
+  const twins = episode ? listed.episodes.filter(isTwin) : [];
+  const options = twins.map((twin) => new Option(`beside ${nameRun(twin)}`, address(twin)));
+  by("beside").replaceChildren(new Option("alone", ""), ...options);
+  by("beside").hidden = !twins.length;
+}
+
+const nameRun = (episode) => listed.folders[episode.run].split("/").at(-1);
+
+async function openTracks() {
+  const asked = [current, by("beside").value].filter(Boolean);
+  const found = await Promise.all(asked.map((place) => fetchJson(`live/episodes/${place}`))).catch((error) => error);
+  if (asked[0] !== current) return; // another was chosen meanwhile
+  if (found instanceof Error) return by("stage").replaceChildren(make("p", found.message, "notice"));
+  shownSteps = found[0].steps;
+  openPlayer(...asked.map((place, at) => {
+    const episode = listed.episodes.find((other) => address(other) === place);
+    const name = asked.length > 1 ? `${episode.id}, ${nameRun(episode)}` : decodeURIComponent(place.split("/")[1]);
+    const frameUrl = (index) => (episode?.has_frames === false ? null : `live/episodes/${place}/frames/${index}`);
+    return { name, steps: found[at].steps, frameUrl };
+  }));
+}
+
+function showDoubt() {
+  const sureness = shownSteps.map((step) => step.probability ?? Infinity);
+  const lowest = Math.min(...sureness);
+  if (lowest < Infinity) goTo(sureness.indexOf(lowest));
 }
 
 export function leaveEpisode() {
@@ -130,6 +163,8 @@ async function fetchJson(url) {
 
 for (const id of FILTERS) by(id).addEventListener("input", paintList);
 by("filter").addEventListener("submit", (event) => event.preventDefault());
+by("beside").addEventListener("input", openTracks);
+by("doubtful").addEventListener("click", showDoubt);
 by("previous").addEventListener("click", () => turn(-1));
 by("next").addEventListener("click", () => turn(1));
 addEventListener("keydown", (event) => {
@@ -138,5 +173,6 @@ addEventListener("keydown", (event) => {
     event.preventDefault(); // the slider would move, the page scroll
     (current ? turn : moveFocus)(event.key === "ArrowUp" ? -1 : 1);
   }
+  if (event.key === "d" && current) showDoubt();
   if (event.key === "Escape" && current) location.hash = "#episodes";
 });

@@ -7,6 +7,8 @@ import { offerFrames } from "./try.js";
 
 const KEPT = 64;
 const RETRY_MS = 2000;
+const FOLD_S = 60; // a robot that has been idle for so long moves below the others and folds
+const KEYS = { 1: "#live", 2: "#episodes", 3: "#try" };
 const by = (id) => document.getElementById(id);
 const robots = new Map(); // name -> {steps, card, arrived}
 let held = null; // as /health tells it
@@ -31,13 +33,22 @@ function offer() {
 function robotOf(name) {
   if (!robots.has(name)) {
     const card = new Card(name, { hold: () => hold(name), release: () => release(name) });
-    const names = [...robots.keys(), name].sort();
-    by("robots").insertBefore(card.element, by("robots").children[names.indexOf(name)] ?? null);
-    robots.set(name, { steps: [], card, arrived: 0 });
+    robots.set(name, { name, steps: [], card, arrived: 0 });
+    place(robots.get(name), false);
     by("waiting").hidden = true;
     showHeld(held, robots);
   }
   return robots.get(name);
+}
+
+// Puts the robot's card, by name, among those that act or those that are folded.
+function place(robot, isFolded) {
+  const home = by(isFolded ? "folded" : "robots");
+  const { element } = robot.card;
+  if (element.parentElement === home) return;
+  const after = [...robots.values()].filter((other) => other.card.element.parentElement === home && other.name > robot.name);
+  after.sort((one, other) => (one.name < other.name ? -1 : 1));
+  home.insertBefore(element, after[0]?.card.element ?? null);
 }
 
 function take(step, age = 0) {
@@ -61,7 +72,10 @@ function paint(robot) {
 }
 
 function age(robot) {
-  robot.card.showAge((performance.now() - robot.arrived) / 1000);
+  const seconds = (performance.now() - robot.arrived) / 1000;
+  robot.card.showAge(seconds);
+  // No button moves away from under a hand.
+  if (!document.querySelector(".stop:hover")) place(robot, seconds > FOLD_S);
 }
 
 function showStatus(status) {
@@ -118,8 +132,10 @@ function connect() {
 
 by("address").textContent = new URL("act", location.href.replace(/#.*/, "")).href;
 addEventListener("hashchange", route);
-addEventListener("resize", () => robots.forEach(paint));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => robots.forEach(paint));
+addEventListener("keydown", (event) => {
+  const isTyping = ["INPUT", "SELECT"].includes(event.target.tagName) && event.target.type !== "range";
+  if (KEYS[event.key] && !isTyping && !event.ctrlKey && !event.metaKey && !event.altKey) location.hash = KEYS[event.key];
+});
 setInterval(() => robots.forEach(age), 1000);
 route();
 connect();

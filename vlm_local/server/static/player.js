@@ -5,16 +5,17 @@ import { Card, make } from "./card.js";
 const STEP_MS = 200;
 const by = (id) => document.getElementById(id);
 let playing = null;
-let open = null; // {steps, card, frameUrl}
+let open = null; // of each episode {steps, frameUrl, card}
 
-// steps: lines of steps.jsonl. frameUrl: index of a step -> address of its picture, or null.
-export function openPlayer(name, steps, frameUrl) {
+// Episodes of {name, steps, frameUrl}, which stand beside each other and go step by step together. steps: lines of
+// steps.jsonl. frameUrl: index of a step -> address of its picture, or null.
+export function openPlayer(...episodes) {
   closePlayer();
-  if (!steps.length) return by("stage").replaceChildren(make("p", "This episode has no steps.", "muted"));
-  open = { steps, frameUrl, card: new Card(name) };
-  open.card.element.querySelector("figure").hidden = !frameUrl(0);
-  by("stage").replaceChildren(open.card.element);
-  by("position").max = steps.length - 1;
+  if (!episodes[0].steps.length) return by("stage").replaceChildren(make("p", "This episode has no steps.", "muted"));
+  open = episodes.filter(({ steps }) => steps.length).map((episode) => ({ ...episode, card: new Card(episode.name) }));
+  for (const { card, frameUrl } of open) card.element.querySelector("figure").hidden = !frameUrl(0);
+  by("stage").replaceChildren(...open.map(({ card }) => card.element));
+  by("position").max = count() - 1;
   go(0);
 }
 
@@ -24,21 +25,28 @@ export function closePlayer() {
   by("stage").replaceChildren();
 }
 
+const count = () => Math.max(...open.map(({ steps }) => steps.length));
+
+// The shorter episode stays at its last step.
 function go(index) {
-  const { steps, card, frameUrl } = open;
   by("position").value = index;
-  by("where").textContent = `${index + 1} of ${steps.length}`;
-  card.show(steps, index, true);
-  const url = frameUrl(index);
-  if (url) card.showFrame(url);
+  by("where").textContent = `${index + 1} of ${count()}`;
+  for (const { steps, card, frameUrl } of open) {
+    const at = Math.min(index, steps.length - 1);
+    card.show(steps, at, true);
+    const url = frameUrl(at);
+    if (url) card.showFrame(url);
+  }
 }
 
 const position = () => Number(by("position").value);
 
 function move(steps) {
   pause();
-  go(Math.min(Math.max(position() + steps, 0), open.steps.length - 1));
+  go(Math.min(Math.max(position() + steps, 0), count() - 1));
 }
+
+export const goTo = (index) => open && move(index - position());
 
 function pause() {
   clearInterval(playing);
@@ -49,8 +57,8 @@ function pause() {
 function play() {
   if (playing) return pause();
   by("play").textContent = "Pause";
-  if (position() === open.steps.length - 1) go(0);
-  playing = setInterval(() => (position() + 1 < open.steps.length ? go(position() + 1) : pause()), STEP_MS);
+  if (position() === count() - 1) go(0);
+  playing = setInterval(() => (position() + 1 < count() ? go(position() + 1) : pause()), STEP_MS);
 }
 
 by("play").addEventListener("click", () => open && play());
@@ -66,4 +74,3 @@ addEventListener("keydown", (event) => {
     play();
   }
 });
-addEventListener("resize", () => open && go(position()));

@@ -3,4 +3,4 @@
 import { openPlayer } from "./player.js";
 
 const { name, steps, frames } = JSON.parse(document.getElementById("episode").textContent);
-openPlayer(name, steps, (index) => frames[index] ?? null);
+openPlayer({ name, steps, frameUrl: (index) => frames[index] ?? null });

@@ -6,6 +6,9 @@ const AXES = ["x", "y", "z", "roll", "pitch", "yaw"];
 const LABEL = 50; // pixels for a row's name
 const SHOWN = 64;
 
+// In the Bridge frame; recordings of the simulator know no other.
+export const movement = (step) => step.meant ?? step.action;
+
 export function latency(step) {
   return step.timings_ms?.total ?? step.timings_ms?.policy;
 }
@@ -53,7 +56,7 @@ function drawNames({ pen, row, width, colour }, family) {
 }
 
 function drawAxis({ pen, shown, row, bar, left, colour }, axis) {
-  const values = shown.map((step) => step.meant?.[axis] ?? 0);
+  const values = shown.map((step) => movement(step)?.[axis] ?? 0);
   const largest = Math.max(1e-9, ...values.map(Math.abs));
   pen.fillStyle = colour("accent");
   values.forEach((value, at) => {
@@ -66,7 +69,7 @@ function drawGripper({ pen, shown, row, column, left, colour }) {
   const middle = (AXES.length + 0.5) * row;
   pen.fillStyle = colour("ink");
   shown.forEach((step, at) => {
-    const gap = (step.meant?.[6] ?? 0) * (row / 3.4);
+    const gap = (movement(step)?.[6] ?? 0) * (row / 3.4);
     pen.fillRect(left(at), middle - gap - 1, column + 0.5, 2);
     pen.fillRect(left(at), middle + gap - 1, column + 0.5, 2);
   });

@@ -1,6 +1,6 @@
 // Ask the model about one image, beside all robots.
 
-import { Card, make } from "./card.js";
+import { Card, make, percent } from "./card.js";
 
 const by = (id) => document.getElementById(id);
 let image = null; // data URL
@@ -55,6 +55,16 @@ function show(step) {
   const card = new Card("your image");
   by("answer").replaceChildren(card.element);
   card.show([step], 0);
+  const likeliest = step.extra.likeliest ?? [];
+  if (!likeliest.length) return;
+  const rows = likeliest.map(([phrase, probability]) => {
+    const row = make("tr");
+    row.append(make("td", phrase, phrase === step.phrase ? "chosen" : ""), make("td", percent(probability)));
+    return row;
+  });
+  const table = make("table");
+  table.append(make("caption", "The likeliest phrases"), ...rows);
+  by("answer").append(table);
 }
 
 function refuse(why) {
