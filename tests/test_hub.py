@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -12,9 +13,11 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 
+from tests import recordings
 from tests.tiny_models import tiny_checkpoint
 
 QWEN, PALIGEMMA = "Qwen/Qwen2-VL-2B-Instruct", "google/paligemma2-3b-mix-224"
+DATA_SET = "someone/drawers"
 COMMIT = "5" * 40
 
 
@@ -25,7 +28,8 @@ class Hub(ThreadingHTTPServer):
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files = {path.name: path.read_bytes() for path in folder.iterdir()}
+        found = [path for path in folder.rglob("*") if path.is_file()]
+        self.files = {str(path.relative_to(folder)): path.read_bytes() for path in found}
         self.files["extra.onnx"] = b"of no use here"
         self.cut: int | None = None
         self.asked: list[tuple[str, str, str | None]] = []
@@ -57,14 +61,14 @@ class _Handler(BaseHTTPRequestHandler):
         if PALIGEMMA in path:
             error = {"X-Error-Code": "GatedRepo", "X-Error-Message": "Access to this model is restricted."}
             self._send(403, b"{}", error)
-        elif path.startswith(f"/api/models/{QWEN}/tree/"):
+        elif re.match(f"/api/(models/{QWEN}|datasets/{DATA_SET})/tree/", path):
             files = [{"type": "file", "path": name, "size": len(data), "oid": ""} for name, data in hub.files.items()]
             self._send(200, json.dumps(files).encode())
-        elif path.startswith(f"/api/models/{QWEN}"):
+        elif path.startswith((f"/api/models/{QWEN}", f"/api/datasets/{DATA_SET}")):
             files = [{"rfilename": name, "size": len(data)} for name, data in hub.files.items()]
             self._send(200, json.dumps({"id": QWEN, "sha": COMMIT, "siblings": files}).encode())
-        elif path.startswith(f"/{QWEN}/resolve/{COMMIT}/") and path.rpartition("/")[2] in hub.files:
-            data = hub.files[path.rpartition("/")[2]]
+        elif (name := path.partition(f"/resolve/{COMMIT}/")[2]) in hub.files:
+            data = hub.files[name]
             begin = int((self.headers.get("Range") or "bytes=0-")[len("bytes=") :].split("-")[0])
             etag = hashlib.sha1(data).hexdigest()
             headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
@@ -108,9 +112,10 @@ def hub():
 def run(hub, tmp_path):
     """Run a command that knows no hub but this one."""
 
-    def run(*command):
+    def run(*command, **changed):
         environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
         environment |= {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
+        environment |= changed
         environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
         return subprocess.run(
             [sys.executable, "-m", "vlm_local", *command],
@@ -152,3 +157,18 @@ def test_what_the_hub_refuses_is_a_paragraph(run, name, sentence):
     ended = run("fetch", name)
     assert ended.returncode == 2
     assert sentence in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_a_data_set_is_read_by_its_name(run, tmp_path):
+    recordings.write_lerobot(tmp_path / "lerobot", [recordings.make_states(8, 0)], "v3.0", "image")
+    command = ("label", f"lerobot:{DATA_SET}", "--out", "labels.jsonl")
+    with Hub(tmp_path / "lerobot") as hub:
+        first = run(*command, HF_ENDPOINT=hub.url)
+        hub.shutdown()
+    assert first.returncode == 0, first.stderr
+    labels = (tmp_path / "labels.jsonl").read_text()
+    assert len(labels.splitlines()) == 8
+    again = run(*command, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="1")  # from the cache; nobody listens any more
+    assert again.returncode == 0 and (tmp_path / "labels.jsonl").read_text() == labels
+    missing = run("label", "lerobot:someone/nothing", "--out", "others.jsonl")
+    assert missing.returncode == 2 and "hf download someone/nothing --repo-type dataset" in missing.stderr

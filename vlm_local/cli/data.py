@@ -2,25 +2,30 @@
 
 import argparse
 import sys
+from collections import defaultdict
+from contextlib import nullcontext
 from pathlib import Path
 
 from vlm_local.cli.options import add_data_options, add_embodiment_option, describe_data, read_data_options
 from vlm_local.cli.output import print_result
 from vlm_local.plain import escape_controls
 
+_DATA = "RLDS or LeRobot folder, lerobot:ORG/NAME on the hub, recorded run, or AutoEval pickles"
+
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("label", help="ground-truth phrases of recorded steps")
-    parser.add_argument("data", metavar="DATA", help="RLDS or LeRobot folder, recorded run, or AutoEval pickles")
+    parser.add_argument("data", metavar="DATA", help=_DATA)
+    parser.add_argument("--out", metavar="F.jsonl", help="a row a step: episode, step, phrase, full_window")
     parser.add_argument(
-        "--out", required=True, metavar="F.jsonl", help="a row a step: episode, step, phrase, full_window"
+        "--write", type=Path, metavar="DIR", help="a copy of a LeRobot v3 data set, the phrases in its language column"
     )
     add_data_options(parser)
     add_embodiment_option(parser)
     parser.set_defaults(run=_label)
 
     parser = subparsers.add_parser("calibrate", help="step sizes from recorded data")
-    parser.add_argument("--data", required=True, help="RLDS or LeRobot folder, recorded run, or AutoEval pickles")
+    parser.add_argument("--data", required=True, help=_DATA)
     parser.add_argument("--out", required=True, type=Path, metavar="F.json", help="gets the step table for --steps")
     add_data_options(parser)
     add_embodiment_option(parser)
@@ -30,24 +35,36 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 def _label(args: argparse.Namespace) -> int:
     from vlm_local.data import count_episodes, open_data_set
     from vlm_local.data.labels import iterate_labels
-    from vlm_local.errors import DataError
+    from vlm_local.data.lerobot_language import check_target, write_motions
+    from vlm_local.errors import ConfigError, DataError
     from vlm_local.files import encode_json, open_replacing
     from vlm_local.progress import open_bar
 
+    if not (args.out or args.write):
+        raise ConfigError("label writes to --out F.jsonl, --write DIR or both; name one")
+    if args.write:
+        check_target(args.data, args.write)
     problems = ProblemPrinter()
     data = open_data_set(args.data, read_data_options(args), problems)
-    episodes, num_steps, num_episodes = set(), 0, count_episodes(args.data, args.split)
-    with open_replacing(Path(args.out)) as file, open_bar("label", num_episodes, "episode") as bar:
+    phrases: defaultdict[int, list[str]] = defaultdict(list)
+    target = open_replacing(Path(args.out)) if args.out else nullcontext()
+    with target as file, open_bar("label", count_episodes(args.data, args.split), "episode") as bar:
         for row in iterate_labels(data.episodes, problems):
-            file.write(encode_json(row) + "\n")
-            bar.update(row["episode"] not in episodes)
-            episodes.add(row["episode"])
-            num_steps += 1
-        if not num_steps:
+            if file:
+                file.write(encode_json(row) + "\n")
+            bar.update(row["episode"] not in phrases)
+            phrases[row["episode"]].append(row["phrase"])
+        if not phrases:
             raise DataError(f"{args.data}: no step could be labelled")
-    table = f"{num_steps} steps of {len(episodes)} episodes labelled, {problems.count} problem(s): {args.out}"
-    result = {"steps": num_steps, "episodes": len(episodes), "problems": problems.count, "data": data.about}
-    print_result(args, f"{table}\nread: {describe_data(data.about)}", result | {"out": args.out})
+    result = {"steps": sum(map(len, phrases.values())), "episodes": len(phrases), "problems": problems.count}
+    table = "{steps} steps of {episodes} episodes labelled, {problems} problem(s)".format(**result)
+    lines = [table + (f": {args.out}" if args.out else ""), f"read: {describe_data(data.about)}"]
+    if args.write:
+        result["motions"] = write_motions(args.data, args.write, args.split, phrases)
+        lines.append(f"{result['motions']} rows of style motion: {args.write}")
+    print_result(
+        args, "\n".join(lines), result | {"data": data.about, "out": args.out, "write": args.write and str(args.write)}
+    )
     return 0
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
+from vlm_local.data.hub import download_data_set, parse_repository
 from vlm_local.data.selection import DataSet, Selection
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.types import Episode
@@ -25,7 +26,7 @@ def _refuse(error: DataError) -> None:
 def open_data_set(
     path: str | Path, selection: Selection = EVERYTHING, report: Callable[[DataError], None] = _refuse
 ) -> DataSet:
-    """An RLDS or LeRobot data set, a run folder, or pickled trajectories.
+    """An RLDS or LeRobot data set, a run folder, or pickled trajectories; lerobot:ORG/NAME is one on the hub.
 
     report: is given every record that cannot be read, and raises unless told otherwise. Raises DataError at once for
     a path of no known format, a camera or split that is not there, states of an unknown layout, or no instructions.
@@ -47,8 +48,19 @@ def count_episodes(path: str | Path, split: str | None = None) -> int:
     return reader.count_episodes(folder, split)
 
 
+def find_lerobot(path: str | Path) -> Path:
+    """The folder of a LeRobot data set at or below `path`. Raises DataError where it is of another format."""
+    folder, reader = _find_reader(Path(path))
+    if reader.__name__ != f"{__name__}.lerobot":
+        raise DataError(f"{folder} is no LeRobot data set")
+    return folder
+
+
 def _find_reader(path: Path) -> tuple[Path, ModuleType]:
     """The folder that holds the data set, and the module of its format."""
+    repository = parse_repository(path)
+    if repository is not None:
+        path = download_data_set(repository)
     if not path.exists():
         raise DataError(f"there is no file or folder {path}")
     for folder in _candidates(path):

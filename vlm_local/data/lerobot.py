@@ -50,16 +50,13 @@ def open_data_set(path: Path, selection: Selection, report: Callable[[DataError]
     meta/ cannot be read or the data set has not what an episode needs; a broken episode goes to `report`.
     """
     info = load_info(path, selection.camera)
-    first, end = info.find_split(selection.split)
 
     def report_line(problem: str) -> None:
         report(DataError(problem))
 
     try:
         tasks = _load_tasks(info, report_line)
-        lines = list(_iterate_meta(info, report_line))
-        if selection.split is not None:
-            lines = [line for line in lines if first <= line["episode_index"] < end]
+        lines = _list_lines(info, selection.split, report_line)
     except DataError:
         raise
     except Exception as error:  # a damaged table or line raises nearly anything
@@ -78,6 +75,19 @@ def open_data_set(path: Path, selection: Selection, report: Callable[[DataError]
 def count_episodes(path: Path, split: str | None) -> int:
     first, end = load_info(path, None).find_split(split)
     return end - first
+
+
+def list_numbers(path: Path, split: str | None) -> list[int]:
+    """LeRobot's episode_index of each episode, in reading order."""
+    lines = _list_lines(load_info(path, None), split, lambda problem: None)
+    return [line["episode_index"] for line in lines]
+
+
+def _list_lines(info: Info, split: str | None, report: Callable[[str], None]) -> list[dict[str, Any]]:
+    """A line of meta/ for each episode, in reading order."""
+    first, end = info.find_split(split)
+    lines = list(_iterate_meta(info, report))
+    return lines if split is None else [line for line in lines if first <= line["episode_index"] < end]
 
 
 def _sample_states(info: Info, lines: list[dict[str, Any]]) -> Iterator[np.ndarray]:
