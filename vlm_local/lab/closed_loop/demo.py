@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from vlm_local.environments import OURS
 from vlm_local.errors import ConfigError
 from vlm_local.lab.closed_loop.process import EnvironmentProcess
 from vlm_local.remote_policy import RemotePolicy
@@ -54,7 +55,7 @@ def open_server(port: int) -> Iterator[str]:
 def play(url: str, num_episodes: int | None) -> Iterator[DemoEpisode]:
     """Play one task after another in ever new scenes; num_episodes: None to go on for ever."""
     policy = RemotePolicy(f"{url}/s/simulated-widowx")
-    environment = EnvironmentProcess("normal", 256)
+    environment = EnvironmentProcess(OURS, "normal", 256)
     try:
         for number, task in zip(_count(num_episodes), itertools.cycle(TASKS), strict=False):
             yield _play_episode(policy, environment, task, number)
