@@ -154,6 +154,7 @@ def place(tmp_path):
         recordings.write_rlds(
             tmp_path / name, [recordings.make_rlds_record(recordings.make_states(9, seed)) for seed in range(2)]
         )
+    recordings.write_lerobot(tmp_path / "LEROBOT_V3", [recordings.make_states(9, 0)], "v3.0", "image")
     with _in_folder(tmp_path):
         yield tmp_path
 
