@@ -4,7 +4,8 @@ import functools
 
 import numpy as np
 
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.types import AXES, Observation
 
 PICTURES = np.random.default_rng(3).integers(0, 256, (2, 64, 64, 3), np.uint8)

@@ -7,7 +7,7 @@ import pytest
 
 from tests import recordings
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.context import FrameSettings, PromptContext
 from vlm_local.data import open_episodes
 from vlm_local.engines.scripted import build_constant_engine
@@ -16,6 +16,7 @@ from vlm_local.examples import load_examples
 from vlm_local.grammar import load_phrase_grammar
 from vlm_local.lab.offline.answers import PolicyAnswerer
 from vlm_local.policy import Settings, VLMPolicy
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.prompts import load_template
 from vlm_local.types import Observation
 

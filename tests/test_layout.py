@@ -30,6 +30,7 @@ LAYERS = (
         "safety",
         "client",
         "remote_policy",
+        "policy_options",
         "assembly",
     },
     {"server", "lab", "training", "bench", "doctor"},

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.embodiments import load_embodiment
 from vlm_local.errors import ConfigError
 from vlm_local.marks import ARROW_M, Projection, draw_marks
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.sim.arm import WORKSPACE
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.scene import CAMERA

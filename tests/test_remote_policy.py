@@ -11,9 +11,10 @@ import pytest
 
 from tests.serving import IMAGE, ask, build_body
 from vlm_local.answers import Question, ask_server
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.client import Detector
 from vlm_local.errors import EngineError, RequestError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.remote_policy import RemotePolicy
 from vlm_local.server.app import create_app
 from vlm_local.server.serve import HTTPServer, bind

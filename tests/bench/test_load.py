@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from tests.serving import serve
-from vlm_local.assembly import PolicyOptions
 from vlm_local.bench.load import SoakSettings, compare_recording, measure_growth, soak
 from vlm_local.bench.rough_robot import Diary, RoughRobot, paint_picture, read_stamp
 from vlm_local.data.runs import RunWriter
+from vlm_local.policy_options import PolicyOptions
 
 ACTION = [0.0125, 0, 0, 0, 0, 0, 1]
 

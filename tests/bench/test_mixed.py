@@ -3,9 +3,9 @@ from collections import Counter
 
 import pytest
 
-from vlm_local.assembly import PolicyOptions
 from vlm_local.bench.mixed import MixedSettings, judge, measure
 from vlm_local.bench.rough_robot import Diary
+from vlm_local.policy_options import PolicyOptions
 
 SETTINGS = MixedSettings(robots=2, seconds=1.5, rounds=1, hz=4)
 

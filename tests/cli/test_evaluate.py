@@ -6,10 +6,11 @@ import pytest
 
 from tests import recordings, serving
 from vlm_local.actions import load_step_table
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.cli import main
 from vlm_local.data.runs import RunWriter
 from vlm_local.errors import EngineError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.server.access import Gate
 from vlm_local.server.service import ServerSettings
 from vlm_local.types import Observation

@@ -9,9 +9,10 @@ from transformers import AutoModelForImageTextToText
 
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.answers import Answerer, Question
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.hf import open_hf_engine
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.prompts import load_template
 
 ASKED = (

@@ -11,8 +11,9 @@ import tokenizers
 from tests.hearing import PICTURES, hear
 from tests.serving import SteeredEngine, serve
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.errors import EngineError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.types import Observation
 
 

@@ -16,10 +16,10 @@ import pytest
 from tests.engines.odd_engine import CHOICES, OddEngine, ask, fail, load_and_tell, refuse
 from tests.serving import serve, until
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.assembly import PolicyOptions, open_engine
 from vlm_local.engines.process import EngineProcess
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError, EngineError, RequestError
+from vlm_local.policy_options import PolicyOptions, open_engine
 from vlm_local.types import GenerationRequest, Prompt
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import psutil
 import torch
 
-from vlm_local.assembly import PolicyOptions
 from vlm_local.bench.act import BenchServer, Client, list_processes, load_steps, measure_alone, start_server
 from vlm_local.bench.rounds import summarise_ms
 from vlm_local.errors import EngineError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.provenance import describe_machine
 
 _ENOUGH_S = 60.0  # for a model of 11 MB to be loaded again, or its memory to be given back

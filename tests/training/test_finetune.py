@@ -12,10 +12,11 @@ import safetensors.torch
 from tests import recordings
 from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.cli import main
 from vlm_local.errors import ConfigError, DataError, EngineError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.prompts import load_template
 from vlm_local.training.finetune import Tuning, finetune
 from vlm_local.training.optimisation import Recipe

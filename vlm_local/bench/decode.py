@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from time import perf_counter
 
-from vlm_local.assembly import PolicyOptions
 from vlm_local.bench.sequences import load_sequences
 from vlm_local.errors import ConfigError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.provenance import describe_machine
 
 

@@ -6,12 +6,12 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-from vlm_local.assembly import PolicyOptions
 from vlm_local.bench.rounds import summarise_ms
 from vlm_local.bench.steering import Steering, steer_tree
 from vlm_local.bench.subject import Subject, load_subject
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import ConfigError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.progress import track
 from vlm_local.prompts import Example, build_prompt
 from vlm_local.provenance import describe_machine

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.engines import Engine, Outcome
 from vlm_local.errors import EngineError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.processes import share_heaps
 from vlm_local.server.serve import RunningServer, RunOptions, bind, serve_until_stopped
 from vlm_local.server.service import ServerSettings

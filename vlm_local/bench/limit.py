@@ -7,11 +7,11 @@ from time import perf_counter
 import numpy as np
 import torch
 
-from vlm_local.assembly import PolicyOptions
 from vlm_local.bench.subject import Subject, load_subject
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.static import StaticForwards
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.provenance import describe_machine
 
 LENGTHS = (16, 64, 128, 192, 256, 384, 512, 1024)  # tokens of a chunk: a few nodes to a whole prompt and draft

@@ -12,7 +12,6 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from vlm_local.assembly import PolicyOptions
 from vlm_local.bench.rounds import summarise_ms
 from vlm_local.bench.sequences import load_sequences
 from vlm_local.bench.steering import Steering, steer_tree
@@ -24,6 +23,7 @@ from vlm_local.decoding.forward import DynamicKV
 from vlm_local.decoding.static import StaticForwards, StaticKV
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import ConfigError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.provenance import describe_machine
 from vlm_local.types import Generation, GenerationRequest
 

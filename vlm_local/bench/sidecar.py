@@ -15,9 +15,10 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import VLMLocalError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.types import GenerationRequest, Prompt
 
 NAME = "sidecar"  # whatever the model is: a server that is told "random" would draw by itself

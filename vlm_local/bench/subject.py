@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_local.assembly import PolicyOptions, find_parts
 from vlm_local.bench.sequences import PlayedEpisode
 from vlm_local.bench.shapes import build_shape, prepare_for_shape
 from vlm_local.decoding.families import LoadedModel, PreparedRequest
@@ -16,6 +15,7 @@ from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar
 from vlm_local.policy import Settings, VLMPolicy
+from vlm_local.policy_options import PolicyOptions, ResolvedOptions
 from vlm_local.prompts import Template
 from vlm_local.types import Generation, GenerationRequest, Observation
 
@@ -54,9 +54,9 @@ def load_subject(options: PolicyOptions, shape: str | None, layers: int | None) 
 
 
 def _build_from_shape(options: PolicyOptions, shape: str, layers: int | None) -> Subject:
-    parts = find_parts(replace(options, model="random"))
+    parts = ResolvedOptions(replace(options, model="random"))
     best = {"device": "cuda:0" if torch.cuda.device_count() else "cpu", "dtype": "bfloat16"}
-    device, dtype = (best[name] if parts.chosen[name] == "auto" else parts.chosen[name] for name in best)
+    device, dtype = (best[name] if parts.choose(name) == "auto" else parts.choose(name) for name in best)
     loaded = build_shape(shape, layers, torch.device(device), getattr(torch, dtype))
     about = {"shape": shape, "layers": layers} | _describe(loaded)
     return Subject(
@@ -70,10 +70,10 @@ def _build_from_shape(options: PolicyOptions, shape: str, layers: int | None) ->
 
 
 def _load_from_folder(options: PolicyOptions) -> Subject:
-    parts = find_parts(options)
+    parts = ResolvedOptions(options)
     if parts.checkpoint is None:
         raise ConfigError("this benchmark needs a model whose weights are here: --model NAME|FOLDER, or --shape")
-    loaded = load_model(parts.checkpoint, *(parts.chosen[name] for name in ("quantize", "device", "dtype")))
+    loaded = load_model(parts.checkpoint, *(parts.choose(name) for name in ("quantize", "device", "dtype")))
     processing = Processing(loaded.processor, loaded.family, loaded.dtype)
     trained = parts.checkpoint.sidecar.get("trained")
     about = {"model": parts.checkpoint.name, "checkpoint_sha256": parts.checkpoint.sha256, "trained": trained}

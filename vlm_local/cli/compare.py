@@ -114,13 +114,13 @@ def _play(args: argparse.Namespace) -> int:
     """--until-separated: play two policies in the simulator and say which is better as soon as it is sure."""
     from contextlib import ExitStack, closing
 
-    from vlm_local.assembly import PolicyOptions
     from vlm_local.errors import ConfigError
     from vlm_local.lab.closed_loop.run import RolloutPlan
     from vlm_local.lab.closed_loop.until_separated import ALPHA_EACH, play_until_separated
     from vlm_local.lab.sequential import find_detectable_effect
     from vlm_local.lab.sources import open_source
     from vlm_local.plain import hide_secrets
+    from vlm_local.policy_options import PolicyOptions
     from vlm_local.sim.tasks import TASKS
 
     if len(args.results) != 2 or args.out is None or args.name:

@@ -131,6 +131,6 @@ def read_policy_options(args: argparse.Namespace):
     """Parsed flags -> PolicyOptions."""
     from dataclasses import fields
 
-    from vlm_local.assembly import PolicyOptions
+    from vlm_local.policy_options import PolicyOptions
 
     return PolicyOptions(**{field.name: getattr(args, field.name) for field in fields(PolicyOptions)})

@@ -6,9 +6,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
-from vlm_local.assembly import Policies, PolicyOptions, is_url, open_policies, refuse_all_but
+from vlm_local.assembly import Policies, is_url, open_policies, refuse_all_but
 from vlm_local.errors import ConfigError
 from vlm_local.policy import HoldPhrase, Policy
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.primitives import parse_phrase
 from vlm_local.types import Decision, Observation
 

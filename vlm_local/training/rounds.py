@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.policy import Policy
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.primitives import parse_phrase
 from vlm_local.sim.environment import SimEnv
 from vlm_local.training.collect import Actor, collect, save_shard

@@ -16,12 +16,13 @@ from PIL import Image
 from tests import serving
 from tests.slow import slow
 from vlm_local.actions import StepTable, build_action
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.cli import main
 from vlm_local.data import open_episodes
 from vlm_local.engines.scripted import build_uniform_engine
 from vlm_local.files import lock_folder
 from vlm_local.lab.closed_loop.process import EnvironmentDied, EnvironmentProcess
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.primitives import parse_phrase
 from vlm_local.server.app import create_app
 from vlm_local.server.serve import HTTPServer, bind

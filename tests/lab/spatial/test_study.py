@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from vlm_local.assembly import PolicyOptions, open_policies
+from vlm_local.assembly import open_policies
 from vlm_local.cli import main
 from vlm_local.errors import DataError
 from vlm_local.lab.evidence.archive import pack
@@ -13,6 +13,7 @@ from vlm_local.lab.evidence.verify import verify
 from vlm_local.lab.spatial.run import run_study
 from vlm_local.lab.spatial.scenes import CHANGES
 from vlm_local.lab.spatial.sets import SceneSet
+from vlm_local.policy_options import PolicyOptions
 
 
 def study(out, *arguments) -> int:
