@@ -9,6 +9,7 @@ from vlm_local.cli import main
 from vlm_local.errors import EngineError
 
 PLAN = ("--task", "open_drawer", "--max-steps", "40", "--episodes", "10")
+SHORT = ("--task", "open_drawer", "--max-steps", "2", "--episodes", "6")
 
 
 def _play(capsys, out, *arguments) -> tuple[int, str, str]:
@@ -40,15 +41,15 @@ def test_the_better_policy_is_found_and_the_same_command_plays_nothing_again(pla
 
 
 def test_equal_policies_are_not_told_apart(tmp_path, capsys):
-    status, out, _ = _play(capsys, tmp_path, "stop", "stop", *PLAN[:3], "2", *PLAN[4:])
-    assert status == 0 and "not told apart in 10 pairs" in out and "no difference of success rates is found" in out
+    status, out, _ = _play(capsys, tmp_path, "stop", "stop", *SHORT)
+    assert status == 0 and "not told apart in 6 pairs" in out and "no difference of success rates is found" in out
     assert json.loads((tmp_path / "decision.json").read_text())["winner"] is None
 
 
 def test_a_policy_that_fails_is_not_judged(tmp_path, capsys):
     with serving.serve() as server:
         server.engine.fault = EngineError("out of memory")
-        status, _, told = _play(capsys, tmp_path, server.url, "stop", *PLAN[:3], "2", *PLAN[4:])
+        status, _, told = _play(capsys, tmp_path, server.url, "stop", *SHORT)
     assert status == 2 and "without a fault" in told and not (tmp_path / "decision.json").exists()
 
 

@@ -5,6 +5,8 @@ The process ends with its parent, also when that is killed.
 
 import multiprocessing
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from vlm_local.errors import VLMLocalError
@@ -22,6 +24,7 @@ class EnvironmentProcess:
     """environment.Environment, over a pipe. Not thread-safe. Raises EnvironmentDied where the process died."""
 
     def __init__(self, suite: str, level: str, image_size: int):
+        self.plays = (suite, level, image_size)
         context = multiprocessing.get_context("spawn")
         self._pipe, far_end = context.Pipe()
         self._process = context.Process(target=_serve, args=(far_end, suite, level, image_size), daemon=True)
@@ -60,6 +63,25 @@ class EnvironmentProcess:
         if isinstance(answer, Exception):
             raise answer
         return answer
+
+
+_idle: list[EnvironmentProcess] = []  # left by blocks that have ended; appending and popping are atomic
+
+
+@contextmanager
+def borrow_environment(suite: str, level: str, image_size: int) -> Iterator[EnvironmentProcess]:
+    """An environment's process for the block. The next block that plays the same gets it again, started as it is."""
+    found = [each for each in _idle if each.plays == (suite, level, image_size)]
+    try:
+        _idle.remove(environment := found[0])
+    except (IndexError, ValueError):  # none, or another thread took it
+        environment = EnvironmentProcess(suite, level, image_size)
+    try:
+        yield environment
+    except BaseException:
+        environment.close()
+        raise
+    _idle.append(environment)
 
 
 def _serve(pipe, suite: str, level: str, image_size: int) -> None:

@@ -11,6 +11,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from vlm_local.environments import OURS, find_suite
 from vlm_local.errors import DataError, EngineError, RequestError
 from vlm_local.lab.closed_loop.controls import RandomPhrases, apply_control
 from vlm_local.lab.closed_loop.environment import State
-from vlm_local.lab.closed_loop.process import EnvironmentProcess
+from vlm_local.lab.closed_loop.process import EnvironmentProcess, borrow_environment
 from vlm_local.lab.closed_loop.report import write_report
 from vlm_local.lab.closed_loop.scores import score_run
 from vlm_local.lab.results import ResultFolder
@@ -167,22 +168,20 @@ class _Robot(threading.Thread):
         self._jobs, self._done, self._stop_asked = jobs, done, stop
 
     def run(self) -> None:
-        environment = None
         try:
-            environment = EnvironmentProcess(self._plan.env, self._plan.level, IMAGE_SIZE)
-            policy = self._source.build(f"sim{self._worker}", read_oracle=lambda: self._state.oracle)
-            if self._plan.noise:
-                policy = RandomPhrases(policy, self._plan.noise)
+            with borrow_environment(self._plan.env, self._plan.level, IMAGE_SIZE) as environment:
+                self._play_jobs(environment)
+        except BaseException as error:  # of the environment, the disk or the program: the run ends with it
+            self._done.put(error)
+
+    def _play_jobs(self, environment: EnvironmentProcess) -> None:
+        policy = self._source.build(f"sim{self._worker}", read_oracle=lambda: self._state.oracle)
+        if self._plan.noise:
+            policy = RandomPhrases(policy, self._plan.noise)
+        with suppress(queue.Empty, _Stopped):
             while not self._stop_asked.is_set():
                 task, number = self._jobs.get_nowait()
                 self._done.put(self._play(environment, policy, task, number))
-        except (queue.Empty, _Stopped):
-            pass
-        except BaseException as error:  # of the environment, the disk or the program: the run ends with it
-            self._done.put(error)
-        finally:
-            if environment is not None:
-                environment.close()
 
     def _play(self, environment: EnvironmentProcess, policy: Policy, task: str, number: int) -> dict[str, Any]:
         seed = self._plan.seed + number
