@@ -5,7 +5,6 @@ import io
 import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import urllib.error
@@ -74,7 +73,7 @@ def _view(folder):
     try:
         yield re.search(r"2 runs at (http://127\.0\.0\.1:\d+)/;", process.stdout.readline())[1]
     finally:
-        process.send_signal(signal.SIGINT)
+        process.terminate()  # SIGINT is ignored where a shell started the tests in the background
         process.wait(30)
 
 
