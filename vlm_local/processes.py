@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -95,6 +95,18 @@ def die_with_parent(number: int) -> None:
     """Get signal `number` when the thread that started this process ends, also where it is killed."""
     if _LIBC is not None:
         _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+
+
+def tie_to_parent(command: Sequence[str], number: int) -> list[str]:
+    """The command such that it gets signal `number` when the thread that starts it ends.
+
+    Python between the two asks for it. Popen's preexec_fn would do without, but it runs after a fork of all our memory
+    and waits for ever for a lock that another thread held at that moment.
+    """
+    if _LIBC is None:
+        return list(command)
+    ask = f"import ctypes, os, sys; ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(number)}); "
+    return [sys.executable, "-I", "-S", "-c", f"{ask}os.execvp(sys.argv[1], sys.argv[1:])", *command]
 
 
 def share_heaps() -> None:

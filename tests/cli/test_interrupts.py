@@ -48,13 +48,15 @@ def silent_server():
 
 
 def start(*arguments) -> subprocess.Popen:
-    command = [sys.executable, "-m", "vlm_local", *map(str, arguments)]
+    # Who runs the tests in the background has told them to ignore Ctrl-C, and they would hand that on.
+    hear = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", hear, sys.executable, "-m", "vlm_local", *map(str, arguments)]
     path = os.pathsep.join(p for p in sys.path if p)
     return subprocess.Popen(
         command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
         env={**os.environ, "PYTHONPATH": path},
-        # Who runs the tests in the background has told them to ignore Ctrl-C, and they would hand that on.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )  # fmt: skip
 
 

@@ -8,11 +8,10 @@ import subprocess
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from time import monotonic
 
 from vlm_local.errors import ConfigError
-from vlm_local.processes import die_with_parent
+from vlm_local.processes import tie_to_parent
 
 logger = logging.getLogger(__name__)
 
@@ -105,21 +104,20 @@ class Tunnel:
     def _connect(self) -> str:
         """Run ssh to its end; returns why it ended."""
         command = build_command(self._target, self._local_port, self._ssh, self._has_session)
-        if shutil.which(command[0]) is None:  # no fork for nothing: in a process of many threads one may hang
+        if shutil.which(command[0]) is None:
             return f"cannot run {command[0]}; install an ssh client"
         with self._lock:
             if self._closed.is_set():
                 return "closed"
             try:
                 self._process = subprocess.Popen(
-                    command,
+                    tie_to_parent(command, signal.SIGTERM),
                     stdin=subprocess.PIPE,  # never written to: the session ends when it closes, at the latest with us
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     text=True,
                     errors="replace",
                     start_new_session=True,  # Ctrl-C in the terminal is ours to pass on
-                    preexec_fn=partial(die_with_parent, signal.SIGTERM),
                 )
             except OSError as error:
                 return f"cannot run ssh ({error}); install an ssh client"
