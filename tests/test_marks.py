@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import open_policies
 from vlm_local.embodiments import load_embodiment
@@ -43,7 +44,7 @@ def projection():
     return Projection.from_camera_matrix(load_embodiment("simulator").camera_matrix)
 
 
-@pytest.mark.parametrize("side", [256, 224])
+@pytest.mark.parametrize("side", [slow(224), 256])
 def test_the_drawn_tip_of_forward_is_within_two_pixels_of_the_truth(simulator, projection, side):
     generator = np.random.default_rng(0)
     black = np.zeros((side, side, 3), np.uint8)

@@ -7,7 +7,6 @@ import pytest
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import FAMILIES
-from tests.tiny_models import FAMILIES as ALL
 from vlm_local.bench.steering import bias_tree
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
@@ -46,7 +45,7 @@ def list_live_tokens(loaded, processing):
 
 
 @pytest.mark.parametrize("is_static", [False, True])
-@pytest.mark.parametrize("family", ALL)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_a_constant_on_a_tokens_logit_changes_nothing_at_one(family, is_static):
     """Tokens of the whole grammar, the end token included."""
     loaded, processing = load_tiny(family)

@@ -11,6 +11,7 @@ from tests.embodiments.station import RESET_MEASURED, Wrist, e2m, from_bridge, m
 from tests.embodiments.test_frame import AWAY_M, VECTORS
 from tests.server.observing import observe
 from tests.serving import PROPRIO, build_body, serve, until
+from tests.slow import slow
 from vlm_local.cli import main
 from vlm_local.embodiments import find_file
 from vlm_local.server.service import ServerSettings
@@ -144,19 +145,20 @@ def _drive_forward(server, seed: int, episode: int) -> None:
         wrist.act(answer["action"])
 
 
-def test_labels_of_a_stations_recording_are_right_with_the_frame_and_not_without(tmp_path, capsys):
+@pytest.mark.parametrize("seeds", [2, slow(10)])
+def test_labels_of_a_stations_recording_are_right_with_the_frame_and_not_without(seeds, tmp_path, capsys):
     right = {}
     for name in ("auto", "bridge-widowx"):
         with observe(tmp_path / name, ServerSettings(embodiment=name)) as server:
             server.engine.phrase = "move forward"
-            for seed in range(10):
+            for seed in range(seeds):
                 _drive_forward(server, seed, seed)
-            until(lambda server=server: server.observed.report_recording()["written"] == 310)
+            until(lambda server=server: server.observed.report_recording()["written"] == 31 * seeds)
         assert main(["label", str(tmp_path / name), "--out", str(tmp_path / f"{name}.jsonl")]) == 0
         rows = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         full = [row["phrase"] == "move forward" for row in rows if row["step"] < 30]
-        right[name] = sum(full) / 10
+        right[name] = sum(full) / seeds
     with capsys.disabled():
-        print(f"\nright labels of 30, mean of 10 seeds: {right}")
+        print(f"\nright labels of 30, mean of {seeds} seeds: {right}")
     assert right["auto"] >= 25
     assert right["bridge-widowx"] < 20
