@@ -148,4 +148,5 @@ def _show_share(rate: Mapping[str, Any]) -> str:
 def _show_value(score: Mapping[str, Any]) -> str:
     if score["value"] is None:
         return "-"
-    return f"{format_fixed(score['value'])} ({format_range(score['interval'])})"
+    interval = format_range(score["interval"])
+    return format_fixed(score["value"]) + (f" ({interval})" if interval else "")

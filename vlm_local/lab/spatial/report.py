@@ -25,10 +25,10 @@ _RULES = {
     ),
 }
 _CARDS = {
-    "turned": "turned with the scene, {}; 1 is right",
-    "moved": "moved for no reason, {}; 0 is right",
-    "left": "confidence left without reason, {}; 0 is right",
-    "right": "right over opposite, scenes as they are, {}",
+    "turned": "turned with the scene{}; 1 is right",
+    "moved": "moved for no reason{}; 0 is right",
+    "left": "confidence left without reason{}; 0 is right",
+    "right": "right over opposite, scenes as they are{}",
 }
 _CERTAIN = "The policy told no probabilities; all mass was put on the phrase that it said."
 
@@ -46,8 +46,9 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Sequence[Mapping
         report,
         made=("policy", "set"),
         cards=[
-            (format_fixed(report[name]["value"]), text.format(format_range(report[name]["interval"])))
+            (format_fixed(report[name]["value"]), text.format(", " + interval if interval else ""))
             for name, text in _CARDS.items()
+            for interval in [format_range(report[name]["interval"])]
         ],
         warnings=list_warnings(report["policy"]) + [_CERTAIN] * _is_certain(rows),
         rules=_RULES,
