@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
 Interval = Sequence[float] | None
-_MORE_DECIMALS = 2
 
 
 def format_share(share: float | None, missing: str = "-", decimals: int = 1) -> str:
@@ -18,8 +17,8 @@ def format_points(share: float, decimals: int = 0, sign: str = "") -> str:
 
 
 def format_span(interval: Interval, decimals: int = 0, sign: str = "") -> str:
-    """An interval of shares in percentage points, e.g. "36 to 51"; "" for None."""
-    return _format_edges(interval, decimals, lambda edge, decimals: format_points(edge, decimals, sign))
+    """An interval of shares in percentage points, e.g. "36 to 51"; "" for None or equal edges."""
+    return _format_edges(interval, lambda edge: format_points(edge, decimals, sign))
 
 
 def format_fixed(value: float | None, decimals: int = 2, missing: str = "-") -> str:
@@ -28,22 +27,15 @@ def format_fixed(value: float | None, decimals: int = 2, missing: str = "-") -> 
 
 
 def format_range(interval: Interval, decimals: int = 2) -> str:
-    """An interval of plain numbers, e.g. "0.12 to 0.34"; "" for None."""
-    return _format_edges(interval, decimals, format_fixed)
+    """An interval of plain numbers, e.g. "0.12 to 0.34"; "" for None or equal edges."""
+    return _format_edges(interval, lambda edge: format_fixed(edge, decimals))
 
 
-def _format_edges(interval: Interval, decimals: int, write: Callable[[float, int], str]) -> str:
-    """With more decimals where the edges would look equal; "" where they are: units that agree say nothing of others.
-
-    write: an edge with so many decimals.
-    """
+def _format_edges(interval: Interval, write: Callable[[float], str]) -> str:
+    """ "" for edges that are equal: units that agree say nothing of others."""
     if interval is None or interval[0] == interval[1]:
         return ""
-    low, high = (write(edge, decimals) for edge in interval)
-    for more in range(1, _MORE_DECIMALS + 1):
-        if low == high:
-            low, high = (write(edge, decimals + more) for edge in interval)
-    return f"{low} to {high}"
+    return " to ".join(map(write, interval))
 
 
 def format_number(value: float | None, missing: str = "-") -> str:
