@@ -138,3 +138,9 @@ def test_importing_the_package_leaves_json_and_logging_alone():
         "assert not logging.getLogger().handlers\n"
     )
     list_loaded(code)
+
+
+def test_nothing_runs_between_fork_and_exec():
+    """Popen's preexec_fn hangs for ever where another thread held a lock; processes.tie_to_parent does without."""
+    package = Path(__file__).parents[1] / "vlm_local"
+    assert [str(path) for path in package.rglob("*.py") if "preexec_fn=" in path.read_text(encoding="utf-8")] == []

@@ -83,13 +83,12 @@ def _eval(args: argparse.Namespace) -> int:
         selection.embodiment,
     )
     num_episodes = min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
-    bar = open_bar("eval", num_episodes, "episode")
 
     def open_data(report):
         episodes = open_data_set(args.data, selection, report).episodes
         return takewhile(lambda episode: args.limit is None or episode.index < args.limit, episodes)
 
-    with bar as shown:
+    with open_bar("eval", num_episodes, "episode") as shown:
         report = evaluate(
             plan,
             args.out,

@@ -2,8 +2,6 @@
 
 import http.server
 import json
-import os
-import signal
 import threading
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,7 +19,6 @@ from vlm_local.cli import main
 from vlm_local.data import open_episodes
 from vlm_local.engines.scripted import build_uniform_engine
 from vlm_local.files import lock_folder
-from vlm_local.lab.closed_loop.process import EnvironmentDied, EnvironmentProcess
 from vlm_local.policy_options import PolicyOptions
 from vlm_local.primitives import parse_phrase
 from vlm_local.server.app import create_app
@@ -292,15 +289,6 @@ def test_a_held_phrase_is_asked_for_less_often(tmp_path, capsys):
         arguments = ("--policy", url, "--task", "reach", "--episodes", 1, "--max-steps", 6)
         run_sim(capsys, tmp_path, *arguments, "--steps-per-phrase", 3)
     assert len(seen) == 2
-
-
-def test_a_dead_environment_is_no_fault_of_the_policy():
-    environment = EnvironmentProcess("ours", "easy", 32)
-    environment.reset("reach", 0, drawn=False)
-    os.kill(environment.pid, signal.SIGKILL)
-    with pytest.raises(EnvironmentDied, match="status -9"):
-        environment.step(np.zeros(7))
-    environment.close()
 
 
 def test_out_must_be_a_run_or_nothing_yet(tmp_path, capsys):

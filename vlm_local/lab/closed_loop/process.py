@@ -5,6 +5,7 @@ The process ends with its parent, also when that is killed.
 
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,10 @@ class EnvironmentProcess:
         with shielded_children():
             self._process.start()
         far_end.close()
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
 
     @property
     def pid(self) -> int | None:
@@ -65,23 +70,26 @@ class EnvironmentProcess:
         return answer
 
 
-_idle: list[EnvironmentProcess] = []  # left by blocks that have ended; appending and popping are atomic
+_idle: list[EnvironmentProcess] = []  # left by blocks that have ended
+_idle_lock = threading.Lock()
 
 
 @contextmanager
 def borrow_environment(suite: str, level: str, image_size: int) -> Iterator[EnvironmentProcess]:
-    """An environment's process for the block. The next block that plays the same gets it again, started as it is."""
-    found = [each for each in _idle if each.plays == (suite, level, image_size)]
-    try:
-        _idle.remove(environment := found[0])
-    except (IndexError, ValueError):  # none, or another thread took it
-        environment = EnvironmentProcess(suite, level, image_size)
+    """An environment's process for the block. A later block that plays the same gets it again, if it still lives."""
+    with _idle_lock:
+        _idle[:] = [each for each in _idle if each.is_alive]
+        found = next((each for each in _idle if each.plays == (suite, level, image_size)), None)
+        if found is not None:
+            _idle.remove(found)
+    environment = found or EnvironmentProcess(suite, level, image_size)
     try:
         yield environment
     except BaseException:
         environment.close()
         raise
-    _idle.append(environment)
+    with _idle_lock:
+        _idle.append(environment)
 
 
 def _serve(pipe, suite: str, level: str, image_size: int) -> None:
