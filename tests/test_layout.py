@@ -142,5 +142,4 @@ def test_importing_the_package_leaves_json_and_logging_alone():
 
 def test_nothing_runs_between_fork_and_exec():
     """Popen's preexec_fn hangs for ever where another thread held a lock; processes.tie_to_parent does without."""
-    package = Path(__file__).parents[1] / "vlm_local"
-    assert [str(path) for path in package.rglob("*.py") if "preexec_fn=" in path.read_text(encoding="utf-8")] == []
+    assert [str(path) for path in ROOT.rglob("*.py") if "preexec_fn=" in path.read_text(encoding="utf-8")] == []
