@@ -41,6 +41,18 @@ def test_eval_writes_rows_and_report_and_prints_baselines(data_set, tmp_path, ca
     )
 
 
+def test_some_episodes_only_and_then_another(data_set, tmp_path, capsys):
+    def list_episodes(*names):
+        flags = [flag for name in names for flag in ("--episode", name)]
+        status = _eval(data_set, tmp_path / "out", "--policy", "stop", *flags)
+        return status, sorted({json.loads(line)["episode"] for line in (tmp_path / "out/rows.jsonl").open()})
+
+    assert list_episodes("2") == (0, [2])
+    assert list_episodes("2", "0") == (0, [0, 2])
+    assert list_episodes("9") == (2, [0, 2])
+    assert "has no episode 9" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("synonym", [[], ["--resume"]])
 def test_eval_again_asks_nothing(data_set, tmp_path, synonym):
     assert _eval(data_set, tmp_path / "out", "--policy", "stop") == 0

@@ -36,6 +36,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add_data_options(parser)
     parser.add_argument("--every", type=count(), default=1, metavar="N", help="ask every Nth step [1]")
     parser.add_argument("--limit", type=count(), metavar="N", help="only the first N episodes [all]")
+    text = "only this one: its number from 0, or its name in a recorded run; may be given again [all]"
+    parser.add_argument("--episode", action="append", default=[], metavar="NAME", help=text)
     parser.add_argument("--seed", type=seed(), default=0, help="of draws, intervals and tests [0]")
     parser.add_argument("--workers", type=workers(), default=1, metavar="N", help="episodes at a time [1]")
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # what is always done
@@ -57,7 +59,7 @@ def _eval(args: argparse.Namespace) -> int:
 
     from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
-    from vlm_local.errors import ConfigError
+    from vlm_local.errors import ConfigError, DataError
     from vlm_local.lab.offline import baselines
     from vlm_local.lab.offline.report import format_report
     from vlm_local.lab.offline.run import EvaluationPlan, evaluate
@@ -81,12 +83,22 @@ def _eval(args: argparse.Namespace) -> int:
         args.split,
         args.state_layout,
         selection.embodiment,
+        tuple(args.episode),
     )
-    num_episodes = min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
+    num_episodes = len(args.episode) or min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
 
     def open_data(report):
+        missing = set(args.episode)
         episodes = open_data_set(args.data, selection, report).episodes
-        return takewhile(lambda episode: args.limit is None or episode.index < args.limit, episodes)
+        for episode in takewhile(lambda episode: args.limit is None or episode.index < args.limit, episodes):
+            names = {str(episode.index), Path(episode.source).name}
+            if not args.episode or names & set(args.episode):
+                missing -= names
+                yield episode
+                if args.episode and not missing:
+                    return
+        if missing:
+            raise DataError(f"{args.data} has no episode {', '.join(sorted(missing))}")
 
     with open_bar("eval", num_episodes, "episode") as shown:
         report = evaluate(

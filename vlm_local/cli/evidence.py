@@ -12,7 +12,10 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("pack", help="one archive of a result folder, for others to verify")
     parser.add_argument("folder", type=Path, metavar="RESULT", help="--out folder of a finished eval, sim or spatial")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"[{_DEFAULT}]")
-    parser.add_argument("--no-pictures", action="store_true", help="without frames and films; all scores stay")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--no-pictures", action="store_true", help="without frames and films; all scores stay")
+    text = "frames and films of this one only, e.g. reach-3; may be given again; all scores stay"
+    shown.add_argument("--episode", action="append", default=[], metavar="NAME", help=text)
     parser.set_defaults(run=_pack)
 
     parser = subparsers.add_parser("verify", help="score a result again without its weights")
@@ -32,7 +35,7 @@ def _pack(args: argparse.Namespace) -> int:
 
     folder = args.folder.resolve()
     out = args.out or folder.with_name(folder.name + _DEFAULT.removeprefix("FOLDER"))
-    manifest = pack(args.folder, out, not args.no_pictures)
+    manifest = pack(args.folder, out, not args.no_pictures, args.episode)
     size, count = out.stat().st_size, len(manifest["files"])
     table = f"{out}: {count} files of `{manifest['kind']}`, {size / 1e3:,.0f} kB\nseal {seal(manifest)}"
     about = {"out": str(out), "kind": manifest["kind"], "files": count, "bytes": size, "seal": seal(manifest)}

@@ -77,6 +77,11 @@ def test_pictures_can_stay_behind(simulation, tmp_path):
     left = set(whole["files"]) - set(light["files"])
     assert {name.rpartition(".")[2] for name in left} == {"png", "mp4"} and "episodes/reach-0/film.mp4" in left
     assert verify(tmp_path / "light.zip").report == verify(tmp_path / "whole.zip").report
+    one = ["pack", str(simulation), "--out", str(tmp_path / "one.zip"), "--episode"]
+    assert main([*one, "reach-0"]) == 0 and main([*one, "reach-9"]) == 2
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        pictures = left & set(archive.namelist())
+    assert pictures == {name for name in left if "/reach-0/" in name} != set()
 
 
 @pytest.mark.parametrize(
