@@ -35,7 +35,7 @@ GROUPS = {
         "spatial",
         "ceiling",
     ),
-    "show it to others": ("share", "pack", "verify", "leaderboard"),
+    "show it to others": ("share", "pack", "verify", "leaderboard", "card"),
     "train, measure": ("train", "bench"),
     "set up a shell": ("completion",),
 }

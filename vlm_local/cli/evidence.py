@@ -29,6 +29,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/leaderboard.md"), metavar="FILE")
     parser.set_defaults(run=_leaderboard)
 
+    parser = subparsers.add_parser("card", help="write verified `sim` results into the model card of their checkpoint")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the checkpoint; its README.md says where they go")
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="archives of pack, or folders")
+    parser.set_defaults(run=_card)
+
 
 def _pack(args: argparse.Namespace) -> int:
     from vlm_local.lab.evidence.archive import pack, seal
@@ -62,6 +67,14 @@ def _leaderboard(args: argparse.Namespace) -> int:
 
     num_rows = write_leaderboard([_verify_with_bar(path) for path in args.results], args.out)
     print_result(args, f"{num_rows} rows: {args.out}", {"rows": num_rows, "out": str(args.out)})
+    return 0
+
+
+def _card(args: argparse.Namespace) -> int:
+    from vlm_local.lab.evidence.card import write_card
+
+    num_results = write_card(args.folder, [_verify_with_bar(path) for path in args.results])
+    print_result(args, f"{num_results} results in {args.folder}", {"results": num_results, "out": str(args.folder)})
     return 0
 
 
