@@ -6,7 +6,7 @@ question that they do not name.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,15 +127,15 @@ def open_labelled(path: str | Path, is_bgr: bool = False, question: str | None =
         raise DataError(f"there is no folder {folder}")
     if (folder / LABELS).exists():
         return _find_corrected(folder, question)
-    filtered = tuple((folder / name, answer) for name, answer in _FILTERED.items() if (folder / name).exists())
-    if filtered:
-        return LabelledFolder(None, tuple(_FILTERED.values()), filtered, is_bgr)
+    recorded = _find_pickles(folder, is_bgr)
+    if recorded is not None:
+        return recorded
     if list_logged(folder):
         raise DataError(
             f"{folder} holds pictures of AutoEval's detector that nobody has labelled. Its True and False say whether "
             f"a call was satisfied, also after a reset, and not what the picture shows: label them with `view {folder}`"
         )
-    return _find_records(folder, is_bgr) or _find_classes(folder)
+    return _find_classes(folder)
 
 
 def find_asked(folder: Path) -> Task | None:
@@ -147,13 +147,26 @@ def find_asked(folder: Path) -> Task | None:
 def _find_corrected(folder: Path, question: str | None) -> LabelledFolder:
     problems: list[DataError] = []
     corrections = read_corrections(folder, problems.append)
-    asked = sorted({each.question for each in corrections.values()} if question is None else {question})
-    chosen = [each for each in corrections.values() if asked == [each.question]]
-    if len({(each.choices, each.question) for each in chosen}) != 1:
+    chosen = [each for each in corrections.values() if question in (None, each.question)]
+    if len({(each.question, each.choices) for each in chosen}) != 1:
         known = "; ".join(sorted({each.question for each in corrections.values()}))
         raise DataError(f"{folder / LABELS} answers no question, or several: {known}; name one of them with --question")
     files = tuple((folder / each.picture, each.answer) for each in chosen)
-    return LabelledFolder(asked[0], chosen[0].choices, files, problems=tuple(problems))
+    return LabelledFolder(chosen[0].question, chosen[0].choices, files, problems=tuple(problems))
+
+
+def _find_pickles(folder: Path, is_bgr: bool) -> LabelledFolder | None:
+    """AutoEval's record-*.pkl, and what filter_images.py put beside them; None where there is neither."""
+    records = _find_records(folder, is_bgr)
+    filtered = tuple((folder / name, answer) for name, answer in _FILTERED.items() if (folder / name).exists())
+    if records is None:
+        return LabelledFolder(None, tuple(_FILTERED.values()), filtered, is_bgr) if filtered else None
+    if filtered and set(records.choices) != set(_FILTERED.values()):
+        raise DataError(
+            f"{filtered[0][0]} says yes or no, but the records beside it answer {', '.join(records.choices)}: rename "
+            f"it after the answer, such as {next(iter(TASKS[1].answers))}-2.pkl"
+        )
+    return replace(records, files=(*records.files, *filtered))
 
 
 def _find_records(folder: Path, is_bgr: bool) -> LabelledFolder | None:

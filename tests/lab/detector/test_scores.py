@@ -126,6 +126,17 @@ def test_what_filter_images_wrote_is_yes_and_no_to_a_question_of_the_user(is_bgr
     assert "--question" in capsys.readouterr().err
 
 
+def test_filtered_pictures_beside_records_answer_their_question(tmp_path):
+    write_record(tmp_path / "record-open-drawer.pkl", [picture(0)])
+    write_record(tmp_path / "negatives.pkl", [picture(1) / np.float32(255)])
+    images, problems = read(tmp_path)
+    assert [each.answer for each in images] == ["yes", "no"] and not problems
+    assert open_labelled(tmp_path).question == TASKS[0].question
+    (tmp_path / "record-open-drawer.pkl").rename(tmp_path / "record-in-sink.pkl")
+    with pytest.raises(DataError, match="it after the answer, such as record-in-sink-2"):
+        open_labelled(tmp_path)
+
+
 def test_a_folder_for_each_answer_is_read(tmp_path):
     images, problems = read(write_classes(tmp_path, open=2, closed=1))
     assert [each.answer for each in images] == ["closed", "open", "open"] and not problems
