@@ -46,7 +46,7 @@ def test_a_correction_on_the_live_page_is_a_labelled_picture(server, tmp_path):
     listed = json.loads(ask(server.port, "GET", "/live/answers")[2])
     newest, oldest = listed["questions"]
     assert newest["question"] == DRAWER and newest["choices"] == ["yes", "no"] and newest["label"] is None
-    assert "% sure" in newest["said"] and not (tmp_path / "run" / FOLDER).exists()
+    assert " % sure" in newest["said"] and not (tmp_path / "run" / FOLDER).exists()
     assert correct(server.port, newest["id"], "no") == 200
     assert correct(server.port, oldest["id"], "no") == correct(server.port, oldest["id"], "yes") == 200  # a slip
     images, problems = read(tmp_path / "run" / FOLDER)

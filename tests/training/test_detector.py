@@ -54,7 +54,7 @@ def test_the_command_trains_with_autoevals_settings_and_scores_what_it_has_not_s
     out = tmp_path / "out"
     assert train(records, out, "qwen2-vl", "--epochs", "1", "--lora", "0") == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert result["pictures"] == 8 and result["episodes"] == 6 and result["held_out"]["images"] == 4
+    assert result["pictures"] == 8 and result["episodes"] == 4 and result["held_out"]["images"] == 4
     rows = [json.loads(line) for line in (out / "held-out/rows.jsonl").read_text().splitlines()]
     assert sorted(row["source"].rpartition(", ")[0] for row in rows) == [
         *["records/record-close-drawer.pkl"] * 2,

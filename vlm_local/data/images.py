@@ -64,9 +64,9 @@ def squeeze(image: np.ndarray, side: int) -> np.ndarray:
         if length == side:
             continue
         place = np.clip((np.arange(side) + 0.5) * length / side - 0.5, 0, length - 1)
-        low = np.minimum(place.astype(int), max(length - 2, 0))
+        low = place.astype(int)
         share = (place - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1)).astype(np.float32)
-        image = np.take(image, low, axis) * (1 - share) + np.take(image, low + 1, axis) * share
+        image = np.take(image, low, axis) * (1 - share) + np.take(image, np.minimum(low + 1, length - 1), axis) * share
     return np.rint(image).astype(np.uint8)
 
 

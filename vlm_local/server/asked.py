@@ -186,7 +186,7 @@ def _describe(name: str, question: str, choices: Sequence[str], label: str | Non
 
 
 def _tell(answer: Answer) -> str:
-    return answer.choice if answer.probability is None else f"{answer.choice}, {answer.probability:.0%} sure"
+    return answer.choice if answer.probability is None else f"{answer.choice}, {100 * answer.probability:.0f} % sure"
 
 
 def _read_labels(folder: Path) -> dict[str, str]:

@@ -72,7 +72,7 @@ class LabelledSamples:
 
     @property
     def num_episodes(self) -> int:
-        return len({each.episode for each in (*self._split.learnt, *self._split.held_out)})
+        return len({each.episode for each in self._split.learnt})
 
     def __len__(self) -> int:
         return len(self._split.learnt)
