@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.server.browser import Browser, find_missing
 from tests.server.observing import observe
 from tests.server.test_answers import DRAWER, SINK, build_question, judge
 from tests.serving import ask
@@ -16,8 +15,6 @@ from vlm_local.engines.scripted import ScriptedEngine
 from vlm_local.errors import DataError
 from vlm_local.server.asked import FOLDER, KEPT
 from vlm_local.server.viewer import create_viewer
-
-needs_browser = pytest.mark.skipif(find_missing() is not None, reason=f"{find_missing()} is not installed")
 
 
 def picture(seed):
@@ -123,19 +120,3 @@ def test_view_tells_what_it_cannot_label(tmp_path, capsys):
     Image.fromarray(picture(0)).save(folder / "0_img.png")
     assert main(["view", str(tmp_path / "logs"), "--port", "0"]) == 2
     assert "names none of AutoEval's tasks" in capsys.readouterr().err
-
-
-@needs_browser
-def test_the_page_shows_the_pictures_and_takes_the_right_answer(server, tmp_path, tmp_path_factory):
-    ask(server.port, "POST", "/answer", build_question(picture(0)))
-    browser = Browser(tmp_path_factory.mktemp("profile"))
-    try:
-        browser.open(f"{server.url}/#detector")
-        browser.wait("document.querySelector('.tile img')?.naturalWidth === 30")
-        assert browser.text(".tile .muted") == DRAWER and str(tmp_path) in browser.text("#answers-place")
-        browser.click(".choices button:nth-child(2)")
-        browser.wait("document.querySelector('.choices [aria-pressed=true]')?.innerText === 'no'")
-        assert list(read(tmp_path / "run" / FOLDER)[0]) == ["no"]
-        assert not browser.read_log()
-    finally:
-        browser.close()
