@@ -4,7 +4,7 @@ import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -73,6 +73,8 @@ class ExampleSet:
         in reading order. nearest: from the `num` whose instruction and first frame are most like the present ones.
         generate: asks the engine for image features. episode: key of the present one. Raises EngineError.
         """
+        if observation.unmarked is not None:  # the sources have no marks: neither alike nor the same otherwise
+            observation = replace(observation, image=observation.unmarked)
         seen = Picture(observation.image).key
         others = [source for source in self._sources if seen not in source.seen]
         if self._choice == "nearest":

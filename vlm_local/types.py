@@ -39,6 +39,7 @@ class Observation:
     step: number of this control step in its episode, from 0. The episode counts; policies do not.
     gripper: the command that the gripper is under, 0 closed..1 open, where the caller knows what was sent
         to the robot. None: the policy's own last command counts.
+    unmarked: the picture as it came, where `image` was drawn into; None where it was not.
     """
 
     image: np.ndarray
@@ -46,6 +47,7 @@ class Observation:
     proprio: np.ndarray | None = None
     step: int = 0
     gripper: float | None = None
+    unmarked: np.ndarray | None = None
 
     @property
     def opening(self) -> float | None:
