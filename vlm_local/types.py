@@ -65,6 +65,7 @@ class Decision:
     probability: of the phrase, renormalised under the grammar; None where it was not computed.
     margin: probability minus that of the second-best phrase.
     marginals: axis name -> (p(-1), p(0), p(+1)); lower bounds that miss `missing_mass` in sum.
+    probabilities: of every phrase of the grammar, where the posterior is "exact"; None otherwise.
     timings_ms: stage -> milliseconds.
     fault: why this is a stand-still instead of an answer, or None.
     extra: what a wrapper or engine adds to the record (JSON values only).
@@ -76,6 +77,7 @@ class Decision:
     margin: float | None = None
     marginals: Mapping[str, tuple[float, float, float]] | None = None
     missing_mass: float | None = None
+    probabilities: Mapping[str, float] | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     fault: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
