@@ -37,13 +37,13 @@ class Rung:
 def _list_prompts(base: Base) -> Sequence[Setting]:
     shipped = ["brief"] if base.prompt == "chat" else []
     if not shipped and not base.prompts:
-        raise ConfigError(f"the prompt {base.prompt} is the model's own; --prompts FILE,FILE tries others")
+        raise ConfigError(f"the prompt “{base.prompt}” is the model's own; --prompts FILE,FILE tries others")
     return [{"prompt": name} for name in (*shipped, *base.prompts)]
 
 
 def _list_grammars(base: Base) -> Sequence[Setting]:
     if base.grammar != "primitives":
-        raise ConfigError(f"the grammar {base.grammar} was chosen")
+        raise ConfigError(f"the grammar {base.grammar} was chosen, which has its own words")
     return [{"grammar": "primitives_slightly"}]
 
 
