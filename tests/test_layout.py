@@ -31,6 +31,7 @@ LAYERS = (
         "client",
         "remote_policy",
         "policy_options",
+        "settings_file",
         "assembly",
     },
     {"server", "lab", "training", "bench", "doctor"},

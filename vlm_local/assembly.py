@@ -80,11 +80,29 @@ def open_policies(
         policy = RemotePolicy(model, timeout_s)
         embodiment = options.embodiment or AUTO
         return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata, None, embodiment)
+    resolved = _resolve(options)
+    load = resolved.load_apart if apart else resolved.load
+    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, resolved.build_warm_up())
+    return _build_policies(resolved, worker)
+
+
+def share_engine(worker: EngineWorker, options: PolicyOptions) -> Policies:
+    """Policies of other options, such as another prompt, on an engine that is loaded. What the options say of the
+    loading is not looked at. `close` ends the engine for all who share it.
+
+    Raises ConfigError for what is missing or contradicts itself.
+    """
+    return _build_policies(_resolve(options), worker)
+
+
+def _resolve(options: PolicyOptions) -> ResolvedOptions:
     resolved = ResolvedOptions(options)
     resolved.refuse_unused()
     resolved.load_examples()
-    load = resolved.load_apart if apart else resolved.load
-    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, resolved.build_warm_up())
+    return resolved
+
+
+def _build_policies(resolved: ResolvedOptions, worker: EngineWorker) -> Policies:
     answerer = resolved.build_answerer(worker)
     policies = Policies(
         lambda robot, tell_all: resolved.build_policy(robot, worker, policies.metadata, tell_all),

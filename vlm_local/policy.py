@@ -217,7 +217,11 @@ class VLMPolicy:
             "margin": float(probabilities[chosen] - others.max(initial=0.0)),
             "marginals": marginals,
             "missing_mass": generation.missing_mass,
+            "probabilities": self._list_all(probabilities) if self._settings.posterior == "exact" else None,
         }
+
+    def _list_all(self, probabilities: np.ndarray) -> dict[str, float]:
+        return dict(zip(self._grammar.sentences, probabilities.tolist(), strict=True))
 
 
 class HoldPhrase:
