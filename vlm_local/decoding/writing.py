@@ -14,6 +14,7 @@ from vlm_local.decoding.forward import DynamicKV, PlacedImage
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.session import PrefixStore, count_reusable, list_unread
 from vlm_local.errors import EngineError
+from vlm_local.plain import make_line
 from vlm_local.types import Thought
 
 # Tokens of a prompt that one piece reads. A CPU takes longer for more, a GPU hardly.
@@ -60,7 +61,7 @@ class ThoughtWriter:
                     break
                 written.append(token)
                 pending = [token]
-            if words := _clean(self._tokenizer.decode(written) + rest):
+            if words := make_line(self._tokenizer.decode(written) + rest):
                 lines.append(f"{name}: {words}")
         return Thought("\n".join(lines), num_spent)
 
@@ -146,8 +147,3 @@ def _place(features: ImageFeatures, here: np.ndarray, columns: np.ndarray) -> Pl
     index = torch.as_tensor(here, device=features.tokens.device)
     deep = tuple(level.index_select(0, index) for level in features.deep)
     return PlacedImage(ImageFeatures(features.tokens.index_select(0, index), deep), columns)
-
-
-def _clean(text: str) -> str:
-    """One line of plain text: no control characters, and none that a token broke off in the middle of."""
-    return " ".join("".join(each if each.isprintable() else " " for each in text).replace("\ufffd", "").split())

@@ -216,7 +216,9 @@ class EngineWorker:
                     raise outcome
         if self._warm_thought is not None and isinstance(engine, ThinkingEngine):
             self._thoughts.warm_up(engine, *self._warm_thought)
-        elif self._warm_thought is not None and not isinstance(engine, RemoteThinkingEngine):
+        elif self._warm_thought is not None and isinstance(engine, RemoteThinkingEngine):
+            engine.submit_thought(replace(self._warm_thought[0], is_awaited=True)).result()
+        elif self._warm_thought is not None:
             raise ConfigError("--think: this engine answers with given sentences only, it writes no free text")
         for episode in {request.episode for request in self._warm_up if request.episode is not None}:
             engine.forget(episode)
