@@ -87,7 +87,7 @@ def test_a_step_finds_what_was_read_ahead_and_answers_as_without(family):
     """Also where a step with the old prompt comes between the reading and the first step with the new one."""
     loaded, processing = share_tiny(family)
     decoder = TreeDecoder(loaded)
-    before, after = ([*prepare(processing, build_request(3, text))][0] for text in ("TASK: old", "TASK: new, PLAN: go"))
+    before, after = prepare(processing, *(build_request(3, text) for text in ("TASK: old", "TASK: new, PLAN: go")))
     decoder.decode([before])
     _, names = finish(decoder.writer.read_ahead(after))
     assert names == ["read"]  # the picture before it is kept

@@ -39,9 +39,8 @@ class Told(Gallery):
 class Reasoner:
     """Writes down the right phrase of what it sees, and says what `decide` makes of its reasoning and its eyes."""
 
-    metadata = {"think": {"name": "ecot"}}
-
     def __init__(self, gallery, decide, writes=lambda scene: True):
+        self.metadata = {"think": {"name": "ecot"}}
         self._gallery, self._decide, self._writes = gallery, decide, writes
         self._num = 0
 
