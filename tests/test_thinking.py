@@ -8,6 +8,7 @@ import pytest
 
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import open_policies
+from vlm_local.cli import main
 from vlm_local.engines.scripted import build_constant_engine
 from vlm_local.errors import ConfigError, EngineError
 from vlm_local.grammar import load_phrase_grammar
@@ -150,3 +151,23 @@ def test_a_file_that_names_no_fields_is_refused(content, message, tmp_path):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(ConfigError, match=message):
         load_thought_plan(path)
+
+
+@pytest.mark.slow
+def test_the_recording_of_an_episode_holds_its_reasoning(tmp_path):
+    command = ["sim", "--policy", str(tiny_checkpoint("smolvlm2")), "--think", "ecot", "--think-every", "2"]
+    plan = ["--think-tokens", "6", "--episodes", "1", "--max-steps", "4", "--films", "1", "--out", str(tmp_path)]
+    assert main([*command, *plan]) == 0
+    [steps] = tmp_path.glob("episodes/*/steps.jsonl")
+    lines = [json.loads(line)["extra"] for line in steps.read_text().splitlines()]
+    assert lines[0]["reasoning"] is None and lines[1]["reasoning"].startswith("TASK: ")
+    assert [line.get("reasoning_step") for line in lines] == [None, 0, 0, 2]
+
+
+@pytest.mark.slow
+def test_a_robot_that_keeps_its_rhythm_is_thought_for_between_its_steps(capsys):
+    flags = ["--model", str(tiny_checkpoint("smolvlm2")), "--hz", "1.5", "--rounds", "1", "--episode-steps", "12"]
+    assert main(["bench", "think", *flags, "--think-tokens", "6", "--think-every", "2"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["thoughts"] > 0 and result["think"]["when"] == "between steps"
+    assert result["ms"]["with"]["n"] == result["ms"]["without"]["n"] == 12

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from vlm_local.types import GenerationRequest, Picture, ThoughtRequest
 
-Request = TypeVar("Request", GenerationRequest, ThoughtRequest)
+Request = TypeVar("Request", bound=GenerationRequest | ThoughtRequest)
 
 MAX_BYTES = 1 << 28  # of pixels that each side keeps
 
