@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from time import monotonic
 from typing import TypeVar
 
-from vlm_local.engines import Outcome, find_fault
+from vlm_local.engines import Engine, Outcome, find_fault
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest
 
@@ -34,6 +34,14 @@ def deliver(job: Job, outcome: Outcome, engine_ms: float) -> None:
         settle(job.future, EngineError(fault))
     else:
         settle(job.future, add_timings(outcome, {"engine": engine_ms}))
+
+
+def forget(engine: Engine, episode: str) -> None:
+    """Have an engine drop what it keeps of an episode; where that fails, the log says so."""
+    try:
+        engine.forget(episode)
+    except Exception:
+        logger.exception("the engine could not forget episode %s", episode)
 
 
 def add_timings(generation: Generation, timings: Mapping[str, float]) -> Generation:

@@ -22,7 +22,7 @@ from vlm_local.engines import (
     ThinkingEngine,
     as_engine_error,
 )
-from vlm_local.engines.jobs import Job, add_timings, deliver, settle
+from vlm_local.engines.jobs import Job, add_timings, deliver, forget, settle
 from vlm_local.engines.pictures import scale_down
 from vlm_local.engines.thoughts import ThoughtJob, ThoughtQueue
 from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
@@ -196,7 +196,7 @@ class EngineWorker:
         while (work := self._take(engine.max_batch)) is not None:
             forgotten, batch, thought = work
             for episode in forgotten:
-                _forget(engine, episode)
+                forget(engine, episode)
             if thought is not None and isinstance(engine, ThinkingEngine):
                 self._thoughts.work(engine, thought)
             elif isinstance(engine, ConcurrentEngine):
@@ -298,10 +298,3 @@ class EngineWorker:
         name = type(error).__name__
         failure = error if isinstance(error, EngineError) else EngineError(f"the model failed: {name}: {error}")
         settle(job.future, failure)
-
-
-def _forget(engine: Engine, episode: str) -> None:
-    try:
-        engine.forget(episode)
-    except Exception:
-        logger.exception("the engine could not forget episode %s", episode)
