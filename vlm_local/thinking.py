@@ -140,6 +140,8 @@ class Thinker:
             return
         if thought.text:
             self._newest = Reasoning(step, thought)
+        else:
+            logger.warning("nothing was written about step %d: the model ended every field at once", step)
 
     def _give_up(self) -> None:
         running: tuple[int, Future[Thought]] | None = getattr(self, "_running", None)
