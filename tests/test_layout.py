@@ -26,6 +26,7 @@ LAYERS = (
         "examples",
         "policy",
         "marks",
+        "thinking",
         "inspect_robots_policy",
         "safety",
         "client",

@@ -68,7 +68,8 @@ def open_policies(
     """Read the files that the options name and start to load the model.
 
     wrap: applied to the loaded engine, for benchmarks. apart: a model that runs on this machine gets a process of its
-    own, so that the caller's other threads do not slow it down.
+    own, so that the caller's other threads do not slow it down, and thoughts are written between the robots' steps;
+    else a step waits for them.
 
     Raises ConfigError at once for what is missing or contradicts itself; what only the load finds
     out (memory, damaged weights) is raised by `Policies.build` and by the worker.
@@ -80,9 +81,10 @@ def open_policies(
         policy = RemotePolicy(model, timeout_s)
         embodiment = options.embodiment or AUTO
         return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata, None, embodiment)
-    resolved = _resolve(options)
+    resolved = _resolve(options, between_steps=apart)
     load = resolved.load_apart if apart else resolved.load
-    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, resolved.build_warm_up())
+    warm_up = resolved.build_warm_up(), resolved.build_warm_thought()
+    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, *warm_up)
     return _build_policies(resolved, worker)
 
 
@@ -92,11 +94,11 @@ def share_engine(worker: EngineWorker, options: PolicyOptions) -> Policies:
 
     Raises ConfigError for what is missing or contradicts itself.
     """
-    return _build_policies(_resolve(options), worker)
+    return _build_policies(_resolve(options, between_steps=False), worker)
 
 
-def _resolve(options: PolicyOptions) -> ResolvedOptions:
-    resolved = ResolvedOptions(options)
+def _resolve(options: PolicyOptions, between_steps: bool) -> ResolvedOptions:
+    resolved = ResolvedOptions(options, between_steps)
     resolved.refuse_unused()
     resolved.load_examples()
     return resolved

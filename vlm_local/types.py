@@ -192,6 +192,37 @@ class Generation:
 
 
 @dataclass(frozen=True, eq=False)
+class ThoughtRequest:
+    """A request to write named fields about what is seen, in free text, between two steps of a robot.
+
+    image, episode: as in GenerationRequest. prompt: asks for the fields.
+    fields: (name, most tokens of its text) in order. max_tokens: of all texts together; what they do not reach to is
+        not written.
+    is_awaited: a caller that no robot waits for stands still until it is written: the robots' pauses do not count.
+    """
+
+    image: np.ndarray
+    prompt: Prompt
+    episode: str
+    fields: tuple[tuple[str, int], ...]
+    max_tokens: int
+    is_awaited: bool = False
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What an engine wrote. It is the model's own words: untrusted.
+
+    text: a line "NAME: words" for each field that has any, in order; without control characters. num_tokens: that
+    were written, the ends of fields included. ms: that the engine spent on it.
+    """
+
+    text: str
+    num_tokens: int
+    ms: float = 0.0
+
+
+@dataclass(frozen=True, eq=False)
 class Episode:
     """A recorded episode: states and actions eager, frames lazy.
 

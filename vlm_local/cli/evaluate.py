@@ -122,7 +122,7 @@ def _replay(args: argparse.Namespace) -> int:
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.runs import RunWriter, read_run
     from vlm_local.errors import ConfigError, DataError
-    from vlm_local.lab.offline.replay import record_replay, replay_episode
+    from vlm_local.lab.offline.replay import count_reasoned, record_replay, replay_episode, tell_reasoned
     from vlm_local.lab.sources import open_source
 
     def replay(episode) -> list:
@@ -138,7 +138,7 @@ def _replay(args: argparse.Namespace) -> int:
         raise DataError(f"{args.recording} is no recorded run: it has no folder episodes/")
     if args.out is not None and (args.out / "episodes").exists():
         raise ConfigError(f"{args.out} holds a run already; choose another --out")
-    num_steps = num_same = 0
+    num_steps = num_same = num_reasoned = num_thought = 0
     with closing(open_source(read_policy_options(args))) as source:
         policy = source.build("replay")
         writer = None if args.out is None else RunWriter(args.out, {"replay": True, **policy.metadata})
@@ -150,12 +150,17 @@ def _replay(args: argparse.Namespace) -> int:
                 )
             different = [step.step for step in steps if step.differs]
             print(f"first divergence: step {different[0]}" if different else "they agree throughout")
+            recorded, replayed = count_reasoned(episode.lines, steps)
+            num_reasoned, num_thought = num_reasoned + recorded, num_thought + replayed
             num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
     if not num_steps:
         raise DataError(f"{args.recording} holds no step")
     table = f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})"
+    if told := tell_reasoned(num_reasoned, num_thought):
+        table += f"\n{told}"
     out = {} if args.out is None else {"out": str(args.out)}
-    print_result(args, table, {"steps": num_steps, "same": num_same, **out})
+    reasoned = {"recorded": num_reasoned, "replayed": num_thought}
+    print_result(args, table, {"steps": num_steps, "same": num_same, "reasoned": reasoned, **out})
     return 0
 
 

@@ -120,6 +120,10 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     add("--frame-every", type=count(), metavar="K", help="control steps from one frame to the next [1]")
     text = "of these frames the first, the last, or every other of the last [last]"
     add("--frame-choice", choices=("first", "last", "alternate"), help=text)
+    text = "fields that the model writes before it moves, see docs/zeroshot.md; ecot is shipped [nothing]"
+    add("--think", metavar="NAME|FILE", help=text)
+    add("--think-every", type=count(), metavar="N", help="control steps from one thought to the next [5]")
+    add("--think-tokens", type=count(1, 512), metavar="M", help="most tokens of a thought [200]")
     add("--steps-per-phrase", type=count(), metavar="N", help="control steps that a phrase is held [1]")
     add("--max-batch", type=count(1, 1024), metavar="N", help="requests that share a forward [8]")
     add_embodiment_option(group)
