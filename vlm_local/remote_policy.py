@@ -72,13 +72,13 @@ def _read_decision(action: np.ndarray, details: Mapping[str, Any], http_ms: floa
     return Decision(
         action,
         phrase,
-        read_number(details.get("probability"), 0),
-        read_number(details.get("margin"), -1),
-        _read_marginals(details.get("marginals")),
-        read_number(details.get("missing_mass"), 0),
-        {**read_timings(details.get("timings_ms")), "http": http_ms},
-        None if not fault else fault[:_MAX_TEXT] if isinstance(fault, str) else _show(fault),
-        extra,
+        probability=read_number(details.get("probability"), 0),
+        margin=read_number(details.get("margin"), -1),
+        marginals=_read_marginals(details.get("marginals")),
+        missing_mass=read_number(details.get("missing_mass"), 0),
+        timings_ms={**read_timings(details.get("timings_ms")), "http": http_ms},
+        fault=None if not fault else fault[:_MAX_TEXT] if isinstance(fault, str) else _show(fault),
+        extra=extra,
     )
 
 
