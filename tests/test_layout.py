@@ -33,7 +33,7 @@ LAYERS = (
         "policy_options",
         "assembly",
     },
-    {"server", "lab", "training", "bench", "doctor"},
+    {"server", "lab", "training", "bench", "doctor", "checkup"},
     {"cli", "__main__"},
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
