@@ -90,10 +90,9 @@ def _judge_sight(results: Mapping[str, Result]) -> list[str]:
     pictures, found = results.get("decoding", {}), []
     said = pictures.get("most_said")
     if said and said["share"] >= max(_ONE_SIDED, pictures["most_right"]["share"]):
-        found.append(
-            f"It says '{said['phrase']}' to {format_share(said['share'], decimals=0)} of pictures, where no phrase is right "
-            f"for more than {format_share(pictures['most_right']['share'], decimals=0)}: it does not look."
-        )
+        shares = [format_share(pictures[name]["share"], decimals=0) for name in ("most_said", "most_right")]
+        text = "It says '{}' to {} of pictures, where no phrase is right for more than {}: it does not look."
+        found.append(text.format(said["phrase"], *shares))
     if turned is not None:
         found.append("Its answer does not turn with the scene, so it does not read places from the picture.")
     return found

@@ -15,6 +15,7 @@ from typing import Any
 from vlm_local.checkup.findings import conclude, describe, is_faulty
 from vlm_local.checkup.parts import PARTS
 from vlm_local.checkup.stages import Stages
+from vlm_local.data import Selection, open_data_set
 from vlm_local.errors import ConfigError
 from vlm_local.files import write_json
 from vlm_local.lab.evidence.archive import build_manifest, pack, seal
@@ -59,9 +60,11 @@ class Checkup:
 def run_checkup(plan: CheckupPlan, path: Path, tell: Callable[[str], None]) -> Checkup:
     """tell: is given a line for every stage as it ends.
 
-    Raises ConfigError where the model is not here or the folder holds another result, EngineError where it cannot
-    be loaded.
+    Raises ConfigError where the model is not here or the folder holds another result, DataError where `data` is no data
+    set, EngineError where the model cannot be loaded.
     """
+    if plan.data is not None:
+        open_data_set(plan.data, Selection(), lambda problem: None)
     if ResolvedOptions(plan.options).checkpoint is None:
         raise ConfigError(f"{plan.model!r} has no weights on this machine to examine; name a model or a folder")
     with ResultFolder(path, "doctor", SETTINGS) as folder:
