@@ -10,6 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests import recordings
+from vlm_local.checkup.findings import conclude, is_faulty
+from vlm_local.checkup.scores import score_pictures
 from vlm_local.cli import main
 from vlm_local.errors import DataError
 from vlm_local.files import find_shipped
@@ -44,6 +46,35 @@ def blind(tmp_path_factory):
     return folder
 
 
+def make_row(picture, phrase, outlines=None, near_tie=False):
+    oracle = ("move left", "move right", "move up")[picture % 3]
+    told = {"picture": picture, "task": "reach", "phrase": phrase, "outlines": outlines or phrase, "oracle": oracle}
+    return {**told, "near_tie": near_tie, "ms": 10.0, "outlines_ms": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("others", "turned", "blind"), [(1, None, True), (1, 0.05, True), (1, 0.9, False), (4, None, False)]
+)
+def test_one_answer_to_nearly_all_pictures_is_called_blind_unless_it_turns_with_its_scene(others, turned, blind):
+    rows = [make_row(picture, "move up" if picture < others else "stop") for picture in range(10)]
+    results = {"decoding": score_pictures(rows)}
+    if turned is not None:
+        values = {name: {"value": turned} for name in ("turned", "moved", "left")}
+        results["spatial"] = {"scenes": 2, **values}
+    found = conclude(results)
+    assert found[0].endswith("on 10 pictures. It is 5.0 times as fast.") and not is_faulty(results)
+    assert any("says 'stop' to 90 % of pictures" in each for each in found) is blind
+
+
+def test_a_near_tie_may_differ_from_outlines_and_nothing_else():
+    tie = make_row(1, "stop", "move up", near_tie=True)
+    results = {"decoding": score_pictures([make_row(0, "stop"), tie])}
+    assert not is_faulty(results) and "but for 1 near tie." in conclude(results)[0]
+    results = {"decoding": score_pictures([make_row(0, "stop", "move up"), tie])}
+    assert is_faulty(results) and "WRONG" in conclude(results)[0] and "1 of 2 pictures" in conclude(results)[0]
+
+
+@pytest.mark.slow
 def test_a_model_that_always_says_one_thing_is_told_so_and_the_archive_can_be_verified(blind, tmp_path, capsys):
     status, lines, result = examine(capsys, blind, tmp_path / "out", "--device", "cpu")
     assert [line.partition(",")[0] for line in lines[:5]] == [name for name in STAGES if name != "eval"]
