@@ -35,7 +35,7 @@ LAYERS = (
         "settings_file",
         "assembly",
     },
-    {"server", "lab", "training", "bench", "doctor"},
+    {"server", "lab", "training", "bench", "doctor", "checkup"},
     {"cli", "__main__"},
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}

@@ -14,6 +14,7 @@ import torch
 
 from tests.decoding.tiny import draw_request, load_tiny, prepare
 from tests.tiny_models import FAMILIES
+from vlm_local.checkup.scores import count_disagreements
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.engines.loading import set_up_device
@@ -62,19 +63,16 @@ def compare(family: str, device: torch.device, dtype: torch.dtype, num_requests:
         [prepared] = prepare(processing, draw_request(seed, episode="a", drafts=drafts, posterior=posterior))
         mine += decoder.decode([prepared])
         theirs += reference.decode([prepared])
-    differs = [one.sentence != other.sentence for one, other in zip(mine, theirs, strict=True)]
-    is_tie = [bool(each.stats["near_tie"]) for each in mine]
+    sentences = [[each.sentence for each in answers] for answers in (mine, theirs)]
     together = decoder.decode(prepare(processing, *(draw_request(seed) for seed in range(num_requests))))
     one, other = mine[-1].probabilities, theirs[-1].probabilities
     likely = other > _LIKELY
     return {
-        "disagreements": sum(differs),
+        **count_disagreements(*sentences, [bool(each.stats["near_tie"]) for each in mine]),
         "disagreements in a batch but near ties": sum(
             one.sentence != other.sentence and not one.stats["near_tie"]
             for one, other in zip(together, theirs, strict=True)
         ),
-        "near ties": sum(is_tie),
-        "disagreements but near ties": sum(a and not b for a, b in zip(differs, is_tie, strict=True)),
         "largest difference": float(np.abs(one - other).max()),
         "largest difference of logarithms": float(np.abs(np.log(one[likely]) - np.log(other[likely])).max(initial=0.0)),
         **decoder.metadata.get("graphs", {}),

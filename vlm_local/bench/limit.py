@@ -1,14 +1,15 @@
 """How fast a step could be: the device's bandwidth and arithmetic, and what the language model takes of them."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 import torch
 
 from vlm_local.bench.subject import Subject, load_subject
-from vlm_local.decoding.families import Family
+from vlm_local.decoding.families import Family, PreparedRequest
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.static import StaticForwards
 from vlm_local.policy_options import PolicyOptions
@@ -21,29 +22,42 @@ _SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that are multiplie
 _RUNS = 10
 
 
+@dataclass(frozen=True)
+class DeviceRates:
+    """What a device was measured to do in a second: bytes copied (read and written), operations of a matrix product."""
+
+    bytes_per_s: float
+    operations_per_s: float
+
+    def find_least_ms(self, num_weights: int, num_bytes: int, num_tokens: int) -> float:
+        """The least milliseconds of a forward over `num_tokens`, of which each meets every weight.
+
+        The larger of two: all weights read once, and two operations a weight and token. Attention is left out
+        (below 3 % at these lengths).
+        """
+        return 1e3 * max(num_bytes / self.bytes_per_s, 2 * num_weights * num_tokens / self.operations_per_s)
+
+
 def run(options: PolicyOptions, shape: str | None, layers: int | None) -> int:
     """Times a copy, a matrix product, and the language model over chunks of LENGTHS. Prints a table, then JSON.
 
-    The least time of a chunk is the larger of two: all weights read once at the measured bandwidth, and two
-    operations a weight and token at the measured rate. Attention is left out (below 3 % at these lengths).
     Raises ConfigError as `load_subject`.
     """
     subject = load_subject(options, shape, layers)
-    bytes_per_s, operations_per_s = _measure_copy(subject), _measure_product(subject)
+    rates = measure_rates(subject)
     family = Family(subject.loaded)
-    weights = [each for each in family.language_model.parameters() if each is not family.embedding.weight]
-    num_weights, num_bytes = sum(each.numel() for each in weights), sum(each.nbytes for each in weights)
+    num_weights, num_bytes = _count_language(family)
     forwards = StaticForwards(family, captures=subject.loaded.device.type == "cuda")
     chunks = {}
     for length in LENGTHS:
         ms = _median_ms(subject, _build_forward(family, forwards, length))
-        least_ms = 1e3 * max(num_bytes / bytes_per_s, 2 * num_weights * length / operations_per_s)
+        least_ms = rates.find_least_ms(num_weights, num_bytes, length)
         chunks[str(length)] = {"ms": round(ms, 3), "least_ms": round(least_ms, 3), "share": round(least_ms / ms, 3)}
     result = {
         "benchmark": "limit",
         **subject.about,
-        "copy_gb_per_s": round(bytes_per_s / 1e9, 1),
-        "product_tflop_per_s": round(operations_per_s / 1e12, 2),
+        "copy_gb_per_s": round(rates.bytes_per_s / 1e9, 1),
+        "product_tflop_per_s": round(rates.operations_per_s / 1e12, 2),
         "language_weights": num_weights,
         "language_bytes": num_bytes,
         "graphs": forwards.metadata,
@@ -55,6 +69,42 @@ def run(options: PolicyOptions, shape: str | None, layers: int | None) -> int:
         print(f"{length:>6} tokens {told['ms']:9.2f} ms, at least {told['least_ms']:7.2f}: {told['share']:.0%} reached")
     print(json.dumps(result))
     return 0
+
+
+def measure_rates(subject: Subject) -> DeviceRates:
+    """Of the model's device, in its dtype."""
+    return DeviceRates(_measure_copy(subject), _measure_product(subject))
+
+
+def find_least_step_ms(subject: Subject, prepared: PreparedRequest, rates: DeviceRates) -> float:
+    """The least milliseconds of a step: one pass of the vision tower over the picture, one of the language model over
+    the picture and the text behind it. The text before it is kept from the step before.
+    """
+    family = Family(subject.loaded)
+    language = _count_language(family)
+    others = [family.embedding.weight, *family.head.parameters(), *family.language_model.parameters()]
+    known = {id(each) for each in others}
+    vision = [each for each in subject.loaded.model.parameters() if id(each) not in known]
+    tokens = len(prepared.input_ids) - prepared.before_length
+    return rates.find_least_ms(*language, tokens) + rates.find_least_ms(
+        *_count(vision), _count_patches(subject, prepared)
+    )
+
+
+def _count_patches(subject: Subject, prepared: PreparedRequest) -> int:
+    """Pieces into which the vision tower cuts the present picture."""
+    pixels = prepared.vision["pixel_values"]
+    config = subject.loaded.model.config.vision_config
+    return pixels.numel() // (3 * config.patch_size**2 * getattr(config, "temporal_patch_size", 1))
+
+
+def _count_language(family: Family) -> tuple[int, int]:
+    """Weights of the language model and their bytes, without the table of tokens, of which only rows are read."""
+    return _count([each for each in family.language_model.parameters() if each is not family.embedding.weight])
+
+
+def _count(weights: Sequence[torch.Tensor]) -> tuple[int, int]:
+    return sum(each.numel() for each in weights), sum(each.nbytes for each in weights)
 
 
 def _measure_copy(subject: Subject) -> float:

@@ -53,6 +53,12 @@ def load_subject(options: PolicyOptions, shape: str | None, layers: int | None) 
     return _build_from_shape(options, shape, layers) if shape else _load_from_folder(options)
 
 
+def free_memory() -> None:
+    """Give back what torch keeps of a GPU's memory for models that are gone."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def _build_from_shape(options: PolicyOptions, shape: str, layers: int | None) -> Subject:
     parts = ResolvedOptions(replace(options, model="random"))
     best = {"device": "cuda:0" if torch.cuda.device_count() else "cpu", "dtype": "bfloat16"}

@@ -155,31 +155,40 @@ class Layout:
         return bool(re.fullmatch(self.pictures, name))
 
 
+_STUDIES = (
+    Layout(
+        kind="eval",
+        needs=("evaluation.json", "episodes.jsonl", "rows.jsonl", "report.json"),
+        marks=("evaluation.json", "plan"),
+        texts=r"(evaluation|report)\.json|(episodes|rows)\.jsonl",
+        pictures=r"(?!)",  # an evaluation keeps none
+    ),
+    Layout(
+        kind="sim",
+        needs=("meta.json", "report.json"),
+        marks=("meta.json", "simulator"),
+        texts=r"(meta|report)\.json|episodes/[a-z0-9_-]+-[0-9]+/(meta\.json|steps\.jsonl)",
+        pictures=r"episodes/[a-z0-9_-]+-[0-9]+/(frames/[0-9]{6}\.png|film\.(mp4|gif))",
+    ),
+    Layout(
+        kind="spatial",
+        needs=("study.json", "rows.jsonl", "report.json"),
+        marks=("study.json", "set"),
+        texts=r"(study|report|set)\.json|(rows|reasoning)\.jsonl",
+        pictures=r"(?!)",  # its set draws them again
+    ),
+)
+
+
+def _hold_parts(texts: str) -> Layout:
+    """Of a checkup: its own texts, and in a folder each the texts of the results that it is made of."""
+    parts = "|".join(f"{layout.kind}/({layout.texts})" for layout in _STUDIES)
+    return Layout("doctor", ("doctor.json", "report.json"), ("doctor.json", "checkup"), f"{texts}|{parts}", r"(?!)")
+
+
 LAYOUTS = {
     layout.kind: layout
-    for layout in (
-        Layout(
-            kind="eval",
-            needs=("evaluation.json", "episodes.jsonl", "rows.jsonl", "report.json"),
-            marks=("evaluation.json", "plan"),
-            texts=r"(evaluation|report)\.json|(episodes|rows)\.jsonl",
-            pictures=r"(?!)",  # an evaluation keeps none
-        ),
-        Layout(
-            kind="sim",
-            needs=("meta.json", "report.json"),
-            marks=("meta.json", "simulator"),
-            texts=r"(meta|report)\.json|episodes/[a-z0-9_-]+-[0-9]+/(meta\.json|steps\.jsonl)",
-            pictures=r"episodes/[a-z0-9_-]+-[0-9]+/(frames/[0-9]{6}\.png|film\.(mp4|gif))",
-        ),
-        Layout(
-            kind="spatial",
-            needs=("study.json", "rows.jsonl", "report.json"),
-            marks=("study.json", "set"),
-            texts=r"(study|report|set)\.json|(rows|reasoning)\.jsonl",
-            pictures=r"(?!)",  # its set draws them again
-        ),
-    )
+    for layout in (*_STUDIES, _hold_parts(r"(doctor|report)\.json|stages/[a-z]+\.json|pictures\.jsonl"))
 }
 
 

@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlm_local.checkup.findings import conclude
+from vlm_local.checkup.parts import PARTS, summarise_part
+from vlm_local.checkup.scores import score_pictures
 from vlm_local.errors import ConfigError, DataError
+from vlm_local.files import read_json_lines
 from vlm_local.lab.closed_loop.rescore import rescore as rescore_sim
 from vlm_local.lab.evidence.archive import build_manifest, seal, unpack
 from vlm_local.lab.offline.rescore import rescore as rescore_eval
 from vlm_local.lab.spatial.rescore import rescore as rescore_spatial
 
-_RESCORE = {"eval": rescore_eval, "sim": rescore_sim, "spatial": rescore_spatial}
 _SHOWN = 5  # differences that an error names
 
 # What a last digit may differ by between processors.
@@ -67,6 +70,25 @@ def _verify_folder(path: Path, folder: Path, manifest: Mapping[str, Any], progre
             "It was changed, or made with another version: make it again"
         )
     return VerifiedResult(kind, seal(manifest), len(manifest["files"]), _count_numbers(scored), report, sorted(stated))
+
+
+def _rescore_checkup(folder: Path, report: dict[str, Any], progress: Progress) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Each result inside is verified as one by itself; what loading took and speed are only told."""
+    stages = {name: report[name] for name in ("loads", "decoding", "speed", *PARTS) if name in report}
+    scored: dict[str, Any] = {"parts": {}}
+    if "failed" not in stages["decoding"]:
+        stages["decoding"] = scored["decoding"] = score_pictures(list(read_json_lines(folder / "pictures.jsonl")))
+    for name in PARTS:
+        if "failed" in stages.get(name, {"failed": ""}):
+            continue
+        result = _verify_folder(folder / name, folder / name, build_manifest(folder / name, pictures=False), progress)
+        scored["parts"][name] = {"kind": result.kind, "seal": result.seal}
+        stages[name] = scored[name] = summarise_part(result.kind, result.report)
+    scored["findings"] = conclude(stages)
+    return scored, {name: value for name, value in report.items() if name not in scored}
+
+
+_RESCORE = {"eval": rescore_eval, "sim": rescore_sim, "spatial": rescore_spatial, "doctor": _rescore_checkup}
 
 
 def _compare(again: Any, told: Any, where: str) -> Iterator[str]:
