@@ -48,8 +48,7 @@ def _run(args: argparse.Namespace) -> int:
     from vlm_local.lab.ceiling.run import run_predictions, run_study
 
     suite = find_suite(args.env)
-    tasks = suite.tasks if args.tasks == "all" else tuple(dict.fromkeys(args.tasks.split(",")))
-    plan = CeilingPlan(tasks, args.level, args.episodes, args.seed, args.env)
+    plan = CeilingPlan(suite.choose(args.tasks), args.level, args.episodes, args.seed, args.env)
     if args.env != OURS:
         from vlm_local.lab.ceiling.metaworld import run_metaworld_study
 

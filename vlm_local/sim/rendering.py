@@ -11,8 +11,13 @@ from vlm_local.errors import ConfigError
 class Camera:
     """Renders one camera of one model. Owns an OpenGL context: use and close it in one thread."""
 
-    def __init__(self, model: mujoco.MjModel, name: str, size: int, sites: bool = False):
-        """size: width and height of the square picture, pixels. sites: with the marks in the model."""
+    def __init__(
+        self, model: mujoco.MjModel, name: str, size: int, sites: bool = False, hidden_group: int | None = None
+    ):
+        """size: width and height of the square picture, pixels. sites: with the marks in the model.
+
+        hidden_group: of geoms that are not drawn.
+        """
         self._model = model
         os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's threads cost more than they bring at this size
         self._context = _open_context(size)
@@ -25,6 +30,8 @@ class Camera:
         self._option = mujoco.MjvOption()
         if not sites:
             self._option.sitegroup[:] = 0
+        if hidden_group is not None:
+            self._option.geomgroup[hidden_group] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._camera.fixedcamid = model.camera(name).id
