@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(
 
 def sim(capsys, out, *arguments) -> dict:
     """The command's last line of output, which is all that it writes there under -q."""
-    common = ("-q", "sim", "--env", "libero", "--films", 0, "--workers", 1, "--episodes", 1)
+    common = ("sim", "-q", "--env", "libero", "--films", 0, "--workers", 1, "--episodes", 1)
     assert main([*map(str, (*common, "--out", out, *arguments))]) == 0
     return json.loads(capsys.readouterr().out)
 
