@@ -91,6 +91,8 @@ class LiberoEnv:
         with _quiet():
             self._env.seed(number)  # of numpy's global generator: it places cabinet and stove, which no state holds
             self._env.reset()
+        gripper = self._robot.gripper  # keeps its ramp from the last episode, where no model is compiled anew
+        gripper.current_action = np.zeros_like(gripper.current_action)
         self._env.set_init_state(self._states[number])
         for _ in range(_SETTLE_STEPS):
             self._env.step([0.0] * 6 + [-1.0])

@@ -108,8 +108,8 @@ class PickOracle:
         """Signs of what is missing, and whether the gripper is to be shut."""
         aim = self.aim()
         missing = self.measure(aim)
-        signs = (np.sign(missing) * (np.abs(missing) > self._sizes / 2)).astype(int).tolist()
-        return Primitive(*signs[:3], 0, signs[3]), aim.is_shut
+        x, y, z, yaw = (np.sign(missing) * (np.abs(missing) > self._sizes / 2)).astype(int).tolist()
+        return Primitive(x, y, z, 0, yaw), aim.is_shut
 
     def measure(self, aim: Aim) -> np.ndarray:
         """float64 (4,): x, y, z (m), yaw (rad) to go, less what goes on by itself."""
