@@ -44,7 +44,7 @@ def test_the_oracle_plays_films_resumes_and_is_verified(tmp_path, capsys):
 
 def test_phrases_move_the_hand_the_way_they_say_and_the_picture_shows_it(tmp_path, capsys):
     ways = {"move forward": (0, 1, 0.06), "move left": (1, 1, 0.06), "move down": (2, -1, 0.06)}
-    turns = {"tilt up": (4, 1, 0.2), "rotate counterclockwise": (5, 1, 0.2)}
+    turns = {"tilt up": (4, 1, 0.15), "rotate counterclockwise": (5, 1, 0.15)}
     seen = {}
     for phrase, (column, sign, least) in (ways | turns).items():
         out = tmp_path / phrase.replace(" ", "-")
