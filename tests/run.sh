@@ -4,6 +4,7 @@
 # --cuda-dry runs the GPU path's own instead, without a GPU where there is none.
 # With --doors first: other harnesses' own packages against a running server.
 # With --metaworld first: Meta-World's own package behind `sim` and `ceiling`.
+# With --libero first: LIBERO's.
 # With --vllm first: those against a real vLLM instead, without network but for the loopback.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -26,6 +27,11 @@ if [ "${1:-}" = --metaworld ]; then
     shift
     source tests/metaworld/venv.sh
     exec "$metaworld_venv/bin/python" -m pytest tests/metaworld "$@"
+fi
+if [ "${1:-}" = --libero ]; then
+    shift
+    source tests/libero/venv.sh
+    exec "$libero_venv/bin/python" -m pytest tests/libero "$@"
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .

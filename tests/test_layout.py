@@ -43,7 +43,7 @@ LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 BESIDE = {
     "data": {"types", "primitives", "errors", "files", "embodiments"},
     "sim": {"types", "primitives", "errors", "actions"},
-    "environments": {"types", "errors", "files", "actions", "sim"},
+    "environments": {"types", "errors", "files", "actions", "embodiments", "sim"},
 }
 SEPARATE = ({"server", "lab"}, {"server", "sim"}, {"server", "environments"})  # neither imports the other
 OWNERS = {
@@ -52,6 +52,7 @@ OWNERS = {
     "flask": {"server"},
     "mujoco": {"sim", "environments"},
     "metaworld": {"environments"},
+    "libero": {"environments"},
     "pyarrow": {"data"},
     "av": {"data"},
 }

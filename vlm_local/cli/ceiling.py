@@ -23,7 +23,12 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html, figures")
-    add("--env", default="ours", metavar="NAME", help="ours, or metaworld: its experts spoken in phrases [ours]")
+    add(
+        "--env",
+        default="ours",
+        metavar="NAME",
+        help="ours, metaworld or libero: their experts spoken in phrases [ours]",
+    )
     add("--tasks", default="all", metavar="T[,T]|all", help="[all]")
     add("--level", default="normal", help="easy, normal, hard [normal]")
     add(
@@ -48,14 +53,11 @@ def _run(args: argparse.Namespace) -> int:
     from vlm_local.lab.ceiling.run import run_predictions, run_study
 
     suite = find_suite(args.env)
-    tasks = suite.tasks if args.tasks == "all" else tuple(dict.fromkeys(args.tasks.split(",")))
-    plan = CeilingPlan(tasks, args.level, args.episodes, args.seed, args.env)
+    plan = CeilingPlan(suite.choose(args.tasks), args.level, args.episodes, args.seed, args.env)
     if args.env != OURS:
-        from vlm_local.lab.ceiling.metaworld import run_metaworld_study
-
         if args.predict or args.observed:
             raise ConfigError("--predict and --observed are of our own simulator alone")
-        return _print_metaworld(args, run_metaworld_study(args.out, plan, args.workers))
+        return _run_benchmark(args, plan)
     if args.predict or args.observed:
         report = run_predictions(args.out, args.predict, args.observed, args.episodes, args.workers)
     else:
@@ -71,13 +73,20 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _print_metaworld(args: argparse.Namespace, report) -> int:
+def _run_benchmark(args: argparse.Namespace, plan) -> int:
+    from vlm_local.environments import METAWORLD
+    from vlm_local.lab.ceiling.libero import run_libero_study
+    from vlm_local.lab.ceiling.metaworld import run_metaworld_study
     from vlm_local.lab.formats import format_share
 
+    study = run_metaworld_study if args.env == METAWORLD else run_libero_study
+    report = study(args.out, plan, args.workers)
     rates = {setting["name"]: setting["success"]["rate"] for setting in report["settings"]}
+    summary = {**report["plan"], "success_rate": rates, "out": str(args.out)}
     lines = [f"{name:50}{format_share(rate):>8}" for name, rate in rates.items()]
-    lines.append(f"{'each task in its best setting':50}{format_share(report['best']['rate']):>8}")
+    if "best" in report:
+        lines.append(f"{'each task in its best setting':50}{format_share(report['best']['rate']):>8}")
+        summary["best"] = report["best"]["rate"]
     lines.append(f"tables: {args.out / 'tables.md'}")
-    summary = {"success_rate": rates, "best": report["best"]["rate"], "out": str(args.out)}
-    print_result(args, "\n".join(lines), {**report["plan"], **summary})
+    print_result(args, "\n".join(lines), summary)
     return 0

@@ -27,9 +27,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--env",
         default="ours",
         metavar="NAME",
-        help="ours, or metaworld: its 50 tasks, see docs/environments.md [ours]",
+        help="ours, metaworld (50 tasks) or libero (two suites of 10), see docs/environments.md [ours]",
     )
-    add("--task", metavar="T[,T]|all", help=f"{_TASKS}; of metaworld reach-v3 and others [the first]")
+    add("--task", metavar="T[,T]|all", help=f"{_TASKS}; of others e.g. reach-v3, libero_object/0 [the first]")
     add(
         "--level",
         default="normal",
@@ -37,7 +37,12 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     add("--episodes", type=count(1, 100_000), default=10, metavar="N", help="of each task [10]")
     add("--seed", type=seed(), default=0, metavar="S", help="of the first episode; the next has the next [0]")
-    add("--max-steps", type=count(), metavar="N", help="5 a second [120]; of metaworld 80 a second [500]")
+    add(
+        "--max-steps",
+        type=count(),
+        metavar="N",
+        help="5 a second [120]; metaworld 80 a second [500], libero 20 a second [280]",
+    )
     add("--workers", type=workers(), metavar="N", help="environments in parallel [one a core, at most 8]")
     text = "episodes of each task that keep frames and a film [10]"
     add("--films", type=count(0), default=10, metavar="N", help=text)
@@ -53,7 +58,7 @@ def _run_sim(args: argparse.Namespace) -> int:
     """Play, write report.json, report.html and films; print where, and one JSON object as the last line."""
     from dataclasses import replace
 
-    from vlm_local.environments import find_suite
+    from vlm_local.environments import find_suite, name_robot
     from vlm_local.lab.closed_loop.run import run_rollouts
     from vlm_local.lab.sources import ORACLE, open_source
     from vlm_local.models import DEFAULT
@@ -65,7 +70,8 @@ def _run_sim(args: argparse.Namespace) -> int:
         options = replace(options, embodiment=suite.embodiment)
     plan = _build_plan(args, hide_secrets(args.model or DEFAULT), suite)
     tasks = args.task or plan.tasks[0]
-    folder = args.out or Path(f"results/sim-{_shorten(plan.policy)}-{tasks}-{plan.level}-{plan.seed}")
+    name = f"sim-{_shorten(plan.policy)}-{name_robot(tasks)}-{plan.level}-{plan.seed}"
+    folder = args.out or Path("results") / name
     source = open_source(options, suite.table)
     with closing(source), open_bar(plan.policy, unit="episode") as bar:
 
@@ -77,7 +83,9 @@ def _run_sim(args: argparse.Namespace) -> int:
         if bar.n == 0 and not args.quiet:
             bar.write(f"all episodes are in {folder} already; another --seed or --out plays others")
     films = [
-        film for task, number in plan.list_episodes() for film in folder.glob(f"episodes/{task}-{number}/film.mp4")
+        film
+        for task, number in plan.list_episodes()
+        for film in folder.glob(f"episodes/{name_robot(task)}-{number}/film.mp4")
     ]
     summary = _summarise(scores, plan, folder)
     shown = f"report: {folder / 'report.html'}\n{len(films)} films, the first: {films[0] if films else None}"
@@ -88,7 +96,7 @@ def _run_sim(args: argparse.Namespace) -> int:
 def _build_plan(args: argparse.Namespace, policy: str, suite):
     from vlm_local.lab.closed_loop.run import RolloutPlan
 
-    tasks = suite.tasks if args.task == "all" else tuple(dict.fromkeys((args.task or suite.tasks[0]).split(",")))
+    tasks = suite.choose(args.task or suite.tasks[0])
     names = ("level", "episodes", "seed", "noise", "control", "films", "gif", "env")
     max_steps = args.max_steps or suite.max_steps
     return RolloutPlan(policy, tasks, max_steps=max_steps, **{name: getattr(args, name) for name in names})

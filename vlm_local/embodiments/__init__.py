@@ -4,8 +4,8 @@
     load_embodiment("my_arm.json")
 
 Every field of `Embodiment` but `name` stands in the file under its own name; docs/autoeval.md lists them with the
-robots that are shipped, and docs/zeroshot.md describes `camera_matrix`, the one that may be missing. No file is read
-before it is asked for.
+robots that are shipped, and docs/zeroshot.md describes `camera_matrix`. That one and `action_units` may be missing. No
+file is read before it is asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,6 +49,7 @@ class Embodiment:
     camera_matrix: where a point of the base frame is in the picture: "matrix" (3, 4) and "image_size" (width, height)
         as in marks.Projection, "error_px", the median distance of points it was fitted to, 0 where it is exact. None:
         the camera is not known.
+    action_units: "m" and "rad" that the numbers of an action count; None for metres and radians.
     """
 
     name: str
@@ -66,6 +67,7 @@ class Embodiment:
     workspace_m: tuple[tuple[float, float], ...] | None
     camera: Mapping[str, str]
     camera_matrix: Mapping[str, Any] | None = None
+    action_units: Mapping[str, float] | None = None
 
     def __post_init__(self):
         self._require(self.rotation_frame in ("base", "bridge"), "rotation_frame", "'base' or 'bridge'")
@@ -82,6 +84,9 @@ class Embodiment:
             self._require(_is_rising(closed_open), "gripper_reading", "two numbers each, closed below open")
         self._require_mapping("gripper_command", ("closed", "open"), int | float)
         self._require_mapping("camera", CAMERA_WORDS, str)
+        if self.action_units is not None:
+            self._require_mapping("action_units", ("m", "rad"), int | float)
+            self._require(min(self.action_units.values()) > 0, "action_units", "positive numbers")
         self._require_camera_matrix()
 
     @property
@@ -152,7 +157,7 @@ def load_embodiment(name: str) -> Embodiment:
     except (OSError, ValueError) as error:
         raise ConfigError(f"embodiment {path} cannot be read: {error}") from None
     expected = {field.name for field in fields(Embodiment)} - {"name"}
-    content = {"camera_matrix": None, **content}
+    content = {"camera_matrix": None, "action_units": None, **content}
     if set(content) != expected:
         raise ConfigError(
             f"embodiment {path}: expected the fields {', '.join(sorted(expected))}; "

@@ -199,6 +199,8 @@ class Frame:
         action, shadow = meant.copy(), None
         if self._shadow is not None:
             action[3:6], shadow = self._shadow.convert(meant[3:6])
+        if (units := self._embodiment.action_units) is not None:
+            action[:6] /= np.repeat([units["m"], units["rad"]], 3)
         closed, opened = (self._embodiment.gripper_command[state] for state in ("closed", "open"))
         action[6] = closed + (opened - closed) * meant[6]
         return Sent(action, meant, self._embodiment.frame, shadow)

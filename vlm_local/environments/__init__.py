@@ -19,7 +19,7 @@ from vlm_local.actions import StepTable
 from vlm_local.errors import ConfigError, suggest
 from vlm_local.types import Observation, Primitive
 
-OURS, METAWORLD = SUITES = ("ours", "metaworld")
+OURS, METAWORLD, LIBERO = SUITES = ("ours", "metaworld", "libero")
 
 
 class Outcome(NamedTuple):
@@ -82,6 +82,15 @@ class Suite:
     def tasks(self) -> tuple[str, ...]:
         return tuple(self.stages)
 
+    def choose(self, names: str) -> tuple[str, ...]:
+        """Tasks from "all", or from names with commas between; "NAME" also stands for all of "NAME/..."."""
+        if names == "all":
+            return self.tasks
+        found: list[str] = []
+        for name in names.split(","):
+            found += [task for task in self.tasks if task.startswith(f"{name}/")] or [name]
+        return tuple(dict.fromkeys(found))
+
     def stages_of(self, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
         return {task: self.stages[task] for task in tasks}
 
@@ -99,12 +108,19 @@ class Suite:
             raise ConfigError(f"an episode of {self.name} ends after {self.limit} steps: --max-steps {max_steps}")
 
 
+def name_robot(task: str) -> str:
+    """The task's name in recordings and folders."""
+    return task.replace("/", "-")
+
+
 def find_suite(name: str) -> Suite:
     """Raises ConfigError for an unknown name, and where the environment's package is missing."""
     if name == OURS:
         from vlm_local.environments.ours import SUITE
     elif name == METAWORLD:
         from vlm_local.environments.metaworld import SUITE
+    elif name == LIBERO:
+        from vlm_local.environments.libero import SUITE
     else:
         raise ConfigError(f"environment must be one of {', '.join(SUITES)}, not {name!r}{suggest(name, SUITES)}")
     return SUITE

@@ -11,10 +11,17 @@ from vlm_local.errors import ConfigError
 class Camera:
     """Renders one camera of one model. Owns an OpenGL context: use and close it in one thread."""
 
-    def __init__(self, model: mujoco.MjModel, name: str, size: int | tuple[int, int], sites: bool = False):
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        name: str,
+        size: int | tuple[int, int],
+        sites: bool = False,
+        hidden_group: int | None = None,
+    ):
         """size: of the picture, pixels; a pair of width and height shows the same square view, stretched.
 
-        sites: with the marks in the model.
+        sites: with the marks in the model. hidden_group: of geoms that are not drawn.
         """
         self._model = model
         width, height = (size, size) if isinstance(size, int) else size
@@ -29,6 +36,8 @@ class Camera:
         self._option = mujoco.MjvOption()
         if not sites:
             self._option.sitegroup[:] = 0
+        if hidden_group is not None:
+            self._option.geomgroup[hidden_group] = 0
         self._camera = mujoco.MjvCamera()
         self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
         self._camera.fixedcamid = model.camera(name).id

@@ -7,12 +7,15 @@ import pytest
 from vlm_local.cli import main
 
 
-@pytest.mark.skipif(importlib.util.find_spec("metaworld") is not None, reason="Meta-World is installed here")
-@pytest.mark.parametrize("command", ["sim", "ceiling"])
-def test_meta_world_without_its_package_is_refused_with_the_command_that_installs_it(command, tmp_path, capsys):
+@pytest.mark.parametrize(("name", "command"), [("metaworld", "sim"), ("libero", "sim"), ("libero", "ceiling")])
+def test_an_environment_without_its_package_is_refused_with_the_command_that_installs_it(
+    name, command, tmp_path, capsys
+):
+    if importlib.util.find_spec(name) is not None:
+        pytest.skip(f"{name} is installed here")
     out = tmp_path / "out"
-    assert main([command, "--env", "metaworld", "--out", str(out)]) == 2
-    assert ".venv/bin/pip install -e '.[metaworld]'" in capsys.readouterr().err
+    assert main([command, "--env", name, "--out", str(out)]) == 2
+    assert f".venv/bin/pip install -e '.[{name}]'" in capsys.readouterr().err
     assert not out.exists()
 
 

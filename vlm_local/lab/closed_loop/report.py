@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from vlm_local.data.film import read_picture
-from vlm_local.environments import OURS, find_suite
+from vlm_local.environments import OURS, find_suite, name_robot
 from vlm_local.errors import DataError
 from vlm_local.files import write_json
 from vlm_local.lab import pages
@@ -47,7 +47,7 @@ def write_report(folder: Path, scores: Mapping[str, Any], episodes: Sequence[Map
 
 def _find_pictures(folder: Path, episode: Mapping[str, Any]) -> dict[str, Any]:
     """film: relative path, or None. last: base64 JPEG of what came of it, or None."""
-    place = folder / "episodes" / f"{episode['task']}-{episode['number']}"
+    place = folder / "episodes" / f"{name_robot(episode['task'])}-{episode['number']}"
     frames = sorted((place / "frames").glob("*.png"))
     film = place / "film.mp4"
     return {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.environments import OURS, find_suite
+from vlm_local.environments import OURS, find_suite, name_robot
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_lines
 from vlm_local.lab.closed_loop.environment import Environment
@@ -45,7 +45,7 @@ def _read_episodes(folder: Path, plan: dict[str, Any]) -> Iterator[tuple[dict[st
     """meta.json and the lines of steps.jsonl of every episode of the plan; each must be there, with its seed."""
     for task in plan["tasks"]:
         for number in range(plan["episodes"]):
-            place = folder / "episodes" / f"{task}-{number}"
+            place = folder / "episodes" / f"{name_robot(task)}-{number}"
             told = json.loads((place / "meta.json").read_bytes())
             wanted = {"task": task, "number": number, "level": plan["level"], "seed": plan["seed"] + number}
             if {name: told.get(name) for name in wanted} != wanted:

@@ -18,7 +18,7 @@ from typing import Any
 
 from vlm_local.data.film import write_film, write_gif
 from vlm_local.data.runs import RunWriter
-from vlm_local.environments import OURS, find_suite
+from vlm_local.environments import OURS, find_suite, name_robot
 from vlm_local.errors import DataError, EngineError, RequestError
 from vlm_local.lab.closed_loop.controls import RandomPhrases, apply_control
 from vlm_local.lab.closed_loop.environment import State
@@ -79,7 +79,9 @@ def run_rollouts(
     the folder holds another result.
     """
     with ResultFolder(path, "sim", "meta.json") as folder:
-        places = {episode: path / "episodes" / "{}-{}".format(*episode) for episode in plan.list_episodes()}
+        places = {
+            (task, number): path / "episodes" / f"{name_robot(task)}-{number}" for task, number in plan.list_episodes()
+        }
         left = _begin(folder, plan, source, places)
         done = len(places) - len(left)
 
@@ -190,7 +192,9 @@ class _Robot(threading.Thread):
             bounds["random_steps"] = environment.count_random_steps(task, seed, self._plan.max_steps)
         writer = RunWriter(self._folder)
         keeps = number < self._plan.films
-        episode = writer.start_episode(task, {"task": task, "level": self._plan.level, "seed": seed}, number)
+        episode = writer.start_episode(
+            name_robot(task), {"task": task, "level": self._plan.level, "seed": seed}, number
+        )
         model = self._source.metadata.get("model") or self._plan.policy
         film: list = []
         agreed = 0
@@ -214,7 +218,7 @@ class _Robot(threading.Thread):
             if self._plan.gif:
                 write_gif(episode / "film.gif", film)
         ended = {"task": task, "number": number, "seed": seed, **bounds, **outcome, "agreed": agreed}
-        writer.end_episode(task, ended)
+        writer.end_episode(name_robot(task), ended)
         return ended
 
     def _run_episode(self, environment: EnvironmentProcess, policy: Policy, seed: int, record) -> dict[str, Any]:
@@ -246,6 +250,6 @@ class _Robot(threading.Thread):
 
 def _build_line(state: State, decision: Decision, model: str, task: str, number: int, step: int) -> dict[str, Any]:
     """A line of steps.jsonl; `oracle` is the oracle's phrase for the same state."""
-    details = build_details(decision, model=model, robot=task, episode=number, step=step)
+    details = build_details(decision, model=model, robot=name_robot(task), episode=number, step=step)
     seen = {"instruction": state.observation.instruction, "proprio": state.observation.proprio}
     return {**details, "time": time.time(), **seen, "oracle": state.oracle}

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.environments import OURS
+from vlm_local.environments import OURS, name_robot
 from vlm_local.errors import DataError
 from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
@@ -44,7 +44,11 @@ def load_trials(folder: Path) -> Trials:
 
 
 def _read_outcomes(folder: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    places = [folder / "episodes" / f"{task}-{number}" for task in plan["tasks"] for number in range(plan["episodes"])]
+    places = [
+        folder / "episodes" / f"{name_robot(task)}-{number}"
+        for task in plan["tasks"]
+        for number in range(plan["episodes"])
+    ]
     try:
         metas = [json.loads((place / "meta.json").read_bytes()) for place in places if place.is_dir()]
     except (OSError, ValueError) as error:
