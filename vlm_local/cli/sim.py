@@ -13,6 +13,7 @@ from vlm_local.plain import hide_secrets
 
 _MAX_WORKERS = 8  # processes, unless --workers asks for more
 _TASKS = "reach, reach_relation, open_drawer, close_drawer, eggplant_in_basket, eggplant_in_sink, push, lift"
+_MEMORY = "reach_shown, put_back"
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -29,7 +30,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         metavar="NAME",
         help="ours, or metaworld: its 50 tasks, see docs/environments.md [ours]",
     )
-    add("--task", metavar="T[,T]|all", help=f"{_TASKS}; of metaworld reach-v3 and others [the first]")
+    add("--task", metavar="T[,T]|all", help=f"{_TASKS}; apart from all, {_MEMORY}; of metaworld reach-v3 and others [the first]")
     add(
         "--level",
         default="normal",

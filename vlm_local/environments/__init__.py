@@ -62,7 +62,7 @@ class TaskEnvironment(Protocol):
 class Suite:
     """Tasks that share a robot.
 
-    stages: task -> names of its stages, in order. levels: of difficulty. max_steps: control steps of an episode, where
+    stages: task -> names of its stages, in order. apart: those of them that are not meant by "all". levels: of difficulty. max_steps: control steps of an episode, where
     the user says nothing else; limit: the most that the environment allows. embodiment: name of the robot's file, None
     where the policy's own choice holds. table: steps of the oracle. open: (task, level, pixels a side or None for no
     pictures) -> environment.
@@ -77,10 +77,12 @@ class Suite:
     embodiment: str | None
     table: StepTable
     open: Callable[[str, str, int | None], TaskEnvironment]
+    apart: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return tuple(self.stages)
+        """What "all" means."""
+        return tuple(task for task in self.stages if task not in self.apart)
 
     def stages_of(self, tasks: Sequence[str]) -> dict[str, tuple[str, ...]]:
         return {task: self.stages[task] for task in tasks}
@@ -93,7 +95,7 @@ class Suite:
         for task in tasks:
             if task not in self.stages:
                 raise ConfigError(
-                    f"task must be one of {', '.join(self.tasks)}, not {task!r}{suggest(task, self.tasks)}"
+                    f"task must be one of {', '.join(self.stages)}, not {task!r}{suggest(task, self.stages)}"
                 )
         if self.limit is not None and max_steps is not None and max_steps > self.limit:
             raise ConfigError(f"an episode of {self.name} ends after {self.limit} steps: --max-steps {max_steps}")
