@@ -30,7 +30,11 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         metavar="NAME",
         help="ours, or metaworld: its 50 tasks, see docs/environments.md [ours]",
     )
-    add("--task", metavar="T[,T]|all", help=f"{_TASKS}; apart from all, {_MEMORY}; of metaworld reach-v3 and others [the first]")
+    add(
+        "--task",
+        metavar="T[,T]|all",
+        help=f"{_TASKS}; not in all: {_MEMORY}; of metaworld reach-v3 ... [the first]",
+    )
     add(
         "--level",
         default="normal",

@@ -62,10 +62,10 @@ class TaskEnvironment(Protocol):
 class Suite:
     """Tasks that share a robot.
 
-    stages: task -> names of its stages, in order. apart: those of them that are not meant by "all". levels: of difficulty. max_steps: control steps of an episode, where
-    the user says nothing else; limit: the most that the environment allows. embodiment: name of the robot's file, None
-    where the policy's own choice holds. table: steps of the oracle. open: (task, level, pixels a side or None for no
-    pictures) -> environment.
+    stages: task -> names of its stages, in order. apart: those of them that are not meant by "all". levels: of
+    difficulty. max_steps: control steps of an episode, where the user says nothing else; limit: the most that the
+    environment allows. embodiment: name of the robot's file, None where the policy's own choice holds. table: steps of
+    the oracle. open: (task, level, pixels a side or None for no pictures) -> environment.
     """
 
     name: str

@@ -29,9 +29,9 @@ class ReachShown(Reach):
     chance: ClassVar[float] = 1 / NUM_BLOCKS
     words = combine(
         ("reach", "move to", "go to", "touch", "head for", "move the gripper to"),
-        ("the marked block", "the block marked before", "the block shown in pink", "the pink block of the beginning"),
+        ("the marked block", "the block marked before", "the block shown first", "the block of the mark"),
     )
-    unseen = ("approach the cube that was pink at first", "find what the pink mark was on")
+    unseen = ("approach the cube that bore the mark", "find what the mark was on")
     wrong_words = "reach the {colour} block"
 
     def sample(self, world, level, rng):

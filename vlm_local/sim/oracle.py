@@ -4,9 +4,9 @@
     oracle.primitive()    # Primitive for the state the environment is in now
     Oracle(env, table)    # reckons with other steps than the server's own
 
-It is a function of the state and of what the task means alone (of a memory task, of what its cue showed), so it also labels states that it would never visit (DAgger,
-Ross et al., 2011). An axis moves while it is off by more than a little over half a step, so that a
-step never overshoots into the opposite word.
+It is a function of the state alone, and of what the cue of a memory task showed, so it also labels
+states that it would never visit (DAgger, Ross et al., 2011). An axis moves while it is off by more
+than a little over half a step, so that a step never overshoots into the opposite word.
 """
 
 from collections.abc import Callable
