@@ -92,18 +92,15 @@ class Course:
 
 _MEMORY_COURSE = Course(
     num_rounds=16,
-    mixes={
-        0: {
-            **{"reach_shown": 0.36, "put_back": 0.36, "push": 0.08, "reach": 0.06},
-            **{"reach_relation": 0.03, "lift": 0.03, "open_drawer": 0.02, "close_drawer": 0.02},
-            **{"eggplant_in_basket": 0.02, "eggplant_in_sink": 0.02},
-        }
-    },
+    mixes={0: {"reach_shown": 0.42, "put_back": 0.42, "push": 0.08, "reach": 0.08}},
     levels={"normal": 1.0},
+    frames=500,
+    steps=150,
     pictures=16,
     learner_from=2,
     warm_rounds=0,
-    measure_every=4,
+    measure_every=5,
+    measure_episodes=10,
     show_first=0.7,
 )
 
@@ -261,8 +258,8 @@ def train_memory(folder: Path, seed: int, start: Path, num_rounds: int | None = 
     """
     torch.set_num_threads(1)
     course = replace(_MEMORY_COURSE, num_rounds=num_rounds or _MEMORY_COURSE.num_rounds)
-    number = course.num_rounds * course.steps
-    recipe = Recipe(number, _RATE_ON, decay=0.45, save_every=course.steps, bfloat16=_has_bfloat16_products())
+    num_steps, bfloat16 = course.num_rounds * course.steps, _has_bfloat16_products()
+    recipe = Recipe(num_steps, _RATE, decay=0.45, save_every=course.steps, bfloat16=bfloat16)
     return SimulatedTraining(start, folder, course, recipe, seed).run()
 
 
