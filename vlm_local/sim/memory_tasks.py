@@ -44,7 +44,7 @@ class ReachShown(Reach):
 
 
 class PutBack(Push):
-    """Move the named block back to where it stood in the first pictures: left or right of where it stands now."""
+    """Move the named block back to where it stood, in pink, in the first pictures: left or right of where it is now."""
 
     name = "put_back"
     stages = ("reached", "put back")
@@ -70,7 +70,9 @@ class PutBack(Push):
         return np.append(self.starts[self.target, :2] + _MOVED_M * self.way, BLOCK_HALF_M)
 
     def show_cue(self, world):
-        world.put(f"block{self.target}", tuple(self.home), world.yaw(f"block{self.target}"))
+        block = f"block{self.target}"
+        world.put(block, tuple(self.home), world.yaw(block))
+        world.paint(block, _MARK)
 
     def is_done(self, world):
         missing = abs(world.place(f"block{self.target}") - self.home)[:2]

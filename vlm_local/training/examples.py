@@ -69,7 +69,8 @@ def _draw(shards: Sequence[Shard], num_asked: int, rng: np.random.Generator) -> 
     shard = shards[int(rng.integers(len(shards)))]
     index = rng.integers(len(shard.frames))
     questions = shard.questions[int(index)]
-    own = [0] if rng.random() < _OWN else []
+    is_own = questions[0].task in MEMORY_TASKS or rng.random() < _OWN  # the others need no memory
+    own = [0] if is_own else []
     order = own + [place for place in rng.permutation(len(questions)) if place not in own]
     asked = [questions[place] for place in order[:num_asked]]
     things = [question for question in questions if question.slot != NO_SLOT]

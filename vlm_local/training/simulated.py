@@ -91,16 +91,14 @@ class Course:
 
 
 _MEMORY_COURSE = Course(
-    num_rounds=20,
+    num_rounds=16,
     mixes={0: {"reach_shown": 0.42, "put_back": 0.42, "push": 0.08, "reach": 0.08}},
     levels={"normal": 1.0},
-    frames=500,
+    frames=300,
     steps=150,
-    pictures=16,
+    asked=1,
     learner_from=2,
     warm_rounds=0,
-    measure_every=5,
-    measure_episodes=10,
     show_first=0.7,
 )
 
