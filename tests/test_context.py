@@ -10,11 +10,13 @@ from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import open_policies
 from vlm_local.context import FrameSettings, PromptContext
 from vlm_local.data import open_episodes
+from vlm_local.embodiments import load_embodiment
 from vlm_local.engines.scripted import build_constant_engine
 from vlm_local.errors import ConfigError
 from vlm_local.examples import load_examples
 from vlm_local.grammar import load_phrase_grammar
 from vlm_local.lab.offline.answers import PolicyAnswerer
+from vlm_local.marks import MarkedPolicy, Projection
 from vlm_local.policy import Settings, VLMPolicy
 from vlm_local.policy_options import PolicyOptions
 from vlm_local.prompts import load_template
@@ -93,10 +95,13 @@ def test_examples_are_balanced_over_phrases_and_say_what_was_right(data_set):
     assert all(f"The movement that was right: {phrase}" in "".join(map(str, earlier)) for phrase in phrases)
 
 
-@pytest.mark.parametrize("choice", ["fixed", "nearest"])
-def test_an_episode_that_is_scored_never_gives_an_example(data_set, choice):
-    """Also where another episode of the same data set begins, and at steps behind the first."""
+@pytest.mark.parametrize(("choice", "marks"), [("fixed", None), ("nearest", None), ("fixed", "gripper")])
+def test_an_episode_that_is_scored_never_gives_an_example(data_set, choice, marks):
+    """Also where another episode of the same data set begins, at steps behind the first, and in marked pictures."""
     robot = Listener(PromptContext(load_examples(f"{data_set}:6", choice, GRAMMAR.sentences)))
+    if marks:
+        projection = Projection.from_camera_matrix(load_embodiment("simulator").camera_matrix)
+        robot.policy = MarkedPolicy(robot.policy, marks, projection)
     answerer = PolicyAnswerer(robot.policy, seed=0)
     shown_from = set()
     for episode in open_episodes(data_set):

@@ -97,10 +97,12 @@ def _read_probabilities(value: Any, choices: Sequence[str]) -> dict[str, float] 
 
 
 def complete_question(text: str, choices: Sequence[str]) -> str:
-    """The question as AutoEval words it, "... answer yes or no", unless it ends in its choices already."""
+    """The question as AutoEval words it, "... answer yes or no", unless it ends in its choices, in any order."""
     ending = "answer " + " or ".join(choices)
     plain = text.strip()
-    return plain if plain.lower().rstrip(".").endswith(ending.lower()) else f"{plain} {ending}"
+    _, mark, tail = plain.lower().rstrip(".").rpartition("answer ")
+    is_complete = mark and sorted(tail.split(" or ")) == sorted(choice.lower() for choice in choices)
+    return plain if is_complete or plain.lower().rstrip(".").endswith(ending.lower()) else f"{plain} {ending}"
 
 
 def decode_question(body: bytes) -> Question:

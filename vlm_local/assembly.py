@@ -68,7 +68,8 @@ def open_policies(
     """Read the files that the options name and start to load the model.
 
     wrap: applied to the loaded engine, for benchmarks. apart: a model that runs on this machine gets a process of its
-    own, so that the caller's other threads do not slow it down.
+    own, so that the caller's other threads do not slow it down, and thoughts are written between the robots' steps;
+    else a step waits for them.
 
     Raises ConfigError at once for what is missing or contradicts itself; what only the load finds
     out (memory, damaged weights) is raised by `Policies.build` and by the worker.
@@ -80,11 +81,30 @@ def open_policies(
         policy = RemotePolicy(model, timeout_s)
         embodiment = options.embodiment or AUTO
         return Policies(lambda robot, tell_all: RemotePolicy(model, timeout_s), None, policy.metadata, None, embodiment)
-    resolved = ResolvedOptions(options)
+    resolved = _resolve(options, between_steps=apart)
+    load = resolved.load_apart if apart else resolved.load
+    warm_up = resolved.build_warm_up(), resolved.build_warm_thought()
+    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, *warm_up)
+    return _build_policies(resolved, worker)
+
+
+def share_engine(worker: EngineWorker, options: PolicyOptions) -> Policies:
+    """Policies of other options, such as another prompt, on an engine that is loaded. What the options say of the
+    loading is not looked at. `close` ends the engine for all who share it.
+
+    Raises ConfigError for what is missing or contradicts itself.
+    """
+    return _build_policies(_resolve(options, between_steps=False), worker)
+
+
+def _resolve(options: PolicyOptions, between_steps: bool) -> ResolvedOptions:
+    resolved = ResolvedOptions(options, between_steps)
     resolved.refuse_unused()
     resolved.load_examples()
-    load = resolved.load_apart if apart else resolved.load
-    worker = EngineWorker(lambda: wrap(load()), options.deadline_ms, resolved.build_warm_up())
+    return resolved
+
+
+def _build_policies(resolved: ResolvedOptions, worker: EngineWorker) -> Policies:
     answerer = resolved.build_answerer(worker)
     policies = Policies(
         lambda robot, tell_all: resolved.build_policy(robot, worker, policies.metadata, tell_all),

@@ -4,6 +4,7 @@ The server's unnamed robot is reset and driven, so no arm should hang on it mean
 """
 
 import base64
+import functools
 import http.client
 import json
 import threading
@@ -86,7 +87,8 @@ _REQUESTS = (
 _JSON = ("Content-Type", "application/json")
 
 
-def build_cases() -> list[Case]:
+@functools.cache
+def build_cases() -> tuple[Case, ...]:
     """The clients of the protocol, in the bytes they send."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (256, 256, 3), np.uint8)
@@ -104,7 +106,7 @@ def build_cases() -> list[Case]:
     seven = np.append(proprio[:6], 1.0)
     png, jpeg = (_encode_file(image, kind) for kind in ("PNG", "JPEG"))
     json_numpy = (*_REQUESTS, _JSON)
-    return [
+    return (
         Case("autoeval submission test", submission, json_numpy, arrays, AUTOEVAL_TIMEOUT_S),
         Case("autoeval rollout", rollout, json_numpy, arrays, num_steps=3),
         Case("simplerenv, openvla", pack(image, **openvla), json_numpy, arrays),
@@ -115,7 +117,7 @@ def build_cases() -> list[Case]:
         Case("plain, base64 png", pack(png), (_JSON,), ("list",)),
         Case("plain, base64 jpeg", pack(jpeg), (_JSON,), ("list",)),
         Case("plain, data url", pack(f"data:image/png;base64,{png}"), (_JSON,), ("list",)),
-    ]
+    )
 
 
 def _encode_file(image: np.ndarray, kind: str) -> str:

@@ -4,16 +4,19 @@ import re
 import threading
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vlm_local.data import Selection, open_data_set
+from vlm_local.data.hub import parse_repository
 from vlm_local.embodiments import AUTO
 from vlm_local.engines.pictures import scale_down
 from vlm_local.errors import ConfigError, DataError
+from vlm_local.files import read_json_object, write_json
 from vlm_local.primitives import format_phrase, label_episode
 from vlm_local.prompts import Example
 from vlm_local.types import Episode, Generation, GenerationRequest, Observation, Picture, Prompt
@@ -24,6 +27,7 @@ MAX_COUNT = 64
 MAX_EPISODES = 64  # of a data set that examples are taken from, the first: their frames are compared with what is seen
 
 Generate = Callable[[GenerationRequest], Generation]
+_SELECTED = ("camera", "split", "state_layout")  # of a file of examples, as data.Selection has them
 _NOTHING = ("stop",)  # a single sentence: a model is asked nothing but to look
 
 
@@ -73,6 +77,8 @@ class ExampleSet:
         in reading order. nearest: from the `num` whose instruction and first frame are most like the present ones.
         generate: asks the engine for image features. episode: key of the present one. Raises EngineError.
         """
+        if observation.unmarked is not None:  # the sources have no marks: neither alike nor the same otherwise
+            observation = replace(observation, image=observation.unmarked)
         seen = Picture(observation.image).key
         others = [source for source in self._sources if seen not in source.seen]
         if self._choice == "nearest":
@@ -111,15 +117,18 @@ class ExampleSet:
 
 
 def load_examples(text: str, choice: str, phrases: Collection[str], embodiment: str = AUTO) -> ExampleSet:
-    """text: "DATA" or "DATA:N", a data set of any known format. phrases: that may be shown, a grammar's.
+    """text: "DATA" or "DATA:N". DATA is a data set of any known format, or a JSON file that names one and some of its
+    episodes, see `write_example_file`. phrases: that may be shown, a grammar's.
 
     Raises ConfigError where no step can be shown, DataError for a path that is no data set.
     """
     if choice not in CHOICES:
         raise ConfigError(f"--example-choice must be one of {', '.join(CHOICES)}, not {choice!r}")
     path, num = parse_examples(text)
-    episodes = open_data_set(path, Selection(embodiment=embodiment), lambda problem: None).episodes
-    sources = list(_list_sources(islice(episodes, MAX_EPISODES), frozenset(phrases)))
+    data, selection, numbers = _read_example_file(Path(path)) if path.endswith(".json") else (path, Selection(), None)
+    episodes = open_data_set(data, replace(selection, embodiment=embodiment), lambda problem: None).episodes
+    allowed = (episode for episode in episodes if numbers is None or episode.index in numbers)
+    sources = list(_list_sources(islice(allowed, MAX_EPISODES), frozenset(phrases)))
     if not sources:
         raise ConfigError(
             f"--examples {path}: no step has an instruction, a picture and a label that the grammar allows"
@@ -134,6 +143,26 @@ def parse_examples(text: str) -> tuple[str, int]:
     if not 1 <= num <= MAX_COUNT:
         raise ConfigError(f"--examples {text}: expected DATA:N with N from 1 to {MAX_COUNT}")
     return path, num
+
+
+def write_example_file(path: Path, data: str, selection: Selection, numbers: Sequence[int]) -> None:
+    """A file for `load_examples`: episodes of a data set by their numbers in the reading order of `selection`."""
+    told = {name: getattr(selection, name) for name in _SELECTED}
+    is_local = parse_repository(data) is None
+    write_json(path, {"data": str(Path(data).resolve()) if is_local else data, **told, "episodes": list(numbers)})
+
+
+def _read_example_file(path: Path) -> tuple[str, Selection, frozenset[int]]:
+    try:
+        told = read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--examples {path} cannot be read: {error}") from None
+    numbers, texts = told.get("episodes"), [told.get(name) for name in _SELECTED]
+    are_numbers = isinstance(numbers, list) and all(type(number) is int for number in numbers)
+    are_texts = isinstance(told.get("data"), str) and all(text is None or isinstance(text, str) for text in texts)
+    if not are_numbers or not are_texts:
+        raise ConfigError(f"--examples {path}: expected 'data', a path, and 'episodes', a list of whole numbers")
+    return told["data"], Selection(**dict(zip(_SELECTED, texts, strict=True))), frozenset(numbers or ())
 
 
 def _list_sources(episodes: Iterator[Episode], allowed: frozenset[str]) -> Iterator[_Source]:

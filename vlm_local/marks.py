@@ -130,6 +130,6 @@ class MarkedPolicy:
             about = {"kind": self._kind, "not_drawn": "the position of the gripper is not measured"}
         else:
             marked, about = draw_marks(observation.image, observation.proprio[:3], self._kind, self._projection)
-            observation = replace(observation, image=marked)
+            observation = replace(observation, image=marked, unmarked=observation.image)
         decision = self._policy.act(observation)
         return replace(decision, extra={**decision.extra, "marks": about})

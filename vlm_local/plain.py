@@ -10,6 +10,11 @@ _SECRET_FIELD = re.compile(r"([?&;][^=&;#]*(?:token|key|secret|passw|auth)[^=&;#
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
+def make_line(text: str) -> str:
+    """One line of a model's words: without control characters, and without those that a token broke off in."""
+    return " ".join("".join(each if each.isprintable() else " " for each in text).replace("\ufffd", "").split())
+
+
 def hide_secrets(text: str) -> str:
     """A text whose URLs lose passwords, the token of a path (/t/TOKEN) and of a query, so that it may be kept."""
     return _URL.sub(lambda match: _hide(match[0]), text)

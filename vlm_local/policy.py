@@ -13,7 +13,8 @@ from vlm_local.context import PromptContext
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar
 from vlm_local.primitives import parse_phrase
-from vlm_local.prompts import Example, Frame, Template, build_prompt
+from vlm_local.prompts import Example, Frame, Reasoning, Template, build_prompt
+from vlm_local.thinking import Seen, Thinker
 from vlm_local.types import AXES, Decision, Generation, GenerationRequest, Observation, Prompt
 
 DECIDE = ("greedy", "map", "sample")
@@ -99,12 +100,14 @@ class VLMPolicy:
         forget: Callable[[str], None] = lambda episode: None,
         metadata: Mapping[str, Any] | None = None,
         context: PromptContext | None = None,
+        thinker: Thinker | None = None,
     ):
         """generate: blocks until the engine has answered. forget: has the engine drop what it keeps of an episode.
 
         grammar: of movement phrases. robot: its name, part of the key under which the engine keeps an episode's KV;
         None where no robot waits for the answers: nothing is kept between them, and robots go first.
-        metadata: what the policy says of itself. context: this robot's examples and past frames.
+        metadata: what the policy says of itself. context: this robot's examples and past frames. thinker: its
+        reasoning; without a robot there is none.
         """
         self._generate = generate
         self._forget = forget
@@ -116,6 +119,7 @@ class VLMPolicy:
         self._robot = robot
         self._metadata = dict(metadata or {})
         self._context = context or PromptContext()
+        self._thinker = None if robot is None else thinker
         self._latch = GripperLatch()
         self._episode = 0
         self.reset(derive_seed(0, robot or "", 0))
@@ -131,6 +135,8 @@ class VLMPolicy:
         self._seed = seed
         self._phrases: list[str] = []
         self._context.clear()
+        if self._thinker is not None:
+            self._thinker.clear()
         self._latch.reset()
 
     @property
@@ -139,9 +145,11 @@ class VLMPolicy:
 
     def act(self, observation: Observation) -> Decision:
         """Raises EngineError where the engine failed or took too long, RequestError for what it cannot be asked."""
+        reasoning = None if self._thinker is None else self._thinker.find(observation.step)
         start = perf_counter()
         examples, frames = self._context.look(observation, self._generate, self._key)
-        request = self._build_request(observation, examples, frames)
+        history = self._phrases[-self._settings.history :] if self._settings.history else []
+        request = self._build_request(observation, history, examples, frames, reasoning)
         prompted = perf_counter()
         generation = self._generate(request)
         phrase = generation.sentence
@@ -153,17 +161,24 @@ class VLMPolicy:
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
         timings["policy"] = 1e3 * (perf_counter() - start)
         about = {**self._context.describe(examples, frames), **self._describe_choice(generation)}
+        if self._thinker is not None and self._key is not None:
+            about |= self._thinker.describe(observation.step, reasoning)
+            self._thinker.see(Seen(observation, history, examples, frames, self._key))
         extra = {**generation.stats, **about}
         return Decision(action, phrase, timings_ms=timings, extra=extra, **self._summarise(generation))
 
     def _build_request(
-        self, observation: Observation, examples: Sequence[Example], frames: Sequence[Frame]
+        self,
+        observation: Observation,
+        history: Sequence[str],
+        examples: Sequence[Example],
+        frames: Sequence[Frame],
+        reasoning: Reasoning | None,
     ) -> GenerationRequest:
         settings = self._settings
-        shown = self._phrases[-settings.history :] if settings.history else []
         return GenerationRequest(
             image=observation.image,
-            prompt=build_prompt(self._template, observation, shown, examples, frames),
+            prompt=build_prompt(self._template, observation, history, examples, frames, reasoning),
             sentences=self._grammar.sentences,
             episode=self._key,
             drafts=tuple(dict.fromkeys(reversed(self._phrases[-_NUM_DRAFTS:]))),
@@ -217,7 +232,11 @@ class VLMPolicy:
             "margin": float(probabilities[chosen] - others.max(initial=0.0)),
             "marginals": marginals,
             "missing_mass": generation.missing_mass,
+            "probabilities": self._list_all(probabilities) if self._settings.posterior == "exact" else None,
         }
+
+    def _list_all(self, probabilities: np.ndarray) -> dict[str, float]:
+        return dict(zip(self._grammar.sentences, probabilities.tolist(), strict=True))
 
 
 class HoldPhrase:

@@ -27,7 +27,9 @@ from vlm_local.models import DEFAULT, find_checkpoint
 from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
 from vlm_local.primitives import is_slight, list_phrases, list_slight_phrases
 from vlm_local.prompts import Example, Frame, Template, build_prompt, load_template
-from vlm_local.types import GenerationRequest, Observation, Picture
+from vlm_local.prompts.thoughts import load_thought_plan
+from vlm_local.thinking import Thinker, ThinkSettings, build_warm_thought
+from vlm_local.types import GenerationRequest, Observation, Picture, ThoughtRequest
 
 DEFAULTS = {
     "model": DEFAULT,
@@ -45,12 +47,15 @@ DEFAULTS = {
     "frames": 0,
     "frame_every": 1,
     "frame_choice": "last",
+    "think_every": 5,
+    "think_tokens": 200,
     "embodiment": AUTO,
     "steps_per_phrase": 1,
     "max_batch": 8,
 }
 RANDOM = "random"
 _SHOWN = ("examples", "example_choice", "frames", "frame_every", "frame_choice")  # before the present picture
+_THINKING = ("think", "think_every", "think_tokens")
 _LOADING = ("quantize", "device", "dtype", "decoder")  # flags about a model that is loaded here
 _HUNG_S = 60.0  # past the deadline of a request: only then is a slow forward taken for one that never ends
 
@@ -65,6 +70,7 @@ class PolicyOptions:
     embodiment: a name, a file or "auto": steps and words about the camera come from it, and what else depends on the
         robot. steps: a step table's JSON file, before the embodiment's.
     examples: "DATA" or "DATA:N", see examples.load_examples. frames, frame_every, frame_choice: as FrameSettings.
+    think: a shipped file of fields by name, or a path. think_every, think_tokens: as in thinking.ThinkSettings.
     deadline_ms: from a request to its answer, None for any time.
     """
 
@@ -88,6 +94,9 @@ class PolicyOptions:
     frames: int | None = None
     frame_every: int | None = None
     frame_choice: str | None = None
+    think: str | None = None
+    think_every: int | None = None
+    think_tokens: int | None = None
     steps_per_phrase: int | None = None
     max_batch: int | None = None
     embodiment: str | None = None
@@ -115,7 +124,8 @@ class ResolvedOptions:
     checkpoint: None for a baseline or a model behind an API.
     """
 
-    def __init__(self, options: PolicyOptions):
+    def __init__(self, options: PolicyOptions, between_steps: bool = False):
+        """between_steps: robots wait for the answers, so thoughts are written while they pause."""
         self._options = options
         self._model = options.model or DEFAULT
         self.checkpoint = self._find_checkpoint()
@@ -133,6 +143,7 @@ class ResolvedOptions:
         self._projection = self._find_projection()
         self._examples: ExampleSet | None = None
         self._frames = FrameSettings(*(self.choose(name) for name in ("frames", "frame_every", "frame_choice")))
+        self._thinking = self._find_thinking(between_steps)
         self._hold = self.choose("steps_per_phrase")
         if self._hold < 1:
             raise ConfigError(f"--steps-per-phrase must be at least 1, but is {self._hold}")
@@ -157,12 +168,13 @@ class ResolvedOptions:
             "marks": self.choose("marks"),
             "steps_per_phrase": self._hold,
             **describe_context(self._examples, self._frames),
+            **({} if self._thinking is None else {"think": self._thinking.metadata}),
         }
 
     def refuse_unused(self) -> None:
         """A flag that would be ignored is an error."""
         if self._model == RANDOM or self._is_constant:
-            unused = ("engine", "engine_url", "max_batch", "contrast", "marks", *_SHOWN, *_LOADING)
+            unused = ("engine", "engine_url", "max_batch", "contrast", "marks", *_SHOWN, *_THINKING, *_LOADING)
             why = f"no model is loaded for {self._model!r}"
         elif self._options.engine == "openai":
             if self.settings.contrast:
@@ -241,6 +253,9 @@ class ResolvedOptions:
             worker.forget,
             metadata,
             PromptContext(self._examples, self._frames),
+            None
+            if self._thinking is None
+            else Thinker(self._thinking, worker.think, self.template, self.grammar.sentences),
         )
         if self._projection is not None:
             policy = MarkedPolicy(policy, self.choose("marks"), self._projection)
@@ -271,6 +286,31 @@ class ResolvedOptions:
             blank=build_prompt(self.template, replace(observation, proprio=None)),
         )
         return [request, request]
+
+    def build_warm_thought(self) -> tuple[ThoughtRequest, GenerationRequest] | None:
+        """A short thought, and what reads it; None where the model shall not think."""
+        if self._thinking is None:
+            return None
+        return build_warm_thought(self._thinking, self.template, self.build_warm_up()[0])
+
+    def _find_thinking(self, between_steps: bool) -> ThinkSettings | None:
+        """Raises ConfigError where the model cannot write, or its prompt does not show what was written."""
+        name = self.choose("think")
+        if name is None:
+            if self._options.think_every or self._options.think_tokens:
+                raise ConfigError("--think-every and --think-tokens would change nothing without --think")
+            return None
+        settings = ThinkSettings(
+            load_thought_plan(name), self.choose("think_every"), self.choose("think_tokens"), between_steps
+        )
+        own = self.checkpoint.sidecar.get("prompt") if self.checkpoint else None
+        if self._is_paligemma or (own and load_template(own).reasoning is None):
+            raise ConfigError(f"--think has the model write free text, but {self._model} only gives short answers")
+        if self.checkpoint is not None and self.choose("decoder") == "outlines":
+            raise ConfigError("--think needs what --decoder trie keeps between steps; leave --decoder out")
+        if self.template.reasoning is None:
+            raise ConfigError(f"--think: the prompt {self.template.name} has no block [reasoning] to show it in")
+        return settings
 
     def _find_projection(self) -> Projection | None:
         """What marks are drawn with, None without them."""

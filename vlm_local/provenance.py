@@ -17,7 +17,7 @@ _PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance
 _DECIDES = (
     *("model", "checkpoint_sha256", "engine", "quantize", "dtype", "decoder", "grammar", "prompt", "steps"),
     *("embodiment", "decide", "temperature", "contrast", "marks", "history", "posterior"),
-    *("steps_per_phrase", "workspace_m", "max_step", "examples", "frames"),
+    *("steps_per_phrase", "workspace_m", "max_step", "examples", "frames", "think"),
 )
 _ADDED = {"contrast": 0.0}  # settings younger than some results, which were made without them
 # What may differ between the parts of a result that was continued, so that each says its own.

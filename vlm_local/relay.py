@@ -15,6 +15,7 @@ import http.client
 import json
 import os
 import select
+import socket
 import sys
 import threading
 import time
@@ -25,12 +26,14 @@ from urllib.parse import urlsplit
 HEADER = "Vlm-Local-Request"  # "CONNECTION-NUMBER": 16 hexadecimal digits; 1, 2, ... within that connection
 HOLD_S = 30.0
 MAX_CONNECTIONS = 64
+FIRST_S = 10.0  # from a connection's begin to its first whole request; afterwards a station may rest for hours
 MAX_BODY = 2**27  # bytes; the server has a limit of its own
 
 _HELD = {"POST": ("/act", "/reset", "/answer"), "GET": ("/health", "/metadata")}  # nothing else is passed on
 _PROBE_EVERY_S, _PROBE_S = 5.0, 2.0  # while an answer is awaited it is asked whether the tunnel lives
 _RETRY_S = 0.25
 _TRANSFER_S = 30.0  # for the rest of a request or an answer that has begun
+_ROOM_S = 1.0  # for the thread of a closed connection to end
 _OF_ONE_LINK = ("connection", "keep-alive", "transfer-encoding", "content-length", "te", "upgrade", "expect")
 
 
@@ -105,7 +108,11 @@ class Upstream:
 
 
 class Relay(ThreadingHTTPServer):
-    """Listens from the start; `serve_forever` answers."""
+    """Listens from the start; `serve_forever` answers.
+
+    Where all places are taken, a new connection gets that of one that rests: first of those that have never asked
+    anything, then the one that has rested longest. A station whose connection was closed opens another.
+    """
 
     daemon_threads = True
     request_queue_size = 64
@@ -113,13 +120,28 @@ class Relay(ThreadingHTTPServer):
     def __init__(self, upstream, listen=("127.0.0.1", 8000), hold_s=HOLD_S):
         """upstream: (host, port) of the tunnelled port. Raises OSError where `listen` cannot be had."""
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        super().__init__(listen, partial(_Handler, upstream, hold_s))
+        self.handlers = set()  # one for each connection
+        super().__init__(listen, partial(_Handler, self.handlers, upstream, hold_s))
 
     def process_request(self, request, client_address):
-        if self._places.acquire(blocking=False):
+        if self._places.acquire(blocking=False) or (self._make_room() and self._places.acquire(timeout=_ROOM_S)):
             super().process_request(request, client_address)
         else:
             self.shutdown_request(request)
+
+    def service_actions(self):
+        """Called twice a second: ends connections whose client is too slow."""
+        now = time.monotonic()
+        for handler in list(self.handlers):
+            if now > handler.due:
+                handler.hang_up()
+
+    def _make_room(self):
+        """Whether a connection could be ended."""
+        resting = [handler for handler in list(self.handlers) if handler.is_resting()]
+        if resting:
+            min(resting, key=lambda handler: (handler.has_asked, handler.since)).hang_up()
+        return bool(resting)
 
     def process_request_thread(self, request, client_address):
         try:
@@ -133,19 +155,55 @@ class Relay(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """One connection of a station, which lasts for its whole job."""
+    """One connection of a station, which lasts for its whole job.
+
+    due: when the client must have sent, or taken, what it is about to. since: when the last request was answered.
+    has_asked: whether one was passed on.
+    """
 
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def __init__(self, upstream, hold_s, *args):
-        """upstream, hold_s: as Relay takes them."""
-        self._hold_s, self._upstream = hold_s, Upstream(upstream, hold_s)
+    def __init__(self, handlers, upstream, hold_s, *args):
+        """handlers: to be in while the connection lasts. upstream, hold_s: as Relay takes them."""
+        self._handlers, self._hold_s, self._upstream = handlers, hold_s, Upstream(upstream, hold_s)
         super().__init__(*args)
 
+    def setup(self):
+        super().setup()
+        self.has_asked = False
+        self._rest()
+        self._handlers.add(self)
+
     def finish(self):
+        self._handlers.discard(self)
         self._upstream.close()
         super().finish()
+
+    def hang_up(self):
+        """Any thread may call it: what waits for the client fails."""
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def is_resting(self):
+        """Whether no request is here or on its way."""
+        try:
+            return self._is_idle and not select.select([self.connection], [], [], 0)[0]
+        except (OSError, ValueError):  # it has just been closed
+            return False
+
+    def _rest(self):
+        self.since = time.monotonic()
+        self.due = float("inf") if self.has_asked else self.since + FIRST_S
+        self._is_idle = True
+
+    def handle_one_request(self):
+        super().handle_one_request()
+        self._rest()
+
+    def parse_request(self):
+        self._is_idle, self.due = False, min(self.due, time.monotonic() + _TRANSFER_S)
+        return super().parse_request()
 
     def do_GET(self):
         self._pass_on()
@@ -158,13 +216,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             self._refuse(413, f"the relay takes bodies with a Content-Length of at most {MAX_BODY}")
             return
-        self.connection.settimeout(_TRANSFER_S)
         body = self.rfile.read(int(length))
-        self.connection.settimeout(None)
+        if len(body) < int(length):
+            self.close_connection = True
+            return
         if not urlsplit(self.path).path.endswith(_HELD[self.command]):
             self._refuse(404, f"the relay passes on {self.command} {', '.join(_HELD[self.command])} only")
             return
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_ONE_LINK}
+        self.has_asked, self.due = True, float("inf")
         try:
             status, kind, answer = self._upstream.ask(self.command, self.path, body, headers)
         except LinkDown:
@@ -176,6 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(status, "application/json", json.dumps({"error": reason}).encode() + b"\n")
 
     def _answer(self, status, kind, body):
+        self.due = min(self.due, time.monotonic() + _TRANSFER_S)
         self.send_response_only(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))

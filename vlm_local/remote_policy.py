@@ -16,6 +16,7 @@ from vlm_local.types import AXES, Decision, Observation
 _ROUNDED = 1e-6  # how far a rounded probability may be outside of 0..1
 _MAX_ENTRIES = 32  # of timings, and of what wrappers and engines add
 _MAX_TEXT = 300
+_MAX_REASONING = 4000  # characters: twice the longest thought, in most languages
 _LARGEST = 1e300
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,40}")  # stages stand in a header, names of extras in metrics
 _PHRASES = frozenset(list_phrases() + list_slight_phrases())
@@ -71,13 +72,13 @@ def _read_decision(action: np.ndarray, details: Mapping[str, Any], http_ms: floa
     return Decision(
         action,
         phrase,
-        read_number(details.get("probability"), 0),
-        read_number(details.get("margin"), -1),
-        _read_marginals(details.get("marginals")),
-        read_number(details.get("missing_mass"), 0),
-        {**read_timings(details.get("timings_ms")), "http": http_ms},
-        None if not fault else fault[:_MAX_TEXT] if isinstance(fault, str) else _show(fault),
-        extra,
+        probability=read_number(details.get("probability"), 0),
+        margin=read_number(details.get("margin"), -1),
+        marginals=_read_marginals(details.get("marginals")),
+        missing_mass=read_number(details.get("missing_mass"), 0),
+        timings_ms={**read_timings(details.get("timings_ms")), "http": http_ms},
+        fault=None if not fault else fault[:_MAX_TEXT] if isinstance(fault, str) else _show(fault),
+        extra=extra,
     )
 
 
@@ -119,6 +120,8 @@ def read_timings(value: Any) -> dict[str, float]:
 def _read_extra(value: Any) -> dict[str, Any]:
     """Plain values and short lists of them. `cut` is counted by its names, so it holds nothing but joints."""
     found = {name: entry for name, entry in _list_entries(value) if _is_plain(entry) or _is_plain_list(entry)}
+    if isinstance(value, dict) and isinstance(value.get("reasoning"), str):
+        found["reasoning"] = value["reasoning"][:_MAX_REASONING]
     if not isinstance(found.get("cut", []), list) or not all(name in JOINTS for name in found.get("cut", [])):
         del found["cut"]
     return found

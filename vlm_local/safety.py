@@ -36,9 +36,9 @@ class Workspace:
 
 # The bounds that AutoEval's stations hold their own WidowX arms to.
 WORKSPACES = {
-    "autoeval-drawer": Workspace((0.126, 0.364), (-0.165, 0.077), (0.0216, 0.1637)),
+    "autoeval-drawer": Workspace((0.1260, 0.3636), (-0.1645, 0.0770), (0.0216, 0.1637)),
     "autoeval-sink": Workspace((0.1998, 0.3647), (-0.0985, 0.1950), (0.0871, 0.2340)),
-    "autoeval-cloth": Workspace((0.162, 0.401), (-0.148, 0.267), (0.0204, 0.1787)),
+    "autoeval-cloth": Workspace((0.1620, 0.4013), (-0.1477, 0.2674), (0.0204, 0.1787)),
 }
 
 

@@ -39,6 +39,7 @@ class Observation:
     step: number of this control step in its episode, from 0. The episode counts; policies do not.
     gripper: the command that the gripper is under, 0 closed..1 open, where the caller knows what was sent
         to the robot. None: the policy's own last command counts.
+    unmarked: the picture as it came, where `image` was drawn into; None where it was not.
     """
 
     image: np.ndarray
@@ -46,6 +47,7 @@ class Observation:
     proprio: np.ndarray | None = None
     step: int = 0
     gripper: float | None = None
+    unmarked: np.ndarray | None = None
 
     @property
     def opening(self) -> float | None:
@@ -63,6 +65,7 @@ class Decision:
     probability: of the phrase, renormalised under the grammar; None where it was not computed.
     margin: probability minus that of the second-best phrase.
     marginals: axis name -> (p(-1), p(0), p(+1)); lower bounds that miss `missing_mass` in sum.
+    probabilities: of every phrase of the grammar, where the posterior is "exact"; None otherwise.
     timings_ms: stage -> milliseconds.
     fault: why this is a stand-still instead of an answer, or None.
     extra: what a wrapper or engine adds to the record (JSON values only).
@@ -74,6 +77,7 @@ class Decision:
     margin: float | None = None
     marginals: Mapping[str, tuple[float, float, float]] | None = None
     missing_mass: float | None = None
+    probabilities: Mapping[str, float] | None = None
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     fault: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -185,6 +189,37 @@ class Generation:
     timings_ms: Mapping[str, float] = field(default_factory=dict)
     stats: Mapping[str, float] = field(default_factory=dict)
     features: np.ndarray | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ThoughtRequest:
+    """A request to write named fields about what is seen, in free text, between two steps of a robot.
+
+    image, episode: as in GenerationRequest. prompt: asks for the fields.
+    fields: (name, most tokens of its text) in order. max_tokens: of all texts together; what they do not reach to is
+        not written.
+    is_awaited: a caller that no robot waits for stands still until it is written: the robots' pauses do not count.
+    """
+
+    image: np.ndarray
+    prompt: Prompt
+    episode: str
+    fields: tuple[tuple[str, int], ...]
+    max_tokens: int
+    is_awaited: bool = False
+
+
+@dataclass(frozen=True)
+class Thought:
+    """What an engine wrote. It is the model's own words: untrusted.
+
+    text: a line "NAME: words" for each field that has any, in order; without control characters. num_tokens: that
+    were written, the ends of fields included. ms: that the engine spent on it.
+    """
+
+    text: str
+    num_tokens: int
+    ms: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)

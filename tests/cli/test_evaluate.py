@@ -41,6 +41,18 @@ def test_eval_writes_rows_and_report_and_prints_baselines(data_set, tmp_path, ca
     )
 
 
+def test_some_episodes_only_and_then_another(data_set, tmp_path, capsys):
+    def list_episodes(*names):
+        flags = [flag for name in names for flag in ("--episode", name)]
+        status = _eval(data_set, tmp_path / "out", "--policy", "stop", *flags)
+        return status, sorted({json.loads(line)["episode"] for line in (tmp_path / "out/rows.jsonl").open()})
+
+    assert list_episodes("2") == (0, [2])
+    assert list_episodes("2", "0") == (0, [0, 2])
+    assert list_episodes("9") == (2, [0, 2])
+    assert "has no episode 9" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("synonym", [[], ["--resume"]])
 def test_eval_again_asks_nothing(data_set, tmp_path, synonym):
     assert _eval(data_set, tmp_path / "out", "--policy", "stop") == 0
@@ -99,12 +111,12 @@ def test_calibrate_writes_a_table_that_steps_takes(data_set, tmp_path, capsys):
     assert _eval(data_set, tmp_path / "out", "--policy", "stop", "--steps", str(out)) == 0
 
 
-def _record(folder, phrases):
+def _record(folder, phrases, **more):
     writer = RunWriter(folder)
     writer.start_episode("arm", {"seed": 1})
     for step, phrase in enumerate(phrases):
         line = {"robot": "arm", "phrase": phrase, "instruction": "lift the cup", "proprio": None, "action": [0.0] * 7}
-        writer.add_step(line | {"step": step}, recordings.make_images(1, step)[0])
+        writer.add_step(line | {"step": step, **more}, recordings.make_images(1, step)[0])
     writer.close()
 
 
@@ -116,7 +128,16 @@ def test_replay_shows_the_first_divergence(tmp_path, capsys):
     assert [line.split()[1] for line in printed.splitlines() if line.startswith(("    2", "    4"))] == ["≠", "≠"]
     _record(tmp_path / "same", ["stop", "stop"])
     assert main(["replay", str(tmp_path / "same"), "--policy", "stop"]) == 0
-    assert "they agree throughout" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "they agree throughout" in out and "thoughts" not in out
+
+
+def test_a_replay_without_thoughts_of_a_recording_with_them_says_so(tmp_path, capsys):
+    _record(tmp_path / "run", ["stop", "stop"], extra={"reasoning": "TASK: lift", "reasoning_step": 0})
+    assert main(["replay", str(tmp_path / "run"), "--policy", "stop"]) == 0
+    out = capsys.readouterr().out
+    assert "at 2 recorded and 0 replayed steps: this replay is without thoughts" in out
+    assert json.loads(out.splitlines()[-1])["reasoned"] == {"recorded": 2, "replayed": 0}
 
 
 def test_replay_draws_as_the_recorded_server_did_also_where_a_step_was_not_recorded(tmp_path, capsys):

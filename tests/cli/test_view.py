@@ -21,6 +21,8 @@ from vlm_local.data.runs import RunWriter
 
 LEFT, RIGHT, UP, DOWN, ESCAPE = "\ue012", "\ue014", "\ue013", "\ue015", "\ue00c"  # as WebDriver names keys
 FOREIGN = "lift </script><b>the cup</b>"
+WORDS = f"TASK: {FOREIGN}\nPLAN: <img src=x onerror=alert(1)>"  # a model may write anything
+THOUGHT = {"reasoning": WORDS, "reasoning_step": 0, "reasoning_age": 1, "reasoning_tokens": 9, "reasoning_ms": 12.5}
 needs_browser = pytest.mark.skipif(find_missing() is not None, reason=f"{find_missing()} is not installed")
 
 
@@ -42,6 +44,7 @@ def _write_episode(writer, robot, instruction, outcome=None, fault=None, frames=
             "action": [0.0] * 7,
             "fault": fault if step == 1 else None,
             "model": "tiny",
+            "extra": {} if fault is None else THOUGHT,
         }
         writer.add_step(line, np.full((64, 64, 3), 80 * step, np.uint8) if frames else None)
     writer.end_episode(robot, {"outcome": outcome} if outcome else None)
@@ -190,6 +193,11 @@ def test_a_shared_episode_opens_from_disk_and_asks_no_network(browser, runs, tmp
     browser.open(f"file://{tmp_path}/episode.html", 390, 844)
     browser.wait("document.querySelector('#stage .frame')?.naturalWidth === 64")
     assert browser.text("#stage .instruction") == FOREIGN and not browser.run("return document.querySelector('b')")
+    assert browser.run("return document.querySelector('#stage .reasoning p').textContent") == WORDS
+    title = "Reasoning about step 0, 1 step before this, 9 tokens in 13 ms"
+    assert browser.text("#stage .reasoning summary") == title and not browser.run(
+        "return document.querySelector('[src=x]')"
+    )
     browser.press(RIGHT)
     assert browser.text("#where") == "2 of 3" and "out of memory" in browser.text("#stage .badges")
     browser.press(" ")
@@ -206,6 +214,7 @@ def test_a_shared_file_holds_every_picture_and_names_no_place(runs, tmp_path, ca
     shades = [Image.open(io.BytesIO(base64.b64decode(picture))).getpixel((0, 0))[0] for picture in pictures]
     assert shades == pytest.approx([0, 80, 160], abs=2)
     assert not re.search(r"""(?:src|href)=["'](?!data:)|https?://|@import""", text)
+    assert "<img src=x" not in text and r"\u003cimg src=x" in text
     assert str(runs) not in text and "3 pictures" in capsys.readouterr().out
     assert "data:image" not in _share(runs, tmp_path / "blind.html", "simulated/episodes/reach-1")
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
-from tests.slow import FAMILIES
+from tests.slow import FAMILIES, slow
+from tests.tiny_models import FAMILIES as ALL
 from vlm_local.bench.steering import bias_tree
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
@@ -44,8 +45,11 @@ def list_live_tokens(loaded, processing):
     return [*sorted(words), loaded.eos_token_id]
 
 
-@pytest.mark.parametrize("is_static", [False, True])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "is_static"),
+    [("qwen2-vl", False), ("qwen3-vl", False), ("paligemma2", True), ("smolvlm2", True)]
+    + [slow(family, is_static) for family in ALL for is_static in (False, True)],
+)
 def test_a_constant_on_a_tokens_logit_changes_nothing_at_one(family, is_static):
     """Tokens of the whole grammar, the end token included."""
     loaded, processing = load_tiny(family)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vlm_local.engines.scripted import ScriptedEngine
 from vlm_local.errors import ConfigError, EngineError, RequestError
-from vlm_local.types import GenerationRequest, Prompt
+from vlm_local.types import GenerationRequest, Prompt, Thought
 
 CHOICES = ("yes", "no", "perhaps")
 
@@ -41,6 +41,16 @@ class OddEngine(ScriptedEngine):
         if request.prompt.after == "odd":
             return EngineError("the request could not be prepared: ValueError: an odd picture")
         return super().generate([request])[0]
+
+    def think(self, episode, request=None):
+        """Two pieces: the second says what the first one's pictures and question were."""
+        if request is not None:
+            self.begun = request
+            return "look"
+        if self.begun.prompt.after == "raise":
+            raise ZeroDivisionError("nothing to divide by")
+        shown = [int(picture.pixels.sum()) for picture in self.begun.prompt.pictures]
+        return Thought(f"TASK: {self.begun.prompt.after} {shown}", 2)
 
     def forget(self, episode):
         self.forgotten.append(episode)

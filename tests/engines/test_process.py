@@ -20,7 +20,7 @@ from vlm_local.engines.process import EngineProcess
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError, EngineError, RequestError
 from vlm_local.policy_options import PolicyOptions, open_engine
-from vlm_local.types import GenerationRequest, Prompt
+from vlm_local.types import GenerationRequest, Picture, Prompt, Thought, ThoughtRequest
 
 
 @pytest.fixture
@@ -36,6 +36,20 @@ def test_it_answers_from_elsewhere_and_tells_what_it_knows(engine):
     engine.forget("robot/0")
     engine.generate([ask()])
     assert engine.metadata["forgotten"] == ["robot/0"]
+
+
+def test_a_thought_crosses_the_pipe_piece_by_piece_beside_steps(engine):
+    for value in (0, 1):
+        picture = Picture(np.full((2, 2, 3), value, np.uint8))
+        prompt = replace(ask("why").prompt, earlier=(picture,))
+        request = ThoughtRequest(ask().image, prompt, "robot/0", (("TASK", 9),), 9)
+        assert engine.think("robot/0", request) == "look"
+        assert engine.generate([replace(ask(), prompt=prompt)])[0].sentence == "perhaps"
+        assert engine.think("robot/0") == Thought(f"TASK: why [{12 * value}]", 2)
+    engine.think("robot/0", ThoughtRequest(ask().image, ask("raise").prompt, "robot/0", (), 9))
+    with pytest.raises(EngineError, match="nothing to divide by"):
+        engine.think("robot/0")
+    assert engine.generate([ask()])[0].sentence == "perhaps"
 
 
 def test_a_model_answers_as_it_does_in_this_process():

@@ -6,7 +6,9 @@ from PIL import Image
 
 from tests.server.browser import Browser, find_missing
 from tests.server.observing import observe
-from tests.serving import IMAGE, PHRASE, SteeredEngine
+from tests.server.test_answers import BRIGHT, DRAWER, build_question
+from tests.serving import IMAGE, PHRASE, SteeredEngine, ask
+from vlm_local.data.questions import open_labelled
 from vlm_local.errors import EngineError
 from vlm_local.server.access import Gate
 from vlm_local.server.service import ServerSettings
@@ -53,6 +55,20 @@ def test_robots_stand_side_by_side_and_follow_their_steps(browser, server):
     server.act("/s/left/act?details=1")
     browser.wait("document.querySelector('.phrase').innerText === 'move down, close gripper'")
     browser.wait("document.getElementById('counters').innerText.replace(/\\s+/g, ' ').includes('steps 3')")
+    assert not browser.read_log()
+
+
+def test_a_person_says_what_a_detector_should_have_said(browser, server, tmp_path):
+    server.engine.phrase = "yes"
+    ask(server.port, "POST", "/answer", build_question())
+    browser.open(f"{server.url}/#detector")
+    browser.wait("document.querySelector('.tile img')?.naturalWidth === 48")
+    assert browser.text(".tile .muted") == DRAWER and str(tmp_path) in browser.text("#answers-place")
+    assert "yes, 100 % sure" in browser.text(".tile")
+    browser.click(".choices button:nth-child(2)")
+    browser.wait("document.querySelector('.choices [aria-pressed=true]')?.innerText === 'no'")
+    (image,) = open_labelled(tmp_path / "run/answers").open_images(pytest.fail)
+    assert image.answer == "no" and (image.image == BRIGHT).all()
     assert not browser.read_log()
 
 

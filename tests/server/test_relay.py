@@ -3,11 +3,12 @@
 import http.client
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 
 import pytest
 
@@ -108,13 +109,13 @@ def test_a_repeat_waits_for_the_first_that_is_still_under_way(way):
 
 def test_a_job_survives_a_tunnel_that_is_gone_for_a_while(way, tmp_path):
     server, link, port = way
-    breaks = threading.Thread(target=lambda: (until(lambda: len(server.records) > 30), link.break_down(3.0)))
+    breaks = threading.Thread(target=lambda: (until(lambda: len(server.records) > 14), link.break_down(3.0)))
     breaks.start()
-    plan = JobPlan(f"http://127.0.0.1:{port}", "open_drawer", episodes=2, max_steps=25, test_every=0)
+    plan = JobPlan(f"http://127.0.0.1:{port}", "open_drawer", episodes=2, max_steps=12, test_every=0)
     report = run_job(plan, tmp_path / "job")
     breaks.join()
     assert report["would_have_ended"] == [] and report["answer_ms"]["max"] > 1000
-    assert _count_steps(server) == 50
+    assert _count_steps(server) == 24
     assert {record.about["episode"] for record in server.records} == {0, 1}
 
 
@@ -158,6 +159,40 @@ def test_only_what_a_station_asks_is_passed_on(way):
     assert (
         ask(port, "POST", "/act", build_body(), {"Origin": "http://elsewhere.example"})[0] == 403
     )  # as the server says
+
+
+def _ends(connection, seconds):
+    """Whether the other side ends a connection within this time."""
+    connection.settimeout(seconds)
+    try:
+        return connection.recv(1) == b""
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+
+
+def test_who_sends_nothing_or_too_slowly_is_cut_off_and_a_station_may_rest(way, monkeypatch):
+    monkeypatch.setattr("vlm_local.relay.FIRST_S", 0.5)
+    _, _, port = way
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as station:
+        assert _act(station)["step"] == 0
+        silent, slow = (socket.create_connection(("127.0.0.1", port)) for _ in range(2))
+        with silent, slow:
+            slow.sendall(b"POST /act HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
+            assert _ends(silent, 10) and _ends(slow, 10)
+        assert _act(station)["step"] == 1  # over the same connection
+
+
+def test_where_all_places_are_taken_the_silent_make_room_and_a_station_keeps_its_own(monkeypatch):
+    monkeypatch.setattr("vlm_local.relay.MAX_CONNECTIONS", 4)
+    with serve() as server, relay_to(server.port) as port, ExitStack() as stack:
+        station = stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)))
+        assert _act(station)["step"] == 0
+        strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(8)]
+        assert sum(_ends(each, 0.2) for each in strangers) == 5  # three of them have a place
+        assert _act(station)["step"] == 1
+        assert ask(port, "POST", "/s/second/act", build_body())[0] == 200  # another station gets one
 
 
 def test_a_number_stands_for_one_request():

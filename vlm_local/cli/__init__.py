@@ -15,6 +15,7 @@ import traceback
 from contextlib import redirect_stdout
 from typing import NoReturn
 
+from vlm_local.cli.options import fill_from_settings
 from vlm_local.cli.output import ShowVersion, add_output_options, set_verbosity
 from vlm_local.cli.parser import CommandParser
 from vlm_local.errors import VLMLocalError
@@ -30,12 +31,13 @@ GROUPS = {
         "station",
         "outcomes",
         "eval",
+        "tune",
         "compare",
         "eval-answers",
         "spatial",
         "ceiling",
     ),
-    "show it to others": ("share", "pack", "verify", "leaderboard"),
+    "show it to others": ("share", "pack", "verify", "leaderboard", "card"),
     "train, measure": ("train", "bench"),
     "set up a shell": ("completion",),
 }
@@ -92,6 +94,7 @@ def _run(argv: list[str] | None) -> int:
     if argv is None and args.command != "serve":  # which ends in order, with what is in flight
         watch.start()
     try:
+        fill_from_settings(args)
         with redirect_stdout(PlainStream(sys.stdout)):
             return args.run(args)
     except VLMLocalError as error:

@@ -14,10 +14,13 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("eval-answers", help="score a success detector on labelled pictures")
     parser.description = (
         "Asks a model one question about every picture of --data and scores its answers. --policy also takes the URL "
-        "of a running server. --data holds AutoEval's record-*.pkl files, or a folder of pictures for each answer."
+        "of a running server. --data holds AutoEval's record-*.pkl or positives.pkl and negatives.pkl, a live page's "
+        "labels.jsonl, or a folder of pictures for each answer."
     )
     parser.add_argument("--data", required=True, type=Path, metavar="FOLDER", help="the labelled pictures")
-    parser.add_argument("--question", help="what to ask [AutoEval's question for its own files]")
+    parser.add_argument("--question", help="what to ask [what the data say]")
+    text = "positives.pkl and negatives.pkl are older than 2026-01-29: blue comes first"
+    parser.add_argument("--bgr", action="store_true", help=text)
     parser.add_argument(
         "--precision", type=number(0.001, 1), default=0.95, metavar="P", help="wanted of answers that count [0.95]"
     )
@@ -35,11 +38,11 @@ def run(args: argparse.Namespace) -> int:
     from vlm_local.lab.detector.run import evaluate_detector
     from vlm_local.progress import open_bar
 
-    labelled = open_labelled(args.data)
+    labelled = open_labelled(args.data, args.bgr, args.question)
     check_choices(list(labelled.choices))
     question = args.question or labelled.question
     if question is None:
-        raise ConfigError(f"{args.data} holds plain pictures; say with --question what to ask about them")
+        raise ConfigError(f"{args.data} says no question; say with --question what to ask about them")
     left_out: list[str] = []
     with (
         _open_detector(args, question, labelled.choices) as (ask, policy),
@@ -52,10 +55,15 @@ def run(args: argparse.Namespace) -> int:
         )
     for line in left_out[:10]:
         print(escape_controls(f"left out: {line}"), file=sys.stderr)
-    numbers = ("images", "accuracy", "interval", "majority", "by_answer", "calibration")
-    result = {name: report[name] for name in numbers} | {"left_out": len(left_out), "out": str(args.out)}
-    print_result(args, _format_report(report, args.out), result)
+    result = pick_scores(report) | {"left_out": len(left_out), "out": str(args.out)}
+    print_result(args, format_report(report, args.out), result)
     return 0
+
+
+def pick_scores(report: dict) -> dict:
+    """What the last line of the output tells of a report."""
+    names = ("images", "accuracy", "interval", "majority", "by_answer", "calibration")
+    return {name: report[name] for name in names}
 
 
 @contextmanager
@@ -84,7 +92,8 @@ def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, 
         policies.close()
 
 
-def _format_report(report: dict, folder: Path) -> str:
+def format_report(report: dict, folder: Path) -> str:
+    """For a terminal."""
     from vlm_local.lab.formats import format_fixed, format_share
 
     low_high = "" if report["interval"] is None else "  ({:.1%} to {:.1%})".format(*report["interval"])

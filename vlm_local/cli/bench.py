@@ -19,6 +19,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     _add_profile(kinds)
     _add_rows(kinds)
     _add_examples(kinds)
+    _add_think(kinds)
     _add_limit(kinds)
     _add_load(kinds)
     _add_mixed(kinds)
@@ -139,6 +140,22 @@ def _run_examples(args: argparse.Namespace) -> int:
     from vlm_local.bench.examples import run
 
     return run(read_policy_options(args), args.shape, args.layers, args.counts, args.rounds)
+
+
+def _add_think(kinds: argparse._SubParsersAction) -> None:
+    text = "how long a step takes while thoughts are written between steps, beside steps without"
+    parser = kinds.add_parser("think", help=text)
+    add_policy_options(parser)
+    parser.add_argument("--hz", type=number(0.01, 1000), default=5.0, help="steps a second of the robot [5]")
+    parser.add_argument("--rounds", type=count(), default=10, metavar="N", help="episodes of each kind, in turns [10]")
+    parser.add_argument("--episode-steps", type=count(), default=30, metavar="N", help="[30]")
+    parser.set_defaults(run=_print_last_line(_run_think))
+
+
+def _run_think(args: argparse.Namespace) -> int:
+    from vlm_local.bench.think import run
+
+    return run(read_policy_options(args), args.hz, args.rounds, args.episode_steps)
 
 
 def _add_limit(kinds: argparse._SubParsersAction) -> None:

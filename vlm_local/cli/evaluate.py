@@ -36,6 +36,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add_data_options(parser)
     parser.add_argument("--every", type=count(), default=1, metavar="N", help="ask every Nth step [1]")
     parser.add_argument("--limit", type=count(), metavar="N", help="only the first N episodes [all]")
+    text = "only this one: its number from 0, or its name in a recorded run; may be given again [all]"
+    parser.add_argument("--episode", action="append", default=[], metavar="NAME", help=text)
     parser.add_argument("--seed", type=seed(), default=0, help="of draws, intervals and tests [0]")
     parser.add_argument("--workers", type=workers(), default=1, metavar="N", help="episodes at a time [1]")
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # what is always done
@@ -57,7 +59,7 @@ def _eval(args: argparse.Namespace) -> int:
 
     from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
-    from vlm_local.errors import ConfigError
+    from vlm_local.errors import ConfigError, DataError
     from vlm_local.lab.offline import baselines
     from vlm_local.lab.offline.report import format_report
     from vlm_local.lab.offline.run import EvaluationPlan, evaluate
@@ -81,12 +83,22 @@ def _eval(args: argparse.Namespace) -> int:
         args.split,
         args.state_layout,
         selection.embodiment,
+        tuple(args.episode),
     )
-    num_episodes = min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
+    num_episodes = len(args.episode) or min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
 
     def open_data(report):
+        missing = set(args.episode)
         episodes = open_data_set(args.data, selection, report).episodes
-        return takewhile(lambda episode: args.limit is None or episode.index < args.limit, episodes)
+        for episode in takewhile(lambda episode: args.limit is None or episode.index < args.limit, episodes):
+            names = {str(episode.index), Path(episode.source).name}
+            if not args.episode or names & set(args.episode):
+                missing -= names
+                yield episode
+                if args.episode and not missing:
+                    return
+        if missing:
+            raise DataError(f"{args.data} has no episode {', '.join(sorted(missing))}")
 
     with open_bar("eval", num_episodes, "episode") as shown:
         report = evaluate(
@@ -110,7 +122,7 @@ def _replay(args: argparse.Namespace) -> int:
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.runs import RunWriter, read_run
     from vlm_local.errors import ConfigError, DataError
-    from vlm_local.lab.offline.replay import record_replay, replay_episode
+    from vlm_local.lab.offline.replay import count_reasoned, record_replay, replay_episode, tell_reasoned
     from vlm_local.lab.sources import open_source
 
     def replay(episode) -> list:
@@ -126,7 +138,7 @@ def _replay(args: argparse.Namespace) -> int:
         raise DataError(f"{args.recording} is no recorded run: it has no folder episodes/")
     if args.out is not None and (args.out / "episodes").exists():
         raise ConfigError(f"{args.out} holds a run already; choose another --out")
-    num_steps = num_same = 0
+    num_steps = num_same = num_reasoned = num_thought = 0
     with closing(open_source(read_policy_options(args))) as source:
         policy = source.build("replay")
         writer = None if args.out is None else RunWriter(args.out, {"replay": True, **policy.metadata})
@@ -138,12 +150,17 @@ def _replay(args: argparse.Namespace) -> int:
                 )
             different = [step.step for step in steps if step.differs]
             print(f"first divergence: step {different[0]}" if different else "they agree throughout")
+            recorded, replayed = count_reasoned(episode.lines, steps)
+            num_reasoned, num_thought = num_reasoned + recorded, num_thought + replayed
             num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
     if not num_steps:
         raise DataError(f"{args.recording} holds no step")
     table = f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})"
+    if told := tell_reasoned(num_reasoned, num_thought):
+        table += f"\n{told}"
     out = {} if args.out is None else {"out": str(args.out)}
-    print_result(args, table, {"steps": num_steps, "same": num_same, **out})
+    reasoned = {"recorded": num_reasoned, "replayed": num_thought}
+    print_result(args, table, {"steps": num_steps, "same": num_same, "reasoned": reasoned, **out})
     return 0
 
 

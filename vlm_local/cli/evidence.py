@@ -12,7 +12,10 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("pack", help="one archive of a result folder, for others to verify")
     parser.add_argument("folder", type=Path, metavar="RESULT", help="--out folder of a finished eval, sim or spatial")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"[{_DEFAULT}]")
-    parser.add_argument("--no-pictures", action="store_true", help="without frames and films; all scores stay")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--no-pictures", action="store_true", help="without frames and films; all scores stay")
+    text = "frames and films of this one only, e.g. reach-3; may be given again; all scores stay"
+    shown.add_argument("--episode", action="append", default=[], metavar="NAME", help=text)
     parser.set_defaults(run=_pack)
 
     parser = subparsers.add_parser("verify", help="score a result again without its weights")
@@ -26,13 +29,18 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/leaderboard.md"), metavar="FILE")
     parser.set_defaults(run=_leaderboard)
 
+    parser = subparsers.add_parser("card", help="write verified `sim` results into the model card of their checkpoint")
+    parser.add_argument("folder", type=Path, metavar="FOLDER", help="the checkpoint; its README.md says where they go")
+    parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="archives of pack, or folders")
+    parser.set_defaults(run=_card)
+
 
 def _pack(args: argparse.Namespace) -> int:
     from vlm_local.lab.evidence.archive import pack, seal
 
     folder = args.folder.resolve()
     out = args.out or folder.with_name(folder.name + _DEFAULT.removeprefix("FOLDER"))
-    manifest = pack(args.folder, out, not args.no_pictures)
+    manifest = pack(args.folder, out, not args.no_pictures, args.episode)
     size, count = out.stat().st_size, len(manifest["files"])
     table = f"{out}: {count} files of `{manifest['kind']}`, {size / 1e3:,.0f} kB\nseal {seal(manifest)}"
     about = {"out": str(out), "kind": manifest["kind"], "files": count, "bytes": size, "seal": seal(manifest)}
@@ -59,6 +67,14 @@ def _leaderboard(args: argparse.Namespace) -> int:
 
     num_rows = write_leaderboard([_verify_with_bar(path) for path in args.results], args.out)
     print_result(args, f"{num_rows} rows: {args.out}", {"rows": num_rows, "out": str(args.out)})
+    return 0
+
+
+def _card(args: argparse.Namespace) -> int:
+    from vlm_local.lab.evidence.card import write_card
+
+    num_results = write_card(args.folder, [_verify_with_bar(path) for path in args.results])
+    print_result(args, f"{num_results} results in {args.folder}", {"results": num_results, "out": str(args.folder)})
     return 0
 
 

@@ -94,6 +94,8 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
         metavar="NAME",
         help='a name (see `models`), folder or repository; "random", "stop" or a phrase; a server\'s URL [tiny]',
     )
+    text = "a JSON file of the options below, as `tune` writes it; flags count before it"
+    add("--settings", metavar="FILE", help=text)
     add("--engine", choices=("local", "openai"), default="local", help="where the model runs [local]")
     add("--engine-url", metavar="URL[,URL]", help="base URLs of OpenAI-compatible servers, for --engine openai")
     add("--quantize", choices=("none", "8bit", "4bit"), help="bitsandbytes [none]")
@@ -118,6 +120,10 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     add("--frame-every", type=count(), metavar="K", help="control steps from one frame to the next [1]")
     text = "of these frames the first, the last, or every other of the last [last]"
     add("--frame-choice", choices=("first", "last", "alternate"), help=text)
+    text = "fields that the model writes before it moves, see docs/zeroshot.md; ecot is shipped [nothing]"
+    add("--think", metavar="NAME|FILE", help=text)
+    add("--think-every", type=count(), metavar="N", help="control steps from one thought to the next [5]")
+    add("--think-tokens", type=count(1, 512), metavar="M", help="most tokens of a thought [200]")
     add("--steps-per-phrase", type=count(), metavar="N", help="control steps that a phrase is held [1]")
     add("--max-batch", type=count(1, 1024), metavar="N", help="requests that share a forward [8]")
     add_embodiment_option(group)
@@ -125,6 +131,19 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     add("--offline", action="store_true", help="download nothing")
     text = "longest time for an answer [serve: 60000, else none]"
     add("--deadline-ms", type=number(1, MAX_DEADLINE_MS), metavar="MS", help=text)
+
+
+def fill_from_settings(args: argparse.Namespace) -> None:
+    """Flags that were not given come from the file of --settings. Raises ConfigError."""
+    if getattr(args, "settings", None) is None:
+        return
+    from pathlib import Path
+
+    from vlm_local.settings_file import read_settings
+
+    for name, value in read_settings(Path(args.settings)).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 def read_policy_options(args: argparse.Namespace):

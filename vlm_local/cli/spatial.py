@@ -33,6 +33,7 @@ def _run(args: argparse.Namespace) -> int:
     from vlm_local.assembly import is_url
     from vlm_local.lab.formats import format_fixed, format_range
     from vlm_local.lab.sources import open_source
+    from vlm_local.lab.spatial.faithfulness import CASES, tell_cases
     from vlm_local.lab.spatial.run import run_study
     from vlm_local.lab.spatial.scenes import CHANGES
     from vlm_local.progress import open_bar
@@ -41,19 +42,21 @@ def _run(args: argparse.Namespace) -> int:
     options = read_policy_options(args)
     if not is_url(options.model):
         options = replace(options, steps_per_phrase=1)  # every view is an episode of one step
-    with (
-        closing(open_source(options)) as source,
-        open_bar("spatial", scene_set.scenes * (len(CHANGES) + 1), "view") as bar,
-    ):
+    with closing(open_source(options)) as source:
         policy = source.build("spatial", tell_all=True)
-        report = run_study(hide_secrets(args.model or "tiny"), policy, scene_set, args.out, bar.update)
+        reasons = "think" in policy.metadata and not is_url(options.model)  # a server thinks when it likes
+        num_views = scene_set.scenes * (len(CHANGES) + 1 + len(CASES) * reasons)
+        with open_bar("spatial", num_views, "view") as bar:
+            report = run_study(hide_secrets(args.model or "tiny"), policy, scene_set, args.out, bar.update, reasons)
     scores = {name: report[name] for name in ("turned", "moved", "left", "right")}
     lines = [
         f"{name:8}{format_fixed(score['value']):>6}  {format_range(score['interval'])}"
         for name, score in scores.items()
     ]
+    lines += [] if "reasoning" not in report else tell_cases(report["reasoning"])
     lines += ["turned and right should be 1, moved and left 0", f"report: {args.out / 'report.html'}"]
-    numbers = {name: {"value": score["value"], "interval": score["interval"]} for name, score in scores.items()}
+    numbers: dict = {name: {"value": score["value"], "interval": score["interval"]} for name, score in scores.items()}
+    numbers |= {"reasoning": report["reasoning"]} if "reasoning" in report else {}
     print_result(args, "\n".join(lines), {**numbers, "scenes": report["scenes"], "out": str(args.out)})
     return 0
 

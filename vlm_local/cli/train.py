@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from vlm_local.cli.detector import add_detector
 from vlm_local.cli.options import (
     MAX_COUNT,
     MAX_HISTORY,
@@ -20,6 +21,7 @@ def add_commands(subparsers) -> None:
     train = subparsers.add_parser("train", help="fine-tune a model on recorded episodes, or make the embedded one")
     ways = train.add_subparsers(dest="way", metavar="WAY", required=True)
     _add_finetune(ways.add_parser("finetune", help="fine-tune a model folder on recorded episodes with ECoT's labels"))
+    add_detector(ways.add_parser("detector", help="fine-tune a success detector on labelled pictures"))
     _add_tiny(ways.add_parser("tiny", help="train the embedded checkpoint in the simulator"))
     init = ways.add_parser("init-tiny", help="write the embedded checkpoint's folder with untrained weights")
     init.add_argument("--out", type=Path, required=True, metavar="FOLDER")

@@ -12,8 +12,11 @@ _PORT = 8010
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("view", help="look at recorded episodes in a browser, without a model")
-    parser.description = "Serves a page with the episodes of runs, with filters and keys, to this machine only."
-    text = "run folders of serve or sim, or folders of such"
+    parser.description = (
+        "Serves a page with the episodes of runs, with filters and keys, to this machine only; and the pictures that "
+        "AutoEval's detector kept (--save_classifier_data), for a person to label."
+    )
+    text = "run folders of serve or sim, folders of AutoEval's auto_eval_log, or folders of such"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     text = f"of 127.0.0.1; 0 takes any that is free [{_PORT}]"
     parser.add_argument("--port", type=count(0, _MAX_PORT), default=_PORT, help=text)
@@ -27,18 +30,23 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _view(args: argparse.Namespace) -> int:
+    from vlm_local.data.corrections import list_logs
     from vlm_local.data.summary import list_runs
     from vlm_local.errors import DataError
     from vlm_local.server.serve import bind
     from vlm_local.server.viewer import serve_episodes
 
     runs = [run for folder in args.runs for run in list_runs(folder)]
-    empty = [str(folder) for folder in args.runs if not list_runs(folder)]
+    logs = [log for folder in args.runs for log in list_logs(folder)]
+    empty = [str(folder) for folder in args.runs if not list_runs(folder) and not list_logs(folder)]
     if empty:
-        raise DataError(f"no recorded run in {', '.join(empty)}; expected what serve or sim recorded")
+        raise DataError(
+            f"no recorded run in {', '.join(empty)}; expected what serve or sim recorded, or AutoEval's N_img.png"
+        )
     with bind("127.0.0.1", args.port) as listener:
-        print(f"{len(runs)} runs at http://127.0.0.1:{listener.getsockname()[1]}/; Ctrl-C ends it", flush=True)
-        serve_episodes(runs, listener)
+        what = f"{len(runs)} runs" + (f" and {len(logs)} detector logs" if logs else "")
+        print(f"{what} at http://127.0.0.1:{listener.getsockname()[1]}/; Ctrl-C ends it", flush=True)
+        serve_episodes(runs, logs, listener)
     return 0
 
 

@@ -57,6 +57,19 @@ def check_image(image: np.ndarray, source: str) -> np.ndarray:
     return image
 
 
+def squeeze(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> uint8 (side, side, 3), whatever its proportions. As `cv2.resize` does it: not smoothed."""
+    for axis in (0, 1):
+        length = image.shape[axis]
+        if length == side:
+            continue
+        place = np.clip((np.arange(side) + 0.5) * length / side - 0.5, 0, length - 1)
+        low = place.astype(int)
+        share = (place - low).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1)).astype(np.float32)
+        image = np.take(image, low, axis) * (1 - share) + np.take(image, np.minimum(low + 1, length - 1), axis) * share
+    return np.rint(image).astype(np.uint8)
+
+
 def _check_sides(sides: tuple[int, ...], source: str) -> None:
     if not all(MIN_SIDE <= side <= MAX_SIDE for side in sides):
         raise DataError(f"{source}: image sides of {MIN_SIDE} to {MAX_SIDE} were expected, not {sides}")

@@ -28,13 +28,13 @@ class PrefixStore:
     """KV of each episode's prompt before the present image, kept between its steps.
 
     What is kept is a copy of the columns before the present image's first token, those of earlier pictures included.
-    Attention looks back only, so no later image has touched it. One entry an episode; the least recently used go when
-    all together pass `max_bytes`.
+    Attention looks back only, so no later image has touched it. One entry an episode, and one that was read ahead for a
+    prompt that a later step will have; the least recently used go when all together pass `max_bytes`.
     """
 
     def __init__(self, max_bytes: int):
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._entries: OrderedDict[tuple[str, bool], _Entry] = OrderedDict()  # (episode, whether it was read ahead)
 
     @property
     def num_bytes(self) -> int:
@@ -44,24 +44,38 @@ class PrefixStore:
         """KV (layers, 2, heads, m, head_dim) of the columns whose tokens and pictures, from the first on, are those of
         `keys` (n,); None where there is none.
         """
-        entry = None if episode is None else self._entries.get(episode)
-        if episode is None or entry is None:
+        if episode is None:
             return None
-        self._entries.move_to_end(episode)
+        here, ahead = ((episode, is_ahead) for is_ahead in (False, True))
+        if self._count_same(ahead, keys) > self._count_same(here, keys):
+            self._entries[here] = self._entries.pop(ahead)  # the step has come for which it was read
+        count = self._count_same(here, keys)
+        if not count:
+            return None
+        self._entries.move_to_end(here)
+        return self._entries[here].kv[:, :, :, :count]
+
+    def _count_same(self, place: tuple[str, bool], keys: np.ndarray) -> int:
+        entry = self._entries.get(place)
+        if entry is None:
+            return 0
         shorter = min(len(keys), len(entry.keys))
         differs = np.flatnonzero(entry.keys[:shorter] != keys[:shorter])
-        count = int(differs[0]) if len(differs) else shorter
-        return entry.kv[:, :, :, :count] if count else None
+        return int(differs[0]) if len(differs) else shorter
 
-    def keep(self, episode: str, keys: np.ndarray, kv: torch.Tensor) -> None:
-        """kv: of the columns of exactly `keys`, (layers, 2, heads, n, head_dim) in memory of its own."""
-        self._entries.pop(episode, None)
-        self._entries[episode] = _Entry(keys, kv)
+    def keep(self, episode: str, keys: np.ndarray, kv: torch.Tensor, is_ahead: bool = False) -> None:
+        """kv: of the columns of exactly `keys`, (layers, 2, heads, n, head_dim) in memory of its own.
+
+        is_ahead: no step had this prompt yet; what is kept for the present ones stays beside it.
+        """
+        self._entries.pop((episode, is_ahead), None)
+        self._entries[episode, is_ahead] = _Entry(keys, kv)
         while self.num_bytes > self._max_bytes:
             self._entries.popitem(last=False)
 
     def forget(self, episode: str) -> None:
-        self._entries.pop(episode, None)
+        for is_ahead in (False, True):
+            self._entries.pop((episode, is_ahead), None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,11 +145,11 @@ def count_reusable(family: Family, prepared: PreparedRequest) -> int:
     return min(prepared.before_length, int(places[num_earlier]) if len(places) > num_earlier else 0)
 
 
-def list_unread(family: Family, task: DecodeTask) -> list[PreparedPicture]:
-    """The earlier pictures of a task whose KV is not kept. What is kept never ends inside a picture."""
-    num_kept = int((task.row.prompt_ids[: task.row.kept] == family.image_token_id).sum())
-    ends = np.cumsum([picture.num_tokens for picture in task.prepared.earlier])
-    return [picture for picture, end in zip(task.prepared.earlier, ends, strict=True) if end > num_kept]
+def list_unread(family: Family, prepared: PreparedRequest, kept: int) -> list[PreparedPicture]:
+    """The earlier pictures that are not in the first `kept` columns, which never end inside a picture."""
+    num_kept = int((prepared.input_ids[:kept] == family.image_token_id).sum())
+    ends = np.cumsum([picture.num_tokens for picture in prepared.earlier])
+    return [picture for picture, end in zip(prepared.earlier, ends, strict=True) if end > num_kept]
 
 
 def _expect_columns(task: DecodeTask) -> int:
@@ -156,7 +170,7 @@ class Session:
         self._forwards = forwards
         kept = [task.kept for task in tasks]
         num_columns = max(map(_expect_columns, tasks))
-        self._unread = [list_unread(family, task) for task in tasks]
+        self._unread = [list_unread(family, task.prepared, task.row.kept) for task in tasks]
         has_unread = any(self._unread)
         self._kv = (forwards and forwards.open(kept, num_columns, has_unread)) or DynamicKV(family, kept)
         self._is_fresh = True

@@ -22,6 +22,7 @@ from vlm_local.decoding.prior import Prior, select_nodes
 from vlm_local.decoding.session import DecodeTask, GrammarCache, PrefixStore, Session, build_task
 from vlm_local.decoding.static import StaticForwards
 from vlm_local.decoding.trie import MAX_GRAMMARS, TokenTrie, build_trie, tokenize_sentences
+from vlm_local.decoding.writing import ThoughtWriter
 from vlm_local.errors import GrammarError
 from vlm_local.types import Generation
 
@@ -76,6 +77,7 @@ class TreeDecoder:
         is_static = on_gpu if is_static is None else is_static
         self._forwards = StaticForwards(self._family, on_gpu, max_batch) if is_static else None
         self._store = PrefixStore(keep_bytes)
+        self.writer = ThoughtWriter(loaded, self._family, self._store)
         self._near_tie = NEAR_TIE[loaded.dtype]
         self._grammars: dict[tuple, GrammarCache | str] = {}
         self._expected: OrderedDict[str, tuple[TokenTrie, np.ndarray]] = OrderedDict()

@@ -12,7 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from vlm_local.errors import EngineError, VLMLocalError
-from vlm_local.types import Generation, GenerationRequest
+from vlm_local.types import Generation, GenerationRequest, Thought, ThoughtRequest
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +54,30 @@ class ConcurrentEngine(Engine, Protocol):
 
     def submit(self, request: GenerationRequest) -> "Future[Outcome]":
         """Begin to answer and return at once; any thread may call it. The engine keeps its own deadline."""
+        ...
+
+
+@runtime_checkable
+class ThinkingEngine(Engine, Protocol):
+    """An engine that writes free text in short pieces, so that a robot's request never waits longer than for one."""
+
+    def think(self, episode: str, request: ThoughtRequest | GenerationRequest | None = None) -> str | Thought | None:
+        """Do one piece of what an episode has begun.
+
+        request: begins something in place of what was there: a thought to write, or a prompt whose part before the
+        picture a later step will have, which is read and kept for it. None goes on.
+        Returns the name of the piece that comes next, or at the end the Thought, None where a prompt was read.
+        Raises EngineError where it failed or nothing is begun, RequestError for what cannot be read; either ends it.
+        """
+        ...
+
+
+@runtime_checkable
+class RemoteThinkingEngine(ConcurrentEngine, Protocol):
+    """A ConcurrentEngine that sees by itself to it that no robot's request waits for a thought."""
+
+    def submit_thought(self, request: ThoughtRequest) -> "Future[Thought]":
+        """Begin to write and return at once; any thread may call it. `forget` cancels it."""
         ...
 
 

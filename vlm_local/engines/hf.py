@@ -18,17 +18,19 @@ from vlm_local.decoding.families import Family, LoadedModel, PreparedRequest
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.decoding.trie import MAX_GRAMMARS
+from vlm_local.decoding.writing import Pieces, ThoughtWriter
 from vlm_local.engines import Outcome, as_engine_error
 from vlm_local.engines.blank import BlankReadings
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import EngineError, GrammarError, RequestError, VLMLocalError
-from vlm_local.types import Generation, GenerationRequest
+from vlm_local.types import Generation, GenerationRequest, Thought, ThoughtRequest
 
 _NUM_THREADS = torch.get_num_threads()  # what torch chose for this machine
 _ONE_THREAD = 64 << 20  # bytes of weights up to which one CPU thread is fastest: see open_hf_engine
 # The longest sentence that outlines may decode: each token takes a forward, and every robot of this engine waits.
 MAX_OUTLINES_TOKENS = 32
+_NO_SENTENCES = ("",)  # of a thought: its words are free
 
 logger = logging.getLogger(__name__)
 
@@ -100,6 +102,10 @@ class DefaultDecoder:
             self._outlines = OutlinesDecoder(self._loaded)
         return self._outlines
 
+    @property
+    def writer(self) -> ThoughtWriter:
+        return self._tree.writer
+
     def forget(self, episode: str) -> None:
         self._tree.forget(episode)
 
@@ -117,6 +123,7 @@ class HFEngine:
         self._family = Family(loaded)
         self._decoder = OutlinesDecoder(loaded) if decoder == "outlines" else DefaultDecoder(loaded, max_batch)
         self._blanks = BlankReadings(self._processing.prepare, self._decoder)
+        self._thoughts: dict[str, Pieces] = {}  # by episode, what is being written or read
         self._metadata = {
             "model": checkpoint.name,
             "family": checkpoint.family,
@@ -185,7 +192,34 @@ class HFEngine:
         [features] = self._family.encode_images([prepared])
         return replace(answer, features=features.tokens.float().mean(dim=0).cpu().numpy().astype(np.float32))
 
+    def think(self, episode: str, request: ThoughtRequest | GenerationRequest | None = None) -> str | Thought | None:
+        if request is not None:
+            self._thoughts[episode] = self._begin(request)
+        pieces = self._thoughts.pop(episode, None)
+        if pieces is None:
+            raise EngineError(f"nothing is being written for {episode}: it was forgotten, or the model loaded again")
+        with as_engine_error("the model could not think"), torch.inference_mode():
+            try:
+                piece = next(pieces)
+            except StopIteration as end:
+                return end.value
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                raise
+        self._thoughts[episode] = pieces
+        return piece
+
+    def _begin(self, request: ThoughtRequest | GenerationRequest) -> Pieces:
+        if not isinstance(self._decoder, DefaultDecoder):
+            raise EngineError("this decoder keeps nothing between steps, so it cannot think")
+        writer = self._decoder.writer
+        if isinstance(request, GenerationRequest):
+            return (yield from writer.read_ahead(self._processing.prepare(request)))
+        asked = GenerationRequest(request.image, request.prompt, _NO_SENTENCES, request.episode)
+        return (yield from writer.write(self._processing.prepare(asked), request.fields, request.max_tokens))
+
     def forget(self, episode: str) -> None:
+        self._thoughts.pop(episode, None)
         self._decoder.forget(episode)
 
     def close(self) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 from vlm_local.engines import Outcome, as_engine_error
 from vlm_local.engines.chat import ControlTokenFilter
+from vlm_local.engines.chat_api import Completion
+from vlm_local.engines.gaps import StepGaps, write_thought
 from vlm_local.engines.masses import (
     Mass,
     Spelling,
@@ -29,7 +31,7 @@ from vlm_local.engines.masses import (
 from vlm_local.engines.pool import ServerPool
 from vlm_local.engines.remote import Reply, Server, build_messages, encode_image
 from vlm_local.errors import ConfigError, EngineError, RequestError
-from vlm_local.types import Generation, GenerationRequest
+from vlm_local.types import Generation, GenerationRequest, Prompt, Thought, ThoughtRequest
 
 _DEADLINE_S = 10.0  # a robot that waits longer than this for a step has a fault, not an answer
 _COMPILE_S = 60.0  # a server compiles a list of sentences when it first meets it
@@ -74,6 +76,7 @@ class OpenAIEngine:
         self._deadline_s = _DEADLINE_S if deadline_ms is None else min(deadline_ms / 1e3, _DEADLINE_S)
         self._grammars: dict[tuple[str, ...], asyncio.Task] = {}  # robots' lists, and their introduction
         self._filter_tokens = ControlTokenFilter(None)
+        self._gaps = StepGaps()
         self._pool = ServerPool([Server(url, model) for url in urls], self._connect)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="openai-engine", daemon=True)
@@ -136,6 +139,10 @@ class OpenAIEngine:
         """Any thread may call it: a slow server or question delays no other request."""
         return asyncio.run_coroutine_threadsafe(self._generate_one(request), self._loop)
 
+    def submit_thought(self, request: ThoughtRequest) -> "Future[Thought]":
+        """Field by field, while no robot's request is under way; one that comes ends the question, not the thought."""
+        return asyncio.run_coroutine_threadsafe(self._write(request), self._loop)
+
     def forget(self, episode: str) -> None:
         """Nothing is kept here; the servers' caches look after themselves."""
 
@@ -188,10 +195,12 @@ class OpenAIEngine:
     def _make_plain(self, request: GenerationRequest) -> GenerationRequest:
         """Raises RequestError for words that would steer the model."""
         self._filter_tokens.check_sentences(request.sentences)
-        prompt = request.prompt
+        return replace(request, prompt=self._make_prompt_plain(request.prompt))
+
+    def _make_prompt_plain(self, prompt: Prompt) -> Prompt:
         earlier = [self._filter_tokens(part) if isinstance(part, str) else part for part in prompt.earlier]
         before, after = self._filter_tokens(prompt.before), self._filter_tokens(prompt.after)
-        return replace(request, prompt=replace(prompt, before=before, after=after, earlier=tuple(earlier)))
+        return replace(prompt, before=before, after=after, earlier=tuple(earlier))
 
     async def _generate_one(self, request: GenerationRequest) -> Outcome:
         robot = None if request.episode is None else request.episode.rpartition("/")[0]
@@ -199,11 +208,27 @@ class OpenAIEngine:
             with as_engine_error("asking the server failed"):
                 job = partial(self._answer, request=self._make_plain(request))
                 plainer = partial(job, plain=True) if request.decide == "greedy" else None
-                if robot is not None:
+                if robot is None:
+                    return await self._pool.run(robot, job, self._deadline_s, plainer)
+                with self._gaps.closed():
                     await self._introduce(request.sentences)
-                return await self._pool.run(robot, job, self._deadline_s, plainer)
+                    return await self._pool.run(robot, job, self._deadline_s, plainer)
         except (EngineError, RequestError) as error:
             return error
+
+    async def _write(self, request: ThoughtRequest) -> Thought:
+        prompt, image_url = self._make_prompt_plain(request.prompt), encode_image(request.image)
+
+        async def ask(words: str, max_tokens: int) -> Completion:
+            """What follows `words`, in a gap between steps unless someone waits for it."""
+            messages = build_messages(replace(prompt, after=f"{prompt.after}\n{words}"), image_url)
+
+            async def job(server: Server) -> Completion:
+                return await server.write(messages, max_tokens, self._deadline_s)
+
+            return await self._gaps.run(partial(self._pool.run, None, job, self._deadline_s), request.is_awaited)
+
+        return await write_thought(request, ask, self._filter_tokens)
 
     async def _answer(self, server: Server, request: GenerationRequest, plain: bool = False) -> Generation:
         start = perf_counter()

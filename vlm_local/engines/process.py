@@ -19,11 +19,11 @@ from typing import Any
 import psutil
 
 from vlm_local.engines import Engine, Outcome, as_engine_error
-from vlm_local.engines.sent_pictures import SentPictures
+from vlm_local.engines.sent_pictures import Piece, SentPictures
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.logs import start_logging, take_over_logging
 from vlm_local.processes import die_with_parent
-from vlm_local.types import GenerationRequest
+from vlm_local.types import GenerationRequest, Thought, ThoughtRequest
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +75,11 @@ class EngineProcess:
             self._send(self._sent.pack(requests))
             outcomes, self._metadata = self._receive()
         return outcomes
+
+    def think(self, episode: str, request: ThoughtRequest | GenerationRequest | None = None) -> str | Thought | None:
+        with self._talk():
+            self._send(Piece(episode, None if request is None else self._sent.pack([request])))
+            return self._receive()
 
     def forget(self, episode: str) -> None:
         if self._process.poll() is None and not self._is_loading:  # a new process knows no episode
@@ -223,6 +228,10 @@ def _serve(pipe: Connection) -> None:
             continue
         try:
             with as_engine_error("the model failed"):
+                if isinstance(message, Piece):
+                    begins = None if message.begins is None else sent.unpack(*message.begins)[0]
+                    pipe.send(engine.think(message.episode, begins))
+                    continue
                 pipe.send((engine.generate(sent.unpack(*message)), engine.metadata))
         except VLMLocalError as error:
             pipe.send(error)

@@ -209,6 +209,10 @@ class Server:
         exact = answer.text == self._dialect.spell(sentence)
         return Reply(sentence, answer.positions if exact else ())
 
+    async def write(self, messages: list, max_tokens: int, timeout_s: float) -> Completion:
+        """Free text. Raises RemoteError."""
+        return await self._post(messages, {}, max_tokens, self._options._replace(num_top=None), timeout_s)
+
     async def _post(
         self, messages: list, constraint: Mapping, max_tokens: int, options: Options, timeout_s: float
     ) -> Completion:

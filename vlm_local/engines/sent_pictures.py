@@ -3,8 +3,11 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from vlm_local.types import GenerationRequest, Picture
+from vlm_local.types import GenerationRequest, Picture, ThoughtRequest
+
+Request = TypeVar("Request", bound=GenerationRequest | ThoughtRequest)
 
 MAX_BYTES = 1 << 28  # of pixels that each side keeps
 
@@ -16,6 +19,14 @@ class _Name:
     key: int
 
 
+@dataclass(frozen=True)
+class Piece:
+    """Asks the other side for a piece of thinking. begins: what `pack` gave for a request; None goes on."""
+
+    episode: str
+    begins: tuple[list, list[Picture]] | None
+
+
 class SentPictures:
     """What the other side knows. Both sides see the same messages in the same order, and so keep the same pictures."""
 
@@ -23,7 +34,7 @@ class SentPictures:
         self._max_bytes = max_bytes
         self._known: OrderedDict[int, Picture] = OrderedDict()  # the last used stands last
 
-    def pack(self, requests: Sequence[GenerationRequest]) -> tuple[list[GenerationRequest], list[Picture]]:
+    def pack(self, requests: Sequence[Request]) -> tuple[list[Request], list[Picture]]:
         """Requests with names in place of pictures, and the pictures that the other side has not seen."""
         shown = {each.key: each for request in requests for each in request.prompt.pictures}
         new = [picture for key, picture in shown.items() if key not in self._known]
@@ -33,7 +44,7 @@ class SentPictures:
         self._use(shown)
         return packed, new
 
-    def unpack(self, packed: Sequence[GenerationRequest], new: Sequence[Picture]) -> list[GenerationRequest]:
+    def unpack(self, packed: Sequence[Request], new: Sequence[Picture]) -> list[Request]:
         """The requests as they were before `pack`."""
         sent = {picture.key: picture for picture in new}
         names = [part.key for request in packed for part in request.prompt.earlier if isinstance(part, _Name)]
@@ -49,7 +60,7 @@ class SentPictures:
             self._known.popitem(last=False)
 
 
-def _rewrite(request: GenerationRequest, change) -> GenerationRequest:
+def _rewrite(request: Request, change) -> Request:
     if not request.prompt.earlier:
         return request
     earlier = tuple(map(change, request.prompt.earlier))

@@ -7,30 +7,30 @@ the queues and is never held while the engine works.
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import CancelledError, Future, InvalidStateError
+from concurrent.futures import CancelledError, Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from time import monotonic, perf_counter
 from typing import Any
 
-from vlm_local.engines import ConcurrentEngine, Engine, Outcome, as_engine_error, find_fault
+from vlm_local.engines import (
+    ConcurrentEngine,
+    Engine,
+    Outcome,
+    RemoteThinkingEngine,
+    ThinkingEngine,
+    as_engine_error,
+)
+from vlm_local.engines.jobs import Job, add_timings, deliver, forget, settle
 from vlm_local.engines.pictures import scale_down
+from vlm_local.engines.thoughts import ThoughtJob, ThoughtQueue
 from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
-from vlm_local.types import Generation, GenerationRequest
+from vlm_local.types import Generation, GenerationRequest, Thought, ThoughtRequest
 
 logger = logging.getLogger(__name__)
 
 OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
-
-
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """One request, and where its caller waits for the answer. came: monotonic seconds."""
-
-    request: GenerationRequest
-    future: "Future[Generation]" = field(default_factory=Future)
-    came: float = field(default_factory=monotonic)
 
 
 class EngineWorker:
@@ -41,7 +41,8 @@ class EngineWorker:
     forward with them. Large pictures are scaled down in their callers' threads. A forward cannot be
     interrupted: past the deadline its callers get an EngineError, its late result is thrown away, and
     until it returns every new request fails at once.
-    A ConcurrentEngine is given each request as it comes.
+    A ConcurrentEngine is given each request as it comes. Thoughts are written in pieces, where nothing waits and no
+    robot is expected (see ThoughtQueue).
     """
 
     def __init__(
@@ -49,26 +50,28 @@ class EngineWorker:
         load: Callable[[], Engine],
         deadline_ms: float | None = None,
         warm_up: Sequence[GenerationRequest] = (),
+        warm_thought: tuple[ThoughtRequest, GenerationRequest] | None = None,
     ):
         """load: makes the engine, in the worker's thread. deadline_ms: from submission to answer.
 
-        warm_up: answered one by one before the state becomes "healthy".
+        warm_up: answered one by one before the state becomes "healthy". warm_thought: written then, with what reads it.
         """
         if deadline_ms is not None and not deadline_ms > 0:
             raise ConfigError(f"--deadline-ms must be more than 0, but is {deadline_ms:g}")
         self._load = load
         self._deadline_s = None if deadline_ms is None else deadline_ms / 1e3
-        self._warm_up = warm_up
+        self._warm_up, self._warm_thought = warm_up, warm_thought
         self._engine: Engine | None = None
         self._failure: Exception | None = None
         self._closed = False
         self._loaded = threading.Event()  # or failed, or closed
         self._changed = threading.Condition()
-        self._waiting: list[_Job] = []
-        self._running: list[_Job] = []
+        self._waiting: list[Job] = []
+        self._running: list[Job] = []
         self._running_since: float | None = None
-        self._submitted: set[_Job] = set()
+        self._submitted: set[Job] = set()
         self._forgotten: list[str] = []
+        self._thoughts = ThoughtQueue()  # guarded by _changed, apart from its `work`
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -116,13 +119,14 @@ class EngineWorker:
         if not isinstance(self._engine, ConcurrentEngine):  # others wait for those beside them
             request = replace(request, image=scale_down(request.image))
         submitted = perf_counter()
-        job = _Job(request)
+        job = Job(request)
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed")
             if self._is_stuck():
                 raise EngineError(f"the model is stuck or being loaded again: no answer for {self._deadline_s:g} s")
             self._waiting.append(job)
+            self._thoughts.note_asked(request)
             self._changed.notify()
         try:
             generation = job.future.result(self._deadline_s)
@@ -130,13 +134,34 @@ class EngineWorker:
             job.future.cancel()
             raise EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)") from None
         finally:
+            with self._changed:
+                self._thoughts.note_answered(request)
+                self._changed.notify()
             del job  # its future holds the failure, which holds this function's variables: the picture for long
         waited_ms = 1e3 * (perf_counter() - submitted)
-        return _with_timings(generation, {"queue": max(waited_ms - generation.timings_ms["engine"], 0.0)})
+        return add_timings(generation, {"queue": max(waited_ms - generation.timings_ms["engine"], 0.0)})
+
+    def think(self, request: ThoughtRequest, build_next: Callable[[Thought], GenerationRequest]) -> "Future[Thought]":
+        """Have a thought written; returns at once. Cancelling the future, or forgetting the episode, ends it.
+
+        build_next: what reads the thought in the episode's next step. The part before its picture is read before the
+        future is done, so that the step finds it kept. Called in the engine's thread.
+        """
+        self.wait_loaded()
+        if isinstance(self._engine, RemoteThinkingEngine):
+            return self._engine.submit_thought(request)
+        job = ThoughtJob(replace(request, image=scale_down(request.image)), build_next)
+        with self._changed:
+            if self._closed:
+                raise EngineClosed("the engine is closed")
+            self._thoughts.add(job)
+            self._changed.notify()
+        return job.future
 
     def forget(self, episode: str) -> None:
         """Have the engine drop what it keeps of an episode, before its next forward."""
         with self._changed:
+            self._thoughts.forget(episode)
             self._forgotten.append(episode)
             self._changed.notify()
 
@@ -146,10 +171,11 @@ class EngineWorker:
             self._closed = True
             abandoned = [*self._waiting, *self._running, *self._submitted]
             self._waiting.clear()
+            self._thoughts.clear()
             self._changed.notify()
         self._loaded.set()
         for job in abandoned:
-            _settle(job.future, EngineClosed("the server is stopping"))
+            settle(job.future, EngineClosed("the server is stopping"))
         getattr(self._engine, "end", lambda: None)()  # nobody waits for what an EngineProcess does
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
@@ -168,10 +194,12 @@ class EngineWorker:
         finally:
             self._loaded.set()
         while (work := self._take(engine.max_batch)) is not None:
-            forgotten, batch = work
+            forgotten, batch, thought = work
             for episode in forgotten:
-                _forget(engine, episode)
-            if isinstance(engine, ConcurrentEngine):
+                forget(engine, episode)
+            if thought is not None and isinstance(engine, ThinkingEngine):
+                self._thoughts.work(engine, thought)
+            elif isinstance(engine, ConcurrentEngine):
                 self._submit(engine, batch)
             elif batch:
                 self._answer(engine, batch)
@@ -186,14 +214,24 @@ class EngineWorker:
             for outcome in engine.generate([request]):
                 if isinstance(outcome, VLMLocalError):
                     raise outcome
+        if self._warm_thought is not None and isinstance(engine, ThinkingEngine):
+            self._thoughts.warm_up(engine, *self._warm_thought)
+        elif self._warm_thought is not None and isinstance(engine, RemoteThinkingEngine):
+            engine.submit_thought(replace(self._warm_thought[0], is_awaited=True)).result()
+        elif self._warm_thought is not None:
+            raise ConfigError("--think: this engine answers with given sentences only, it writes no free text")
         for episode in {request.episode for request in self._warm_up if request.episode is not None}:
             engine.forget(episode)
         return engine
 
-    def _take(self, max_batch: int) -> tuple[list[str], list[_Job]] | None:
-        """Wait for work; None once closed."""
+    def _take(self, max_batch: int) -> tuple[list[str], list[Job], ThoughtJob | None] | None:
+        """Wait for work: episodes to forget, requests to answer, or else a thought to go on with; None once closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._waiting or self._forgotten)
+            thought = None
+            while not (self._closed or self._waiting or self._forgotten):
+                if (thought := self._thoughts.pick(monotonic())) is not None:
+                    break
+                self._changed.wait(self._thoughts.look_again_s)
             if self._closed:
                 return None
             forgotten, self._forgotten = self._forgotten, []
@@ -203,16 +241,16 @@ class EngineWorker:
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)
             self._running, self._running_since = batch, monotonic()  # forgetting takes its time, too
-            return forgotten, batch
+            return forgotten, batch, thought
 
-    def _choose_next(self, max_batch: int) -> list[_Job]:
+    def _choose_next(self, max_batch: int) -> list[Job]:
         """Robots' requests, unless none waits or another one has waited too long. Called with the lock."""
         robots = [job for job in self._waiting if job.request.episode is not None]
         others = [job for job in self._waiting if job.request.episode is None]
         is_late = others and monotonic() - others[0].came > OTHERS_WAIT_S
         return (others if is_late or not robots else robots)[:max_batch]
 
-    def _submit(self, engine: ConcurrentEngine, jobs: list[_Job]) -> None:
+    def _submit(self, engine: ConcurrentEngine, jobs: list[Job]) -> None:
         start = perf_counter()
         for job in jobs:
             with self._changed:
@@ -224,18 +262,18 @@ class EngineWorker:
                     self._submitted.discard(job)
                 self._fail(job, error)
 
-    def _finish(self, job: _Job, start: float, outcome: "Future[Outcome]") -> None:
+    def _finish(self, job: Job, start: float, outcome: "Future[Outcome]") -> None:
         """Called in the engine's own thread."""
         with self._changed:
             self._submitted.discard(job)
         try:
-            _deliver(job, outcome.result(), 1e3 * (perf_counter() - start))
+            deliver(job, outcome.result(), 1e3 * (perf_counter() - start))
         except CancelledError:
-            _settle(job.future, EngineClosed("the engine is closed"))
+            settle(job.future, EngineClosed("the engine is closed"))
         except Exception as error:
             self._fail(job, error)
 
-    def _answer(self, engine: Engine, batch: list[_Job]) -> None:
+    def _answer(self, engine: Engine, batch: list[Job]) -> None:
         """One forward for all; where it fails, one for each, so that only the guilty request fails."""
         start = perf_counter()
         try:
@@ -252,43 +290,11 @@ class EngineWorker:
             return
         engine_ms = 1e3 * (perf_counter() - start)
         for job, generation in zip(batch, generations, strict=True):
-            _deliver(job, generation, engine_ms)
+            deliver(job, generation, engine_ms)
 
-    def _fail(self, job: _Job, error: Exception) -> None:
+    def _fail(self, job: Job, error: Exception) -> None:
         """Called while `error` is handled."""
         logger.exception("the model failed")
         name = type(error).__name__
         failure = error if isinstance(error, EngineError) else EngineError(f"the model failed: {name}: {error}")
-        _settle(job.future, failure)
-
-
-def _forget(engine: Engine, episode: str) -> None:
-    try:
-        engine.forget(episode)
-    except Exception:
-        logger.exception("the engine could not forget episode %s", episode)
-
-
-def _deliver(job: _Job, outcome: Outcome, engine_ms: float) -> None:
-    if isinstance(outcome, VLMLocalError):
-        logger.warning("%s", outcome)
-        _settle(job.future, outcome)
-    elif fault := find_fault(outcome, job.request):
-        _settle(job.future, EngineError(fault))
-    else:
-        _settle(job.future, _with_timings(outcome, {"engine": engine_ms}))
-
-
-def _with_timings(generation: Generation, timings: Mapping[str, float]) -> Generation:
-    return replace(generation, timings_ms={**generation.timings_ms, **timings})
-
-
-def _settle(future: "Future[Generation]", outcome: Generation | Exception) -> None:
-    """Answer a future unless `close` has answered it meanwhile."""
-    try:
-        if isinstance(outcome, Exception):
-            future.set_exception(outcome)
-        else:
-            future.set_result(outcome)
-    except InvalidStateError:
-        pass
+        settle(job.future, failure)

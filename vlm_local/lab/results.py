@@ -176,7 +176,7 @@ LAYOUTS = {
             kind="spatial",
             needs=("study.json", "rows.jsonl", "report.json"),
             marks=("study.json", "set"),
-            texts=r"(study|report|set)\.json|rows\.jsonl",
+            texts=r"(study|report|set)\.json|(rows|reasoning)\.jsonl",
             pictures=r"(?!)",  # its set draws them again
         ),
     )

@@ -4,9 +4,9 @@ A template is a text file with the lines `[before]` and `[after]`: what stands b
 image. `$name` is filled in; the names are in `build_prompt`. Text that stays the same in an episode
 belongs before the image, where its KV can be kept between steps.
 
-Between the two there may be blocks for pictures that come before the present one, in this order:
-`[example]`, once for each example, `[frame]`, once for each past frame, and `[now]`, the text before the present
-picture where there is an example or a frame. In the first two, `$picture` says where the picture stands.
+Between the two there may be blocks for what comes before the present picture, in this order: `[example]`, once for
+each example, `[reasoning]`, what the model wrote about an earlier step, `[frame]`, once for each past frame, and
+`[now]`, the text before the present picture where any of these is shown. `$picture` says where a picture stands.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ import numpy as np
 
 from vlm_local.embodiments import BRIDGE, CAMERA_WORDS, load_embodiment
 from vlm_local.errors import ConfigError, suggest
-from vlm_local.types import Observation, Picture, Prompt
+from vlm_local.types import Observation, Picture, Prompt, Thought
 
 _FOLDER = Path(__file__).resolve().parent
 _UNMEASURED = "not measured"
@@ -32,6 +32,7 @@ _STATE = ("proprio", *_NUMBERS)
 _NAMES = {
     "before": ("instruction", "history", "slightly", *_STATE, *_CAMERA),
     "example": ("picture", "instruction", "phrase", *_STATE, *_CAMERA),
+    "reasoning": ("reasoning", "step", "instruction", *_CAMERA),
     "frame": ("picture", "step", "instruction", *_CAMERA),
     "now": ("instruction", *_CAMERA),
     "after": ("instruction", "history", "slightly", *_STATE, *_CAMERA),
@@ -63,11 +64,20 @@ class Frame:
 
 
 @dataclass(frozen=True)
+class Reasoning:
+    """What the model wrote at an earlier step of the episode."""
+
+    step: int
+    thought: Thought
+
+
+@dataclass(frozen=True)
 class Template:
     """before, after: string.Template texts around the image. sha256: of the file. camera: its words by name, and what
     is said of "slightly".
 
-    example, frame: texts around an earlier picture, None where the file has no such block. now: before the present one.
+    example, frame: texts around an earlier picture, None where the file has no such block. reasoning: around what was
+    written at an earlier step, or None. now: before the present picture.
     """
 
     name: str
@@ -78,6 +88,7 @@ class Template:
     example: tuple[string.Template, string.Template] | None = None
     frame: tuple[string.Template, string.Template] | None = None
     now: string.Template | None = None
+    reasoning: string.Template | None = None
 
 
 def load_template(name: str | Path, camera: Mapping[str, str] | None = None, has_slightly: bool = False) -> Template:
@@ -105,7 +116,7 @@ def load_template(name: str | Path, camera: Mapping[str, str] | None = None, has
         )
     told = load_embodiment(BRIDGE).camera if camera is None else camera
     words = {f"camera_{word}": text for word, text in told.items()} | {"slightly": _SLIGHTLY if has_slightly else ""}
-    blocks = {name: _parse(name, text, path) for name, text in texts.items()}
+    blocks = {name: parse_block(name, text, path) for name, text in texts.items()}
     template = Template(
         path.stem,
         blocks["before"],
@@ -115,14 +126,18 @@ def load_template(name: str | Path, camera: Mapping[str, str] | None = None, has
         example=_split_at_picture(blocks.get("example"), "example", path),
         frame=_split_at_picture(blocks.get("frame"), "frame", path),
         now=blocks.get("now"),
+        reasoning=blocks.get("reasoning"),
     )
+    if "reasoning" in texts and "$reasoning" not in texts["reasoning"]:
+        raise ConfigError(f"{path}: [reasoning] must hold $reasoning, where the model's words stand")
     shown = texts["before"] + texts["after"]
     if "$instruction" not in shown and "${instruction}" not in shown:
         raise ConfigError(f"{path}: the prompt never shows the instruction; write $instruction where it belongs")
     return template
 
 
-def _parse(block: str, text: str, path: Path) -> string.Template:
+def parse_block(block: str, text: str, path: Path) -> string.Template:
+    """A template's text. block: whose names it may use. Raises ConfigError for others; path: of the file, for that."""
     # A trailing space or newline would break the canonical tokenisation of every phrase.
     template, names = string.Template(text.strip()), _NAMES[block]
     places = list(template.pattern.finditer(template.template))  # Template says them itself from Python 3.11 on
@@ -150,12 +165,14 @@ def build_prompt(
     history: Sequence[str] = (),
     examples: Sequence[Example] = (),
     frames: Sequence[Frame] = (),
+    reasoning: Reasoning | None = None,
 ) -> Prompt:
     """Fill in: the instruction; `history`, phrases, oldest first, as a sentence, empty without any;
     the words of the template's camera, and of "slightly" where the grammar has it; the measured state as a
     sentence and as whole numbers (cm, mm, degrees, percent of the gripper's range), "not measured" without proprio.
 
-    examples, frames: in the order in which they are shown. Raises ConfigError where the template has no such block.
+    examples, frames: in the order in which they are shown; reasoning stands between the two: it changes less often
+    than frames do. Raises ConfigError where the template has no such block.
     """
     values = {
         "instruction": _join_words(observation.instruction),
@@ -168,12 +185,21 @@ def build_prompt(
         own = {"instruction": _join_words(example.instruction), "phrase": example.phrase}
         told = {**values, **_describe_proprio(example.proprio), **own}
         earlier += _surround(example.picture, "example", template, told)
+    if reasoning is not None:
+        earlier.append(_show_reasoning(reasoning, template, values))
     for frame in frames:
         earlier += _surround(frame.picture, "frame", template, {**values, "step": str(frame.step)})
     if earlier and template.now is not None:
         earlier.append(_tidy(template.now.substitute(values)))
     before, after = _tidy(template.before.substitute(values)), _tidy(template.after.substitute(values))
     return Prompt(before, after, template.name, tuple(part for part in earlier if part != ""))
+
+
+def _show_reasoning(reasoning: Reasoning, template: Template, values: Mapping[str, str]) -> str:
+    if template.reasoning is None:
+        raise ConfigError(f"the prompt {template.name} shows no reasoning: it has no block [reasoning]")
+    told = {"reasoning": reasoning.thought.text, "step": str(reasoning.step)}
+    return _tidy(template.reasoning.substitute({**values, **told}))
 
 
 def _surround(picture: Picture, name: str, template: Template, values: Mapping[str, str]) -> list[str | Picture]:

@@ -7,11 +7,13 @@ import logging
 import os
 import shlex
 import time
+from collections.abc import Callable
 from time import perf_counter
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
+from vlm_local.answers import Answer, Question
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.plain import hide_token
 from vlm_local.server.access import (
@@ -45,11 +47,15 @@ _ROUTES = (
 
 
 def create_app(
-    policies: Policies, settings: ServerSettings = ServerSettings(), states: RobotStates | None = None
+    policies: Policies,
+    settings: ServerSettings = ServerSettings(),
+    states: RobotStates | None = None,
+    tell_answer: Callable[[Question, Answer], None] = lambda *asked: None,
 ) -> Flask:
     """The WSGI application; its Service is `app.extensions["vlm_local"]`.
 
-    states: holds and grippers of the robots; None to forget them with the application.
+    states: holds and grippers of the robots; None to forget them with the application. tell_answer: is given what
+    /answer was asked and answered.
     """
     service = Service(policies, settings, states)
     app = _App(settings.prefix)
@@ -59,7 +65,7 @@ def create_app(
     add_hold_routes(app, service)
     add_status_routes(app, service)
     if policies.answerer is not None:
-        add_answer_route(app, service, policies.answerer)
+        add_answer_route(app, service, policies.answerer, tell_answer)
     return app
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from vlm_local.provenance import describe_machine
 from vlm_local.server.app import create_app
+from vlm_local.server.asked import RecentAnswers, add_asked_routes
 from vlm_local.server.live import Hub
 from vlm_local.server.metrics import Metrics, add_metrics_route
 from vlm_local.server.pages import add_live_routes
@@ -41,13 +42,15 @@ class ObservedApp:
         self._recorder = None if run is None else Recorder(run, self._describe, max_bytes)
         self._states = RobotStates(run, previous, port)
         self._states.on_hold(self._hub.send_status)
-        self.app = create_app(policies, settings, self._states)
+        asked = RecentAnswers(run)
+        self.app = create_app(policies, settings, self._states, asked.add)
         self.service: Service = self.app.extensions["vlm_local"]
         self.service.subscribe(self._hub)
         self.service.subscribe(metrics)
         self._recording = None if self._recorder is None else self.service.subscribe(self._recorder)
         self.service.report["recording"] = self.report_recording
         add_live_routes(self.app, self._hub, run)
+        add_asked_routes(self.app, asked)
         add_metrics_route(self.app, metrics)
 
     def end_streams(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from flask import Flask, Response, g, request
 
-from vlm_local.answers import Answerer, build_answer_details, decode_question
+from vlm_local.answers import Answer, Answerer, Question, build_answer_details, decode_question
 from vlm_local.bounds import MAX_LISTED, check_one_text
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json
@@ -188,8 +188,13 @@ def _tell(robot: str | None, status: str, is_kept: bool, **more: str) -> Respons
     return send_json(answer)
 
 
-def add_answer_route(app: Flask, service: Service, answerer: Answerer) -> None:
-    """POST /answer: a question about a picture, answered by the model that also drives the robots."""
+def add_answer_route(
+    app: Flask, service: Service, answerer: Answerer, tell: Callable[[Question, Answer], None] = lambda *asked: None
+) -> None:
+    """POST /answer: a question about a picture, answered by the model that also drives the robots.
+
+    tell: is given what was asked and answered.
+    """
     places = threading.BoundedSemaphore(MAX_QUESTIONS)
 
     @app.post("/answer")
@@ -198,8 +203,9 @@ def add_answer_route(app: Flask, service: Service, answerer: Answerer) -> None:
         with service.enter(), take_place(places, refusal):
             with service.reading(request.content_length):
                 question = decode_question(read_body())
-            details = build_answer_details(answerer.answer(question), service.metadata.get("model"))
-        return send_json(details)
+            answered = answerer.answer(question)
+        tell(question, answered)
+        return send_json(build_answer_details(answered, service.metadata.get("model")))
 
 
 def add_status_routes(app: Flask, service: Service) -> None:

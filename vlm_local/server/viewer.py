@@ -1,4 +1,4 @@
-"""The Episodes page over folders, without a model or a robot: `view`; and one episode as one file: `share`."""
+"""The pages over folders, without a model or a robot: `view`; and one episode as one file: `share`."""
 
 import base64
 import re
@@ -16,21 +16,24 @@ from vlm_local.data.runs import RecordedEpisode
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json, open_replacing
 from vlm_local.server.access import check_origin
+from vlm_local.server.asked import LoggedAnswers, add_asked_routes
 from vlm_local.server.pages import STATIC, add_episode_routes, add_page_routes
 
 _THREADS = 4
+_MAX_BODY = 2**12  # a correction
 _JPEG_QUALITY = 90
 _SCRIPTS = ("tape.js", "card.js", "player.js", "share.js")  # each after those that it imports
 
 
-def serve_episodes(runs: Sequence[Path], listener: socket.socket) -> None:
-    """Show the episodes of these run folders in a browser, on a bound socket, until Ctrl-C."""
-    create_server(create_viewer(runs), sockets=[listener], threads=_THREADS, ident=None).run()
+def serve_episodes(runs: Sequence[Path], logs: Sequence[Path], listener: socket.socket) -> None:
+    """Show these folders in a browser, on a bound socket, until Ctrl-C. runs, logs: as `create_viewer` takes them."""
+    create_server(create_viewer(runs, logs), sockets=[listener], threads=_THREADS, ident=None).run()
 
 
-def create_viewer(runs: Sequence[Path]) -> Flask:
-    """The WSGI application."""
+def create_viewer(runs: Sequence[Path], logs: Sequence[Path]) -> Flask:
+    """The WSGI application. runs: with episodes. logs: of AutoEval's --save_classifier_data. Raises DataError."""
     app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = _MAX_BODY
 
     @app.before_request
     def admit():
@@ -44,6 +47,7 @@ def create_viewer(runs: Sequence[Path]) -> Flask:
 
     add_page_routes(app, "view.html")
     add_episode_routes(app, runs)
+    add_asked_routes(app, LoggedAnswers(logs))
     return app
 
 

@@ -11,15 +11,19 @@ from vlm_local.errors import ConfigError
 class Camera:
     """Renders one camera of one model. Owns an OpenGL context: use and close it in one thread."""
 
-    def __init__(self, model: mujoco.MjModel, name: str, size: int, sites: bool = False):
-        """size: width and height of the square picture, pixels. sites: with the marks in the model."""
+    def __init__(self, model: mujoco.MjModel, name: str, size: int | tuple[int, int], sites: bool = False):
+        """size: of the picture, pixels; a pair of width and height shows the same square view, stretched.
+
+        sites: with the marks in the model.
+        """
         self._model = model
+        width, height = (size, size) if isinstance(size, int) else size
         os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's threads cost more than they bring at this size
-        self._context = _open_context(size)
+        self._context = _open_context(width, height)
         self._context.make_current()
-        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         model.vis.quality.shadowsize = 256  # 512 looks hardly better and takes twice as long to draw
-        self._viewport = mujoco.MjrRect(0, 0, size, size)
+        self._viewport = mujoco.MjrRect(0, 0, width, height)
         self._scene = mujoco.MjvScene(model, maxgeom=400)
         self._scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
         self._option = mujoco.MjvOption()
@@ -30,13 +34,17 @@ class Camera:
         self._camera.fixedcamid = model.camera(name).id
         self._gpu = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._gpu)
-        self._flipped = np.empty((size, size, 3), np.uint8)
+        self._flipped = np.empty((height, width, 3), np.uint8)
 
     def render(self, data: mujoco.MjData) -> np.ndarray:
-        """uint8 (size, size, 3) RGB of the state that mj_forward last saw."""
+        """uint8 (height, width, 3) RGB of the state that mj_forward last saw."""
         self._context.make_current()
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, everything, self._scene)
+        for (
+            camera
+        ) in self._scene.camera:  # half the width at the near plane; without it the view is as wide as the picture
+            camera.frustum_width = (camera.frustum_top - camera.frustum_bottom) / 2
         mujoco.mjr_render(self._viewport, self._scene, self._gpu)
         mujoco.mjr_readPixels(self._flipped, None, self._viewport, self._gpu)
         return self._flipped[::-1].copy()
@@ -47,7 +55,7 @@ class Camera:
         self._context.free()
 
 
-def _open_context(size: int):
+def _open_context(width: int, height: int):
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     reasons = []
     for name, module in (("egl", "mujoco.egl"), ("osmesa", "mujoco.osmesa")):
@@ -55,7 +63,7 @@ def _open_context(size: int):
             continue
         platform = os.environ.get("PYOPENGL_PLATFORM")
         try:
-            context = __import__(module, fromlist=["GLContext"]).GLContext(size, size)
+            context = __import__(module, fromlist=["GLContext"]).GLContext(width, height)
         except Exception as error:  # PyOpenGL raises AttributeError, ImportError, its own GLError ...
             reasons.append(f"{name}: {error}")
             if platform is None:

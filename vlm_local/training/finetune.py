@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,19 +22,22 @@ from vlm_local.files import write_json
 from vlm_local.models import name_base
 from vlm_local.prompts import load_template
 from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
-from vlm_local.training.samples import RecordedSamples, Sample
+from vlm_local.training.samples import Sample
 from vlm_local.types import Episode, GenerationRequest
 
 _IGNORED = -100
 _HELD_OUT = 64  # samples that were never trained on, asked each time the state is saved
 _FOR_TOKENS = ("mm_token_type_ids", "token_type_ids")  # of vision, one number a token; the rest is one row a picture
-_ADAPTED = r".*(language_model|text_model).*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_LINEAR = r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_ADAPTED = rf".*(language_model|text_model).*{_LINEAR}"
+_ADAPTED_EVERYWHERE = rf".*{_LINEAR}"  # in the vision tower, too, where it has layers of these names
 
 
 @dataclass(frozen=True)
 class Tuning:
     """samples: of a step, in forwards of `at_once`. lora: rank of the adapters, 0 trains all weights.
 
+    lora_alpha: their scale is this by the rank, None for twice the rank. adapts_vision: also in the vision tower.
     Weights that are trained are float32; with adapters and recipe.bfloat16 the others are bfloat16.
     """
 
@@ -43,17 +46,39 @@ class Tuning:
     at_once: int = 4
     lora: int = 0
     device: str = "auto"
+    lora_alpha: int | None = None
+    adapts_vision: bool = False
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the weights; `at_once` and `device` say only where and in what portions they are computed."""
-        return {**self.recipe.settings, "samples_per_step": self.samples, "lora": self.lora}
+        """What decides the weights; `at_once` and `device` say only where and in what portions they are computed.
+
+        `lora_alpha` and `adapts_vision` stand there only where they are not the default, as the newest of Recipe's.
+        """
+        newest = {"lora_alpha": self.lora_alpha, "adapts_vision": self.adapts_vision}
+        newest = {name: value for name, value in newest.items() if value}
+        return {**self.recipe.settings, "samples_per_step": self.samples, "lora": self.lora, **newest}
+
+
+class Samples(Protocol):
+    """What a training draws from: the same samples for the same step, whenever it is asked."""
+
+    @property
+    def num_episodes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def draw(self, step: int, num_samples: int) -> list[Sample]: ...
+
+    def draw_held_out(self, num_samples: int) -> list[Sample]:
+        """At most so many that are never trained on."""
+        ...
 
 
 class Finetuning:
     """The model, its optimiser, and the samples; `run` trains and writes what `--model` takes."""
 
-    def __init__(self, checkpoint: Checkpoint, samples: RecordedSamples, tuning: Tuning, folder: Path, seed: int):
+    def __init__(self, checkpoint: Checkpoint, samples: Samples, tuning: Tuning, folder: Path, seed: int):
         """folder: the result, and until then the state to go on from after a kill."""
         if checkpoint.adapter is not None:
             raise ConfigError(f"{checkpoint.adapter} is an adapter; fine-tune the model {checkpoint.folder} itself")
@@ -68,7 +93,7 @@ class Finetuning:
         loaded = load_model(checkpoint, "none", tuning.device, "bfloat16" if is_frozen_small else "float32")
         self._batches = Batches(loaded)
         self._model = loaded.model.train()
-        self._trained = _add_adapters(self._model, tuning.lora) if tuning.lora else self._model.requires_grad_(True)
+        self._trained = _add_adapters(self._model, tuning) if tuning.lora else self._model.requires_grad_(True)
         self._optimisation = Optimisation(self._trained, tuning.recipe, folder / "training")
 
     def run(self, sidecar: Mapping[str, Any]) -> None:
@@ -130,13 +155,15 @@ class Finetuning:
         write_json(self._folder / SIDECAR, sidecar)
 
 
-def _add_adapters(model: nn.Module, rank: int):
-    """LoRA (Hu et al., 2021) on the linear layers of the language model; the rest stays as it is."""
+def _add_adapters(model: nn.Module, tuning: Tuning):
+    """LoRA (Hu et al., 2021) on linear layers; the rest stays as it is."""
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ConfigError("--lora needs peft: .venv/bin/pip install -e '.[train]'") from None
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=_ADAPTED)
+    alpha = 2 * tuning.lora if tuning.lora_alpha is None else tuning.lora_alpha
+    adapted = _ADAPTED_EVERYWHERE if tuning.adapts_vision else _ADAPTED
+    config = LoraConfig(r=tuning.lora, lora_alpha=alpha, target_modules=adapted)
     return get_peft_model(model, config)
 
 
@@ -204,7 +231,7 @@ def compute_loss(model: Any, batch: Mapping[str, torch.Tensor]) -> tuple[torch.T
 
 def finetune(
     checkpoint: Checkpoint,
-    samples: RecordedSamples,
+    samples: Samples,
     tuning: Tuning,
     prompt: Path | str,
     history: int,
@@ -242,7 +269,7 @@ def finetune(
             "results": {},
             "training": {
                 "base": checkpoint.name,
-                "labelled_steps": len(samples),
+                "samples": len(samples),
                 "episodes": samples.num_episodes,
                 **settings,
             },

@@ -32,7 +32,8 @@ class Recipe:
     """How many steps, and how large.
 
     learning_rate rises linearly over `warmup_steps`, stays, and falls as half a cosine to nothing
-    over the last `decay` (0 to 1) of all steps; 1 is the usual cosine schedule.
+    over the last `decay` (0 to 1) of all steps; 1 is the usual cosine schedule. falls_linearly: not as a cosine.
+    beta2: of AdamW, whose first is 0.9.
     """
 
     num_steps: int
@@ -44,6 +45,8 @@ class Recipe:
     bfloat16: bool = False
     log_every: int = 20
     save_every: int = 500
+    beta2: float = 0.95
+    falls_linearly: bool = False
 
     def scale(self, step: int) -> float:
         """Share of the learning rate at this step."""
@@ -52,12 +55,17 @@ class Recipe:
         start = max(self.warmup_steps, (1 - self.decay) * self.num_steps)
         if step < start:
             return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (step - start) / max(1.0, self.num_steps - start)))
+        gone = (step - start) / max(1.0, self.num_steps - start)
+        return 1 - gone if self.falls_linearly else 0.5 * (1 + math.cos(math.pi * gone))
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What decides the weights."""
-        return {name: value for name, value in asdict(self).items() if name not in ("log_every", "save_every")}
+        """What decides the weights. The newest fields stand there only where they are not the default, so that
+        trainings go on that were begun before there were any.
+        """
+        newest = {"beta2": Recipe.beta2, "falls_linearly": Recipe.falls_linearly}
+        silent = {"log_every", "save_every", *(name for name, value in newest.items() if getattr(self, name) == value)}
+        return {name: value for name, value in asdict(self).items() if name not in silent}
 
 
 def claim_folder(folder: Path, place: Path, settings: Mapping[str, Any]) -> None:
@@ -97,7 +105,7 @@ class Optimisation:
         self.seconds = 0.0
         self.num_skipped = 0  # steps whose gradients were not finite
         self._parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self._adam = torch.optim.AdamW(_group(self._parameters, recipe), betas=(0.9, 0.95), fused=True)
+        self._adam = torch.optim.AdamW(_group(self._parameters, recipe), betas=(0.9, recipe.beta2), fused=True)
         self._device = next(iter(self._parameters.values())).device
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / _STATE).exists():

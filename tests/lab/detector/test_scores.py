@@ -111,6 +111,32 @@ def test_filtered_pictures_as_floats_are_read(tmp_path):
     assert not problems and (images[0].image == picture(0)).all()
 
 
+@pytest.mark.parametrize("is_bgr", [False, True])
+def test_what_filter_images_wrote_is_yes_and_no_to_a_question_of_the_user(is_bgr, tmp_path, capsys):
+    """As floats; before 2026-01-29 blue came first."""
+    for name, seed in (("positives", 0), ("negatives", 1)):
+        pixels = picture(seed)[..., ::-1] if is_bgr else picture(seed)
+        write_record(tmp_path / f"{name}.pkl", [pixels / np.float32(255)])
+    labelled = open_labelled(tmp_path, is_bgr)
+    problems = []
+    images = {each.answer: each.image for each in labelled.open_images(problems.append)}
+    assert (images["yes"] == picture(0)).all() and (images["no"] == picture(1)).all() and not problems
+    assert labelled.question is None and labelled.choices == ("yes", "no")
+    assert main(["eval-answers", "--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 2
+    assert "--question" in capsys.readouterr().err
+
+
+def test_filtered_pictures_beside_records_answer_their_question(tmp_path):
+    write_record(tmp_path / "record-open-drawer.pkl", [picture(0)])
+    write_record(tmp_path / "negatives.pkl", [picture(1) / np.float32(255)])
+    images, problems = read(tmp_path)
+    assert [each.answer for each in images] == ["yes", "no"] and not problems
+    assert open_labelled(tmp_path).question == TASKS[0].question
+    (tmp_path / "record-open-drawer.pkl").rename(tmp_path / "record-in-sink.pkl")
+    with pytest.raises(DataError, match="it after the answer, such as record-in-sink-2"):
+        open_labelled(tmp_path)
+
+
 def test_a_folder_for_each_answer_is_read(tmp_path):
     images, problems = read(write_classes(tmp_path, open=2, closed=1))
     assert [each.answer for each in images] == ["closed", "open", "open"] and not problems

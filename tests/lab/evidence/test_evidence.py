@@ -4,13 +4,16 @@ import json
 import shutil
 import struct
 import zipfile
+from pathlib import Path
 
 import pytest
 
 from tests import recordings
+from vlm_local.checkpoint import open_checkpoint
 from vlm_local.cli import main
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.lab.evidence.archive import MANIFEST, pack, seal
+from vlm_local.lab.evidence.card import BEGIN, END
 from vlm_local.lab.evidence.verify import verify
 
 STOP = [0, 0, 0, 0, 0, 0, 1]
@@ -77,6 +80,11 @@ def test_pictures_can_stay_behind(simulation, tmp_path):
     left = set(whole["files"]) - set(light["files"])
     assert {name.rpartition(".")[2] for name in left} == {"png", "mp4"} and "episodes/reach-0/film.mp4" in left
     assert verify(tmp_path / "light.zip").report == verify(tmp_path / "whole.zip").report
+    one = ["pack", str(simulation), "--out", str(tmp_path / "one.zip"), "--episode"]
+    assert main([*one, "reach-0"]) == 0 and main([*one, "reach-9"]) == 2
+    with zipfile.ZipFile(tmp_path / "one.zip") as archive:
+        pictures = left & set(archive.namelist())
+    assert pictures == {name for name in left if "/reach-0/" in name} != set()
 
 
 @pytest.mark.parametrize(
@@ -218,3 +226,23 @@ def test_the_leaderboard_takes_verified_runs_only(simulation, evaluation, tmp_pa
     assert main(["leaderboard", str(archive), str(folder), "--out", str(board)]) == 2
     assert "does not follow" in capsys.readouterr().err and not board.exists()
     assert main(["leaderboard", str(evaluation), "--out", str(board)]) == 2
+
+
+def test_a_model_card_takes_results_of_its_own_weights(simulation, tmp_path, capsys):
+    model = shutil.copytree(Path("checkpoints/tiny"), tmp_path / "model")
+    result = shutil.copytree(simulation, tmp_path / "run")
+    (model / "README.md").write_text(f"# mine\n{BEGIN}\nold\n{END}\nrest\n")
+    assert main(["card", str(model), str(result)]) == 2
+    assert "is no simulation of the weights" in capsys.readouterr().err
+    for name in ("meta.json", "report.json"):  # as if these weights had played
+        about = json.loads((result / name).read_text())
+        (result / name).write_text(json.dumps(about | {"checkpoint_sha256": open_checkpoint(model).sha256}))
+    assert main(["card", str(model), str(result)]) == 0
+    row = "| reach | 100.0 % (34.2 to 100.0), 2 from 40 |"
+    head = f"# mine\n{BEGIN}\n| within 70 steps | level normal |\n|---|---|\n"
+    assert (model / "README.md").read_text() == f"{head}{row}\n{END}\nrest\n"
+    told = json.loads((model / "vlm_local.json").read_text())["results"]["level normal"]["reach"]
+    assert (told["success"], told["episodes"], told["max_steps"]) == (1.0, 2, 14)
+    assert main(["card", str(model), str(result), str(result)]) == 2
+    (model / "README.md").write_text("no marks")
+    assert main(["card", str(model), str(result)]) == 2

@@ -2,7 +2,6 @@ import base64
 import io
 import json
 import re
-import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
@@ -11,8 +10,7 @@ from PIL import Image
 from tests import recordings
 from tests.server.browser import Browser, find_missing
 from vlm_local.data import open_episodes
-from vlm_local.lab.offline.plots import draw_confusion, name_signs
-from vlm_local.lab.offline.report import choose_frames
+from vlm_local.lab.offline.report import build_map, choose_frames
 from vlm_local.lab.offline.rows import build_rows
 from vlm_local.lab.offline.run import EvaluationPlan, evaluate
 from vlm_local.lab.pages import draw_reliability
@@ -138,13 +136,15 @@ def test_order_of_frames():
     assert choose_frames(build_rows(rows)) == [2, 5, 3, 1, 4, 0]
 
 
-def test_plots_are_svg_and_repeat():
-    confusion = [[40, 3, 2], [1, 50, 0], [0, 0, 4]]
-    svg = draw_confusion("y", confusion)
-    assert svg == draw_confusion("y", confusion)
-    texts = " ".join(ElementTree.fromstring(svg).itertext())
-    assert "right" in texts and "left" in texts and "89 %" in texts
-    assert "100 %" not in texts, "a label of four steps has no percentage"
+def test_a_map_has_counts_and_shares_and_marks_opposites():
+    made = build_map("y", [[40, 3, 2], [1, 50, 0], [0, 0, 4]])
+    assert made["words"] == ("right", "none", "left")
+    assert [cell["text"] for cell in made["rows"][0]] == ["40\n89 %", "3\n7 %", "2\n4 %"]
+    assert [cell["text"] for cell in made["rows"][2]] == ["0", "0", "4"], "a label of four steps has no percentage"
+    assert [cell["opposite"] for cell in made["rows"][0]] == [False, False, True]
+    assert build_map("gripper", [[0, 0, 0]] * 3)["words"] == ("close", "none", "open")
+
+
+def test_no_figure_of_calibration_without_probabilities():
     assert draw_reliability([[0, 0, 0]] * 10) is None
     assert "<svg" in draw_reliability([[0, 0, 0]] * 9 + [[5, 4.8, 3]])
-    assert name_signs("gripper") == ("close", "none", "open")

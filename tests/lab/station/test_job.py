@@ -70,7 +70,7 @@ def test_a_tunnel_that_is_gone_ends_a_job_and_behind_the_relay_it_does_not(tmp_p
 def test_two_stations_at_once_are_two_robots_with_an_episode_each(tmp_path):
     with serve() as server:
         status, report, _ = _play(
-            server.url, tmp_path / "job", "close_drawer", "--episodes", "2", "--second-station", steps=20
+            server.url, tmp_path / "job", "close_drawer", "--episodes", "2", "--second-station", steps=10
         )
         server.newest_record()
     assert status == 0 and report["would_have_ended"] == []
@@ -84,7 +84,7 @@ def test_two_stations_at_once_are_two_robots_with_an_episode_each(tmp_path):
     assert {robot for steps in asked.values() for robot, _, _ in steps} == {"robot", "robot.2"}
     for steps in asked.values():
         assert len({robot for robot, _, _ in steps}) == 1
-        assert [step[1:] for step in steps] == [(episode, step) for episode in range(2) for step in range(20)]
+        assert [step[1:] for step in steps] == [(episode, step) for episode in range(2) for step in range(10)]
 
 
 def test_the_oracle_puts_the_scene_back_between_episodes(tmp_path):

@@ -1,6 +1,7 @@
 """The twin of a station against real servers, over HTTP."""
 
 import json
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from vlm_local.data import open_data_set
 from vlm_local.embodiments import load_embodiment
 from vlm_local.errors import EngineError
 from vlm_local.lab.station.arm import StationArm
+from vlm_local.lab.station.camera import StationCamera
 from vlm_local.server.service import ServerSettings
 from vlm_local.sim.environment import SimEnv
 
@@ -70,6 +72,18 @@ def test_its_files_are_those_of_autoevals_logger(tmp_path):
     np.testing.assert_allclose(episodes[0].states[0, :3], lines[1]["sent"][:3], atol=1e-6)
     np.testing.assert_allclose(episodes[0].actions[0], lines[1]["action"], atol=1e-6)
     assert np.abs(episodes[0].states[:, 3:6]).max() < 0.1  # measured from the gripper pointing down
+
+
+def test_the_policy_sees_what_a_camera_and_its_jpeg_leave_of_the_scene(tmp_path):
+    """The scene of the simulator's own picture, whole, with a camera's pixels and JPEG's marks."""
+    plain = SimEnv("eggplant_in_sink")
+    plain.reset(seed=0)
+    with closing(plain), closing(StationCamera(plain.world)) as camera:
+        seen, clean = (image.astype(int) for image in (camera.take(), plain.render()))
+    assert seen.shape == (256, 256, 3)
+    assert 0.3 < np.abs(seen - clean).mean() < 3
+    moved = [np.abs(np.roll(seen, shift, axis) - clean).mean() for axis in (0, 1) for shift in (-2, 2)]
+    assert min(moved) > 2 * np.abs(seen - clean).mean()  # neither shifted nor stretched
 
 
 def test_a_silent_tunnel_costs_time_and_no_job(tmp_path):

@@ -9,7 +9,7 @@ import json
 import os
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,20 @@ _MAX_RATIO, _ALLOWANCE = 200, 1 << 20  # rows shrink by 5 to 30; deflate could d
 Manifest = Mapping[str, Any]
 
 
-def build_manifest(folder: Path, pictures: bool = True) -> dict[str, Any]:
-    """format, kind and files {relative path: {bytes, sha256}}, in order. pictures: with frames and films."""
+def build_manifest(folder: Path, pictures: bool = True, episodes: Collection[str] = ()) -> dict[str, Any]:
+    """format, kind and files {relative path: {bytes, sha256}}, in order.
+
+    pictures: with frames and films; with `episodes` only with theirs. Raises DataError for an episode that has none.
+    """
     layout = find_layout(folder)
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    chosen = [name for name in names if layout.holds(name) and (pictures or not layout.is_picture(name))]
-    files = {name: _describe(folder / name) for name in chosen}
+    names = [name for name in names if layout.holds(name)]
+    shown = {name for name in names if layout.is_picture(name)} if pictures else set()
+    if episodes:
+        if missing := set(episodes).difference(*(name.split("/") for name in shown)):
+            raise DataError(f"{folder} has no pictures of an episode {', '.join(sorted(missing))}")
+        shown = {name for name in shown if not set(episodes).isdisjoint(name.split("/"))}
+    files = {name: _describe(folder / name) for name in names if name in shown or not layout.is_picture(name)}
     return {"format": _FORMAT, "kind": layout.kind, "files": files}
 
 
@@ -44,12 +52,12 @@ def seal(manifest: Manifest) -> str:
     return hashlib.sha256(_encode(manifest)).hexdigest()
 
 
-def pack(folder: Path, out: Path, pictures: bool = True) -> Manifest:
-    """Write the archive.
+def pack(folder: Path, out: Path, pictures: bool = True, episodes: Collection[str] = ()) -> Manifest:
+    """Write the archive. pictures, episodes: as `build_manifest`.
 
-    Raises DataError where the folder holds no result, ConfigError where nothing can be written.
+    Raises DataError where the folder holds no result or not an episode, ConfigError where nothing can be written.
     """
-    manifest = build_manifest(folder, pictures)
+    manifest = build_manifest(folder, pictures, episodes)
     layout = LAYOUTS[manifest["kind"]]
     _refuse_secrets(folder, [name for name in manifest["files"] if not layout.is_picture(name)])
     beside = out.with_name(out.name + ".new")

@@ -1,8 +1,9 @@
 """A recorded episode answered again by another policy, step by step."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,6 +55,23 @@ def replay_episode(episode: RecordedEpisode, policy: Policy, seed: int) -> Itera
         answered = None if decision.fault else decision.phrase or _name_action(decision, opened)
         opened = decision.action[6] > 0.5
         yield ReplayedStep(step, line.get("phrase"), answered, decision.fault, decision)
+
+
+def count_reasoned(lines: Sequence[Mapping[str, Any]], steps: Sequence[ReplayedStep]) -> tuple[int, int]:
+    """Steps whose prompt showed reasoning: of those recorded, and of their replay."""
+    extras = [line.get("extra") for line in lines]
+    recorded = sum(bool(isinstance(extra, Mapping) and extra.get("reasoning")) for extra in extras)
+    return recorded, sum(bool(step.decision and step.decision.extra.get("reasoning")) for step in steps)
+
+
+def tell_reasoned(recorded: int, replayed: int) -> str:
+    """What a replay must say of reasoning; "" where there was none on either side."""
+    if not recorded and not replayed:
+        return ""
+    counts = f"reasoning was shown at {recorded} recorded and {replayed} replayed steps"
+    if not replayed:
+        return f"{counts}: this replay is without thoughts, so its answers may differ for that alone (--think)"
+    return f"{counts}: it was written anew, and not at the same steps"
 
 
 def record_replay(writer: RunWriter, episode: RecordedEpisode, steps: Sequence[ReplayedStep], model: str) -> None:

@@ -1,6 +1,6 @@
 """Scores and rows -> report.json, one self-contained report.html, and a table for a terminal."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import numpy as np
 from vlm_local.errors import DataError
 from vlm_local.files import write_json
 from vlm_local.lab.formats import format_name, format_p, format_points, format_share, format_span
-from vlm_local.lab.offline.plots import draw_confusion, draw_exact
+from vlm_local.lab.offline.plots import draw_exact
 from vlm_local.lab.offline.rows import Rows
 from vlm_local.lab.offline.scores import MIN_STEPS
 from vlm_local.lab.pages import draw_reliability, encode_thumbnail, list_warnings, write_page
@@ -42,7 +42,7 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: 
         axes=AXES,
         min_steps=MIN_STEPS,
         too_few=TOO_FEW,
-        confusion=[draw_confusion(axis, report["axes"][axis]["confusion"]) for axis in AXES],
+        maps=[build_map(axis, report["axes"][axis]["confusion"]) for axis in AXES],
         reliability=draw_reliability(report["reliability"]),
         bars=draw_exact(
             [format_name(report["policy"]["name"]), *(name.replace("_", "-") for name in baselines)],
@@ -69,6 +69,26 @@ def _list_cards(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _list_warnings(report: Mapping[str, Any]) -> list[str]:
     unanswered = f"{report['unanswered']} steps got no answer, because the policy failed; they count as not exact."
     return [unanswered] * bool(report["unanswered"]) + list_warnings(report["policy"], report["left_out"])
+
+
+def build_map(axis: str, confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
+    """An axis's heat map for the page. confusion: (3, 3) counts, label down and answer across, in the order -, 0, +.
+
+    `words` of the three signs, and `rows` of three cells each: `text`, the count and the share of its label's row (the
+    count alone where the label is too rare for a share to mean anything), `share`, and whether it is `opposite`.
+    """
+    words = [format_phrase(Primitive(**{axis: sign})) for sign in (-1, 1)]
+    minus, plus = (word.removeprefix("move ").removeprefix("rotate ").removesuffix(" gripper") for word in words)
+    plus = plus.replace("counter", "counter\u00ad")  # a long word may break here
+    rows = []
+    for row, counts in enumerate(confusion):
+        total, cells = sum(counts), []
+        for column, count in enumerate(counts):
+            share = count / total if total else 0.0
+            text = f"{count}\n{format_share(share, decimals=0)}" if total >= MIN_STEPS else str(count) * bool(total)
+            cells.append({"text": text, "share": share, "opposite": abs(row - column) == 2})
+        rows.append(cells)
+    return {"axis": axis, "words": (minus, "none", plus), "rows": rows}
 
 
 def choose_frames(rows: Rows) -> list[int]:

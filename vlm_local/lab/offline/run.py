@@ -26,7 +26,7 @@ from vlm_local.provenance import choose_deciding, describe_machine
 from vlm_local.types import Episode
 
 SETTINGS = "evaluation.json"
-_MAY_GROW = ("limit",)
+_MAY_GROW = ("limit", "episodes")
 # Of the settings file, in the report: what the answers were made with.
 _MADE_WITH = ("versions", "git", "machine", "continued_with")
 
@@ -39,6 +39,7 @@ class EvaluationPlan:
     """What decides the rows. policy: as named by the user. data: path of the data set.
 
     camera, split, state_layout, embodiment: as data.Selection. every: ask every N-th step. limit: of episodes.
+    episodes: names or numbers of those to ask about; all where empty.
     """
 
     policy: str
@@ -50,6 +51,7 @@ class EvaluationPlan:
     split: str | None = None
     state_layout: str | None = None
     embodiment: str = "auto"
+    episodes: tuple[str, ...] = ()
 
 
 def evaluate(

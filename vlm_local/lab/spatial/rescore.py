@@ -6,6 +6,7 @@ from typing import Any
 
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_lines
+from vlm_local.lab.spatial.faithfulness import REASONING, find_rights, score_cases
 from vlm_local.lab.spatial.scores import score_study
 from vlm_local.lab.spatial.sets import Gallery, SceneSet, require_frozen
 
@@ -34,4 +35,10 @@ def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, A
     require_frozen(SceneSet(**made["set"]), gallery.frozen, DataError)
     if any(abs(sum(values) - 1) > 1e-4 or min(values) < 0 for row in rows for values in row["marginals"].values()):
         raise DataError("rows.jsonl has probabilities that do not add up to 1")
-    return score_study(rows, made["set"]["seed"]), made
+    scores = score_study(rows, made["set"]["seed"])
+    if (folder / REASONING).exists():
+        try:
+            scores["reasoning"] = score_cases(list(read_json_lines(folder / REASONING)), find_rights(rows))
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{REASONING}: {error}") from None
+    return scores, made

@@ -10,6 +10,7 @@ import numpy as np
 from vlm_local.errors import ConfigError, EngineError
 from vlm_local.files import write_json
 from vlm_local.lab.results import ResultFolder, RowFile
+from vlm_local.lab.spatial.faithfulness import REASONING, ask_cases, check_alone, find_rights, score_cases
 from vlm_local.lab.spatial.report import write_report
 from vlm_local.lab.spatial.scores import score_study
 from vlm_local.lab.spatial.sets import Gallery, SceneSet, View, require_frozen
@@ -27,12 +28,16 @@ def run_study(
     scene_set: SceneSet,
     path: Path,
     progress: Callable[[int], object] = lambda views: None,
+    reasons: bool = False,
 ) -> dict[str, Any]:
     """Ask, score and report into the folder `path`; returns the report.
 
-    name: of the policy, as the user named it. progress: is given 1 for every view. Raises ConfigError where the
-    folder holds another result or a frozen set comes out otherwise, EngineError where the policy fails.
+    name: of the policy, as the user named it. progress: is given 1 for every view and case. reasons: the policy thinks
+    in its steps, so that it is also asked behind reasoning about other scenes. Raises ConfigError where the folder
+    holds another result or a frozen set comes out otherwise, EngineError where the policy fails.
     """
+    if reasons:
+        check_alone(policy.metadata)
     here = {"set": vars(scene_set), "frozen": scene_set.scenes_sha256 is not None}
     here |= {"policy": {"name": name, **policy.metadata}, **describe_machine()}
     with ResultFolder(path, "spatial", "study.json") as folder, closing(Gallery(scene_set)) as gallery:
@@ -43,6 +48,11 @@ def run_study(
         folder.update(set=vars(gallery.frozen))
         write_json(path / "set.json", vars(gallery.frozen))
         report = {**folder.settings, **score_study(rows, scene_set.seed)}
+        if reasons:
+            rights = find_rights(rows)
+            with closing(RowFile(path / REASONING)) as file:
+                cases = ask_cases(gallery, policy, rights, progress, file.rows, file.add)
+            report["reasoning"] = score_cases(cases, rights)
         write_report(path, report, rows, gallery)
     return report
 

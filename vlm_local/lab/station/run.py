@@ -19,6 +19,7 @@ from vlm_local.data.film import write_film
 from vlm_local.errors import ConfigError
 from vlm_local.files import encode_json, write_json
 from vlm_local.lab.station.arm import StationArm
+from vlm_local.lab.station.camera import StationCamera
 from vlm_local.lab.station.client import JobEnded, StationClient, submit_test
 from vlm_local.lab.station.files import write_metadata, write_trajectory
 from vlm_local.lab.station.report import write_job_page
@@ -28,7 +29,6 @@ from vlm_local.lab.statistics import describe_rate
 from vlm_local.provenance import describe_machine
 from vlm_local.sim.environment import SimEnv
 
-IMAGE_SIZE = 256
 _RESET_S = 4.1  # of a station's arm, on a wall clock
 _MAX_FILMS = 10
 
@@ -89,8 +89,9 @@ def run_job(plan: JobPlan, out: Path, progress: Callable[[int], None] = lambda d
         raise ConfigError(f"the submission test fails, so the form would not take this address: {error}") from None
     with ExitStack() as stack:
         way = stack.enter_context(closing(Way(plan.url, plan.drop_s is not None, plan.has_relay)))
-        env = stack.enter_context(closing(SimEnv(plan.task, image_size=IMAGE_SIZE)))
-        job = stack.enter_context(closing(_Job(plan, env, way, out)))
+        env = stack.enter_context(closing(SimEnv(plan.task, image_size=None)))
+        camera = stack.enter_context(closing(StationCamera(env.world)))
+        job = stack.enter_context(closing(_Job(plan, env, camera, way, out)))
         for number in range(plan.episodes):
             job.play(number)
             progress(number + 1)
@@ -101,8 +102,8 @@ def run_job(plan: JobPlan, out: Path, progress: Callable[[int], None] = lambda d
 
 
 class _Job:
-    def __init__(self, plan: JobPlan, env: SimEnv, way: Way, out: Path):
-        self._plan, self._env, self._way, self._out = plan, env, way, out
+    def __init__(self, plan: JobPlan, env: SimEnv, camera: StationCamera, way: Way, out: Path):
+        self._plan, self._env, self._camera, self._way, self._out = plan, env, camera, way, out
         self._client = StationClient(way.url)
         self._arm = StationArm(env, has_box=not plan.human_eval)
         self._instruction = env.task.words[0]  # AutoEval's own, the same in the whole job
@@ -112,8 +113,9 @@ class _Job:
         self._folder = out / "eval_data" / self._eval_id
         self._folder.mkdir(parents=True)
         (out / "films").mkdir()
-        self._judge = Judge(plan.detector, env, out / "auto_eval_log" / f"{plan.task}_{self._eval_id}")
-        self._scene = SceneReset(plan.reset_policy, env, self._arm, self._judge)
+        log = f"station_open_web_client_{self._instruction.replace(' ', '_')}_{self._eval_id}"  # as AutoEval names it
+        self._judge = Judge(plan.detector, env, camera, out / "auto_eval_log" / log)
+        self._scene = SceneReset(plan.reset_policy, env, camera, self._arm, self._judge)
         write_metadata(self._folder, self._eval_id)
         self._lines = (out / "station.jsonl").open("w", encoding="utf-8")
 
@@ -128,7 +130,7 @@ class _Job:
         self._scene.put_back(seed, number == 0, lambda ask: self._survive("scene reset", number, -1, ask))
         began = time.monotonic()
         self._arm.reset()
-        image = self._env.judge()[0]["image"]
+        image = self._camera.take()
         if plan.clock == "wall":
             time.sleep(_RESET_S)
         self._survive("/reset", number, -1, self._client.reset)
@@ -174,16 +176,16 @@ class _Job:
             self._env.world.wait(seconds)
         action = np.array([0.0] * 6 + [1.0]) if answer is None else answer
         executed = self._arm.act(action)
-        observation, *_, info = self._env.judge()
+        info, seen = self._env.judge()[-1], self._camera.take()
         notes = {name: getattr(executed, name) for name in ("clipped", "reversed", "dropped")}
         for name, value in notes.items():
             setattr(self.tally, name, getattr(self.tally, name) + value)
         line = {"episode": number, "step": step, "sent": state, "action": action, "executed": executed.executed}
         line |= {"commanded": executed.commanded, **notes, "ms": round(1e3 * seconds, 3), "success": info["success"]}
         self._lines.write(encode_json(line) + "\n")
-        after = {"action": action, "image": observation["image"], "state": self._arm.state}
+        after = {"action": action, "image": seen, "state": self._arm.state}
         steps.append({**after, "asked": image, "notes": [name for name, value in notes.items() if value]})
-        return observation["image"], info
+        return seen, info
 
     def _film(self, number: int, steps: list[dict[str, Any]]) -> str:
         """Its path below the job's folder. Each frame is what the policy saw, with what it answered."""

@@ -6,7 +6,6 @@ AutoEval's questions, its order and its limits. Where the reset policy fails thr
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -16,6 +15,7 @@ from vlm_local.client import Detector, PolicyError
 from vlm_local.embodiments import AUTOEVAL
 from vlm_local.embodiments.frame import Frame
 from vlm_local.lab.station.arm import StationArm
+from vlm_local.lab.station.camera import StationCamera
 from vlm_local.lab.station.client import JobEnded, StationClient
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.oracle import Oracle
@@ -41,17 +41,17 @@ _TRIES = 3
 class Judge:
     """A success detector, beside the simulator's truth. Keeps each picture and verdict as AutoEval's detectors do."""
 
-    def __init__(self, detector: str, env: SimEnv, folder: Path):
+    def __init__(self, detector: str, env: SimEnv, camera: StationCamera, folder: Path):
         """detector: "truth", or the URL of a server whose /answer is asked."""
         self._detector = None if detector == "truth" else Detector(detector)
-        self._env, self._folder = env, folder
+        self._env, self._camera, self._folder = env, camera, folder
         self._count = 0
         self.confusion = {"both": 0, "detector alone": 0, "truth alone": 0, "neither": 0}
 
     def judge(self, task: Task) -> tuple[bool, bool]:
         """Whether the task is done, by the detector and in truth. Raises JobEnded."""
         truth = said = bool(task.is_done(self._env.world))
-        image = self._env.render()
+        image = self._camera.take()
         if self._detector is not None:
             try:
                 said = bool(self._detector(_QUESTIONS[task.kind], image, _ANSWERS[task.name]))
@@ -69,14 +69,6 @@ class Judge:
         names = {(True, True): "both", (True, False): "detector alone", (False, True): "truth alone"}
         self.confusion[names.get((said, truth), "neither")] += 1
         return said, truth
-
-
-class ResetPolicy(Protocol):
-    """Undoes a task, a step at a time. `reset` and `act` raise JobEnded."""
-
-    def reset(self) -> None: ...
-
-    def act(self, image: np.ndarray, instruction: str, state: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass
@@ -98,7 +90,8 @@ class OracleReset:
         self._frame.begin(was_reset=True)
         self._gripper = 1.0
 
-    def act(self, image: np.ndarray, instruction: str, state: np.ndarray) -> np.ndarray:
+    def act(self, state: np.ndarray) -> np.ndarray:
+        """state: as StationArm.state. It looks at the world, not at a picture."""
         self._frame.read(state.astype(np.float64))
         primitive = self._oracle.primitive()
         if primitive.gripper:
@@ -109,11 +102,11 @@ class OracleReset:
 class SceneReset:
     """Has the scene of one station put back before each episode but the first."""
 
-    def __init__(self, policy: str, env: SimEnv, arm: StationArm, judge: Judge):
+    def __init__(self, policy: str, env: SimEnv, camera: StationCamera, arm: StationArm, judge: Judge):
         """policy: "scripted", which puts it as the episode's seed says, "oracle", or a policy server's URL."""
-        self._env, self._arm, self._judge = env, arm, judge
+        self._env, self._camera, self._arm, self._judge = env, camera, arm, judge
         self._goal = find_task(OPPOSITES[env.task.name])()
-        self._policy: ResetPolicy | None = None
+        self._policy: OracleReset | StationClient | None = None
         if policy != "scripted":
             self._policy = OracleReset(env, self._goal) if policy == "oracle" else StationClient(policy)
         self.tries = self.persons_called = 0
@@ -144,13 +137,17 @@ class SceneReset:
         verdict = survive(lambda: self._judge.judge(self._goal))
         return isinstance(verdict, tuple) and verdict[0]
 
-    def _play(self, policy: ResetPolicy, survive: Callable[[Callable], object]) -> None:
+    def _play(self, policy: OracleReset | StationClient, survive: Callable[[Callable], object]) -> None:
         survive(policy.reset)
         for _ in range(_RESET_STEPS[self._goal.kind]):
             if isinstance(policy, OracleReset) and self._goal.is_done(self._env.world):
                 return
-            image = self._env.render()
-            action = survive(lambda image=image: policy.act(image, self._goal.words[0], self._arm.state))
+            action = survive(lambda: self._ask(policy))
             if isinstance(action, np.ndarray):
                 self._arm.act(action)
             self._env.judge()
+
+    def _ask(self, policy: OracleReset | StationClient) -> np.ndarray:
+        if isinstance(policy, OracleReset):
+            return policy.act(self._arm.state)
+        return policy.act(self._camera.take(), self._goal.words[0], self._arm.state)

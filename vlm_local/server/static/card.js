@@ -31,7 +31,7 @@ export class Card {
     this.element = make("div");
     this.element.append(document.getElementById("card").content.cloneNode(true));
     this.card = this.element.firstElementChild;
-    for (const part of ["frame", "robot", "since", "instruction", "phrase", "sure", "badges", "axes", "tape", "readings"]) {
+    for (const part of ["frame", "robot", "since", "instruction", "phrase", "sure", "badges", "reasoning", "axes", "tape", "readings"]) {
       this[part] = this.element.querySelector(`.${part}`);
     }
     this.robot.textContent = name;
@@ -75,6 +75,7 @@ export class Card {
     this.phrase.textContent = step.phrase ?? (step.fault ? "standing still" : "an action without words");
     this.sure.textContent = describeSureness(step);
     this.showBadges(step);
+    this.showReasoning(step.extra ?? {});
     AXES.forEach((axis, row) => showAxis(this.bars[row], axis, step));
     this.card.classList.toggle("faulty", Boolean(step.fault));
     this.showReadings(step);
@@ -94,6 +95,15 @@ export class Card {
     if (cut?.length) badges.push(make("span", `Safety cut ${cut.join(", ")}`, "warn"));
     if (step.extra?.held) badges.push(make("span", `Phrase held, step ${step.extra.held + 1}`));
     this.badges.replaceChildren(...badges);
+  }
+
+  // What the model wrote at an earlier step, as text: its words are nobody's markup.
+  showReasoning({ reasoning, reasoning_step: step, reasoning_age: age, reasoning_tokens: tokens, reasoning_ms: ms }) {
+    this.reasoning.hidden = reasoning === undefined;
+    const cost = ms === undefined ? "" : `, ${tokens} tokens in ${Number(ms).toFixed(0)} ms`;
+    const title = reasoning ? `Reasoning about step ${step}, ${age === 1 ? "1 step" : `${age} steps`} before this${cost}` : "No reasoning yet";
+    this.reasoning.firstElementChild.textContent = title;
+    this.reasoning.lastElementChild.textContent = reasoning ?? "";
   }
 
   showReadings(step) {

@@ -1,5 +1,6 @@
 // The page's frame: which part is shown, the stream of steps, the counters at the top.
 
+import { leaveAnswers, showAnswers } from "./answers.js";
 import { Card, formatDuration, reading } from "./card.js";
 import { leaveEpisode, showEpisode, showList } from "./episodes.js";
 import { hold, release, showHeld } from "./hold.js";
@@ -8,19 +9,21 @@ import { offerFrames } from "./try.js";
 const KEPT = 64;
 const RETRY_MS = 2000;
 const FOLD_S = 60; // a robot that has been idle for so long moves below the others and folds
-const KEYS = { 1: "#live", 2: "#episodes", 3: "#try" };
+const KEYS = { 1: "#live", 2: "#episodes", 3: "#try", 4: "#detector" };
 const by = (id) => document.getElementById(id);
 const robots = new Map(); // name -> {steps, card, arrived}
 let held = null; // as /health tells it
 
 function route() {
   const [part, run, id] = location.hash.slice(1).split("/");
-  const name = ["episodes", "try"].includes(part) ? part : "live";
-  for (const main of ["live", "episodes", "try"]) by(main).hidden = main !== name;
+  const name = ["episodes", "try", "detector"].includes(part) ? part : "live";
+  for (const main of ["live", "episodes", "try", "detector"]) by(main).hidden = main !== name;
   for (const link of document.querySelectorAll("nav a")) {
     link.toggleAttribute("aria-current", link.hash === `#${name}`);
   }
   leaveEpisode();
+  leaveAnswers();
+  if (name === "detector") showAnswers();
   if (name === "episodes") id ? showEpisode(run, decodeURIComponent(id)) : showList();
   if (name === "try") offer();
   if (name === "live") robots.forEach(paint);

@@ -1,0 +1,75 @@
+"""Verified results of `sim` -> the model card of the checkpoint that played."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vlm_local.checkpoint import open_checkpoint
+from vlm_local.errors import DataError
+from vlm_local.files import open_replacing, write_json
+from vlm_local.lab.evidence.verify import VerifiedResult
+from vlm_local.lab.formats import format_share, format_span
+from vlm_local.sim.tasks import AUTOEVAL_STEPS
+
+BEGIN, END = "<!-- results -->", "<!-- /results -->"
+
+
+def write_card(folder: Path, results: Sequence[VerifiedResult]) -> int:
+    """Write what was reached into `folder`/README.md (between its marks BEGIN and END) and vlm_local.json.
+
+    Returns the number of (setting, task) pairs. Raises DataError for results that are not of these weights, for two of
+    one setting, and for a card without marks; ConfigError where nothing can be written.
+    """
+    weights = open_checkpoint(folder).sha256
+    settings: dict[str, dict[str, Any]] = {}
+    for result in results:
+        if result.kind != "sim" or result.report.get("checkpoint_sha256") != weights:
+            raise DataError(f"the result {result.seal[:12]} is no simulation of the weights in {folder}")
+        tasks = settings.setdefault(_name_setting(result.report["simulator"]), {})
+        for task, told in _list_tasks(result.report).items():
+            if task in tasks:
+                raise DataError(f"the result {result.seal[:12]} has {task} once more in the same setting")
+            tasks[task] = told
+    card = folder / "README.md"
+    before, found, rest = card.read_text(encoding="utf-8").partition(BEGIN)
+    _, ended, after = rest.partition(END)
+    if not (found and ended):
+        raise DataError(f"{card} does not say where the results go: it needs the lines {BEGIN} and {END}")
+    about = json.loads((folder / "vlm_local.json").read_text(encoding="utf-8"))
+    write_json(folder / "vlm_local.json", about | {"results": settings | {"checkpoint_sha256": weights}})
+    with open_replacing(card) as file:
+        file.write(f"{before}{BEGIN}\n{_build_table(settings)}{END}{after}")
+    return sum(map(len, settings.values()))
+
+
+def _name_setting(plan: Mapping[str, Any]) -> str:
+    control = "" if plan["control"] == "none" else f", {plan['control'].replace('_', ' ')}"
+    return f"level {plan['level']}{control}"
+
+
+def _list_tasks(report: Mapping[str, Any]) -> dict[str, Any]:
+    plan, found = report["simulator"], {}
+    for task, scores in report["tasks"].items():
+        success = scores["success_70"]
+        found[task] = {"success": success["rate"], "interval": success["interval"], "episodes": success["n"]}
+        found[task] |= {"seed": plan["seed"], "max_steps": min(AUTOEVAL_STEPS, plan["max_steps"])}
+    return found
+
+
+def _build_table(settings: Mapping[str, Mapping[str, Any]]) -> str:
+    """A row a task and a column a setting, both in order of first appearance."""
+    tasks = dict.fromkeys(task for played in settings.values() for task in played)
+    lines = [f"| within {AUTOEVAL_STEPS} steps | {' | '.join(settings)} |", "|---" * (1 + len(settings)) + "|"]
+    for task in tasks:
+        cells = [_write_cell(played.get(task)) for played in settings.values()]
+        lines.append(f"| {task.replace('_', ' ')} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _write_cell(told: Mapping[str, Any] | None) -> str:
+    if told is None:
+        return "-"
+    return (
+        f"{format_share(told['success'])} ({format_span(told['interval'], 1)}), {told['episodes']} from {told['seed']}"
+    )
