@@ -8,7 +8,7 @@ from vlm_local.cli import build_parser
 from vlm_local.errors import ConfigError
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.levels import LEVELS
-from vlm_local.sim.tasks import TASKS
+from vlm_local.sim.tasks import MEMORY_TASKS, TASKS, find_task
 
 STAY = np.array([0.0, 0, 0, 0, 0, 0, 1])
 
@@ -122,9 +122,9 @@ def test_without_opengl_the_debian_package_is_named(monkeypatch):
         env.reset(seed=0)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, *MEMORY_TASKS])
 def test_unseen_words_are_unseen(task):
-    kind = TASKS[task]
+    kind = find_task(task)
     assert not set(kind.words) & set(kind.unseen)
     instructions = set()
     for level in ("normal", "words"):
@@ -140,4 +140,4 @@ def test_unseen_words_are_unseen(task):
 def test_help_names_every_task_and_level():
     parser = build_parser()
     options = next(action for action in parser._actions if action.choices).choices["sim"].format_help()
-    assert all(name in options for name in (*TASKS, *LEVELS))
+    assert all(name in options for name in (*TASKS, *MEMORY_TASKS, *LEVELS))

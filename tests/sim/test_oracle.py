@@ -7,7 +7,7 @@ from vlm_local.actions import GripperLatch, build_action
 from vlm_local.primitives import list_phrases, parse_phrase
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.oracle import Oracle
-from vlm_local.sim.tasks import TASKS
+from vlm_local.sim.tasks import MEMORY_TASKS, TASKS
 from vlm_local.types import Primitive
 
 MAX_STEPS = 120
@@ -27,7 +27,7 @@ def play(env: SimEnv, seed: int, noise: float = 0.0) -> tuple[bool, int]:
     return info["success"], info["step"]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, *MEMORY_TASKS])
 def test_the_oracle_succeeds(task):
     env = SimEnv(task, image_size=None)
     results = [play(env, seed) for seed in range(3)]
@@ -35,7 +35,7 @@ def test_the_oracle_succeeds(task):
     assert max(steps for _, steps in results) <= 70
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", [*TASKS, *MEMORY_TASKS])
 def test_the_oracle_recovers_from_random_phrases(task):
     env = SimEnv(task, image_size=None)
     assert sum(play(env, seed, noise=0.2)[0] for seed in range(4)) >= 3

@@ -4,17 +4,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from vlm_local.checkpoint import open_checkpoint
+from vlm_local.decoding.families import Family
 from vlm_local.engines.loading import load_model
-from vlm_local.prompts import build_prompt, load_template
+from vlm_local.engines.processing import Processing
+from vlm_local.prompts import Frame, build_prompt, load_template
 from vlm_local.training.batches import BatchBuilder, TrainableTiny
 from vlm_local.training.collect import shrink
 from vlm_local.training.finetune import Batches, compute_loss
 from vlm_local.training.questions import Question
 from vlm_local.training.samples import Sample
-from vlm_local.training.tiny import write_tiny
-from vlm_local.types import Observation
+from vlm_local.training.tiny import show_first_picture, write_tiny
+from vlm_local.types import GenerationRequest, Observation, Picture
 
 PROPRIO = np.array([[0.25, -0.012, 0.1, 0, 0, 0.1, 1.0], [0.3, 0.1, 0.05, 0, 0, 0, 0.4]], np.float32)
 RED, NOWHERE = {"colour": "red"}, (float("nan"),) * 3
@@ -74,6 +77,29 @@ def test_tokens_and_pixels_are_those_of_the_processor(folder, loaded, images, sh
         assert (batch.targets[row, length - 1 :] == -100).all()
         start = 64 * int(batch.picture[row])
         assert torch.allclose(batch.pixels[start : start + 64], theirs["pixel_values"], atol=1e-6)
+
+
+def test_a_first_picture_is_shown_as_the_server_shows_a_past_frame(folder, loaded, images, tmp_path):
+    folder = show_first_picture(folder, tmp_path / "memory")
+    frames = np.stack([shrink(image, 128) for image in images])
+    asked, firsts = [[], QUESTIONS[1]], [None, frames[0]]  # only the second picture is asked about
+    batch = BatchBuilder(folder, loaded).build(frames, PROPRIO, asked, THINGS, np.array([True, True]), PLAIN, firsts)
+    (question,) = QUESTIONS[1]
+    observation = Observation(images[1], question.instruction, PROPRIO[1].astype(float))
+    prompt = build_prompt(load_template(folder / "prompt.txt"), observation, frames=[Frame(0, Picture(images[0]))])
+    prepared = Processing(loaded.processor, loaded.family, loaded.dtype).prepare(
+        GenerationRequest(images[1], prompt, (question.phrase,))
+    )
+    head, theirs = prepared.input_ids, prepared.join_vision()
+    assert batch.ids[0, : len(head)].tolist() == head.tolist()
+    assert batch.positions[:, 0, : len(head)].tolist() == Family(loaded).position_prompt(prepared)[0].tolist()
+    shown = torch.cat([batch.pixels[64 * place : 64 * place + 64] for place in batch.picture.tolist()])
+    assert torch.allclose(shown, theirs["pixel_values"], atol=1e-6)
+    tail = batch.targets[0, len(head) - 1 :]
+    types = nn.functional.pad(theirs.pop("mm_token_type_ids"), (0, len(tail)))
+    logits = loaded.model(**theirs, mm_token_type_ids=types, input_ids=torch.cat([head, tail])[None]).logits[0]
+    loss = nn.functional.cross_entropy(logits[len(head) - 1 : -1], tail)
+    assert TrainableTiny(loaded.model)(batch)[1]["answer"] == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_the_loss_is_that_of_the_models_own_forward(folder, loaded, images):

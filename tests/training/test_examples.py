@@ -92,3 +92,16 @@ def test_a_seed_fixes_what_is_drawn(shard):
     for one, same in zip(draw(1), draw(1), strict=True):
         assert str(one.asked) == str(same.asked) and (one.frame == same.frame).all()
     assert str(draw(1)[0].asked) != str(draw(2)[0].asked)
+
+
+def test_a_memory_task_is_always_shown_the_first_picture_of_its_episode(shard):
+    memory = collect({"reach_shown": 1.0}, {"normal": 1.0}, 20, 128, (0, 2), None)
+    rng, shown = np.random.default_rng(0), []
+    for _ in range(200):
+        example = draw_example([memory, shard], 1, rng, show_first=0.5)
+        if example.asked[0].task == "reach_shown":
+            assert any((example.first == first).all() for first in memory.firsts)
+        else:
+            shown.append(example.first is not None)
+    assert 0.35 < np.mean(shown) < 0.65 and len(shown) < 150
+    assert all(draw_example([memory], 1, rng).first is None for _ in range(10))

@@ -1,6 +1,7 @@
 """Rounds in the simulator: whose labels they are, that a seed fixes them, that a kill changes nothing."""
 
 import threading
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -17,13 +18,14 @@ from vlm_local.sim.oracle import Oracle
 from vlm_local.training.collect import collect, load_shard, save_shard
 from vlm_local.training.optimisation import Recipe
 from vlm_local.training.questions import list_questions
-from vlm_local.training.rounds import RoundSpec, collect_round, measure_round
+from vlm_local.training.rounds import RoundSpec, collect_round, measure_round, open_student
 from vlm_local.training.simulated import Course, SimulatedTraining
 from vlm_local.training.tiny import write_tiny
 from vlm_local.types import Primitive
 
 # What is asked of one scene besides: a block named by its place, where that is clear.
 TASKS_OF_A_SCENE = [("reach", 4), ("push", 4), ("reach_relation", 5), ("open_drawer", 2), ("eggplant_in_sink", 2)]
+TASKS_OF_A_SCENE += [("reach_shown", 5), ("put_back", 5)]
 
 
 @pytest.mark.parametrize(("task", "num_questions"), TASKS_OF_A_SCENE)
@@ -145,3 +147,16 @@ def test_a_task_without_a_red_thing_is_learnt_from_the_first_round(task, tmp_pat
     write_tiny(tmp_path / "start", seed=0)
     student = _train(tmp_path / "start", tmp_path / "run", 1, mixes={0: {task: 1.0}})
     assert (student / "model.safetensors").read_bytes() != (tmp_path / "start" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_student_of_the_memory_tasks_is_shown_the_first_picture_wherever_it_plays(tmp_path):
+    write_tiny(tmp_path / "start", seed=0)
+    fields = {"mixes": {0: {"reach_shown": 1.0, "put_back": 1.0}}, "show_first": 0.7, "warm_rounds": 0, "frames": 20}
+    student = _train(tmp_path / "start", tmp_path / "run", 3, **fields)  # the last round's frames are of a student
+    assert measure_round(student, ("put_back",), "easy", 1).keys() == {"success put_back"}
+    with open_student(student) as policy, closing(SimEnv("reach_shown")) as env:
+        env.reset(seed=0)
+        for shown in ([], [0], [0]):
+            assert policy.act(env.observation).extra["frames"] == shown
+            env.step(np.array([0, 0, 0, 0, 0, 0, 1.0]))

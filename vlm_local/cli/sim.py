@@ -13,6 +13,7 @@ from vlm_local.plain import hide_secrets
 
 _MAX_WORKERS = 8  # processes, unless --workers asks for more
 _TASKS = "reach, reach_relation, open_drawer, close_drawer, eggplant_in_basket, eggplant_in_sink, push, lift"
+_MEMORY = "reach_shown, put_back"
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -29,7 +30,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         metavar="NAME",
         help="ours, metaworld (50 tasks) or libero (two suites of 10), see docs/environments.md [ours]",
     )
-    add("--task", metavar="T[,T]|all", help=f"{_TASKS}; of others e.g. reach-v3, libero_object/0 [the first]")
+    text = f"{_TASKS}; not in all: {_MEMORY}; of others e.g. reach-v3, libero_object/0 [the first]"
+    add("--task", metavar="T[,T]|all", help=text)
     add(
         "--level",
         default="normal",

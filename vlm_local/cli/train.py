@@ -59,6 +59,8 @@ def _add_tiny(parser) -> None:
     add("--start", type=Path, metavar="FOLDER", help="weights to begin with [untrained ones, drawn from --seed]")
     add("--rounds", type=count(), metavar="N", help="[the course of docs/training.md]")
     add("--task", metavar="T", help="one task of `sim` alone [all]")
+    text = "the variant that also sees an episode's first picture, for tasks that need memory; begins with --start"
+    add("--memory", action="store_true", help=text)
     add("--seed", type=seed(), default=0)
     parser.set_defaults(run=_run_tiny, goes_on="the same command goes on from the last finished round")
 
@@ -113,9 +115,16 @@ def _run_finetune(args) -> int:
 
 
 def _run_tiny(args) -> int:
-    from vlm_local.training.simulated import train_tiny
+    from vlm_local.errors import ConfigError
+    from vlm_local.training.simulated import train_memory, train_tiny
 
-    student = train_tiny(args.out, args.seed, args.start, args.rounds, args.task)
-    table = f"{student}: .venv/bin/python -m vlm_local sim --policy {student} --task all"
+    if args.memory and (args.start is None or args.task is not None):
+        raise ConfigError("--memory begins with the weights of --start FOLDER, and takes no --task")
+    if args.memory:
+        student = train_memory(args.out, args.seed, args.start, args.rounds)
+    else:
+        student = train_tiny(args.out, args.seed, args.start, args.rounds, args.task)
+    tasks = "reach_shown,put_back" if args.memory else "all"
+    table = f"{student}: .venv/bin/python -m vlm_local sim --policy {student} --task {tasks}"
     print_result(args, table, {"out": str(student)})
     return 0

@@ -62,10 +62,10 @@ class TaskEnvironment(Protocol):
 class Suite:
     """Tasks that share a robot.
 
-    stages: task -> names of its stages, in order. levels: of difficulty. max_steps: control steps of an episode, where
-    the user says nothing else; limit: the most that the environment allows. embodiment: name of the robot's file, None
-    where the policy's own choice holds. table: steps of the oracle. open: (task, level, pixels a side or None for no
-    pictures) -> environment.
+    stages: task -> names of its stages, in order. apart: those of them that are not meant by "all". levels: of
+    difficulty. max_steps: control steps of an episode, where the user says nothing else; limit: the most that the
+    environment allows. embodiment: name of the robot's file, None where the policy's own choice holds. table: steps of
+    the oracle. open: (task, level, pixels a side or None for no pictures) -> environment.
     """
 
     name: str
@@ -77,10 +77,12 @@ class Suite:
     embodiment: str | None
     table: StepTable
     open: Callable[[str, str, int | None], TaskEnvironment]
+    apart: tuple[str, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        return tuple(self.stages)
+        """What "all" means."""
+        return tuple(task for task in self.stages if task not in self.apart)
 
     def choose(self, names: str) -> tuple[str, ...]:
         """Tasks from "all", or from names with commas between; "NAME" also stands for all of "NAME/..."."""
@@ -102,7 +104,7 @@ class Suite:
         for task in tasks:
             if task not in self.stages:
                 raise ConfigError(
-                    f"task must be one of {', '.join(self.tasks)}, not {task!r}{suggest(task, self.tasks)}"
+                    f"task must be one of {', '.join(self.stages)}, not {task!r}{suggest(task, self.stages)}"
                 )
         if self.limit is not None and max_steps is not None and max_steps > self.limit:
             raise ConfigError(f"an episode of {self.name} ends after {self.limit} steps: --max-steps {max_steps}")

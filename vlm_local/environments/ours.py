@@ -7,7 +7,7 @@ from vlm_local.environments import OURS, Outcome, Suite
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.levels import LEVELS
 from vlm_local.sim.oracle import Oracle
-from vlm_local.sim.tasks import TASKS
+from vlm_local.sim.tasks import MEMORY_TASKS, TASKS
 from vlm_local.types import Observation, Primitive
 
 
@@ -42,7 +42,7 @@ class _Simulated:
 
 SUITE = Suite(
     name=OURS,
-    stages={name: task.stages for name, task in TASKS.items()},
+    stages={name: task.stages for name, task in {**TASKS, **MEMORY_TASKS}.items()},
     levels=tuple(LEVELS),
     control_hz=5,
     max_steps=120,
@@ -50,4 +50,5 @@ SUITE = Suite(
     embodiment=None,
     table=StepTable(),
     open=_Simulated,
+    apart=tuple(MEMORY_TASKS),
 )

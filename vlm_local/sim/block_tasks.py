@@ -95,7 +95,7 @@ class Reach(BlockTask):
         return any(_is_over(world, f"block{index}") for index in range(NUM_BLOCKS) if index != self.target)
 
 
-_SIDES = {"left": (0, 1), "right": (0, -1)}
+SIDES = {"left": (0, 1), "right": (0, -1)}
 RELATIONS = {"left of": (0, 1), "right of": (0, -1), "behind": (1, 0), "in front of": (-1, 0)}
 
 
@@ -170,7 +170,7 @@ class Push(BlockTask):
 
     def sample(self, world, level, rng):
         side = ("left", "right")[rng.integers(2)]
-        self.way = np.array(_SIDES[side])
+        self.way = np.array(SIDES[side])
         self.sample_blocks(world, level, rng)
         names = {"colour": self.colours[0], "side": side}
         self.phrase_instruction(level, rng, names, names | {"side": "right" if side == "left" else "left"})

@@ -77,7 +77,8 @@ class SimEnv(gymnasium.Env):
         action = np.asarray(action, dtype=np.float64)
         if action.shape != (7,) or not np.isfinite(action).all():
             raise ConfigError(f"an action is 7 finite numbers, not {action}")
-        self.world.step(np.clip(action, self._box.low, self._box.high))
+        if not self._shows_cue:  # the arm waits
+            self.world.step(np.clip(action, self._box.low, self._box.high))
         return self.judge()
 
     def judge(self) -> tuple[dict, float, bool, bool, dict]:
@@ -105,10 +106,21 @@ class SimEnv(gymnasium.Env):
     def _observe(self) -> dict[str, Any]:
         if self.image_size and self._camera is None:
             self._camera = Camera(self.world.model, CAMERA, self.image_size)
-        empty = np.zeros((0, 0, 3), np.uint8)
-        self._image = self._camera.render(self.world.data) if self._camera else empty
+        self._image = self._draw(self._camera) if self._camera else np.zeros((0, 0, 3), np.uint8)
         observation = self.observation
         return {"image": observation.image, "instruction": observation.instruction, "proprio": observation.proprio}
+
+    @property
+    def _shows_cue(self) -> bool:
+        return self._step < self.task.cue_steps
+
+    def _draw(self, camera: Camera) -> np.ndarray:
+        if not self._shows_cue:
+            return camera.render(self.world.data)
+        with self.world.pretend():
+            self.task.show_cue(self.world)
+            self.world.observe()
+            return camera.render(self.world.data)
 
     def _describe(self, success: bool, lost: bool) -> dict[str, Any]:
         return {"success": success, "lost": lost, "stage": self._stage, "step": self._step}

@@ -4,9 +4,9 @@
     oracle.primitive()    # Primitive for the state the environment is in now
     Oracle(env, table)    # reckons with other steps than the server's own
 
-It is a function of the state alone, so it also labels states that it would never visit (DAgger,
-Ross et al., 2011). An axis moves while it is off by more than a little over half a step, so that a
-step never overshoots into the opposite word.
+It is a function of the state alone, and of what the cue of a memory task showed, so it also labels
+states that it would never visit (DAgger, Ross et al., 2011). An axis moves while it is off by more
+than a little over half a step, so that a step never overshoots into the opposite word.
 """
 
 from collections.abc import Callable
@@ -18,6 +18,7 @@ from vlm_local.actions import StepTable
 from vlm_local.sim.block_tasks import REACH_HEIGHT_M, Lift, Push, Reach, ReachRelation, is_ready_to_push
 from vlm_local.sim.drawer_tasks import CloseDrawer, OpenDrawer, is_before_bar, is_behind_bar, measure_tips
 from vlm_local.sim.furniture import BLOCK_HALF_M, HANDLE_GAP_OUT_M, HANDLE_HEIGHT_M, HANDLE_OUT_M
+from vlm_local.sim.memory_tasks import PutBack, ReachShown
 from vlm_local.sim.sink_tasks import EggplantTask, EggplantToBasket, EggplantToSink, is_held
 from vlm_local.sim.task import Task
 from vlm_local.sim.world import World
@@ -195,4 +196,6 @@ _PLANS: dict[type[Task], Callable[..., Primitive]] = {
     CloseDrawer: _plan_close,
     EggplantToBasket: _plan_eggplant,
     EggplantToSink: _plan_eggplant,
+    ReachShown: _plan_reach,
+    PutBack: _plan_push,
 }

@@ -50,9 +50,8 @@ class Camera:
         self._context.make_current()
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(self._model, data, self._option, None, self._camera, everything, self._scene)
-        for (
-            camera
-        ) in self._scene.camera:  # half the width at the near plane; without it the view is as wide as the picture
+        # Half the width at the near plane; without it the view is as wide as the picture.
+        for camera in self._scene.camera:
             camera.frustum_width = (camera.frustum_top - camera.frustum_bottom) / 2
         mujoco.mjr_render(self._viewport, self._scene, self._gpu)
         mujoco.mjr_readPixels(self._flipped, None, self._viewport, self._gpu)

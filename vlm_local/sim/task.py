@@ -15,7 +15,8 @@ class Task:
     kind: of scene. stages: what is to be achieved, in order. words: instructions, the first one
     AutoEval's or the plainest; unseen: words kept out of training; wrong_words: of the opposite task.
     `instruction` is of the episode, `wrong_instruction` asks for something else in the same scene;
-    `names` is what filled the words' places, such as {"colour": "red"}.
+    `names` is what filled the words' places, such as {"colour": "red"}. cue_steps: control steps at the beginning in
+    which the arm waits and the pictures show a cue (sim/memory_tasks.py).
     """
 
     name: ClassVar[str]
@@ -24,12 +25,16 @@ class Task:
     words: ClassVar[tuple[str, ...]]
     unseen: ClassVar[tuple[str, ...]]
     wrong_words: ClassVar[str] = ""
+    cue_steps: ClassVar[int] = 0
     instruction: str
     wrong_instruction: str
     names: dict[str, str]
 
     def sample(self, world: World, level: Level, rng: np.random.Generator) -> None:
         raise NotImplementedError
+
+    def show_cue(self, world: World) -> None:
+        """Change what a picture shows, for a task with `cue_steps`. The caller undoes it."""
 
     def is_done(self, world: World) -> bool:
         raise NotImplementedError

@@ -3,6 +3,7 @@
 from vlm_local.errors import ConfigError, suggest
 from vlm_local.sim.block_tasks import Lift, Push, Reach, ReachRelation
 from vlm_local.sim.drawer_tasks import CloseDrawer, OpenDrawer
+from vlm_local.sim.memory_tasks import PutBack, ReachShown
 from vlm_local.sim.sink_tasks import EggplantToBasket, EggplantToSink
 from vlm_local.sim.task import Task
 
@@ -12,9 +13,12 @@ TASKS: dict[str, type[Task]] = {
     task.name: task
     for task in (Reach, OpenDrawer, CloseDrawer, EggplantToBasket, EggplantToSink, Push, Lift, ReachRelation)
 }
+# Apart from the others: "all" does not mean them.
+MEMORY_TASKS: dict[str, type[Task]] = {task.name: task for task in (ReachShown, PutBack)}
 
 
 def find_task(name: str) -> type[Task]:
-    if name not in TASKS:
-        raise ConfigError(f"task must be one of {', '.join(TASKS)}, not {name!r}{suggest(name, TASKS)}")
-    return TASKS[name]
+    known = {**TASKS, **MEMORY_TASKS}
+    if name not in known:
+        raise ConfigError(f"task must be one of {', '.join(known)}, not {name!r}{suggest(name, known)}")
+    return known[name]

@@ -1,5 +1,9 @@
 """One scene and its physics, in the words of tasks and oracle: places, opening, touching."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import mujoco
 import numpy as np
 
@@ -130,6 +134,18 @@ class World:
                 if pad in self._pads and self.model.geom_bodyid[other] == wanted:
                     touching.add(int(pad))
         return len(touching)
+
+    @contextmanager
+    def pretend(self) -> Iterator[None]:
+        """Undo at the end what is put and painted meanwhile, to the last bit."""
+        data, colours, floating = copy.copy(self.data), self.model.geom_rgba.copy(), self.model.body_gravcomp.copy()
+        proprio = self.proprio
+        try:
+            yield
+        finally:
+            mujoco.mj_copyData(self.data, self.model, data)
+            self.model.geom_rgba[:], self.model.body_gravcomp[:] = colours, floating
+            self.proprio = proprio
 
     def paint(self, geom: str, colour) -> None:
         """colour: 3 numbers 0..1."""

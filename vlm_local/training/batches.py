@@ -15,11 +15,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from vlm_local.decoding.families import Family, LoadedModel, PreparedRequest
+from vlm_local.decoding.families import Family, LoadedModel, PreparedPicture, PreparedRequest
 from vlm_local.engines.processing import Processing
-from vlm_local.prompts import build_prompt, load_template
+from vlm_local.prompts import Frame, build_prompt, load_template
 from vlm_local.training.questions import SLOTS, Question
-from vlm_local.types import Observation
+from vlm_local.types import Observation, Picture
 
 _IGNORED = -100
 _ATTENTION = "sdpa_in_float32"
@@ -31,9 +31,10 @@ _SHARP = 0.05  # error in _UNIT_M above which it counts linearly
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B pictures, Q questions, L tokens, P patches a picture.
+    """B present pictures and E earlier ones, Q questions, L tokens, P patches a picture.
 
-    pixels: float32 (B * P, 1536). grid: int64 (B, 3). picture: (Q,) which one is asked about.
+    pixels: float32 ((B + E) * P, 1536), the present ones first. grid: int64 (B + E, 3). picture: which ones the
+    prompts of all questions show, in their order.
     ids: int64 (Q, L), right-padded. positions: int64 (3, Q, L). targets: int64 (Q, L), the next
     token where it belongs to the answer, else -100. ends: (Q,) place of the prompt's last token.
     meant: float32 (Q, 3), from the finger tips to the thing that is meant, NaN for none. seen_picture,
@@ -74,18 +75,30 @@ class BatchBuilder:
         things: Sequence[Sequence[Question]],
         shown: np.ndarray,
         tint: np.ndarray,
+        firsts: Sequence[np.ndarray | None] | None = None,
     ) -> Batch:
         """frames: uint8 (B, S, S, 3), S as the processor shrinks them. proprio: (B, 7).
+
+        firsts: B pictures (S, S, 3) that are shown before those, None for none.
 
         things: questions that name everything in a picture, for the auxiliary heads alone; none where it
         is not of the simulator.
         shown: bool (B,), whether the prompt tells proprio. tint: float (B, 2, 3), a factor and a
         summand for each colour channel of pixels from 0 to 1.
         """
-        pixels, grid = self._cut_patches(frames, tint)
+        firsts = firsts or [None] * len(frames)
+        earlier = [index for index, first in enumerate(firsts) if first is not None]
+        pictures = [*frames, *(first for first in firsts if first is not None)]
+        pixels, grid = self._cut_patches(np.stack(pictures), np.concatenate([tint, tint[earlier]]))
+        sequences = [[index] for index in range(len(frames))]
+        for place, index in enumerate(earlier):
+            sequences[index].insert(0, len(frames) + place)
         asked = [(index, question) for index, several in enumerate(questions) for question in several]
         seen = [(index, question) for index, several in enumerate(things) for question in several]
-        prompts = [self._write_prompt(proprio[index] if shown[index] else None, q, grid[index]) for index, q in asked]
+        prompts = [
+            self._write_prompt(proprio[index] if shown[index] else None, q, grid[sequences[index]])
+            for index, q in asked
+        ]
         heads = self._encode(prompts)
         answers = [[*ids, self._tokenizer.eos_token_id] for ids in self._encode([q.phrase for _, q in asked])]
         length = max(len(head) + len(answer) for head, answer in zip(heads, answers, strict=True)) - 1
@@ -96,12 +109,12 @@ class BatchBuilder:
             total = len(head) + len(answer) - 1  # the end token is never read
             ids[row, :total] = head + answer[:-1]
             targets[row, len(head) - 1 : total] = answer
-            positions[:, row] = self._count_positions(head, grid[index], length)
+            positions[:, row] = self._count_positions(head, grid[sequences[index]], length)
         is_scene = np.array([[bool(named)] for named in things])
         return Batch(
             pixels,
             grid,
-            torch.tensor([index for index, _ in asked]),
+            torch.tensor([picture for index, _ in asked for picture in sequences[index]]),
             torch.from_numpy(ids),
             torch.from_numpy(positions),
             torch.from_numpy(targets),
@@ -116,14 +129,17 @@ class BatchBuilder:
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
 
-    def _write_prompt(self, proprio: np.ndarray | None, question: Question, grid: torch.Tensor) -> str:
+    def _write_prompt(self, proprio: np.ndarray | None, question: Question, grids: torch.Tensor) -> str:
+        frames = [Frame(0, Picture(_NO_IMAGE))] * (len(grids) - 1)
         observation = Observation(_NO_IMAGE, question.instruction, None if proprio is None else proprio.astype(float))
-        text = self._processing.render(build_prompt(self._template, observation))
-        return text.replace(self._image, self._image * (int(grid.prod()) // self._pictures.merge_size**2))
+        text = self._processing.render(build_prompt(self._template, observation, frames=frames))
+        return text.replace(self._image, self._image * (int(grids[0].prod()) // self._pictures.merge_size**2))
 
-    def _count_positions(self, head: Sequence[int], grid: torch.Tensor, length: int) -> np.ndarray:
+    def _count_positions(self, head: Sequence[int], grids: torch.Tensor, length: int) -> np.ndarray:
         request: Any = None  # positions do not depend on it
-        prepared = PreparedRequest(request, torch.tensor(head), 0, {"image_grid_thw": grid[None]})
+        *earlier, present = ({"image_grid_thw": grid[None]} for grid in grids)
+        pictures = tuple(PreparedPicture(0, 0, vision) for vision in earlier)
+        prepared = PreparedRequest(request, torch.tensor(head), 0, present, pictures)
         positions, following = self._family.position_prompt(prepared)
         rest = following + np.arange(length - positions.shape[1])
         return np.concatenate([positions, np.tile(rest, (3, 1))], axis=1)
@@ -191,7 +207,7 @@ class TrainableTiny(nn.Module):
 
     def _locate(self, batch: Batch, seen: torch.Tensor) -> torch.Tensor:
         """Error of what the vision tower says of tips and things, m / _UNIT_M."""
-        places = self.places(seen).view(len(seen), -1, 3)  # (B, 1 + slots, 3)
+        places = self.places(seen[: len(batch.tips)]).view(len(batch.tips), -1, 3)  # (B, 1 + slots, 3)
         things = places[batch.seen_picture, 1 + batch.seen_slot]
         return _distance(things, batch.seen_offset) + _distance(places[:, 0], batch.tips)
 

@@ -39,18 +39,27 @@ _UNSEEN_STEPS = {
     "close_drawer": 20,
     "eggplant_in_basket": 45,
     "eggplant_in_sink": 45,
+    "reach_shown": 12,
+    "put_back": 20,
 }
+
+_ARRAYS = ("frames", "proprio", "firsts", "episode")
 
 Actor = Callable[[Observation], Primitive]
 
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """frames: uint8 (N, P, P, 3). proprio: float32 (N, 7). questions: N lists."""
+    """frames: uint8 (N, P, P, 3). proprio: float32 (N, 7). questions: N lists.
+
+    firsts: uint8 (E, P, P, 3), the first picture of each episode. episode: int64 (N,), which one a frame is of.
+    """
 
     frames: np.ndarray
     proprio: np.ndarray
     questions: list[list[Question]]
+    firsts: np.ndarray
+    episode: np.ndarray
 
 
 def collect(
@@ -61,19 +70,29 @@ def collect(
     seed: Sequence[int],
     learner: Actor | None,
 ) -> Shard:
-    """tasks, levels: name -> share of the scenes. learner: who acts in half of the scenes, where given."""
+    """tasks, levels: name -> share of the scenes. learner: who acts in half of the scenes, where given.
+
+    The learner is also asked about each episode's first observation, at step 0, so that it can remember it.
+    """
     rng = np.random.default_rng(seed)
-    frames, proprio, questions = [], [], []
+    frames, proprio, questions, firsts, episode = [], [], [], [], []
     with ExitStack() as stack:
         envs = {name: stack.enter_context(closing(SimEnv(name, image_size=_RENDER_PX))) for name in tasks}
         while len(frames) < num_frames:
             env = envs[_draw_name(tasks, rng)]
             env.level = find_level(_draw_name(levels, rng))
-            for observation, asked in _play(env, rng, learner if rng.random() < 0.5 else None):
+            actor = learner if rng.random() < 0.5 else None
+            env.reset(seed=int(rng.integers(2**63)))
+            firsts.append(shrink(env.observation.image, image_px))
+            if actor is not None:
+                actor(env.observation)
+            for observation, asked in _play(env, rng, actor):
+                episode.append(len(firsts) - 1)
                 frames.append(shrink(observation.image, image_px))
                 proprio.append(observation.proprio)
                 questions.append(asked)
-    return Shard(np.stack(frames[:num_frames]), np.array(proprio[:num_frames], np.float32), questions[:num_frames])
+    frames, proprio, questions, episode = (each[:num_frames] for each in (frames, proprio, questions, episode))
+    return Shard(np.stack(frames), np.array(proprio, np.float32), questions, np.stack(firsts), np.array(episode))
 
 
 def _draw_name(shares: Mapping[str, float], rng: np.random.Generator) -> str:
@@ -87,9 +106,13 @@ def shrink(image: np.ndarray, image_px: int) -> np.ndarray:
 
 
 def _play(env: SimEnv, rng: np.random.Generator, learner: Actor | None):
-    """One scene, in half of the cases from somewhere on its way: yields (observation, questions) of every step."""
-    env.reset(seed=int(rng.integers(2**63)))
+    """One scene, in half of the cases from somewhere on its way: yields (observation, questions) of every step.
+
+    What a cue shows is not asked about while it is shown: the arm waits, whatever is said.
+    """
     latch = GripperLatch()
+    for _ in range(env.task.cue_steps):
+        env.step(_STILL)
     if rng.random() < _TELEPORT and env.task.kind == "blocks":
         env.world.put_arm(rng.uniform(*_ANYWHERE_M))
         env.step(_STILL)
@@ -141,7 +164,8 @@ def save_shard(shard: Shard, path: Path) -> None:
     ]
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.savez(file, frames=shard.frames, proprio=shard.proprio, questions=np.array(json.dumps(texts)))
+        arrays = {name: getattr(shard, name) for name in _ARRAYS}
+        np.savez(file, questions=np.array(json.dumps(texts)), **arrays)
     partial.replace(path)
 
 
@@ -149,7 +173,7 @@ def load_shard(path: Path) -> Shard:
     with np.load(path) as arrays:
         texts = json.loads(str(arrays["questions"]))
         questions = [[_build_question(*fields) for fields in asked] for asked in texts]
-        return Shard(arrays["frames"], arrays["proprio"], questions)
+        return Shard(questions=questions, **{name: arrays[name] for name in _ARRAYS})
 
 
 def _build_question(*fields: Any) -> Question:

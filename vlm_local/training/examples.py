@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from vlm_local.sim.block_tasks import COLOURS
-from vlm_local.sim.tasks import find_task
+from vlm_local.sim.tasks import MEMORY_TASKS, find_task
 from vlm_local.training.collect import Shard
-from vlm_local.training.questions import SLOTS, Question
+from vlm_local.training.questions import NO_SLOT, SLOTS, Question
 from vlm_local.training.wordings import word_absent, word_negation, word_task
 
 # Which word is right is hard to tell near the thing: farther away, down to this share is learnt from.
@@ -31,21 +31,29 @@ class Example:
     """frame: uint8 (P, P, 3). proprio: float32 (7,). asked: questions to answer.
 
     things: questions that name everything in the picture; none where it is not of the simulator.
+    first: uint8 (P, P, 3), the episode's first picture, None where the prompt does not show it.
     """
 
     frame: np.ndarray
     proprio: np.ndarray
     asked: list[Question]
     things: list[Question]
+    first: np.ndarray | None = None
 
 
-def draw_example(shards: Sequence[Shard], num_asked: int, rng: np.random.Generator) -> Example:
-    """A picture with questions about it."""
+def draw_example(shards: Sequence[Shard], num_asked: int, rng: np.random.Generator, show_first: float = 0.0) -> Example:
+    """A picture with questions about it. show_first: share of those that are shown with the episode's first picture;
+    where it is not 0, each that a memory task is asked about is.
+    """
     while True:
         example = _draw(shards, num_asked, rng)
         aside = min(np.hypot(*question.offset_m[:2]) for question in example.asked)
         if rng.random() < max(_FAR_SHARE, _NEAR_M / max(aside, _NEAR_M)):
             break
+    if show_first and not any(question.task in MEMORY_TASKS for question in example.asked):
+        example = example if rng.random() < show_first else replace(example, first=None)
+    elif not show_first:
+        example = replace(example, first=None)
     kind = rng.random()
     if kind < _BLANK:
         return _refuse(replace(example, frame=_draw_blank(example.frame.shape, rng), things=[]), rng)
@@ -61,9 +69,12 @@ def _draw(shards: Sequence[Shard], num_asked: int, rng: np.random.Generator) -> 
     shard = shards[int(rng.integers(len(shards)))]
     index = rng.integers(len(shard.frames))
     questions = shard.questions[int(index)]
-    own = [0] if rng.random() < _OWN else []
+    is_own = questions[0].task in MEMORY_TASKS or rng.random() < _OWN  # the others need no memory
+    own = [0] if is_own else []
     order = own + [place for place in rng.permutation(len(questions)) if place not in own]
-    return Example(shard.frames[index], shard.proprio[index], [questions[p] for p in order[:num_asked]], questions)
+    asked = [questions[place] for place in order[:num_asked]]
+    things = [question for question in questions if question.slot != NO_SLOT]
+    return Example(shard.frames[index], shard.proprio[index], asked, things, shard.firsts[shard.episode[index]])
 
 
 def _reword(question: Question, colours: set[str], rng: np.random.Generator) -> Question:

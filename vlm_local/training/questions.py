@@ -25,20 +25,23 @@ from vlm_local.sim.block_tasks import (
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.furniture import NUM_BLOCKS
 from vlm_local.sim.levels import Level
+from vlm_local.sim.memory_tasks import PutBack, ReachShown
 from vlm_local.sim.oracle import Oracle
 from vlm_local.sim.task import Task
 from vlm_local.sim.tasks import TASKS
+from vlm_local.sim.world import World
 
 _BODY_OF_KIND = {"drawer": "drawer", "sink": "eggplant"}
 SLOTS = (*COLOURS, *_BODY_OF_KIND.values())
+NO_SLOT = -1
 
 
 @dataclass(frozen=True)
 class Question:
     """task, names: of the simulator, see `Task.names`. instruction: in the simulator's words.
 
-    slot: index into SLOTS of the thing that is meant. offset_m: from the finger tips to it, base frame;
-    NaN where nothing is meant.
+    slot: index into SLOTS of the thing that is meant, NO_SLOT for a place of which the picture shows nothing.
+    offset_m: from the finger tips to it, base frame; NaN where nothing is meant.
     """
 
     task: str
@@ -63,7 +66,7 @@ def list_questions(env: SimEnv, rng: np.random.Generator) -> list[Question]:
 def _vary_block(env: SimEnv, rng: np.random.Generator) -> Iterator[BlockTask]:
     """The same of every other block, something else of one, and one named by its place where that is clear."""
     task: Any = env.task
-    kind = Reach if isinstance(task, ReachRelation) else type(task)
+    kind = Reach if isinstance(task, (ReachRelation, ReachShown, PutBack)) else type(task)
     others = [(kind, target) for target in range(NUM_BLOCKS) if kind is not type(task) or target != task.target]
     strange = [other for other in (Reach, Lift, Push) if other is not kind]
     others.append((strange[rng.integers(2)], int(rng.integers(NUM_BLOCKS))))
@@ -105,11 +108,17 @@ def _vary_task(task: Task, level: Level, rng: np.random.Generator) -> Iterator[T
 
 def _ask(env: SimEnv) -> Question:
     task = env.task
-    if isinstance(task, BlockTask):
-        slot, body = SLOTS.index(task.colours[task.target]), f"block{task.target}"
-    else:
-        body = _BODY_OF_KIND[task.kind]
-        slot = SLOTS.index(body)
-    offset = np.round(env.world.place(body) - env.world.tips, 4)
+    slot, place = _find_meant(task, env.world)
+    offset = np.round(place - env.world.tips, 4)
     phrase = format_phrase(Oracle(env).primitive())
     return Question(task.name, task.names, task.instruction, phrase, slot, tuple(offset.tolist()))
+
+
+def _find_meant(task: Task, world: World) -> tuple[int, np.ndarray]:
+    """Slot and place (3,) m of what a task is about; of a block that is to go back, where it stood."""
+    if isinstance(task, PutBack):
+        return NO_SLOT, task.home
+    if isinstance(task, BlockTask):
+        return SLOTS.index(task.colours[task.target]), world.place(f"block{task.target}")
+    body = _BODY_OF_KIND[task.kind]
+    return SLOTS.index(body), world.place(body)

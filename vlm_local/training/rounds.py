@@ -14,6 +14,7 @@ from vlm_local.policy_options import PolicyOptions
 from vlm_local.primitives import parse_phrase
 from vlm_local.sim.environment import SimEnv
 from vlm_local.training.collect import Actor, collect, save_shard
+from vlm_local.types import Observation, Primitive
 
 _MAX_STEPS = 70  # AutoEval's limit
 _FIRST_SEED = 1_000_000  # of rollouts while training; results of the model card use others
@@ -72,7 +73,13 @@ def _open_actor(folder: Path | None) -> Iterator[Actor | None]:
         yield None
         return
     with open_student(folder) as policy:
-        yield lambda observation: parse_phrase(policy.act(observation).phrase or "")
+
+        def act(observation: Observation) -> Primitive:
+            if observation.step == 0:
+                policy.reset(0)
+            return parse_phrase(policy.act(observation).phrase or "")
+
+        yield act
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from vlm_local.training.examples import Example, draw_example
 from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
 from vlm_local.training.questions import SLOTS
 from vlm_local.training.rounds import RoundSpec, collect_round, measure_round
-from vlm_local.training.tiny import IMAGE_PX, write_tiny, write_weights
+from vlm_local.training.tiny import IMAGE_PX, show_first_picture, write_tiny, write_weights
 
 _TINT_FACTOR, _TINT_SUMMAND = 0.15, 0.05
 _FIRST_SLOT = SLOTS.index("red")  # what the warm rounds ask for
@@ -60,7 +60,8 @@ class Course:
     pictures, asked: of a step: pictures, and questions about each. keep: rounds whose frames are
     drawn from. learner_from: first round in which the student acts in half of the scenes.
     warm_rounds: first ones that ask for red only where it is among the things, so that where things
-    are is learnt before which one is meant. measure_every: rounds between rollouts.
+    are is learnt before which one is meant. measure_every: rounds between rollouts. show_first: share of
+    pictures that are shown with their episode's first one; not 0, all of memory tasks are.
     """
 
     num_rounds: int = 128
@@ -73,6 +74,7 @@ class Course:
     keep: int = 16
     learner_from: int = 8
     warm_rounds: int = 2
+    show_first: float = 0.0
     measure_every: int = 16
     measure_episodes: int = 8
 
@@ -88,6 +90,19 @@ class Course:
         return {name: value for name, value in fields.items() if name not in _ONLY_MEASURED}
 
 
+_MEMORY_COURSE = Course(
+    num_rounds=16,
+    mixes={0: {"reach_shown": 0.42, "put_back": 0.42, "push": 0.08, "reach": 0.08}},
+    levels={"normal": 1.0},
+    frames=300,
+    steps=150,
+    asked=1,
+    learner_from=2,
+    warm_rounds=0,
+    show_first=0.7,
+)
+
+
 class SimulatedTraining:
     """One run of a course from a seed and the weights of a model folder."""
 
@@ -101,6 +116,8 @@ class SimulatedTraining:
         if start is None:
             start = folder / "untrained"
             write_tiny(start, seed)
+        if course.show_first:
+            start = show_first_picture(start, folder / "start")
         self._start, self._folder, self._course, self._seed = start, folder, course, seed
         (folder / "shards").mkdir(parents=True, exist_ok=True)
         loaded = load_model(open_checkpoint(start), device="cpu", dtype="float32")
@@ -191,15 +208,15 @@ class SimulatedTraining:
         warm = step < course.warm_rounds * course.steps
         drawn = []
         while len(drawn) < course.pictures:
-            example = draw_example(self._shards, 1 if warm else course.asked, rng)
+            example = draw_example(self._shards, 1 if warm else course.asked, rng, course.show_first)
             if not (warm and _comes_later(example)):
                 drawn.append(example)
         tint = rng.uniform(-1, 1, (len(drawn), 2, 3)) * np.array([[_TINT_FACTOR], [_TINT_SUMMAND]])
         tint[:, 0] += 1
         shown = rng.random(len(drawn)) >= _HIDE_PROPRIO
         frames, proprio = (np.stack([getattr(each, name) for each in drawn]) for name in ("frame", "proprio"))
-        asked, things = ([getattr(each, name) for each in drawn] for name in ("asked", "things"))
-        return self._batches.build(frames, proprio, asked, things, shown, tint)
+        asked, things, firsts = ([getattr(each, name) for each in drawn] for name in ("asked", "things", "first"))
+        return self._batches.build(frames, proprio, asked, things, shown, tint, firsts)
 
 
 def _comes_later(example: Example) -> bool:
@@ -229,6 +246,18 @@ def train_tiny(
     bfloat16 = _has_bfloat16_products()
     rate = _RATE if start is None else _RATE_ON
     recipe = Recipe(course.num_rounds * course.steps, rate, decay=0.45, save_every=course.steps, bfloat16=bfloat16)
+    return SimulatedTraining(start, folder, course, recipe, seed).run()
+
+
+def train_memory(folder: Path, seed: int, start: Path, num_rounds: int | None = None) -> Path:
+    """The variant that also sees an episode's first picture, in the memory tasks and the others.
+
+    start: folder of trained weights to begin with. Returns the last student's folder.
+    """
+    torch.set_num_threads(1)
+    course = replace(_MEMORY_COURSE, num_rounds=num_rounds or _MEMORY_COURSE.num_rounds)
+    num_steps, bfloat16 = course.num_rounds * course.steps, _has_bfloat16_products()
+    recipe = Recipe(num_steps, _RATE, decay=0.45, save_every=course.steps, bfloat16=bfloat16)
     return SimulatedTraining(start, folder, course, recipe, seed).run()
 
 

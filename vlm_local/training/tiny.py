@@ -21,6 +21,11 @@ $instruction
 x$x_mm y$y_mm z$z_mm w$yaw_deg g$gripper_percent
 """
 
+_FRAME = """\
+[frame]
+$picture
+"""
+
 # Qwen2-VL's own template also names a system, roles and line ends; here every token costs time.
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -59,6 +64,16 @@ def write_tiny(folder: Path, seed: int) -> None:
     _write_json(folder / "preprocessor_config.json", {"processor_class": "Qwen2VLProcessor"})
     (folder / "prompt.txt").write_text(PROMPT, encoding="utf-8")
     write_sidecar(folder, SIDECAR)
+
+
+def show_first_picture(start: Path, folder: Path) -> Path:
+    """A folder as `start`, whose prompt shows the episode's first picture before the present one."""
+    shutil.copytree(start, folder, ignore=shutil.ignore_patterns("README.md"), dirs_exist_ok=True)
+    fields = json.loads((start / "vlm_local.json").read_text(encoding="utf-8"))
+    shown = {"frames": 1, "frame_every": 1, "frame_choice": "first", "prompt": "prompt.txt", "results": {}}
+    write_sidecar(folder, {**fields, **shown})
+    (folder / "prompt.txt").write_text(PROMPT.replace("[after]", f"{_FRAME}[after]"), encoding="utf-8")
+    return folder
 
 
 def write_weights(start: Path, model: Qwen2VLForConditionalGeneration, folder: Path) -> None:

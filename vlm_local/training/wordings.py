@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vlm_local.sim.block_tasks import COLOURS, RELATIONS
-from vlm_local.sim.tasks import TASKS
+from vlm_local.sim.tasks import TASKS, find_task
 from vlm_local.training.tokenizer import WORDS
 
 _STRANGE, _TYPO, _POLITE, _SHOUTED = 0.3, 0.12, 0.25, 0.1  # chance of each in a sentence
@@ -100,8 +100,26 @@ _ORDERS = {
     ),
     "eggplant_in_basket": ("{moving} {eggplant} {into} {basket}", "{moving} {into} {basket} {eggplant}"),
     "eggplant_in_sink": ("{moving} {eggplant} {into} {sink}", "{moving} {into} {sink} {eggplant}"),
+    "reach_shown": (
+        *(
+            "{reaching} the marked {thing}",
+            "{reaching} the {thing} marked before?",
+            "{reaching} the {thing} shown first",
+        ),
+        "{reaching} the {thing} marked in? the beginning?",
+    ),
+    "put_back": (
+        *("{moving} {the} {colour} {thing} back", "{pushing} back {the} {colour} {thing}"),
+        "{pushing} {the} {colour} {thing} back to? its? old place?",
+    ),
 }
 _STATEMENTS = {
+    "reach_shown": (
+        "the marked {thing}: {reaching} this?",
+        "to the marked {thing}",
+        "the {thing} shown first: {reaching} this?",
+    ),
+    "put_back": ("the {colour} {thing} goes? back", "back with {the} {colour} {thing}", "{the} {colour} {thing}: back"),
     "reach": (
         *("the {colour} {thing}: {reaching} this?", "to {the} {colour} {thing}", "the {colour} {thing} now"),
         "{the} {thing} coloured? {colour}, {reaching} this?",
@@ -160,14 +178,14 @@ _FILLERS = (
 # What may stand for a word that says nothing: no name, no verb, nothing that would change the meaning.
 _MEANINGFUL = set(_ABSENT) | set(_ABSENT_COLOURS) | _find_words(
     "none not stop eggplant open close closed shut lift pick raise grab grasp top up out down in into sink drawer "
-    "basket cabinet handle gripper push pull move slide away forward backward toward towards"
+    "basket cabinet handle gripper back marked shown push pull move slide away forward backward toward towards"
 )  # fmt: skip
 _STRANGERS = tuple(sorted({word for word in WORDS.lower().split() if word.isalpha()} - HELD_OUT - _NAMES - _MEANINGFUL))
 
 
 def word_task(task: str, names: Mapping[str, str], rng: np.random.Generator) -> str:
     """An instruction for a task of the simulator. names: what the task is about, as in `Task.names`."""
-    choices = (*_ORDERS[task], *_STATEMENTS[task]) if rng.random() < 0.6 else TASKS[task].words
+    choices = (*_ORDERS[task], *_STATEMENTS[task]) if rng.random() < 0.6 else find_task(task).words
     return _finish(_choose(choices, rng), names, rng)
 
 
@@ -175,7 +193,7 @@ def word_negation(task: str, names: Mapping[str, str], rng: np.random.Generator)
     """An instruction not to do a task, or to do nothing; right is "stop"."""
     if rng.random() < 0.25:
         return _finish(_choose(_NOTHING, rng), {"colour": "red", **names}, rng)
-    order = _choose(_ORDERS[task] if rng.random() < 0.5 else TASKS[task].words, rng)
+    order = _choose(_ORDERS[task] if rng.random() < 0.5 else find_task(task).words, rng)
     return _finish(f"{_choose(_NOT, rng)} {order}", names, rng)
 
 
