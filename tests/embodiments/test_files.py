@@ -62,6 +62,11 @@ def test_a_file_that_says_something_else_is_refused(tmp_path, changes):
         load_embodiment(_write(tmp_path, **changes))
 
 
+def test_droid_is_refused_with_the_reason():
+    with pytest.raises(ConfigError, match=r"droid.*seven joints"):
+        load_embodiment("droid")
+
+
 @pytest.mark.parametrize("name", ["ur5", "../embodiments/simulator", "nowhere.json"])
 def test_a_name_that_is_none_is_refused_with_those_that_are(name):
     with pytest.raises(ConfigError, match=r"autoeval-widowx|nowhere\.json cannot be read"):

@@ -144,6 +144,11 @@ def find_file(name: str) -> Path:
     """By name, or the path of a JSON file itself. Raises ConfigError for a name that is none."""
     if name.endswith(".json"):
         return Path(name)
+    if name == "droid":
+        raise ConfigError(
+            "there is no embodiment droid: its arms are driven by positions or speeds of seven joints, and a phrase "
+            "moves and turns the hand; that needs inverse kinematics at the station"
+        )
     if name not in list_embodiments():
         raise ConfigError(f"embodiment must be auto, one of {', '.join(list_embodiments())} or FILE.json, not {name!r}")
     return _FOLDER / f"{name}.json"
