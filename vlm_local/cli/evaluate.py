@@ -55,11 +55,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    from itertools import takewhile
-
     from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
-    from vlm_local.errors import ConfigError, DataError
+    from vlm_local.errors import ConfigError
     from vlm_local.lab.offline import baselines
     from vlm_local.lab.offline.report import format_report
     from vlm_local.lab.offline.run import EvaluationPlan, evaluate
@@ -88,17 +86,8 @@ def _eval(args: argparse.Namespace) -> int:
     num_episodes = len(args.episode) or min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
 
     def open_data(report):
-        missing = set(args.episode)
         episodes = open_data_set(args.data, selection, report).episodes
-        for episode in takewhile(lambda episode: args.limit is None or episode.index < args.limit, episodes):
-            names = {str(episode.index), Path(episode.source).name}
-            if not args.episode or names & set(args.episode):
-                missing -= names
-                yield episode
-                if args.episode and not missing:
-                    return
-        if missing:
-            raise DataError(f"{args.data} has no episode {', '.join(sorted(missing))}")
+        return _choose_episodes(episodes, args.episode, args.limit, args.data)
 
     with open_bar("eval", num_episodes, "episode") as shown:
         report = evaluate(
@@ -116,6 +105,27 @@ def _eval(args: argparse.Namespace) -> int:
     result |= {"interval": report["intervals"].get("exact"), "policy": report["policy"]["name"], "out": str(args.out)}
     print_result(args, table, result)
     return 0
+
+
+def _choose_episodes(episodes, chosen, limit, source):
+    """Those of the first `limit` (None: of all) with a name or number in `chosen`, all where it is empty.
+
+    Raises DataError at the end for one that is not there.
+    """
+    from vlm_local.errors import DataError
+
+    missing = set(chosen)
+    for episode in episodes:
+        if limit is not None and episode.index >= limit:
+            break
+        names = {str(episode.index), Path(episode.source).name}
+        if not chosen or names.intersection(chosen):
+            missing -= names
+            yield episode
+            if chosen and not missing:
+                return
+    if missing:
+        raise DataError(f"{source} has no episode {', '.join(sorted(missing))}")
 
 
 def _replay(args: argparse.Namespace) -> int:
