@@ -1,5 +1,7 @@
 """The tiny model's own batches mean what transformers' processor and forward mean."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from vlm_local.training.finetune import Batches, compute_loss
 from vlm_local.training.questions import Question
 from vlm_local.training.samples import Sample
 from vlm_local.training.tiny import show_first_picture, write_tiny
+from vlm_local.training.wordings import UNKNOWN
 from vlm_local.types import GenerationRequest, Observation, Picture
 
 PROPRIO = np.array([[0.25, -0.012, 0.1, 0, 0, 0.1, 1.0], [0.3, 0.1, 0.05, 0, 0, 0, 0.4]], np.float32)
@@ -53,9 +56,12 @@ def images():
 THINGS = [QUESTIONS[0][:1], QUESTIONS[1]]
 
 
-def _build(folder, loaded, images, shown=(True, True), things=THINGS):
+NO_TOKENS = torch.tensor([], dtype=torch.int64)
+
+
+def _build(folder, loaded, images, shown=(True, True), things=THINGS, questions=QUESTIONS):
     frames = np.stack([shrink(image, 128) for image in images])
-    return BatchBuilder(folder, loaded).build(frames, PROPRIO, QUESTIONS, things, np.array(shown), PLAIN)
+    return BatchBuilder(folder, loaded).build(frames, PROPRIO, questions, things, np.array(shown), PLAIN)
 
 
 def _list_samples(folder, images, shown=(True, True)):
@@ -99,20 +105,20 @@ def test_a_first_picture_is_shown_as_the_server_shows_a_past_frame(folder, loade
     types = nn.functional.pad(theirs.pop("mm_token_type_ids"), (0, len(tail)))
     logits = loaded.model(**theirs, mm_token_type_ids=types, input_ids=torch.cat([head, tail])[None]).logits[0]
     loss = nn.functional.cross_entropy(logits[len(head) - 1 : -1], tail)
-    assert TrainableTiny(loaded.model)(batch)[1]["answer"] == pytest.approx(float(loss), rel=1e-5)
+    assert TrainableTiny(loaded.model, NO_TOKENS)(batch)[1]["answer"] == pytest.approx(float(loss), rel=1e-5)
 
 
 def test_the_loss_is_that_of_the_models_own_forward(folder, loaded, images):
     theirs = sum(compute_loss(loaded.model, Batches(loaded).build([s]))[0] for s in _list_samples(folder, images))
     batch = _build(folder, loaded, images)
     num_tokens = int((batch.targets != -100).sum())
-    _, measured = TrainableTiny(loaded.model)(batch)
+    _, measured = TrainableTiny(loaded.model, NO_TOKENS)(batch)
     assert measured["answer"] * num_tokens == pytest.approx(float(theirs), rel=1e-5)
 
 
 def test_the_auxiliary_loss_teaches_every_part_of_the_model(folder, loaded, images):
     model = loaded.model.requires_grad_(True)
-    trainable = TrainableTiny(model)
+    trainable = TrainableTiny(model, NO_TOKENS)
     loss, _ = trainable(_build(folder, loaded, images))
     loss.backward()
     without = [name for name, parameter in trainable.named_parameters() if parameter.grad is None]
@@ -121,10 +127,29 @@ def test_the_auxiliary_loss_teaches_every_part_of_the_model(folder, loaded, imag
 
 def test_what_is_not_in_the_picture_counts_for_no_auxiliary_loss(folder, loaded, images):
     torch.manual_seed(0)
-    trainable = TrainableTiny(loaded.model)
+    trainable = TrainableTiny(loaded.model, NO_TOKENS)
     both, one, none = (
         trainable(_build(folder, loaded, images, things=t))[1] for t in (THINGS, [[], THINGS[1]], [[], []])
     )
     assert both["answer"] == one["answer"] == none["answer"]  # the words ask the same
     assert len({each["auxiliary"] for each in (both, one, none)}) == 3
     assert 0 < none["auxiliary"] < both["auxiliary"]  # where the thing is that is meant
+
+
+def test_an_unknown_word_is_read_and_does_not_learn_from_it(folder, loaded, images):
+    unknown = BatchBuilder(folder, loaded).find_tokens(UNKNOWN)
+    words = replace(QUESTIONS[0][0], instruction=f"reach the {UNKNOWN} block")
+    batch = _build(folder, loaded, images, questions=[[words], QUESTIONS[1]])
+    assert torch.isin(batch.ids, unknown).sum() == 1
+    table = loaded.model.requires_grad_(True).get_input_embeddings().weight
+
+    def learn(ids):
+        table.grad = None
+        loss, measured = TrainableTiny(loaded.model, ids)(batch)
+        loss.backward()
+        return measured["answer"], table.grad[unknown].norm()
+
+    answer, as_output = learn(unknown)
+    same_answer, as_input = learn(NO_TOKENS)
+    assert answer == same_answer
+    assert 0 < as_output < as_input / 5

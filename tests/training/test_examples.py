@@ -9,7 +9,7 @@ from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.tasks import TASKS
 from vlm_local.training.collect import collect
 from vlm_local.training.examples import draw_example
-from vlm_local.training.wordings import word_absent, word_negation, word_task
+from vlm_local.training.wordings import UNKNOWN, word_absent, word_negation, word_task
 
 PRESENT = {"red", "green", "blue"}
 NEGATED = "do not go to the {colour} block, stay where you are"  # of the spatial study
@@ -48,6 +48,7 @@ def test_no_word_is_one_that_only_unseen_instructions_have(names):
             used |= _find_words(word_absent(task, names_of_task, PRESENT, rng))
     assert len(used) > 500  # made-up words among them
     assert not used & (unseen | {"stay", "where"})
+    assert UNKNOWN.lower() in used and UNKNOWN.lower() not in seen
     assert NEGATED.format(colour="red") not in {word_negation("reach", {"colour": "red"}, rng) for _ in range(1000)}
 
 

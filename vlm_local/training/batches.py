@@ -126,6 +126,10 @@ class BatchBuilder:
             torch.from_numpy(np.where(is_scene, proprio[:, :3], np.nan)).float() / _UNIT_M,
         )
 
+    def find_tokens(self, word: str) -> torch.Tensor:
+        """The ids (int64) of a word that is one token, at the start of a sentence and within."""
+        return torch.tensor([id_ for (id_,) in self._encode([word, f" {word}"])])
+
     def _encode(self, texts: list[str]) -> list[list[int]]:
         return self._tokenizer(texts, add_special_tokens=False)["input_ids"]
 
@@ -168,8 +172,10 @@ class TrainableTiny(nn.Module):
     are and not which one the words mean.
     """
 
-    def __init__(self, model: Any):
+    def __init__(self, model: Any, unknown: torch.Tensor):
+        """unknown: ids of tokens whose embeddings do not learn from being read; see wordings.UNKNOWN."""
         super().__init__()
+        self.register_buffer("unknown", unknown, persistent=False)
         self.model: Any = model
         width = model.config.get_text_config().hidden_size
         num_tokens = 16
@@ -186,6 +192,8 @@ class TrainableTiny(nn.Module):
         seen = inner.visual(batch.pixels, grid_thw=batch.grid).pooler_output
         seen = seen.view(len(batch.grid), -1, seen.shape[-1])  # (B, T, H)
         embedded = inner.get_input_embeddings()(batch.ids)  # (Q, L, H)
+        is_unknown = torch.isin(batch.ids, self.unknown)[..., None]
+        embedded = torch.where(is_unknown, embedded.detach(), embedded)
         is_image = (batch.ids == self.model.config.image_token_id)[..., None]
         embedded = embedded.masked_scatter(is_image, seen[batch.picture].to(embedded.dtype))
         hidden = inner.language_model(

@@ -27,6 +27,7 @@ from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, 
 from vlm_local.training.questions import SLOTS
 from vlm_local.training.rounds import RoundSpec, collect_round, measure_round
 from vlm_local.training.tiny import IMAGE_PX, show_first_picture, write_tiny, write_weights
+from vlm_local.training.wordings import UNKNOWN
 
 _TINT_FACTOR, _TINT_SUMMAND = 0.15, 0.05
 _FIRST_SLOT = SLOTS.index("red")  # what the warm rounds ask for
@@ -39,14 +40,14 @@ _MIXES = {
     0: {"reach": 1.0},
     16: {"reach": 0.5, "open_drawer": 0.25, "close_drawer": 0.25},
     48: {
-        "reach": 0.07,
+        "reach": 0.06,
         "reach_relation": 0.24,
-        "open_drawer": 0.05,
-        "close_drawer": 0.05,
-        "eggplant_in_basket": 0.14,
-        "eggplant_in_sink": 0.13,
-        "push": 0.14,
-        "lift": 0.18,
+        "open_drawer": 0.04,
+        "close_drawer": 0.04,
+        "eggplant_in_basket": 0.15,
+        "eggplant_in_sink": 0.14,
+        "push": 0.13,
+        "lift": 0.20,
     },
 }
 
@@ -123,7 +124,8 @@ class SimulatedTraining:
         loaded = load_model(open_checkpoint(start), device="cpu", dtype="float32")
         self._batches = BatchBuilder(start, loaded)
         torch.manual_seed(seed)  # the auxiliary heads start at random
-        self._trainable = TrainableTiny(loaded.model.requires_grad_(True).train())
+        unknown = self._batches.find_tokens(UNKNOWN)
+        self._trainable = TrainableTiny(loaded.model.requires_grad_(True).train(), unknown)
         self._optimisation = Optimisation(self._trainable, recipe, folder)
         self._shards: deque[Shard] = deque(maxlen=course.keep)
         self._measured: deque[tuple[int, Future]] = deque()

@@ -2,8 +2,8 @@
 
 No word is used that only the simulator's unseen instructions have (`HELD_OUT`), so what the level
 `words` measures stays unseen. A word that ends in "?" in the tables below says nothing that the rest of
-its sentence does not say: it may become a random or made-up word, so that the model learns to read over
-words that it does not know.
+its sentence does not say: it may become a random, made-up or unknown word, so that the model learns to read
+over words that it does not know.
 """
 
 import re
@@ -15,8 +15,12 @@ from vlm_local.sim.block_tasks import COLOURS, RELATIONS
 from vlm_local.sim.tasks import TASKS, find_task
 from vlm_local.training.tokenizer import WORDS
 
-_STRANGE, _TYPO, _POLITE, _SHOUTED = 0.3, 0.12, 0.25, 0.1  # chance of each in a sentence
+_STRANGE, _TYPO, _POLITE, _SHOUTED = 0.45, 0.12, 0.25, 0.1  # chance of each in a sentence
 _MAX_FILLERS = 3
+
+#: What a word that training never had looks like to the model: one token, whose embedding is never trained as an
+#: input. The embeddings of all such tokens are alike, since as outputs they are only ever made unlikely.
+UNKNOWN = "Which"
 
 
 def _find_words(text: str) -> set[str]:
@@ -132,6 +136,7 @@ _STATEMENTS = {
         *("{aside}, {pushing} {the} {colour} {thing}", "the {colour} {thing} has? to? go? {aside}"),
         *(
             "the {colour} {thing} goes? {aside}",
+            "the {colour} {thing} must? come? more? {side}",
             "I want? {the} {colour} {thing} {aside}",
             "the {colour} {thing}: {aside}",
         ),
@@ -223,7 +228,7 @@ def _choose(choices, rng: np.random.Generator) -> str:
 def _finish(text: str, names: Mapping[str, str], rng: np.random.Generator) -> str:
     """Fill the places of a sentence and make it polite, misspelt, longer or stranger, by chance."""
     text = _expand(text, names, rng)
-    strange = 0.5 if rng.random() < _STRANGE else 0.05  # few sentences with many words, or one now and then
+    strange = 0.6 if rng.random() < _STRANGE else 0.05  # few sentences with many words, or one now and then
     words = [_replace(word, strange, rng) for word in text.split(" ")]
     if rng.random() < _POLITE:
         words = [_choose(_BEFORE, rng), *words] if rng.random() < 0.5 else [*words, _choose(_AFTER, rng)]
@@ -256,7 +261,10 @@ def _replace(word: str, share: float, rng: np.random.Generator) -> str:
     plain = word.replace("?", "")
     if plain == word or rng.random() >= share:
         return plain
-    return _choose(_STRANGERS, rng) if rng.random() < 0.6 else _make_up(rng)
+    kind = rng.random()
+    if kind < 0.4:
+        return UNKNOWN
+    return _choose(_STRANGERS, rng) if kind < 0.65 else _make_up(rng)
 
 
 def _make_up(rng: np.random.Generator) -> str:
