@@ -7,7 +7,9 @@ over words that it does not know.
 """
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping
+from itertools import pairwise
 
 import numpy as np
 
@@ -81,6 +83,7 @@ _ORDERS = {
     "lift": (
         *("{lifting} {the} {colour} {thing}", "lift {the} {colour} {thing} up", "{taking} {the} {colour} {thing} up"),
         *("{lifting} the {thing} coloured? {colour}", "{taking} {the} {colour} {thing} {away} the {ground}"),
+        "{lifting} {the} {colour} {thing} {away} the {ground}",
         "raise {the} {colour} {thing} into the air",
     ),
     "push": (
@@ -268,12 +271,26 @@ def _replace(word: str, share: float, rng: np.random.Generator) -> str:
 
 
 def _make_up(rng: np.random.Generator) -> str:
-    """A word that nobody knows."""
+    """A word that nobody knows, spelt like words: each letter follows the one before it as in some word of WORDS."""
     while True:
-        word = "".join(_choose("bcdfghklmnprstvw", rng) + _choose("aeiou", rng) for _ in range(rng.integers(1, 4)))
-        word += _choose(("", "s", "t", "n", "st", "rd", "ck"), rng)
-        if word not in HELD_OUT | _SEEN | _MEANINGFUL:
+        word = _choose(_FOLLOWING[""], rng)
+        while len(word) < 9 and (letter := _choose(_FOLLOWING[word[-1]], rng)):
+            word += letter
+        if len(word) > 2 and word not in HELD_OUT | _SEEN | _MEANINGFUL:
             return word
+
+
+def _list_following() -> dict[str, list[str]]:
+    """Letter -> those that follow it, as often as they do; "" stands for the start and the end of a word."""
+    following = defaultdict(list)
+    for word in WORDS.split():
+        if word.isalpha() and word.islower():
+            for letter, after in pairwise(["", *word, ""]):
+                following[letter].append(after)
+    return dict(following)
+
+
+_FOLLOWING = _list_following()
 
 
 def _misspell(word: str, rng: np.random.Generator) -> str:
