@@ -218,6 +218,7 @@ class _Job:
         ms = np.array(tally.ms)
         return {
             "station": {**vars(plan), "eval_id": self._eval_id},
+            "workspace_m": None if self._arm.box is None else self._arm.box.T,
             "success": describe_rate(tally.successes, plan.episodes),
             "truth": describe_rate(tally.truths, plan.episodes),
             "reached": describe_rate(tally.reached, plan.episodes),
