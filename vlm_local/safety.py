@@ -47,7 +47,7 @@ def load_workspaces(embodiment: str | None = None) -> dict[str, Workspace]:
     """
     names = [*list_embodiments(), *([] if embodiment in (None, AUTO) else [embodiment])]
     known = [load_embodiment(name).station_workspaces_m or {} for name in names]
-    return {name: Workspace(*map(tuple, box)) for boxes in known for name, box in boxes.items()}
+    return {name: Workspace(*[(low, high) for low, high in box]) for boxes in known for name, box in boxes.items()}
 
 
 def parse_workspace(text: str, embodiment: str | None = None) -> Workspace:
