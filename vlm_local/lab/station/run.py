@@ -252,7 +252,7 @@ class _Job:
         ms = np.array(tally.ms)
         return {
             "station": {**vars(plan), "eval_id": self._eval_id},
-            "workspace_m": None if self._arm.box is None else self._arm.box.T,
+            "workspace_m": None if self._arm.box is None else self._arm.box.T.round(4),
             "gone": gone,
             "success": describe_rate(tally.successes, num_episodes),
             "truth": describe_rate(tally.truths, num_episodes),

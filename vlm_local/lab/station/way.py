@@ -8,7 +8,7 @@ from vlm_local.lab.station.client import split_url
 from vlm_local.lab.station.link import Link
 from vlm_local.relay import Relay
 
-_BACK_S = 60.0  # for a server that is started again
+BACK_S = 60.0  # for a server that is started again
 
 
 class ServerGone(Exception):
@@ -40,17 +40,17 @@ class Way:
             self._link.break_down(seconds)
 
     def wait_back(self) -> None:
-        """Until the server can be connected to. Raises ServerGone where that takes longer than _BACK_S."""
+        """Until the server can be connected to. Raises ServerGone where that takes longer than BACK_S."""
         if self._link is not None:
             self._link.wait_back()
-        end = time.monotonic() + _BACK_S
+        end = time.monotonic() + BACK_S
         while time.monotonic() < end:
             try:
                 socket.create_connection(self._server, 1).close()
                 return
             except OSError:
                 time.sleep(0.1)
-        raise ServerGone(f"no connection to {self._server[0]}, port {self._server[1]}, for {_BACK_S:g} s")
+        raise ServerGone(f"no connection to {self._server[0]}, port {self._server[1]}, for {BACK_S:g} s")
 
     def close(self) -> None:
         if self._relay is not None:
