@@ -27,10 +27,14 @@ class _Listener(http.server.ThreadingHTTPServer):
 
 
 class ForeignServer:
-    """A server of AutoEval's protocol that is not ours: answers as told, remembers what came."""
+    """A server of AutoEval's protocol that is not ours: answers as told, remembers what came.
+
+    ends_after: so many POSTs it is gone; None for never.
+    """
 
     def __init__(self, answer=b"[0, 0, 0, 0, 0, 0, 1]", reset_status=404):
         self.answer, self.reset_status, self.bodies, self.connections = answer, reset_status, [], set()
+        self.ends_after: int | None = None
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -39,6 +43,9 @@ class ForeignServer:
             def do_POST(self):
                 outer.connections.add(self.client_address)
                 outer.bodies.append((self.path, self.rfile.read(int(self.headers["Content-Length"] or 0))))
+                if outer.ends_after is not None and len(outer.bodies) > outer.ends_after:
+                    self.close_connection = True
+                    return outer.server.server_close()
                 self._send(200 if self.path == "/act" else outer.reset_status, outer.answer)
 
             def do_GET(self):

@@ -1,13 +1,16 @@
+import json
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlm_local.embodiments import find_file
 from vlm_local.errors import ConfigError, EngineError, RequestError
-from vlm_local.safety import WORKSPACES, Guard, Workspace, parse_max_step, parse_workspace
+from vlm_local.safety import Guard, Workspace, load_workspaces, parse_max_step, parse_workspace
 from vlm_local.types import Decision, Observation
 
-BOX = WORKSPACES["autoeval-sink"]
+BOX = load_workspaces()["autoeval-sink"]
 BOUNDS = np.array([BOX.x_m, BOX.y_m, BOX.z_m])
 INSIDE = np.array([0.25, 0.0, 0.15])
 
@@ -101,6 +104,17 @@ def test_a_workspace_is_named_or_written_out():
     for wrong in ("autoeval-cup", "0.1:0.4,-0.2:0.2", "0.4:0.1,0:1,0:1", "0:nan,0:1,0:1", "0:1:2,0:1,0:1"):
         with pytest.raises(ConfigError, match="workspace"):
             parse_workspace(wrong)
+
+
+def test_a_users_file_names_its_own_stations_beside_autoevals(tmp_path):
+    content = json.loads(find_file("bridge-widowx").read_text())
+    boxes = {"bench": [[0.1, 0.4], [-0.2, 0.2], [0, 0.3]]}
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({**content, "station_workspaces_m": boxes}))
+    assert parse_workspace("bench", str(path)) == Workspace((0.1, 0.4), (-0.2, 0.2), (0, 0.3))
+    assert parse_workspace("autoeval-sink", str(path)) == BOX
+    with pytest.raises(ConfigError, match="autoeval-cloth"):
+        parse_workspace("bench", "auto")
 
 
 def test_the_largest_step_is_six_numbers():

@@ -184,14 +184,16 @@ def parse_action(body):
         try:
             data = base64.b64decode(value["__numpy__"])
             value = np.frombuffer(data, np.dtype(value["dtype"])).reshape(value["shape"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, OverflowError, SyntaxError):
             value = None
     return _check_action(value, body)
 
 
 def _check_action(value, body):
     try:
-        action = np.asarray(value, np.float64)
+        action = np.asarray(value)
+        # Text that reads like numbers is none: AutoEval's clipping would raise.
+        action = np.asarray(action, np.float64) if action.dtype.kind in "iuf" else np.empty(0)
     except (ValueError, TypeError):
         action = np.empty(0)
     if action.shape != (7,) or not np.isfinite(action).all():

@@ -46,7 +46,10 @@ def open_replacing(path: Path) -> Iterator[TextIO]:
     try:
         with file:
             yield file
-        os.replace(beside, path)
+        try:
+            os.replace(beside, path)
+        except OSError as error:  # a folder of this name
+            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from None
     finally:
         beside.unlink(missing_ok=True)
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.actions import find_first_command
+from vlm_local.embodiments import AUTO, list_embodiments, load_embodiment
 from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError, suggest
 from vlm_local.policy import Policy
 from vlm_local.types import Decision, Observation
@@ -33,24 +34,32 @@ class Workspace:
             if not (np.isfinite([low, high]).all() and low < high):
                 raise ConfigError(f"workspace: {axis} must be low:high with low below high, not {low}:{high}")
 
-
-# The bounds that AutoEval's stations hold their own WidowX arms to.
-WORKSPACES = {
-    "autoeval-drawer": Workspace((0.1260, 0.3636), (-0.1645, 0.0770), (0.0216, 0.1637)),
-    "autoeval-sink": Workspace((0.1998, 0.3647), (-0.0985, 0.1950), (0.0871, 0.2340)),
-    "autoeval-cloth": Workspace((0.1620, 0.4013), (-0.1477, 0.2674), (0.0204, 0.1787)),
-}
+    @property
+    def ranges(self) -> tuple[tuple[float, float], ...]:
+        """(low, high) of x, y, z, m."""
+        return self.x_m, self.y_m, self.z_m
 
 
-def parse_workspace(text: str) -> Workspace:
-    """A preset's name, or "x0:x1,y0:y1,z0:z1" in metres."""
-    if text in WORKSPACES:
-        return WORKSPACES[text]
+def load_workspaces(embodiment: str | None = None) -> dict[str, Workspace]:
+    """By name, of all stations that the embodiments shipped with this package know, and those of `embodiment`.
+
+    embodiment: also of this one, a name or a file. Raises ConfigError.
+    """
+    names = [*list_embodiments(), *([] if embodiment in (None, AUTO) else [embodiment])]
+    known = [load_embodiment(name).station_workspaces_m or {} for name in names]
+    return {name: Workspace(*[(low, high) for low, high in box]) for boxes in known for name, box in boxes.items()}
+
+
+def parse_workspace(text: str, embodiment: str | None = None) -> Workspace:
+    """A name of `load_workspaces`, or "x0:x1,y0:y1,z0:z1" in metres. Raises ConfigError."""
+    known = load_workspaces(embodiment)
+    if text in known:
+        return known[text]
     try:
         x, y, z = map(_parse_range, text.split(","))
         return Workspace(x, y, z)
     except ValueError:
-        nearest, names = suggest(text, WORKSPACES), ", ".join(WORKSPACES)
+        nearest, names = suggest(text, known), ", ".join(known)
         raise ConfigError(
             f"workspace {text!r}{nearest or ':'} expected one of {names}, or x0:x1,y0:y1,z0:z1 in metres"
         ) from None

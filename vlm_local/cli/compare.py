@@ -7,6 +7,7 @@ from pathlib import Path
 from vlm_local.cli.options import count, seed, workers
 from vlm_local.cli.output import print_result
 
+_KINDS = ("eval", "sim", "spatial", "station")
 _FILMS = 10  # episodes of each task that keep frames, as of `sim`
 _PLAYING = {  # (flag, type, default, metavar): what it is
     ("--task", str, "reach", "T[,T]|all"): "as of `sim`",
@@ -78,10 +79,11 @@ def _compare(args: argparse.Namespace) -> int:
 
 def _load_trials(folder: Path):
     """A result of any study that can be compared."""
+    from vlm_local.errors import DataError
     from vlm_local.lab.results import find_layout
 
     is_job = (folder / "station.jsonl").is_file()  # which cannot be packed, so it has no layout
-    kind = "station" if is_job else find_layout(folder).kind
+    kind = "station" if is_job else find_layout(folder, _KINDS).kind
     if kind == "station":
         from vlm_local.lab.station.trials import load_trials
     elif kind == "eval":
@@ -90,7 +92,10 @@ def _load_trials(folder: Path):
         from vlm_local.lab.closed_loop.trials import load_trials
     else:
         from vlm_local.lab.spatial.trials import load_trials
-    return load_trials(folder)
+    try:
+        return load_trials(folder)
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{folder}: its files are not as `{kind}` wrote them ({error!r})") from error
 
 
 def _read_names(given: Sequence[str], folders: Sequence[Path]) -> list[str]:

@@ -34,7 +34,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     text = "follow: a gripper that someone else moved counts as it is measured; ignore: as commanded [follow]"
     episodes("--gripper-moved", choices=("follow", "ignore"), default="follow", help=text)
     safety = parser.add_argument_group("safety").add_argument
-    safety("--workspace", metavar="NAME|BOX", help="autoeval-drawer, -sink, -cloth or x0:x1,y0:y1,z0:z1 in metres")
+    text = "autoeval-drawer, -sink, -cloth, a station in --embodiment FILE, or x0:x1,y0:y1,z0:z1 in metres"
+    safety("--workspace", metavar="NAME|BOX", help=text)
     text = "largest step, metres and radians [the embodiment's: 0.05 m, 0.25 rad]"
     safety("--max-step", metavar="X,Y,Z,R,P,Y", help=text)
     safety("--on-fault", choices=("hold", "error"), default="hold", help="stand still, or answer 503 [hold]")
@@ -136,7 +137,7 @@ def read_settings(args: argparse.Namespace):
         on_fault=args.on_fault,
         max_held=args.max_held,
         rate_limit=args.rate_limit,
-        workspace=None if args.workspace is None else parse_workspace(args.workspace),
+        workspace=None if args.workspace is None else parse_workspace(args.workspace, args.embodiment),
         max_step=MAX_STEP if args.max_step is None else parse_max_step(args.max_step),
     )
 

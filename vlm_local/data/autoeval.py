@@ -47,9 +47,11 @@ def count_episodes(path: Path, split: str | None) -> int:
 
 
 def _list_files(path: Path) -> list[Path]:
-    """traj_2.pkl before traj_10.pkl."""
-    files = [path] if path.is_file() else path.rglob("*.pkl")
-    return sorted(files, key=lambda file: [int(p) if p.isdigit() else p for p in re.split(r"(\d+)", str(file))])
+    """traj_2.pkl before traj_10.pkl. Raises DataError where there is none."""
+    files = [path] if path.is_file() else list(path.rglob("*.pkl"))
+    if not files:
+        raise DataError(f"{path}: expected a .pkl file, or a folder with some in it or below, such as traj_0.pkl")
+    return sorted(files, key=lambda file: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", str(file))])
 
 
 def _read_episodes(files: list[Path], selection: Selection, report: Callable[[DataError], None]) -> Iterator[Episode]:
@@ -188,7 +190,10 @@ class Outcome:
 
 
 def read_outcomes(path: Path, report: Callable[[DataError], None]) -> Iterator[Outcome]:
-    """The rollouts of a .pkl file, or of all below a folder; files that hold none go to `report`."""
+    """The rollouts of a .pkl file, or of all below a folder; files that hold none go to `report`.
+
+    Raises DataError where there is no such file at all.
+    """
     for file in _list_files(path):
         try:
             for trajectory in _load_trajectories(file):
@@ -251,7 +256,10 @@ def _to_matrix(values: Any) -> np.ndarray | None:
     width = len(values[0]) if _is_vector(values[0]) else 0
     if not 0 < width * len(values) <= _MAX_NUMBERS or not all(_is_vector(row) and len(row) == width for row in values):
         return None
-    return np.array([list(row) for row in values], np.float64)
+    try:
+        return np.array([list(row) for row in values], np.float64)
+    except OverflowError:  # whole numbers beyond what a float holds
+        return None
 
 
 def _is_vector(row: Any) -> bool:

@@ -311,6 +311,10 @@ def _frame_loader(folder: Path) -> Callable[[int], np.ndarray]:
 
 
 def list_folders(episodes: Path) -> list[tuple[str, int, Path]]:
-    """(robot, number, folder) of the episodes that are there, in order."""
-    matches = ((re.fullmatch(r"(.+)-(\d+)", folder.name), folder) for folder in episodes.iterdir())
+    """(robot, number, folder) of the episodes that are there, in order. Raises DataError where that is no folder."""
+    try:
+        folders = list(episodes.iterdir())
+    except OSError as error:
+        raise DataError(f"{episodes.parent} is no run folder ({episodes.name}: {error.strerror})") from None
+    matches = ((re.fullmatch(r"(.+)-(\d+)", folder.name), folder) for folder in folders)
     return sorted((match[1], int(match[2]), folder) for match, folder in matches if match)

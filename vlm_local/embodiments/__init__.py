@@ -4,8 +4,8 @@
     load_embodiment("my_arm.json")
 
 Every field of `Embodiment` but `name` stands in the file under its own name; docs/autoeval.md lists them with the
-robots that are shipped, and docs/zeroshot.md describes `camera_matrix`. That one and `action_units` may be missing. No
-file is read before it is asked for.
+robots that are shipped, and docs/zeroshot.md describes `camera_matrix`. That one, `action_units` and
+`station_workspaces_m` may be missing. No file is read before it is asked for.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,6 +45,7 @@ class Embodiment:
     gripper_command: "closed" and "open" -> the number that commands it.
     steps: fields of actions.StepTable that differ from the default, None for none.
     workspace_m: (low, high) of x, y, z; None where none is known for all stations.
+    station_workspaces_m: the same by name of a station, for robots that stand at several; None for no such station.
     camera: words of the prompt about the picture, see CAMERA_WORDS.
     camera_matrix: where a point of the base frame is in the picture: "matrix" (3, 4) and "image_size" (width, height)
         as in marks.Projection, "error_px", the median distance of points it was fitted to, 0 where it is exact. None:
@@ -68,6 +69,7 @@ class Embodiment:
     camera: Mapping[str, str]
     camera_matrix: Mapping[str, Any] | None = None
     action_units: Mapping[str, float] | None = None
+    station_workspaces_m: Mapping[str, tuple[tuple[float, float], ...]] | None = None
 
     def __post_init__(self):
         self._require(self.rotation_frame in ("base", "bridge"), "rotation_frame", "'base' or 'bridge'")
@@ -79,6 +81,7 @@ class Embodiment:
         self._require_numbers("max_rotation_rad", self.max_rotation_rad, (), is_optional=True)
         self._require_numbers("control_hz", self.control_hz, ())
         self._require_numbers("workspace_m", self.workspace_m, (3, 2), is_optional=True)
+        self._require_station_workspaces()
         self._require_mapping("gripper_reading", ("7", "8"), list)
         for closed_open in self.gripper_reading.values():
             self._require(_is_rising(closed_open), "gripper_reading", "two numbers each, closed below open")
@@ -107,11 +110,21 @@ class Embodiment:
         if value is None and is_optional:
             return
         try:
-            array = np.array(value, dtype=np.float64)
-            is_right = array.shape == shape and bool(np.isfinite(array).all())
-        except (TypeError, ValueError):
+            array = np.array(value)  # raises for rows of unequal lengths
+            is_right = array.shape == shape and array.dtype.kind in "iuf" and bool(np.isfinite(array).all())
+        except ValueError:
             is_right = False
         self._require(is_right, name, f"numbers of shape {shape}" if shape else "a number")
+
+    def _require_station_workspaces(self) -> None:
+        boxes = self.station_workspaces_m
+        if boxes is None:
+            return
+        is_right = isinstance(boxes, dict) and all(boxes)  # no box without a name
+        self._require(is_right, "station_workspaces_m", "an object of boxes by name")
+        for box in boxes.values():
+            self._require_numbers("station_workspaces_m", box, (3, 2))
+            self._require(all(low < high for low, high in box), "station_workspaces_m", "low below high in each box")
 
     def _require_camera_matrix(self) -> None:
         content = self.camera_matrix
@@ -162,7 +175,7 @@ def load_embodiment(name: str) -> Embodiment:
     except (OSError, ValueError) as error:
         raise ConfigError(f"embodiment {path} cannot be read: {error}") from None
     expected = {field.name for field in fields(Embodiment)} - {"name"}
-    content = {"camera_matrix": None, "action_units": None, **content}
+    content = {"camera_matrix": None, "action_units": None, "station_workspaces_m": None, **content}
     if set(content) != expected:
         raise ConfigError(
             f"embodiment {path}: expected the fields {', '.join(sorted(expected))}; "

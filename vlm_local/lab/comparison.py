@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.errors import DataError
+from vlm_local.files import read_json_object
 from vlm_local.lab.formats import format_fixed, format_p, format_points, format_range, format_share, format_span
 from vlm_local.lab.statistics import (
     adjust_holm,
@@ -65,7 +66,7 @@ class Trials:
 def read_report(folder: Path) -> dict[str, Any]:
     """report.json of a finished result. Raises DataError."""
     try:
-        return json.loads((folder / "report.json").read_bytes())
+        return read_json_object(folder / "report.json")
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}: report.json cannot be read ({error})") from None
 

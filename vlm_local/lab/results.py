@@ -8,7 +8,7 @@ first result is there, every command may take the folder, so that a typo locks n
 import json
 import re
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -192,9 +192,9 @@ LAYOUTS = {
 }
 
 
-def find_layout(folder: Path) -> Layout:
-    """Raises DataError for a folder that holds no finished result."""
-    for layout in LAYOUTS.values():
+def find_layout(folder: Path, kinds: Sequence[str] = tuple(LAYOUTS)) -> Layout:
+    """Raises DataError for a folder that holds no finished result of these kinds."""
+    for layout in (layout for kind, layout in LAYOUTS.items() if kind in kinds):
         name, key = layout.marks
         try:
             marked = key in json.loads((folder / name).read_bytes())
@@ -205,4 +205,4 @@ def find_layout(folder: Path) -> Layout:
             return layout
         if marked:
             raise DataError(f"{folder} is a result of `{layout.kind}` without {', '.join(missing)}; finish it first")
-    raise DataError(f"{folder} is no result folder; expected the --out of {', '.join(LAYOUTS)}")
+    raise DataError(f"{folder} is no result folder; expected the --out of {', '.join(kinds)}")

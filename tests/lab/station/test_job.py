@@ -160,6 +160,21 @@ def test_films_and_a_page_show_the_job(tmp_path):
     assert "A station's job: open_drawer" in page or "A station&#39;s job: open_drawer" in page
 
 
+@pytest.mark.parametrize(
+    ("task", "phrase", "edge_m"),
+    # The highest y of the drawer's box, 0.0770, lies 55 mm further left in our scene; the sink's lowest is a station's.
+    [("open_drawer", "move left", 0.1320), ("eggplant_in_sink", "move right", -0.0985)],
+)
+def test_each_station_cuts_to_its_own_box(tmp_path, task, phrase, edge_m):
+    with serve() as server:
+        server.engine.phrase = phrase
+        _, report, lines = _play(server.url, tmp_path / "job", task, "--episodes", "1", steps=12)
+    assert pytest.approx(edge_m) in report["workspace_m"][1]
+    targets = np.array([line["sent"][1] + line["executed"][1] for line in lines])
+    assert np.abs(targets).max() == pytest.approx(abs(edge_m), abs=1e-6)
+    assert lines[-1]["clipped"] and not lines[3]["clipped"]
+
+
 def test_without_the_box_the_first_step_at_the_drawer_is_carried_out():
     env = SimEnv("open_drawer", image_size=None)
     env.reset(seed=0)

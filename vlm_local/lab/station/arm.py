@@ -1,8 +1,8 @@
 """The arm of an AutoEval station in our simulator: its law, its limits, and the numbers it sends.
 
 The robot server adds an action to the pose that was last commanded; what it sends is measured, below the commanded
-pose by a sag that was recorded at a station. Everything is in the base frame; the scenes are ours, so only the height
-that the drawer's box allows is the station's.
+pose by a sag that was recorded at a station. Everything is in the base frame. The reset pose is where a station has it;
+the furniture of our scenes stands elsewhere than a station's, so the box is fitted to it.
 """
 
 from dataclasses import dataclass
@@ -11,12 +11,17 @@ import numpy as np
 
 from vlm_local.embodiments import AUTOEVAL, load_embodiment
 from vlm_local.embodiments.rotations import DOWN, euler_to_matrix, matrix_to_euler
-from vlm_local.sim.arm import WORKSPACE
+from vlm_local.safety import load_workspaces
 from vlm_local.sim.environment import SimEnv
 
 SAG_M = np.array([-0.010025, 0.0, -0.01005])
 _RESET_MEASURED = np.array([-3.0892963, 1.5416106, -3.0891564])  # for a commanded 0, pi/2, 0
-_DRAWER_TOP_M = 0.1637
+# Added to a station's lowest and highest x, y, z, m, because our furniture stands elsewhere: the drawer further forward
+# and left, the sink's floor lower. The height of the reset pose below or above the box's top stays a station's.
+_MOVED_M = {
+    "drawer": np.array([[0.025, 0.055, 0.0], [0.025, 0.055, 0.0]]),
+    "sink": np.array([[0.0, 0.0, -0.0751], [0.0, 0.0, 0.0]]),
+}
 _MAX_MAGNITUDE, _MAX_STEP_M = 2.0, 0.02  # of any component, and of x, y, z
 _REVERSED = -0.5  # what is executed of an action while a motor's effort is too high
 _MAX_PUSH_N = 100.0  # stands for that effort: all that the arm touches pushes it harder than this
@@ -38,18 +43,21 @@ class Executed:
     commanded: np.ndarray
 
 
+def fit_box(kind: str) -> np.ndarray:
+    """(2, 3) m: lowest and highest x, y, z of the station's workspace, as it lies in our scene of that kind."""
+    return np.array(load_workspaces()[f"autoeval-{kind}"].ranges).T + _MOVED_M[kind]
+
+
 class StationArm:
     """Drives the arm of one SimEnv as a station does."""
 
     def __init__(self, env: SimEnv, has_box: bool = True):
-        """has_box: whether targets are cut to the station's workspace."""
+        """has_box: whether targets are cut to the box of the station that has the task."""
         self._env = env
         reset = np.array(load_embodiment(AUTOEVAL).reset_pose)
         self._reset_m, self._reset_rad = reset[:3], reset[3:]
         self._sag = euler_to_matrix(_RESET_MEASURED) @ euler_to_matrix(self._reset_rad).T
-        low, high = WORKSPACE
-        top = min(high[2], _DRAWER_TOP_M) if env.task.kind == "drawer" else high[2]
-        self._box = np.array([low, [high[0], high[1], top]]) if has_box else np.array([[-np.inf] * 3, [np.inf] * 3])
+        self.box = fit_box(env.task.kind) if has_box else None
 
     def reset(self) -> None:
         """`env.reset` of a station: the gripper opens, the arm moves to its reset pose."""
@@ -72,7 +80,8 @@ class StationArm:
         if is_reversed:
             executed[:6] *= _REVERSED
         here = self._env.world.tips
-        executed[:3] = np.clip(here + executed[:3], *self._box) - here
+        if self.box is not None:
+            executed[:3] = np.clip(here + executed[:3], *self.box) - here
         executed[:3] = np.clip(executed[:3], -_MAX_STEP_M, _MAX_STEP_M)
         executed[6] = float(executed[6] > 0.5)
         position = self._position + executed[:3]

@@ -2,7 +2,10 @@
 
 import http.client
 import json
-from urllib.parse import urlsplit
+import logging
+import selectors
+import socket
+from urllib.parse import quote, urlsplit
 
 import numpy as np
 
@@ -10,8 +13,13 @@ from vlm_local.client import PolicyError, parse_action
 from vlm_local.errors import ConfigError
 from vlm_local.wire import encode_array
 
+logger = logging.getLogger(__name__)
+
 TEST_INSTRUCTION = "test connection"
 _TEST_S = 8.0
+_SLOW_S = 60.0
+_MAX_ANSWER = 2**22  # bytes
+_SHOWN = 120  # characters of an answer that is not as it should be
 
 
 class JobEnded(Exception):
@@ -22,11 +30,9 @@ class StationClient:
     """One client of the station. Not thread-safe."""
 
     def __init__(self, url: str, timeout_s: float | None = None):
-        parts = urlsplit(url)
-        if parts.scheme != "http" or not parts.hostname:
-            raise ConfigError(f"a station speaks plain HTTP, to an address such as http://127.0.0.1:8000, not {url!r}")
-        self._address = parts.hostname, parts.port or 80
-        self._path = parts.path.rstrip("/")
+        """timeout_s: for each wait for bytes; None waits for ever, as AutoEval does. Raises ConfigError."""
+        self.address, path = split_url(url)
+        self._path = quote(path, safe="/%")
         self._timeout_s = timeout_s
         self._connection: http.client.HTTPConnection | None = None
 
@@ -35,7 +41,7 @@ class StationClient:
         fields = {"image": encode_array(image), "instruction": instruction, "proprio": encode_array(state)}
         status, body = self._post("/act", json.dumps(fields).encode())
         if status != 200:
-            raise JobEnded(f"RuntimeError: /act answered {status}: {body[:200].decode('utf-8', 'replace')}")
+            raise JobEnded(f"RuntimeError: /act answered {status}: {_show(body)}")
         try:
             return parse_action(body)
         except PolicyError as error:
@@ -45,7 +51,7 @@ class StationClient:
         """Raises JobEnded."""
         status, body = self._post("/reset", b"")
         if status not in (200, 404):
-            raise JobEnded(f"RuntimeError: /reset answered {status}: {body[:200].decode('utf-8', 'replace')}")
+            raise JobEnded(f"RuntimeError: /reset answered {status}: {_show(body)}")
 
     def close(self) -> None:
         if self._connection is not None:
@@ -54,15 +60,48 @@ class StationClient:
 
     def _post(self, path: str, body: bytes) -> tuple[int, bytes]:
         if self._connection is None:
-            self._connection = http.client.HTTPConnection(*self._address, timeout=self._timeout_s)
+            self._connection = http.client.HTTPConnection(*self.address, timeout=self._timeout_s)
         try:
             self._connection.request("POST", self._path + path, body, {"Content-Type": "application/json"})
+            if self._timeout_s is None:
+                _tell_slow(self._connection.sock, path)
             response = self._connection.getresponse()
-            return response.status, response.read()
-        except (OSError, http.client.HTTPException) as error:
+            data = response.read(_MAX_ANSWER + 1)
+            if len(data) > _MAX_ANSWER:
+                raise http.client.HTTPException(f"the answer has more than {_MAX_ANSWER} bytes")
+            if response.length:  # the answer ended before its announced length
+                raise http.client.IncompleteRead(data, response.length)
+            return response.status, data
+        except (OSError, http.client.HTTPException, UnicodeError) as error:  # the last for names that no host has
             self.close()
             reason = str(error) or type(error).__name__
             raise JobEnded(f"requests.exceptions.ConnectionError: {path}: {reason}") from None
+
+
+def _tell_slow(connection: socket.socket, path: str) -> None:
+    """Say so where an answer takes long: there is no time-out, so a server that hangs keeps the job for ever."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(connection, selectors.EVENT_READ)
+        if not selector.select(_SLOW_S):
+            text = "%s has not been answered for %g s; AutoEval waits without end, and so does this (Ctrl-C stops it)"
+            logger.warning(text, path, _SLOW_S)
+
+
+def split_url(url: str) -> tuple[tuple[str, int], str]:
+    """(host, port) and path. Raises ConfigError for what is no address of a policy server."""
+    try:
+        parts = urlsplit(url)
+        if parts.scheme == "http" and parts.hostname:
+            return (parts.hostname, parts.port or 80), parts.path.rstrip("/")
+    except ValueError:  # a port that is none, a bracket that is not closed
+        pass
+    raise ConfigError(f"a station speaks plain HTTP, to an address such as http://127.0.0.1:8000, not {url!r}")
+
+
+def _show(body: bytes) -> str:
+    """The beginning of an answer, in one line."""
+    text = " ".join(body[: 4 * _SHOWN].decode("utf-8", "replace").split())
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def submit_test(url: str) -> None:

@@ -18,7 +18,7 @@ def write_job_page(folder: Path, report: Mapping[str, Any], episodes: Sequence[M
         "station/report.html",
         report,
         made=("station",),
-        warnings=[ended] * bool(report["would_have_ended"]),
+        warnings=[ended] * bool(report["would_have_ended"]) + [report["gone"]] * bool(report["gone"]),
         cards=[
             (format_share(success["rate"]), f"succeeded, {success['count']} of {success['n']}, by the detector"),
             (f"{ms['p50']:.0f} ms", f"median answer, 95 % within {ms['p95']:.0f} ms, longest {ms['max']:.0f} ms"),
@@ -44,6 +44,8 @@ def format_report(report: Mapping[str, Any]) -> str:
     if scene["tries"]:
         lines.append(f"the scene was put back in {scene['tries']} tries, persons called {scene['persons_called']}")
     ended = report["would_have_ended"]
+    if report["gone"] is not None:
+        lines.append(f"ended after {success['n']} of {report['station']['episodes']} episodes: {report['gone']}")
     lines += [f"AutoEval would have ended the job {len(ended)} times" if ended else "nothing would have ended the job"]
     lines += [f"  episode {each['episode']}, step {each['step']}, {each['exception']}" for each in ended]
     if report.get("second") is not None:

@@ -24,7 +24,7 @@ from vlm_local.lab.station.client import JobEnded, StationClient, submit_test
 from vlm_local.lab.station.files import write_metadata, write_trajectory
 from vlm_local.lab.station.report import write_job_page
 from vlm_local.lab.station.scene import OPPOSITES, Judge, SceneReset
-from vlm_local.lab.station.way import Way
+from vlm_local.lab.station.way import ServerGone, Way
 from vlm_local.lab.statistics import describe_rate
 from vlm_local.provenance import describe_machine
 from vlm_local.sim.environment import SimEnv
@@ -58,6 +58,20 @@ class JobPlan:
     human_eval: bool = False
     seed: int = 0
 
+    def __post_init__(self):
+        if self.task not in OPPOSITES:
+            raise ConfigError(f"a station's task is one of {', '.join(OPPOSITES)}, not {self.task!r}")
+        if self.clock not in ("step", "wall"):
+            raise ConfigError(f"clock must be step or wall, not {self.clock!r}")
+        if self.restart_at is None:
+            return
+        episode, step, _ = self.restart_at
+        if episode >= self.episodes or step >= self.max_steps:
+            raise ConfigError(
+                f"--restart-at {episode}:{step} is never reached in {self.episodes} episodes of {self.max_steps} "
+                "steps, both counted from 0"
+            )
+
 
 @dataclass
 class _Tally:
@@ -76,13 +90,12 @@ class _Tally:
 
 
 def run_job(plan: JobPlan, out: Path, progress: Callable[[int], None] = lambda done: None) -> dict[str, Any]:
-    """Play the job into `out` and return its report. Raises ConfigError where the submission test fails."""
-    if plan.task not in OPPOSITES:
-        raise ConfigError(f"a station's task is one of {', '.join(OPPOSITES)}, not {plan.task!r}")
-    if plan.clock not in ("step", "wall"):
-        raise ConfigError(f"clock must be step or wall, not {plan.clock!r}")
-    if out.exists() and any(path.name != "second" for path in out.iterdir()):
-        raise ConfigError(f"{out} holds something already; name another --out")
+    """Play the job into `out` and return its report.
+
+    It ends early where the server is gone for good; the report is then of the episodes before, and says so. Raises
+    ConfigError where the submission test fails, or no episode was played whole.
+    """
+    require_free(out, "second")
     try:
         submit_test(plan.url)
     except JobEnded as error:
@@ -92,13 +105,33 @@ def run_job(plan: JobPlan, out: Path, progress: Callable[[int], None] = lambda d
         env = stack.enter_context(closing(SimEnv(plan.task, image_size=None)))
         camera = stack.enter_context(closing(StationCamera(env.world)))
         job = stack.enter_context(closing(_Job(plan, env, camera, way, out)))
+        gone = None
         for number in range(plan.episodes):
-            job.play(number)
+            try:
+                job.play(number)
+            except ServerGone as error:
+                gone = str(error)
+                break
             progress(number + 1)
-        report, episodes = job.build_report(), job.tally.episodes
+        if not job.tally.episodes:
+            raise ConfigError(
+                f"the job ended in its first episode: {job.tally.would_have_ended[0]['exception']}; {gone}"
+            )
+        report, episodes = job.build_report(gone), job.tally.episodes
     write_json(out / "report.json", report)
     write_job_page(out, report, episodes)
     return report
+
+
+def require_free(out: Path, *but: str) -> None:
+    """Raises ConfigError unless `out` can be made, or is a folder that holds nothing but these names."""
+    try:
+        is_free = not out.exists() or all(path.name in but for path in out.iterdir())
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"cannot write {out}: {error.strerror}; name another --out") from None
+    if not is_free:
+        raise ConfigError(f"{out} holds something already; name another --out")
 
 
 class _Job:
@@ -111,11 +144,11 @@ class _Job:
         self.tally = _Tally()
         self._eval_id = str(int(self._random.integers(10**15)))
         self._folder = out / "eval_data" / self._eval_id
-        self._folder.mkdir(parents=True)
-        (out / "films").mkdir()
         log = f"station_open_web_client_{self._instruction.replace(' ', '_')}_{self._eval_id}"  # as AutoEval names it
         self._judge = Judge(plan.detector, env, camera, out / "auto_eval_log" / log)
         self._scene = SceneReset(plan.reset_policy, env, camera, self._arm, self._judge)
+        self._folder.mkdir(parents=True)
+        (out / "films").mkdir()
         write_metadata(self._folder, self._eval_id)
         self._lines = (out / "station.jsonl").open("w", encoding="utf-8")
 
@@ -213,14 +246,17 @@ class _Job:
             self._way.wait_back()
             return None
 
-    def build_report(self) -> dict[str, Any]:
-        tally, plan = self.tally, self._plan
+    def build_report(self, gone: str | None) -> dict[str, Any]:
+        """gone: why the job ended before its last episode; None where it did not."""
+        tally, plan, num_episodes = self.tally, self._plan, len(self.tally.episodes)
         ms = np.array(tally.ms)
         return {
             "station": {**vars(plan), "eval_id": self._eval_id},
-            "success": describe_rate(tally.successes, plan.episodes),
-            "truth": describe_rate(tally.truths, plan.episodes),
-            "reached": describe_rate(tally.reached, plan.episodes),
+            "workspace_m": None if self._arm.box is None else self._arm.box.T.round(4),
+            "gone": gone,
+            "success": describe_rate(tally.successes, num_episodes),
+            "truth": describe_rate(tally.truths, num_episodes),
+            "reached": describe_rate(tally.reached, num_episodes),
             "confusion": self._judge.confusion,
             "answer_ms": {"p50": np.quantile(ms, 0.5), "p95": np.quantile(ms, 0.95), "max": ms.max(), "n": len(ms)},
             "steps_per_min": 60 * len(ms) / tally.seconds,

@@ -14,6 +14,7 @@ from vlm_local.actions import build_action
 from vlm_local.client import Detector, PolicyError
 from vlm_local.embodiments import AUTOEVAL
 from vlm_local.embodiments.frame import Frame
+from vlm_local.errors import ConfigError
 from vlm_local.lab.station.arm import StationArm
 from vlm_local.lab.station.camera import StationCamera
 from vlm_local.lab.station.client import JobEnded, StationClient
@@ -43,7 +44,10 @@ class Judge:
 
     def __init__(self, detector: str, env: SimEnv, camera: StationCamera, folder: Path):
         """detector: "truth", or the URL of a server whose /answer is asked."""
-        self._detector = None if detector == "truth" else Detector(detector)
+        try:
+            self._detector = None if detector == "truth" else Detector(detector)
+        except ValueError as error:
+            raise ConfigError(f"--detector is truth or a server's address: {error}") from None
         self._env, self._camera, self._folder = env, camera, folder
         self._count = 0
         self.confusion = {"both": 0, "detector alone": 0, "truth alone": 0, "neither": 0}

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlm_local.errors import ConfigError
 from vlm_local.lab.comparison import read_report
-from vlm_local.lab.station.run import JobPlan
+from vlm_local.lab.station.run import JobPlan, require_free
 
 _BEGIN_S, _FINISH_S = 60.0, 3600.0
 # Of the other scene: at AutoEval drawer and sink run at the same time.
@@ -26,8 +26,7 @@ class SecondStation:
     def __init__(self, url: str, plan: JobPlan, task: str, out: Path):
         """url: of the policy server, without a robot's name. task: "other" for one of the other scene."""
         self._out = out / "second"
-        if out.exists() and any(out.iterdir()):
-            raise ConfigError(f"{out} holds something already; name another --out")
+        require_free(out)
         chosen = _OTHERS[plan.task] if task == "other" else task
         words = [url, "--task", chosen, "--episodes", plan.episodes, "--max-steps", plan.max_steps, "--clock"]
         words += [plan.clock, "--test-every", plan.test_every, "--seed", plan.seed, "--out", self._out, "-q"]
@@ -44,7 +43,10 @@ class SecondStation:
 
     def finish(self) -> dict[str, Any]:
         """Wait for its end; its report. Raises ConfigError where it could not be played."""
-        _, said = self._process.communicate(timeout=_FINISH_S)
+        try:
+            _, said = self._process.communicate(timeout=_FINISH_S)
+        except subprocess.TimeoutExpired:
+            raise ConfigError(f"the second station has not ended {_FINISH_S / 60:g} minutes after the first") from None
         if self._process.returncode not in (0, 1):
             last = said.strip().splitlines()[-1:] or [f"status {self._process.returncode}"]
             raise ConfigError(f"the second station ended: {last[0]}")

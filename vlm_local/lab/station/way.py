@@ -3,20 +3,24 @@
 import socket
 import threading
 import time
-from urllib.parse import urlsplit
 
+from vlm_local.lab.station.client import split_url
 from vlm_local.lab.station.link import Link
 from vlm_local.relay import Relay
 
-_BACK_S = 60.0  # for a server that is started again
+BACK_S = 60.0  # for a server that is started again
+
+
+class ServerGone(Exception):
+    """The server does not come back, so there is nothing to go on with."""
 
 
 class Way:
     """url: where the station asks. A tunnel that drops comes after the relay, which is on the station's side."""
 
     def __init__(self, url: str, has_tunnel: bool, has_relay: bool):
-        parts = urlsplit(url)
-        self._server = address = parts.hostname or "", parts.port or 80
+        address, path = split_url(url)
+        self._server = address
         self._link = Link(address) if has_tunnel else None
         if self._link is not None:
             address = "127.0.0.1", self._link.port
@@ -25,7 +29,7 @@ class Way:
             address = "127.0.0.1", self._relay.server_port
             threading.Thread(target=self._relay.serve_forever, args=(0.05,), daemon=True).start()
         is_direct = self._link is None and self._relay is None
-        self.url = url if is_direct else f"http://{address[0]}:{address[1]}{parts.path}"
+        self.url = url if is_direct else f"http://{address[0]}:{address[1]}{path}"
 
     def fall_silent(self, seconds: float) -> None:
         if self._link is not None:
@@ -36,16 +40,17 @@ class Way:
             self._link.break_down(seconds)
 
     def wait_back(self) -> None:
-        """Until the server can be connected to, _BACK_S at most."""
+        """Until the server can be connected to. Raises ServerGone where that takes longer than BACK_S."""
         if self._link is not None:
             self._link.wait_back()
-        end = time.monotonic() + _BACK_S
+        end = time.monotonic() + BACK_S
         while time.monotonic() < end:
             try:
                 socket.create_connection(self._server, 1).close()
                 return
             except OSError:
                 time.sleep(0.1)
+        raise ServerGone(f"no connection to {self._server[0]}, port {self._server[1]}, for {BACK_S:g} s")
 
     def close(self) -> None:
         if self._relay is not None:
