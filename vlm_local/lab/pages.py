@@ -109,7 +109,7 @@ def draw_reliability(bins: Sequence[Sequence[float]]) -> str | None:
     seen = counts > 0
     if not seen.any():
         return None
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(3.6, 3.4), layout="constrained")
     plot = figure.subplots()
     plot.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
     mean, share = sums[seen] / counts[seen], right[seen] / counts[seen]

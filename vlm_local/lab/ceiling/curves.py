@@ -76,7 +76,7 @@ def _draw_study(study: str, curves: Curves) -> Figure:
     figure.supxlabel(STUDIES[study], fontsize=10, color=BLACK)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     dotted = Line2D([], [], color=GREY, linestyle=":", linewidth=1.2)
-    figure.legend([*handles, dotted], [*labels, "within 120 steps"], frameon=False, loc="outside upper right",
+    figure.legend([*handles, dotted], [*labels, "within 120 steps"], frameon=False, loc="outside upper left",
                   ncols=len(labels) + 1)  # fmt: skip
     return figure
 
@@ -147,7 +147,7 @@ def _draw_vocabulary(curve: Mapping[str, Any]) -> Figure:
     panel.set(ylim=(0, 1.03))
     panel.set_yticks(*QUARTERS)
     _clean(panel)
-    figure.legend(frameon=False, loc="outside upper right", ncols=3)
+    figure.legend(frameon=False, loc="outside upper left", ncols=3)
     return figure
 
 

@@ -8,8 +8,7 @@ import numpy as np
 
 from vlm_local.errors import DataError
 from vlm_local.files import write_json
-from vlm_local.lab.formats import format_name, format_p, format_points, format_share, format_span
-from vlm_local.lab.offline.plots import draw_exact
+from vlm_local.lab.formats import format_p, format_points, format_share, format_span
 from vlm_local.lab.offline.rows import Rows
 from vlm_local.lab.offline.scores import MIN_STEPS
 from vlm_local.lab.pages import draw_reliability, encode_thumbnail, list_warnings, write_page
@@ -29,8 +28,6 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: 
     write_json(folder / "report.json", report)
     chosen = choose_frames(rows)
     images = load_thumbnails(episodes, rows, chosen)
-    baselines = report["baselines"]
-    scored = [report, *baselines.values()]
     write_page(
         folder / "report.html",
         "offline/report.html",
@@ -44,11 +41,6 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: 
         too_few=TOO_FEW,
         maps=[build_map(axis, report["axes"][axis]["confusion"]) for axis in AXES],
         reliability=draw_reliability(report["reliability"]),
-        bars=draw_exact(
-            [format_name(report["policy"]["name"]), *(name.replace("_", "-") for name in baselines)],
-            [scores["exact"] for scores in scored],
-            [scores["intervals"].get("exact") for scores in scored],
-        ),
     )
 
 
