@@ -108,7 +108,7 @@ def _draw_line(panel, places: np.ndarray, points: Sequence[Mapping[str, Any]], l
 
 def _draw_steps(curves: Curves) -> Figure:
     """Mean control steps of successful episodes, a line a task, where at least half of the episodes succeed."""
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     grid = figure.subplots(2, 3, sharey=True)
     for panel, (study, line) in zip(grid.flat, _STEPS.items(), strict=False):
         curve = next(curve for curve in _select(curves, study) if curve["line"] == line)
@@ -126,7 +126,7 @@ def _draw_steps(curves: Curves) -> Figure:
         panel.set(ylim=(0, 110))
         _clean(panel)
     grid[-1, -1].set_axis_off()
-    grid[-1, -1].legend(*grid[0, 0].get_legend_handles_labels(), frameon=False, loc="center")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), frameon=False, loc="outside upper left", ncols=4)
     return figure
 
 

@@ -45,9 +45,9 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: 
 
 
 def _list_cards(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    majority, interval = report["baselines"]["majority"], report["intervals"].get("exact")
+    majority, span = report["baselines"]["majority"], format_span(report["intervals"].get("exact"))
     return [
-        (format_share(report["exact"]), "exact phrase" + (f", {format_span(interval)} %" if interval else "")),
+        (format_share(report["exact"]), "exact phrase" + (f", {span} %" if span else "")),
         (format_share(majority["exact"]), f"always “{majority['phrase']}”"),
         (format_share(report["baselines"]["repeat_last"]["exact"]), "repeating the last true label"),
         (format_share(report["opposite"], TOO_FEW), "opposite direction, of moving axes"),
