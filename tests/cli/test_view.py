@@ -114,11 +114,11 @@ def test_only_episodes_are_served_and_only_to_this_machine(viewer):
 def test_a_person_filters_and_walks_by_keys(browser, viewer):
     browser.open(viewer)
     browser.wait("document.querySelectorAll('#rows tr').length === 3")
-    assert browser.text("#shown") == "3"
+    assert browser.text("#shown") == "3 episodes"
     browser.type("#words", "block reach")
     browser.wait("document.querySelectorAll('#rows tr').length === 2")
     browser.run("const e = document.getElementById('outcome'); e.value = 'late'; e.dispatchEvent(new Event('input'))")
-    assert browser.text("#shown") == "1 of 3" and browser.text("#rows a") == "reach-1"
+    assert browser.text("#shown") == "1 of 3 episodes" and browser.text("#rows a") == "reach-1"
     browser.open("about:blank")
     browser.open(viewer)
     browser.wait("document.querySelectorAll('#rows tr').length === 3")
@@ -127,7 +127,7 @@ def test_a_person_filters_and_walks_by_keys(browser, viewer):
     browser.wait("document.querySelector('#rows img').naturalWidth === 64")
     browser.click("#faulty")
     browser.run("const e = document.getElementById('doubt'); e.value = '0.5'; e.dispatchEvent(new Event('input'))")
-    assert browser.text("#shown") == "1 of 3" and browser.text("#rows a") == "reach-1"
+    assert browser.text("#shown") == "1 of 3 episodes" and browser.text("#rows a") == "reach-1"
     browser.run("const e = document.getElementById('doubt'); e.value = ''; e.dispatchEvent(new Event('input'))")
     browser.press(DOWN)
     browser.run("document.activeElement.click()")

@@ -17,6 +17,7 @@ _WIDTH, _PANEL, _MARGIN = 640, 148, 20
 _INK, _MUTED, _TRACK, _ACCENT, _BAD = (237, 240, 245), (143, 152, 168), (46, 52, 62), (107, 160, 255), (255, 123, 116)
 _GROUND = (21, 24, 30)
 _OUTCOMES = {"success": (76, 199, 154), "lost": _BAD, "late": _BAD, "faulted": (231, 176, 79)}
+_TOLD = {"late": "not done in time", "faulted": "no answer"}
 _AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 _FULL = (0.0125,) * 3 + (0.125,) * 3  # a bar's full length: one phrase's step
 _COLOURS, _SAMPLED = 192, 24  # of a GIF: its palette's size, and the pages that it is made from
@@ -62,7 +63,7 @@ def draw_step(image: np.ndarray, line: Mapping[str, Any]) -> np.ndarray:
     room = _WIDTH - 3 * _MARGIN - draw.textlength(count, _font(15))
     _write(draw, (_MARGIN, height + 12), str(line.get("instruction") or ""), 15, room, _MUTED)
     fault, outcome = line.get("fault"), line.get("outcome")
-    said = outcome or (f"standing still: {fault}" if fault else line.get("phrase") or "")
+    said = _TOLD.get(outcome or "", outcome) or (f"standing still: {fault}" if fault else line.get("phrase") or "")
     colour = _BAD if fault else _OUTCOMES.get(outcome or "", _INK)
     _write(draw, (_MARGIN, height + 36), said, 30, _WIDTH - 2 * _MARGIN, colour)
     if action := choose_action(line):

@@ -1,5 +1,6 @@
 """Numbers as text, in one form for pages, terminal tables and the leaderboard. None is `missing`."""
 
+import re
 from collections.abc import Callable, Sequence
 from urllib.parse import urlsplit
 
@@ -17,7 +18,7 @@ def format_points(share: float, decimals: int = 0, sign: str = "") -> str:
 
 
 def format_span(interval: Interval, decimals: int = 0, sign: str = "") -> str:
-    """An interval of shares in percentage points, e.g. "36 to 51"; "" for None or equal edges."""
+    """An interval of shares in percentage points, e.g. "36 to 51"; "" for None or edges that read the same."""
     return _format_edges(interval, lambda edge: format_points(edge, decimals, sign))
 
 
@@ -27,15 +28,14 @@ def format_fixed(value: float | None, decimals: int = 2, missing: str = "-") -> 
 
 
 def format_range(interval: Interval, decimals: int = 2) -> str:
-    """An interval of plain numbers, e.g. "0.12 to 0.34"; "" for None or equal edges."""
+    """An interval of plain numbers, e.g. "0.12 to 0.34"; "" for None or edges that read the same."""
     return _format_edges(interval, lambda edge: format_fixed(edge, decimals))
 
 
 def _format_edges(interval: Interval, write: Callable[[float], str]) -> str:
-    """ "" for edges that are equal: units that agree say nothing of others."""
-    if interval is None or interval[0] == interval[1]:
-        return ""
-    return " to ".join(map(write, interval))
+    """ "" for edges that read the same: units that agree say nothing of others, and "0 to 0" says nothing at all."""
+    low, high = ("", "") if interval is None else map(write, interval)
+    return "" if low == high else f"{low} to {high}"
 
 
 def format_number(value: float | None, missing: str = "-") -> str:
@@ -44,11 +44,15 @@ def format_number(value: float | None, missing: str = "-") -> str:
 
 
 def format_name(name: str) -> str:
-    """A policy or data set in a title: the last part of a path, a URL's host and port, any other name as it is."""
+    """A policy or data set in a title: the last part of a path, a URL's host and port, any other name as it is.
+
+    A version that TFDS puts below a data set's folder keeps that name: "data/bridge/1.0.0" -> "bridge/1.0.0".
+    """
     parts = urlsplit(name)
-    return (
-        parts.netloc if parts.scheme in ("http", "https") and parts.netloc else name.rstrip("/").split("/")[-1] or name
-    )
+    if parts.scheme in ("http", "https") and parts.netloc:
+        return parts.netloc
+    folders = name.rstrip("/").split("/")
+    return "/".join(folders[-2:] if re.fullmatch(r"\d[\d.]*", folders[-1]) else folders[-1:]) or name
 
 
 def format_p(value: float) -> str:

@@ -109,14 +109,14 @@ def draw_reliability(bins: Sequence[Sequence[float]]) -> str | None:
     seen = counts > 0
     if not seen.any():
         return None
-    figure = Figure(figsize=(4.6, 4.2), layout="constrained")
+    figure = Figure(figsize=(3.4, 3.3), layout="constrained")
     plot = figure.subplots()
     plot.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
     mean, share = sums[seen] / counts[seen], right[seen] / counts[seen]
     plot.plot(mean, share, color=BLUE, linewidth=1.5)
-    plot.scatter(mean, share, s=20 + 300 * counts[seen] / counts.sum(), color=BLUE, alpha=0.75, label="answers")
+    plot.scatter(mean, share, s=20 + 300 * counts[seen] / counts.sum(), color=BLUE, alpha=0.75, label="answers", clip_on=False)
     for x, y, count in zip(mean, share, counts[seen], strict=True):
-        plot.annotate(f"{count:.0f}", (x, y), textcoords="offset points", xytext=(0, 9), ha="center", fontsize=7)
+        plot.annotate(f"{count:.0f}", (x, y), textcoords="offset points", xytext=(0, 9), ha="center")
     plot.set(xlim=(0, 1), ylim=(-0.02, 1.08))
     plot.set(xlabel="probability given to the answer", ylabel="share of right answers")
     plot.legend(frameon=False, loc="upper left")

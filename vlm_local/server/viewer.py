@@ -63,7 +63,7 @@ def write_episode(path: Path, episode: RecordedEpisode, name: str) -> int:
     model = next((line["model"] for line in episode.lines if line.get("model")), None)
     text = pages.get_template("share.html").render(
         title=name,
-        about=", ".join(str(word) for word in (model, episode.meta.get("outcome")) if word),
+        about=", ".join(str(word) for word in (model and Path(model).name, episode.meta.get("outcome")) if word),
         episode=encode_json(told).replace("<", r"\u003c"),  # nothing in it ends the script element
         style=(STATIC / "live.css").read_text(encoding="utf-8"),
         script="\n".join(map(_wrap_script, _SCRIPTS)),

@@ -76,7 +76,7 @@ def _draw_study(study: str, curves: Curves) -> Figure:
     figure.supxlabel(STUDIES[study], fontsize=10, color=BLACK)
     handles, labels = grid[0, 0].get_legend_handles_labels()
     dotted = Line2D([], [], color=GREY, linestyle=":", linewidth=1.2)
-    figure.legend([*handles, dotted], [*labels, "within 120 steps"], frameon=False, loc="outside upper right",
+    figure.legend([*handles, dotted], [*labels, "within 120 steps"], frameon=False, loc="outside upper left",
                   ncols=len(labels) + 1)  # fmt: skip
     return figure
 
@@ -108,7 +108,7 @@ def _draw_line(panel, places: np.ndarray, points: Sequence[Mapping[str, Any]], l
 
 def _draw_steps(curves: Curves) -> Figure:
     """Mean control steps of successful episodes, a line a task, where at least half of the episodes succeed."""
-    figure = Figure(figsize=(11, 5.6), layout="constrained")
+    figure = Figure(figsize=(11, 6), layout="constrained")
     grid = figure.subplots(2, 3, sharey=True)
     for panel, (study, line) in zip(grid.flat, _STEPS.items(), strict=False):
         curve = next(curve for curve in _select(curves, study) if curve["line"] == line)
@@ -126,7 +126,7 @@ def _draw_steps(curves: Curves) -> Figure:
         panel.set(ylim=(0, 110))
         _clean(panel)
     grid[-1, -1].set_axis_off()
-    grid[-1, -1].legend(*grid[0, 0].get_legend_handles_labels(), frameon=False, loc="center")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), frameon=False, loc="outside upper left", ncols=4)
     return figure
 
 
@@ -147,7 +147,7 @@ def _draw_vocabulary(curve: Mapping[str, Any]) -> Figure:
     panel.set(ylim=(0, 1.03))
     panel.set_yticks(*QUARTERS)
     _clean(panel)
-    figure.legend(frameon=False, loc="outside upper right", ncols=3)
+    figure.legend(frameon=False, loc="outside upper left", ncols=3)
     return figure
 
 

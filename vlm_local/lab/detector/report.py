@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.files import write_json
-from vlm_local.lab.formats import format_number, format_share, format_span
+from vlm_local.lab.formats import format_fixed, format_share, format_span
 from vlm_local.lab.pages import draw_reliability, encode_thumbnail, list_warnings, write_page
 
 
@@ -48,14 +48,14 @@ def write_report(folder: Path, report: Mapping[str, Any], shown: Sequence[Shown]
 
 
 def _list_cards(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    interval, majority, calibration = report["interval"], report["majority"], report["calibration"]
+    span, majority, calibration = format_span(report["interval"]), report["majority"], report["calibration"]
     shown = report["choices"][: 1 if len(report["choices"]) == 2 else None]  # of two, both have the same area
     cards = [
-        (format_share(report["accuracy"]), "right answers" + (f", {format_span(interval)} %" if interval else "")),
+        (format_share(report["accuracy"]), "right answers" + (f", {span} %" if span else "")),
         (format_share(majority["accuracy"]), f"always “{majority['answer']}”"),
-        *((format_number(report["by_answer"][choice]["auc"]), f"area under ROC, “{choice}”") for choice in shown),
+        *((format_fixed(report["by_answer"][choice]["auc"], 3), f"area under ROC, “{choice}”") for choice in shown),
     ]
     if calibration:
-        brier = format_number(calibration["brier"])
-        cards.append((format_number(calibration["ece"]), f"calibration error (Brier {brier})"))
+        brier = format_fixed(calibration["brier"], 3)
+        cards.append((format_fixed(calibration["ece"], 3), f"calibration error (Brier {brier})"))
     return cards

@@ -8,8 +8,7 @@ import numpy as np
 
 from vlm_local.errors import DataError
 from vlm_local.files import write_json
-from vlm_local.lab.formats import format_name, format_p, format_points, format_share, format_span
-from vlm_local.lab.offline.plots import draw_exact
+from vlm_local.lab.formats import format_p, format_points, format_share, format_span
 from vlm_local.lab.offline.rows import Rows
 from vlm_local.lab.offline.scores import MIN_STEPS
 from vlm_local.lab.pages import draw_reliability, encode_thumbnail, list_warnings, write_page
@@ -29,8 +28,6 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: 
     write_json(folder / "report.json", report)
     chosen = choose_frames(rows)
     images = load_thumbnails(episodes, rows, chosen)
-    baselines = report["baselines"]
-    scored = [report, *baselines.values()]
     write_page(
         folder / "report.html",
         "offline/report.html",
@@ -44,18 +41,13 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: 
         too_few=TOO_FEW,
         maps=[build_map(axis, report["axes"][axis]["confusion"]) for axis in AXES],
         reliability=draw_reliability(report["reliability"]),
-        bars=draw_exact(
-            [format_name(report["policy"]["name"]), *(name.replace("_", "-") for name in baselines)],
-            [scores["exact"] for scores in scored],
-            [scores["intervals"].get("exact") for scores in scored],
-        ),
     )
 
 
 def _list_cards(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    majority, interval = report["baselines"]["majority"], report["intervals"].get("exact")
+    majority, span = report["baselines"]["majority"], format_span(report["intervals"].get("exact"))
     return [
-        (format_share(report["exact"]), "exact phrase" + (f", {format_span(interval)} %" if interval else "")),
+        (format_share(report["exact"]), "exact phrase" + (f", {span} %" if span else "")),
         (format_share(majority["exact"]), f"always “{majority['phrase']}”"),
         (format_share(report["baselines"]["repeat_last"]["exact"]), "repeating the last true label"),
         (format_share(report["opposite"], TOO_FEW), "opposite direction, of moving axes"),

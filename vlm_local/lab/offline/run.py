@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.errors import DataError
+from vlm_local.lab.formats import format_name
 from vlm_local.lab.offline import baselines
 from vlm_local.lab.offline.answers import Answerer, BaselineAnswerer, PolicyAnswerer
 from vlm_local.lab.offline.report import write_report
@@ -93,7 +94,7 @@ def evaluate(
         report = score_rows(rows, plan.seed) | {
             "policy": {"name": plan.policy, **folder.settings.get("policy", {})},
             "data": {
-                "name": Path(plan.data).name or plan.data,
+                "name": format_name(plan.data),
                 "path": plan.data,
                 "camera": plan.camera,
                 **(about_data or {}),

@@ -17,8 +17,8 @@ from vlm_local.types import AXES
 _PAIRS = 24
 _MOST_OF_A_CHANGE = 3  # so that one bad change does not hide the others
 _RULES = {
-    TURNS: ("The answer must turn", "1 where all mass turns with the scene, 0 where nothing does, -1 the wrong way"),
-    KEEPS: ("The answer must stay", "Share of the mass that moved though nothing should: 0 is right, 1 is all of it"),
+    TURNS: ("The answer must turn", "1 where all probability turns with the scene, 0 where nothing does, -1 the wrong way"),
+    KEEPS: ("The answer must stay", "Share of the probability that moved though nothing should: 0 is right, 1 is all of it"),
     EMPTIES: (
         "The answer must lose its confidence",
         "Confidence in a direction that is left: 0 is right, 1 is certain",
@@ -28,9 +28,9 @@ _CARDS = {
     "turned": "turned with the scene{}; 1 is right",
     "moved": "moved for no reason{}; 0 is right",
     "left": "confidence left without reason{}; 0 is right",
-    "right": "right over opposite, scenes as they are{}",
+    "right": "right less opposite direction, scenes unchanged{}; 1 is right",
 }
-_CERTAIN = "The policy told no probabilities; all mass was put on the phrase that it said."
+_CERTAIN = "The policy tells no probabilities: the phrase that it said counts as certain."
 
 
 def write_report(folder: Path, report: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], gallery: Gallery) -> None:

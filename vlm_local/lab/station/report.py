@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.lab import pages
-from vlm_local.lab.formats import format_share
+from vlm_local.lab.formats import format_share, format_span
 
 
 def write_job_page(folder: Path, report: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> None:
@@ -20,7 +20,7 @@ def write_job_page(folder: Path, report: Mapping[str, Any], episodes: Sequence[M
         made=("station",),
         warnings=[ended] * bool(report["would_have_ended"]) + [report["gone"]] * bool(report["gone"]),
         cards=[
-            (format_share(success["rate"]), f"succeeded, {success['count']} of {success['n']}, by the detector"),
+            (format_share(success["rate"]), f"succeeded, {success['count']} of {success['n']}, {format_span(success['interval'])} %, by the detector"),
             (f"{ms['p50']:.0f} ms", f"median answer, 95 % within {ms['p95']:.0f} ms, longest {ms['max']:.0f} ms"),
             (len(report["would_have_ended"]), "events that would have ended the job"),
         ],
@@ -31,9 +31,8 @@ def write_job_page(folder: Path, report: Mapping[str, Any], episodes: Sequence[M
 def format_report(report: Mapping[str, Any]) -> str:
     """For a terminal."""
     success, reached, ms = report["success"], report["reached"], report["answer_ms"]
-    low, high = (100 * edge for edge in success["interval"])
     lines = [
-        f"success at the end {success['count']} of {success['n']} ({low:.0f} to {high:.0f} %), in truth "
+        f"success at the end {success['count']} of {success['n']} ({format_span(success['interval'])} %), in truth "
         f"{report['truth']['count']}, at some step {reached['count']}",
         f"answers: median {ms['p50']:.0f} ms, 95 % within {ms['p95']:.0f}, longest {ms['max']:.0f}; "
         f"{report['steps_per_min']:.0f} steps a minute",

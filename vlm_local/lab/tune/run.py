@@ -12,6 +12,7 @@ from typing import Any
 from vlm_local.assembly import Policies, is_url, open_policies
 from vlm_local.errors import ConfigError
 from vlm_local.examples import write_example_file
+from vlm_local.lab.formats import format_name
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.lab.tune.ask import BASE, Asker, OpenData, TuningPlan
 from vlm_local.lab.tune.episodes import DEVELOPMENT, HELD_OUT, Split, split_episodes
@@ -60,7 +61,7 @@ def tune(
             **{name: folder.settings[name] for name in ("plan", "split", "versions", "git", "machine")},
             **{name: folder.settings[name] for name in ("continued_with",) if name in folder.settings},
             "policy": {"name": plan.policy, **folder.settings.get("policy", {})},
-            "data": {"name": Path(plan.data).name or plan.data, **(about_data or {})},
+            "data": {"name": format_name(plan.data), **(about_data or {})},
             "left_out": list(split.left_out),
         }
         _write_chosen(path, options, report)

@@ -10,14 +10,15 @@ const AXES = [
   ["y", ["left", 1], ["right", -1], ["stay", 0]],
   ["z", ["down", -1], ["up", 1], ["stay", 0]],
   ["tilt", ["tilt down", -1], ["tilt up", 1], ["stay", 0]],
-  ["yaw", ["counterclk.", 1], ["clockwise", -1], ["stay", 0]],
+  ["yaw", ["counter\u00adclockwise", 1], ["clockwise", -1], ["stay", 0]],
   ["gripper", ["close", -1], ["open", 1], ["stay", 0]],
 ];
 const IDLE_S = 5;
 
 const ACTION = "dx, dy, dz (m), droll, dpitch, dyaw (rad), gripper (1 open), as the robot was sent them";
 
-export const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 0.9995 ? 1 : 0)} %`;
+// One digit more where "0 %" or "100 %" would be wrong.
+export const percent = (share) => `${(100 * share).toFixed(Math.abs(share - 0.5) > 0.495 && Math.abs(share - 0.5) < 0.4995 ? 1 : 0)} %`;
 export const make = (tag, text = "", className = "") => {
   const element = document.createElement(tag);
   if (text !== "") element.textContent = text;

@@ -58,8 +58,10 @@ const findShown = () => listed.episodes.filter(passes);
 function paintList() {
   const shown = findShown();
   const newest = listed.episodes.length < listed.total ? `the newest ${listed.episodes.length} of ${listed.total}` : listed.total;
-  by("shown").textContent = shown.length < listed.total ? `${shown.length} of ${newest}` : `${listed.total}`;
+  by("shown").textContent = `${shown.length < listed.total ? `${shown.length} of ` : ""}${newest} episodes`;
   by("none").hidden = shown.length > 0;
+  by("filter").hidden = !listed.total;
+  document.querySelector("#list table").hidden = !shown.length;
   const empty = listed.folders.length ? "Nothing has been recorded yet." : "Recording is off: serve with --record DIR.";
   by("none").textContent = listed.total ? "No episode passes these filters." : empty;
   by("rows").replaceChildren(...shown.map(row));
@@ -67,7 +69,7 @@ function paintList() {
 
 function row(episode) {
   const line = make("tr");
-  const link = make("a", episode.id);
+  const link = make("a", episode.id.replaceAll("_", "_\u200b")); // may break there
   link.href = `#episodes/${address(episode)}`;
   const name = make("td");
   name.append(link);
