@@ -22,7 +22,7 @@ def write_job_page(folder: Path, report: Mapping[str, Any], episodes: Sequence[M
         cards=[
             (
                 format_share(success["rate"]),
-                f"succeeded by the detector: {success['count']} of {success['n']}, {format_span(success['interval'])} %",
+                f"by the detector {success['count']} of {success['n']}, {format_span(success['interval'])} %",
             ),
             (f"{ms['p50']:.0f} ms", f"median answer, 95 % within {ms['p95']:.0f} ms, longest {ms['max']:.0f} ms"),
             (len(report["would_have_ended"]), "events that would have ended the job"),
