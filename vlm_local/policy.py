@@ -106,19 +106,21 @@ class VLMPolicy:
 
         grammar: of movement phrases. robot: its name, part of the key under which the engine keeps an episode's KV;
         None where no robot waits for the answers: nothing is kept between them, and robots go first.
-        metadata: what the policy says of itself. context: this robot's examples and past frames. thinker: its
-        reasoning; without a robot there is none.
+        metadata: what the policy says of itself. context: this robot's examples and past frames, None where the prompt
+        shows neither. thinker: its reasoning; without a robot there is none.
         """
         self._generate = generate
         self._forget = forget
         self._grammar = grammar
-        self._signs = np.array([parse_phrase(sentence) for sentence in grammar.sentences])  # (S, 6)
+        self._places = {sentence: place for place, sentence in enumerate(grammar.sentences)}
+        self._primitives = [parse_phrase(sentence) for sentence in grammar.sentences]
+        self._signs = np.array(self._primitives)  # (S, 6)
         self._template = template
         self._settings = settings
         self._table = table
         self._robot = robot
         self._metadata = dict(metadata or {})
-        self._context = context or PromptContext()
+        self._context = context
         self._thinker = None if robot is None else thinker
         self._latch = GripperLatch()
         self._episode = 0
@@ -134,7 +136,8 @@ class VLMPolicy:
         self._episode += 1
         self._seed = seed
         self._phrases: list[str] = []
-        self._context.clear()
+        if self._context is not None:
+            self._context.clear()
         if self._thinker is not None:
             self._thinker.clear()
         self._latch.reset()
@@ -147,25 +150,28 @@ class VLMPolicy:
         """Raises EngineError where the engine failed or took too long, RequestError for what it cannot be asked."""
         reasoning = None if self._thinker is None else self._thinker.find(observation.step)
         start = perf_counter()
-        examples, frames = self._context.look(observation, self._generate, self._key)
+        examples, frames = (), ()
+        if self._context is not None:
+            examples, frames = self._context.look(observation, self._generate, self._key)
         history = self._phrases[-self._settings.history :] if self._settings.history else []
         request = self._build_request(observation, history, examples, frames, reasoning)
         prompted = perf_counter()
         generation = self._generate(request)
-        phrase = generation.sentence
-        primitive = parse_phrase(phrase)
+        phrase, place = generation.sentence, self._places[generation.sentence]  # the worker refuses any other
+        primitive = self._primitives[place]
         self._phrases.append(phrase)
-        opening = observation.opening
-        command = self._latch.update(primitive.gripper, opening, observation.gripper)
+        command = self._latch.update(primitive.gripper, observation.opening, observation.gripper)
         action = build_action(primitive, command, self._table.choose(phrase))
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
         timings["policy"] = 1e3 * (perf_counter() - start)
-        about = {**self._context.describe(examples, frames), **self._describe_choice(generation)}
+        about = self._describe_choice(generation, place)
+        if self._context is not None:
+            about |= self._context.describe(examples, frames)
         if self._thinker is not None and self._key is not None:
             about |= self._thinker.describe(observation.step, reasoning)
             self._thinker.see(Seen(observation, history, examples, frames, self._key))
         extra = {**generation.stats, **about}
-        return Decision(action, phrase, timings_ms=timings, extra=extra, **self._summarise(generation))
+        return Decision(action, phrase, timings_ms=timings, extra=extra, **self._summarise(generation, place))
 
     def _build_request(
         self,
@@ -194,8 +200,9 @@ class VLMPolicy:
         """The words alone: state and history change at every step, and p0 shall be read once an instruction."""
         return build_prompt(self._template, Observation(observation.image, observation.instruction))
 
-    def _describe_choice(self, generation: Generation) -> dict[str, Any]:
-        """sampled: True where the answer was drawn. likeliest: (phrase, probability) of the likeliest phrases.
+    def _describe_choice(self, generation: Generation, place: int) -> dict[str, Any]:
+        """place: of the answer in the grammar. Returns "sampled": True where it was drawn, and "likeliest": (phrase,
+        probability) of the likeliest phrases.
 
         A robot is told one, and only where that is not the answer; whoever asks without a robot is told _NUM_TOLD.
         """
@@ -206,30 +213,28 @@ class VLMPolicy:
         sentences = self._grammar.sentences
         order = np.argsort(-probabilities, kind="stable")[: 1 if self._robot else _NUM_TOLD]
         told = [(sentences[at], float(probabilities[at])) for at in order if probabilities[at] > 0]
-        if self._robot is None or (told and self._is_another(generation, told[0][1])):
+        if self._robot is None or (told and self._is_another(generation, place, told[0][1])):
             about["likeliest"] = told
         return about
 
-    def _is_another(self, generation: Generation, best: float) -> bool:
+    def _is_another(self, generation: Generation, place: int, best: float) -> bool:
         """Whether the phrase of probability `best` is more probable than the answer, whatever the missing mass is."""
         assert generation.probabilities is not None
-        chosen = generation.probabilities[self._grammar.sentences.index(generation.sentence)]
-        return bool(best > chosen + (generation.missing_mass or 0.0))
+        return bool(best > generation.probabilities[place] + (generation.missing_mass or 0.0))
 
-    def _summarise(self, generation: Generation) -> dict[str, Any]:
+    def _summarise(self, generation: Generation, place: int) -> dict[str, Any]:
         """Probabilities over sentences (S,) -> the fields of Decision about them."""
         probabilities = generation.probabilities
         if probabilities is None:
             return {}
-        chosen = self._grammar.sentences.index(generation.sentence)
-        others = np.delete(probabilities, chosen)
+        others = np.delete(probabilities, place)
         marginals = {
             axis: tuple(float(probabilities[self._signs[:, column] == sign].sum()) for sign in (-1, 0, 1))
             for column, axis in enumerate(AXES)
         }
         return {
-            "probability": float(probabilities[chosen]),
-            "margin": float(probabilities[chosen] - others.max(initial=0.0)),
+            "probability": float(probabilities[place]),
+            "margin": float(probabilities[place] - others.max(initial=0.0)),
             "marginals": marginals,
             "missing_mass": generation.missing_mass,
             "probabilities": self._list_all(probabilities) if self._settings.posterior == "exact" else None,

@@ -252,7 +252,7 @@ class ResolvedOptions:
             robot,
             worker.forget,
             metadata,
-            PromptContext(self._examples, self._frames),
+            PromptContext(self._examples, self._frames) if self._examples or self._frames.num else None,
             None
             if self._thinking is None
             else Thinker(self._thinking, worker.think, self.template, self.grammar.sentences),

@@ -89,3 +89,9 @@ def test_the_replaced_method_is_still_needed():
     if SawyerMocapBase.reset_mocap_welds.__module__.startswith("metaworld"):
         with pytest.raises(ValueError, match="broadcast"):
             SawyerMocapBase.reset_mocap_welds(type("Env", (), {"model": model})())
+
+
+def test_two_policies_are_told_apart(tmp_path, capsys):
+    policies = ("compare", "--until-separated", "stop", "oracle", "--out", tmp_path / "out")
+    decision = run(capsys, *policies, "--env", "metaworld", "--task", "handle-press-v3", "--max-steps", 60)
+    assert decision["winner"] == "B" and decision["after"] <= decision["pairs"] < 100

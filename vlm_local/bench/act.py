@@ -76,6 +76,7 @@ class BenchServer:
     model: str
     pid: int
     start_up_s: float
+    websocket_url: str | None = None
 
     def read_peak_memory_mb(self) -> float | None:
         """Largest resident sizes so far, of server and engine together; None where the system does not tell."""
@@ -149,7 +150,9 @@ def start_server(options, folder: Path, flags: Sequence[str] = ()) -> Iterator[B
                 raise ConfigError(f"the server did not start: {(folder / 'server.log').read_text().strip()[-2000:]}")
             model, _, where = line.removeprefix("ready: ").partition(" at ")
             url = where.split(",")[0].strip()
-            yield BenchServer(url, model, process.pid, perf_counter() - start)
+            start_up_s = perf_counter() - start
+            door = next(process.stdout or iter(())) if "--websocket-port" in flags else None
+            yield BenchServer(url, model, process.pid, start_up_s, door and door.split()[1])
         finally:
             process.terminate()
 

@@ -1,15 +1,24 @@
-"""Two ways to run a model in one measurement: two servers, asked in turns by the same robot."""
+"""Two ways in one measurement: two servers asked in turns by the same robot, or two doors of one server."""
 
+import itertools
 import json
 import statistics
 import tempfile
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 
-from vlm_local.bench.act import Client, load_steps, start_server, summarise
+import msgpack
+from websockets.sync.client import connect
+
+from vlm_local.bench.act import Client, RobotStep, load_steps, start_server, summarise
+from vlm_local.errors import EngineError
+from vlm_local.files import read_json_lines
 from vlm_local.progress import track
 from vlm_local.provenance import describe_machine
+from vlm_local.server.frames import pack
+from vlm_local.wire import decode_act
 
 _WARM_UP = 10
 
@@ -48,3 +57,66 @@ def _measure(clients: list[Client], num_requests: int) -> list[tuple[list[float]
                 round_trips.append(1e3 * (perf_counter() - start))
                 engines.append(stages["engine"])
     return times
+
+
+def run_doors(options, num_requests: int) -> int:
+    """options: PolicyOptions of a server whose HTTP and websocket doors get the same steps, in turns.
+
+    Both doors are measured alike: by what the server recorded of each step, and from outside.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        with start_server(options, Path(folder), ("--websocket-port", "0")) as server:
+            _, steps = load_steps(None)
+            assert server.websocket_url is not None  # it was asked for
+            with connect(f"{server.websocket_url}s/websocket", compression=None, max_size=None) as websocket:
+                websocket.recv()  # what the server says of itself
+                frames = itertools.cycle(map(_pack_step, steps))
+                doors = {
+                    "http": Client(server.url, "http", steps).act,
+                    "websocket": lambda: _ask(websocket, next(frames)),
+                }
+                round_trips = _time_in_turns(list(doors.values()), num_requests)
+        # The server has ended, so that all of it is written.
+        stages = {name: _read_stages(Path(folder), name)[_WARM_UP:] for name in doors}
+    result: dict = {"benchmark": "act-doors", "model": server.model, "request": "256x256; json_numpy, msgpack"}
+    for stage in ("server_overhead_ms", "round_trip_overhead_ms"):
+        result[stage] = {}
+        for name, times in zip(doors, round_trips, strict=True):
+            whole = times if stage == "round_trip_overhead_ms" else [each["total"] for each in stages[name]]
+            beyond = [ms - each["engine"] for ms, each in zip(whole, stages[name], strict=True)]
+            summary = result[stage][name] = summarise(beyond)
+            print(f"{name:10} {stage:24} p50 {summary['p50']:8.2f}   p95 {summary['p95']:8.2f}   n {summary['n']}")
+    print(json.dumps({**result, **describe_machine()}))
+    return 0
+
+
+def _pack_step(step: RobotStep) -> bytes:
+    """The body of /act -> the frame in which OpenPI's client sends the same."""
+    message = decode_act(step.body)
+    fields = {"observation/image": message.image, "prompt": message.instruction, "observation/state": message.state}
+    return pack(fields, "openpi")
+
+
+def _ask(websocket, frame: bytes) -> None:
+    websocket.send(frame)
+    answer = websocket.recv()
+    if not isinstance(answer, bytes) or "actions" not in msgpack.unpackb(answer):
+        raise EngineError(f"a request of the benchmark got {answer[:200]!r}")
+
+
+def _time_in_turns(ask: Sequence[Callable[[], object]], num_requests: int) -> list[list[float]]:
+    """Round trips in milliseconds of each, after a warm-up."""
+    times: list[list[float]] = [[] for _ in ask]
+    for index in track(range(_WARM_UP + num_requests), "both", "request"):
+        for each, round_trips in zip(ask, times, strict=True):
+            start = perf_counter()
+            each()
+            if index >= _WARM_UP:
+                round_trips.append(1e3 * (perf_counter() - start))
+    return times
+
+
+def _read_stages(folder: Path, robot: str) -> list[dict[str, float]]:
+    """`timings_ms` of every step that the server recorded of a robot."""
+    lines = [line for path in sorted(folder.glob("*/episodes/*/steps.jsonl")) for line in read_json_lines(path)]
+    return [line["timings_ms"] for line in lines if line["robot"] == robot]

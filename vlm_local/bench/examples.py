@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from time import perf_counter, process_time
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from vlm_local.types import GenerationRequest, Observation, Picture
 
 _PHRASE = "move forward left, close gripper"
 _WARM_UP = 2
+_RATIOS = ("times_the_first", "cpu_times_the_first", "cpu_times_the_first_alike")
 
 
 def run(options: PolicyOptions, shape: str | None, layers: int | None, counts: Sequence[int], rounds: int) -> int:
@@ -27,45 +29,55 @@ def run(options: PolicyOptions, shape: str | None, layers: int | None, counts: S
     Each count is a robot in the middle of its episode: what comes before the present picture is kept, the phrase is the
     last one again, and the fast posterior is asked for, as `serve` does. The first step of each, which reads the
     examples, is timed apart. With a model's folder, the time has the preparation of pictures and text in it; with
-    --shape there is none. Prints a table, then one JSON object. Raises ConfigError as `load_subject`.
+    --shape there is none. How many forwards a step takes is the model's own doubt, which examples change; so ratios
+    are also told of those rounds alone in which a count took as many as the first. Prints a table, then one JSON
+    object. Raises ConfigError as `load_subject`.
     """
     if rounds < 1 or not counts or min(counts) < 0:
         raise ConfigError("--rounds must be at least 1, and each number of --counts at least 0")
     subject = load_subject(options, shape, layers)
     robots = [_Robot(subject, count, is_prepared=shape is not None) for count in counts]
     first_ms = [robot.step() for robot in robots]
-    times_ms: list[list[tuple[float, float]]] = [[] for _ in counts]
+    told: list[list[tuple[float, float, int]]] = [[] for _ in counts]
     for index in track(range(_WARM_UP + rounds), "examples", "round"):
         turn = index % len(robots)  # each count comes first as often
         for place in [*range(turn, len(robots)), *range(turn)]:
-            taken_ms = robots[place].step()
+            step = robots[place].step()
             if index >= _WARM_UP:
-                times_ms[place].append(taken_ms)
-    wall_ms, cpu_ms = np.moveaxis(np.array(times_ms), -1, 0)  # (counts, rounds) each
-    # Of the same round, each: a machine that is busy for a while is busy for all of them.
-    ratios = {
-        name: np.median(times / times[0], axis=1).round(3) for name, times in (("wall", wall_ms), ("cpu", cpu_ms))
-    }
+                told[place].append(step)
+    wall_ms, cpu_ms, forwards = np.moveaxis(np.array(told), -1, 0)  # (counts, rounds) each
     names = list(map(str, counts))
-    result = {
-        "benchmark": "examples",
-        **subject.about,
-        "ms": dict(zip(names, map(summarise_ms, wall_ms.tolist()), strict=True)),
-        "cpu_ms": dict(zip(names, map(summarise_ms, cpu_ms.tolist()), strict=True)),
-        "first_step_cpu_ms": {name: round(cpu, 2) for name, (_, cpu) in zip(names, first_ms, strict=True)},
-        "prompt_tokens": {str(robot.count): robot.num_tokens for robot in robots},
-        "times_the_first": dict(zip(names, ratios["wall"].tolist(), strict=True)),
-        "cpu_times_the_first": dict(zip(names, ratios["cpu"].tolist(), strict=True)),
-        **describe_machine(),
-    }
-    for name, wall, cpu, first in zip(names, ratios["wall"], ratios["cpu"], first_ms, strict=True):
-        tokens, step = result["prompt_tokens"][name], result["ms"][name]["p50"]
+    first_cpu_ms = {name: round(cpu, 2) for name, (_, cpu, _) in zip(names, first_ms, strict=True)}
+    tokens = {str(robot.count): robot.num_tokens for robot in robots}
+    result = _summarise(names, wall_ms, cpu_ms, forwards)
+    for name in names:
+        wall, cpu, alike = (result[each][name] for each in _RATIOS)
+        step_ms, first = result["ms"][name]["p50"], first_cpu_ms[name] / result["cpu_ms"][name]["p50"]
         print(
-            f"{name:>3} examples   {tokens:>5} tokens   p50 {step:9.2f} ms   x{wall:.2f} ({cpu:.2f} in processor time)"
-            f"   first step x{first[1] / result['cpu_ms'][name]['p50']:.1f}"
+            f"{name:>3} examples   {tokens[name]:>5} tokens   p50 {step_ms:9.2f} ms   x{wall:.2f} ({cpu:.2f} in "
+            f"processor time; {alike or '-'} with as many forwards)   first step x{first:.1f}"
         )
-    print(json.dumps(result))
+    about = {"benchmark": "examples", **subject.about, "first_step_cpu_ms": first_cpu_ms, "prompt_tokens": tokens}
+    print(json.dumps(about | result | describe_machine()))
     return 0
+
+
+def _summarise(names: Sequence[str], wall_ms: np.ndarray, cpu_ms: np.ndarray, forwards: np.ndarray) -> dict[str, Any]:
+    """By count. wall_ms, cpu_ms, forwards: of each step, (counts, rounds); ratios to the first count are of the same
+    round each, as a machine that is busy for a while is busy for all of them.
+    """
+    alike = forwards == forwards[0]
+    told = {
+        "ms": [summarise_ms(times) for times in wall_ms.tolist()],
+        "cpu_ms": [summarise_ms(times) for times in cpu_ms.tolist()],
+        "forwards_per_step": forwards.mean(axis=1).round(3).tolist(),
+        "rounds_alike": alike.sum(axis=1).tolist(),
+    }
+    wall, cpu = wall_ms / wall_ms[0], cpu_ms / cpu_ms[0]
+    of_alike = [each[same] for each, same in zip(cpu, alike, strict=True)]
+    for name, ratios in zip(_RATIOS, (wall, cpu, of_alike), strict=True):
+        told[name] = [round(float(np.median(each)), 3) if len(each) else None for each in ratios]
+    return {name: dict(zip(names, values, strict=True)) for name, values in told.items()}
 
 
 class _Robot:
@@ -85,8 +97,10 @@ class _Robot:
         picture = Picture(self._generator.integers(0, 256, (256, 256, 3), dtype=np.uint8))
         return Example(picture, "put the spoon on the towel", self._generator.normal(size=7), _PHRASE)
 
-    def step(self) -> tuple[float, float]:
-        """Milliseconds of a step: on the clock, and of the processor, the better measure on a busy machine."""
+    def step(self) -> tuple[float, float, int]:
+        """Milliseconds of a step: on the clock, and of the processor, the better measure on a busy machine. And its
+        number of forwards.
+        """
         subject = self._subject
         image = self._generator.integers(0, 256, (256, 256, 3), dtype=np.uint8)
         observation = Observation(image, "put the spoon on the towel", self._generator.normal(size=7))
@@ -98,7 +112,8 @@ class _Robot:
         subject.wait()
         start, start_cpu = perf_counter(), process_time()
         prepared = prepared or subject.prepare(request)
-        self._decoder.decode([prepared])
+        [answer] = self._decoder.decode([prepared])
         subject.wait()
+        taken_ms = 1e3 * (perf_counter() - start), 1e3 * (process_time() - start_cpu)
         self.num_tokens = len(prepared.input_ids)
-        return 1e3 * (perf_counter() - start), 1e3 * (process_time() - start_cpu)
+        return *taken_ms, int(answer.stats["forwards"])

@@ -13,6 +13,10 @@ _HEAD = """# Measurements
 
 Written by `.venv/bin/python -m vlm_local bench report`, from the JSON objects in `{folder}/`; each is the last
 line that a `bench` command printed. Nothing here was typed in by hand.
+
+To measure again, on a machine that does nothing else: `bench act` (what the server adds to the engine),
+`bench act --doors` (the same for the websocket beside HTTP, the same steps in turns) and `bench decode`, e.g.
+`.venv/bin/python -m vlm_local bench act --doors --requests 500 -q`, whose output is `benchmarks/act-doors.json`.
 """
 
 

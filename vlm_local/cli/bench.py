@@ -50,7 +50,9 @@ def _add_act(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--clients", type=_robots, default=[1, 4, 8], metavar="N,...", help="robots at once [1,4,8]")
     parser.add_argument("--seconds", type=number(0.1, 3600), default=4.0, help="of a round of robots at once [4]")
     parser.add_argument("--rounds", type=count(1, 1000), default=3, help="[3]")
-    parser.add_argument("--beside", metavar="NAME", help="time this local model in the same run instead")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--beside", metavar="NAME", help="time this local model in the same run instead")
+    instead.add_argument("--doors", action="store_true", help="time the websocket door beside HTTP instead")
     parser.set_defaults(run=_print_last_line(_run_act))
 
 
@@ -59,6 +61,10 @@ def _run_act(args: argparse.Namespace) -> int:
         from vlm_local.bench.beside import run as run_beside
 
         return run_beside(read_policy_options(args), args.beside, args.requests)
+    if args.doors:
+        from vlm_local.bench.beside import run_doors
+
+        return run_doors(read_policy_options(args), args.requests)
     from vlm_local.bench.act import run
 
     return run(read_policy_options(args), args.sequences, args.requests, args.clients, args.seconds, args.rounds)

@@ -75,12 +75,13 @@ def _run(args: argparse.Namespace) -> int:
 
 def _run_benchmark(args: argparse.Namespace, plan) -> int:
     from vlm_local.environments import METAWORLD
-    from vlm_local.lab.ceiling.libero import run_libero_study
-    from vlm_local.lab.ceiling.metaworld import run_metaworld_study
+    from vlm_local.lab.ceiling.benchmarks import run_benchmark
+    from vlm_local.lab.ceiling.libero import LIBERO_STUDY
+    from vlm_local.lab.ceiling.metaworld import METAWORLD_STUDY
     from vlm_local.lab.formats import format_share
 
-    study = run_metaworld_study if args.env == METAWORLD else run_libero_study
-    report = study(args.out, plan, args.workers)
+    benchmark = METAWORLD_STUDY if args.env == METAWORLD else LIBERO_STUDY
+    report = run_benchmark(benchmark, args.out, plan, args.workers)
     rates = {setting["name"]: setting["success"]["rate"] for setting in report["settings"]}
     summary = {**report["plan"], "success_rate": rates, "out": str(args.out)}
     lines = [f"{name:50}{format_share(rate):>8}" for name, rate in rates.items()]

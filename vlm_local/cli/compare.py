@@ -10,11 +10,12 @@ from vlm_local.cli.output import print_result
 _KINDS = ("eval", "sim", "spatial", "station")
 _FILMS = 10  # episodes of each task that keep frames, as of `sim`
 _PLAYING = {  # (flag, type, default, metavar): what it is
-    ("--task", str, "reach", "T[,T]|all"): "as of `sim`",
+    ("--env", str, "ours", "NAME"): "as of `sim`",
+    ("--task", str, None, "T[,T]|all"): "as of `sim`",
     ("--level", str, "normal", "NAME"): "as of `sim`",
     ("--episodes", count(5, 100_000), 100, "N"): "pairs of episodes of each task at most",
     ("--seed", seed(), 0, "S"): "of the first episode; the next has the next",
-    ("--max-steps", count(), 120, "N"): "5 a second",
+    ("--max-steps", count(), None, "N"): "as of `sim`",
     ("--workers", workers(), 1, "N"): "environments in parallel",
 }
 _EPILOG = (
@@ -39,7 +40,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     play = parser.add_argument_group("playing").add_argument
     play("--until-separated", action="store_true", help=text)
     for (flag, convert, default, metavar), text in _PLAYING.items():
-        play(flag, type=convert, metavar=metavar, help=f"{text} [{default}]")
+        play(flag, type=convert, metavar=metavar, help=text if default is None else f"{text} [{default}]")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -119,6 +120,7 @@ def _play(args: argparse.Namespace) -> int:
     """--until-separated: play two policies in the simulator and say which is better as soon as it is sure."""
     from contextlib import ExitStack, closing
 
+    from vlm_local.environments import find_suite
     from vlm_local.errors import ConfigError
     from vlm_local.lab.closed_loop.run import RolloutPlan
     from vlm_local.lab.closed_loop.until_separated import ALPHA_EACH, play_until_separated
@@ -126,20 +128,22 @@ def _play(args: argparse.Namespace) -> int:
     from vlm_local.lab.sources import open_source
     from vlm_local.plain import hide_secrets
     from vlm_local.policy_options import PolicyOptions
-    from vlm_local.sim.tasks import TASKS
 
     if len(args.results) != 2 or args.out is None or args.name:
         raise ConfigError("--until-separated plays two policies into --out DIR, and takes no --name")
-    tasks = tuple(TASKS) if args.task == "all" else tuple(dict.fromkeys(args.task.split(",")))
+    suite = find_suite(args.env)
+    tasks = suite.choose(args.task or suite.tasks[0])
     names = [hide_secrets(policy) for policy in args.results]
-    shared = {"level": args.level, "episodes": args.episodes, "seed": args.seed, "max_steps": args.max_steps}
+    shared = {name: getattr(args, name) for name in ("level", "episodes", "seed", "env")}
+    shared["max_steps"] = args.max_steps or suite.max_steps
     unchanged = {"noise": 0.0, "control": "none", "films": _FILMS, "gif": False}
     plans = [RolloutPlan(name, tasks, **shared, **unchanged) for name in names]
     effect = find_detectable_effect(args.episodes * len(tasks), ALPHA_EACH)
     sure = "no difference" if effect is None else f"a difference of {100 * effect:.0f} points or more"
     print(f"{args.episodes * len(tasks)} pairs of episodes at most: {sure} of success rates is found in 80 % of cases")
     with ExitStack() as stack:
-        sources = [stack.enter_context(closing(open_source(PolicyOptions(model=policy)))) for policy in args.results]
+        options = [PolicyOptions(model=policy) for policy in args.results]
+        sources = [stack.enter_context(closing(open_source(each, suite))) for each in options]
         decision = play_until_separated(args.out, plans, sources, args.workers, _print_decision)
     if decision["winner"]:
         winner, by, after = (decision[key] for key in ("winner", "by", "after"))

@@ -58,23 +58,19 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def _run_sim(args: argparse.Namespace) -> int:
     """Play, write report.json, report.html and films; print where, and one JSON object as the last line."""
-    from dataclasses import replace
-
     from vlm_local.environments import find_suite, name_robot
     from vlm_local.lab.closed_loop.run import run_rollouts
-    from vlm_local.lab.sources import ORACLE, open_source
+    from vlm_local.lab.sources import open_source
     from vlm_local.models import DEFAULT
     from vlm_local.progress import open_bar
 
     suite = find_suite(args.env)
     options = read_policy_options(args)
-    if options.model != ORACLE and options.embodiment is None:
-        options = replace(options, embodiment=suite.embodiment)
     plan = _build_plan(args, hide_secrets(args.model or DEFAULT), suite)
     tasks = args.task or plan.tasks[0]
     name = f"sim-{_shorten(plan.policy)}-{name_robot(tasks)}-{plan.level}-{plan.seed}"
     folder = args.out or Path("results") / name
-    source = open_source(options, suite.table)
+    source = open_source(options, suite)
     with closing(source), open_bar(plan.policy, unit="episode") as bar:
 
         def show(ended, done: int, total: int) -> None:

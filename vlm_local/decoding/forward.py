@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
+from vlm_local.decoding.attention import attend_in_groups
 from vlm_local.decoding.families import Family, ImageFeatures
 from vlm_local.decoding.layout import Chunk
 
@@ -40,14 +42,11 @@ class DynamicKV:
             self._begin(kept)
 
     def _begin(self, kept: Sequence[torch.Tensor | None]) -> None:
-        pattern = next(each for each in kept if each is not None)
-        layers, _, heads, _, head_dim = pattern.shape
-        stacked = pattern.new_zeros((layers, 2, len(kept), heads, self.filled, head_dim))
-        for row, each in enumerate(kept):
-            if each is not None:
-                stacked[:, :, row, :, : each.shape[3]] = each
-        for index, (keys, values) in enumerate(stacked):
-            self._cache.update(keys, values, index)
+        for keys, values in _stack_rows(kept, self.filled):
+            layer = DynamicLayer()
+            layer.lazy_initialization(keys, values)
+            layer.keys, layer.values = keys, values
+            self._cache.layers.append(layer)
 
     def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Append a chunk. Returns hidden states (n, hidden) behind the last norm, for each row those at
@@ -85,6 +84,22 @@ class DynamicKV:
         self._cache.batch_select_indices(torch.as_tensor(rows, device=self._family.device))
 
 
+def _stack_rows(kept: Sequence[torch.Tensor | None], filled: int) -> torch.Tensor:
+    """(layers, 2, B, heads, filled, head_dim), zeros behind what a row has.
+
+    A single row is not copied: a cache layer appends to a copy of its own and never writes into what it began with.
+    """
+    pattern = next(each for each in kept if each is not None)
+    if len(kept) == 1:
+        return pattern[:, :, None]
+    layers, _, heads, _, head_dim = pattern.shape
+    stacked = pattern.new_zeros((layers, 2, len(kept), heads, filled, head_dim))
+    for row, each in enumerate(kept):
+        if each is not None:
+            stacked[:, :, row, :, : each.shape[3]] = each
+    return stacked
+
+
 def run_language_model(
     family: Family,
     cache,
@@ -100,7 +115,7 @@ def run_language_model(
     """
     masks = [_build_mask(family, each) for each in visible]
     mask = {"full_attention": masks[0], "sliding_attention": masks[1]} if len(masks) > 1 else masks[0]
-    with _added_behind_layers(family, deep):
+    with attend_in_groups(family), _added_behind_layers(family, deep):
         return family.language_model(
             inputs_embeds=embeds,
             position_ids=positions if family.axes > 1 else positions[0],

@@ -1,13 +1,16 @@
-"""Engines answer a request with one of its sentences: the Protocols that hf, openai, scripted and process fulfil.
+"""Engines answer a request with one of its sentences: the Protocols that hf, openai, scripted and process fulfil, and
+how an engine's answer, or what it failed with, reaches the one who asked.
 
 Imports no torch; the module of each engine imports what it needs.
 """
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field, replace
+from time import monotonic
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 
@@ -17,6 +20,7 @@ from vlm_local.types import Generation, GenerationRequest, Thought, ThoughtReque
 logger = logging.getLogger(__name__)
 
 Outcome = Generation | VLMLocalError
+Answer = TypeVar("Answer")
 
 
 class Engine(Protocol):
@@ -93,8 +97,60 @@ def as_engine_error(what: str) -> Iterator[None]:
         raise EngineError(f"{what}: {type(error).__name__}: {error}") from error
 
 
-def find_fault(generation: Generation, request: GenerationRequest) -> str | None:
-    """Why an engine's answer is none, whatever engine it is."""
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One request, and where its caller waits for the answer. came: monotonic seconds."""
+
+    request: GenerationRequest
+    future: "Future[Generation]" = field(default_factory=Future)
+    came: float = field(default_factory=monotonic)
+
+
+def deliver(job: Job, outcome: Outcome, engine_ms: float) -> None:
+    """Give a job's caller its answer, or why the engine's is none. engine_ms: that it took.
+
+    It is the one place where an answer is held against the grammar, whatever engine gave it.
+    """
+    if isinstance(outcome, VLMLocalError):
+        logger.warning("%s", outcome)
+        settle(job.future, outcome)
+    elif fault := _find_fault(outcome, job.request):
+        settle(job.future, EngineError(fault))
+    else:
+        settle(job.future, add_timings(outcome, {"engine": engine_ms}))
+
+
+def fail(job: Job, error: Exception) -> None:
+    """Called while `error`, which the engine raised, is handled."""
+    logger.exception("the model failed")
+    name = type(error).__name__
+    settle(job.future, error if isinstance(error, EngineError) else EngineError(f"the model failed: {name}: {error}"))
+
+
+def forget(engine: Engine, episode: str) -> None:
+    """Have an engine drop what it keeps of an episode; where that fails, the log says so."""
+    try:
+        engine.forget(episode)
+    except Exception:
+        logger.exception("the engine could not forget episode %s", episode)
+
+
+def add_timings(generation: Generation, timings: Mapping[str, float]) -> Generation:
+    return replace(generation, timings_ms={**generation.timings_ms, **timings})
+
+
+def settle(future: "Future[Answer]", outcome: Answer | Exception) -> None:
+    """Answer a future unless that was done meanwhile, as by the worker's end."""
+    try:
+        if isinstance(outcome, Exception):
+            future.set_exception(outcome)
+        else:
+            future.set_result(outcome)
+    except InvalidStateError:
+        pass
+
+
+def _find_fault(generation: Generation, request: GenerationRequest) -> str | None:
     if generation.sentence not in request.sentences:
         return f"the engine left the grammar and said {generation.sentence!r}"
     told = generation.probabilities

@@ -159,7 +159,10 @@ class HFEngine:
         timings = {"prepare": prepare_ms}
         if any(request.contrast for request in requests):
             timings["blank"] = blank_ms
-        return [_add_timings(each, timings) if isinstance(each, Generation) else each for each in outcomes]
+        return [
+            replace(each, timings_ms={**timings, **each.timings_ms}) if isinstance(each, Generation) else each
+            for each in outcomes
+        ]
 
     def _prepare(self, request: GenerationRequest) -> PreparedRequest | VLMLocalError:
         try:
@@ -245,7 +248,3 @@ def open_hf_engine(
         is_small = loaded.model.get_memory_footprint() <= _ONE_THREAD
         torch.set_num_threads(1 if is_small else _NUM_THREADS)
     return HFEngine(checkpoint, loaded, decoder, quantize, max_batch)
-
-
-def _add_timings(generation: Generation, timings_ms: Mapping[str, float]) -> Generation:
-    return replace(generation, timings_ms={**timings_ms, **generation.timings_ms})

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from vlm_local.engines import Engine, Outcome, as_engine_error
-from vlm_local.engines.sent_pictures import Piece, SentPictures
+from vlm_local.engines.pictures import Piece, SentParts
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.logs import start_logging, take_over_logging
 from vlm_local.processes import die_with_parent
@@ -73,7 +73,9 @@ class EngineProcess:
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         with self._talk():
             self._send(self._sent.pack(requests))
-            outcomes, self._metadata = self._receive()
+            outcomes, changed = self._receive()
+        if changed is not None:
+            self._metadata = changed
         return outcomes
 
     def think(self, episode: str, request: ThoughtRequest | GenerationRequest | None = None) -> str | Thought | None:
@@ -127,7 +129,7 @@ class EngineProcess:
 
     def _open_pipe(self) -> None:
         """A new process at the other end, which has seen no picture."""
-        self._sent = SentPictures()
+        self._sent = SentParts()
         self._pipe, theirs = Pipe()
         with theirs:
             command = [sys.executable, "-m", __name__, str(theirs.fileno())]
@@ -219,8 +221,9 @@ def _serve(pipe: Connection) -> None:
     except VLMLocalError as error:
         return pipe.send(error)
     take_over_logging()
-    pipe.send((engine.max_batch, engine.metadata))
-    sent = SentPictures()
+    metadata = engine.metadata
+    pipe.send((engine.max_batch, metadata))
+    sent = SentParts()
     while True:
         message = pipe.recv()
         if isinstance(message, str):
@@ -229,10 +232,11 @@ def _serve(pipe: Connection) -> None:
         try:
             with as_engine_error("the model failed"):
                 if isinstance(message, Piece):
-                    begins = None if message.begins is None else sent.unpack(*message.begins)[0]
+                    begins = None if message.begins is None else sent.unpack(message.begins)[0]
                     pipe.send(engine.think(message.episode, begins))
                     continue
-                pipe.send((engine.generate(sent.unpack(*message)), engine.metadata))
+                outcomes, before, metadata = engine.generate(sent.unpack(message)), metadata, engine.metadata
+                pipe.send((outcomes, None if metadata == before else metadata))
         except VLMLocalError as error:
             pipe.send(error)
 

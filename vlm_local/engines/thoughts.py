@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median_low
 from time import monotonic, perf_counter
 
-from vlm_local.engines import ThinkingEngine
-from vlm_local.engines.jobs import settle
+from vlm_local.engines import ThinkingEngine, settle
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.types import GenerationRequest, Thought, ThoughtRequest
 

@@ -4,7 +4,6 @@ One thread, because engines are not thread-safe and a GPU runs one forward at a 
 the queues and is never held while the engine works.
 """
 
-import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
@@ -17,18 +16,21 @@ from typing import Any
 from vlm_local.engines import (
     ConcurrentEngine,
     Engine,
+    Job,
     Outcome,
     RemoteThinkingEngine,
     ThinkingEngine,
+    add_timings,
     as_engine_error,
+    deliver,
+    fail,
+    forget,
+    settle,
 )
-from vlm_local.engines.jobs import Job, add_timings, deliver, forget, settle
 from vlm_local.engines.pictures import scale_down
 from vlm_local.engines.thoughts import ThoughtJob, ThoughtQueue
 from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest, Thought, ThoughtRequest
-
-logger = logging.getLogger(__name__)
 
 OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
 
@@ -62,6 +64,7 @@ class EngineWorker:
         self._deadline_s = None if deadline_ms is None else deadline_ms / 1e3
         self._warm_up, self._warm_thought = warm_up, warm_thought
         self._engine: Engine | None = None
+        self._is_concurrent = False
         self._failure: Exception | None = None
         self._closed = False
         self._loaded = threading.Event()  # or failed, or closed
@@ -71,7 +74,7 @@ class EngineWorker:
         self._running_since: float | None = None
         self._submitted: set[Job] = set()
         self._forgotten: list[str] = []
-        self._thoughts = ThoughtQueue()  # guarded by _changed, apart from its `work`
+        self._thoughts: ThoughtQueue | None = None  # once one is asked for; guarded by _changed, but not its `work`
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -116,7 +119,7 @@ class EngineWorker:
         RequestError for a request that it cannot answer. `timings_ms` gets "queue" (waiting) and "engine" (the rest).
         """
         self.wait_loaded()
-        if not isinstance(self._engine, ConcurrentEngine):  # others wait for those beside them
+        if not self._is_concurrent:  # others wait for those beside them
             request = replace(request, image=scale_down(request.image))
         submitted = perf_counter()
         job = Job(request)
@@ -126,7 +129,8 @@ class EngineWorker:
             if self._is_stuck():
                 raise EngineError(f"the model is stuck or being loaded again: no answer for {self._deadline_s:g} s")
             self._waiting.append(job)
-            self._thoughts.note_asked(request)
+            if self._thoughts is not None:
+                self._thoughts.note_asked(request)
             self._changed.notify()
         try:
             generation = job.future.result(self._deadline_s)
@@ -134,9 +138,10 @@ class EngineWorker:
             job.future.cancel()
             raise EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)") from None
         finally:
-            with self._changed:
-                self._thoughts.note_answered(request)
-                self._changed.notify()
+            if self._thoughts is not None:
+                with self._changed:
+                    self._thoughts.note_answered(request)
+                    self._changed.notify()
             del job  # its future holds the failure, which holds this function's variables: the picture for long
         waited_ms = 1e3 * (perf_counter() - submitted)
         return add_timings(generation, {"queue": max(waited_ms - generation.timings_ms["engine"], 0.0)})
@@ -154,6 +159,7 @@ class EngineWorker:
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed")
+            self._thoughts = self._thoughts or ThoughtQueue()
             self._thoughts.add(job)
             self._changed.notify()
         return job.future
@@ -161,7 +167,8 @@ class EngineWorker:
     def forget(self, episode: str) -> None:
         """Have the engine drop what it keeps of an episode, before its next forward."""
         with self._changed:
-            self._thoughts.forget(episode)
+            if self._thoughts is not None:
+                self._thoughts.forget(episode)
             self._forgotten.append(episode)
             self._changed.notify()
 
@@ -171,7 +178,8 @@ class EngineWorker:
             self._closed = True
             abandoned = [*self._waiting, *self._running, *self._submitted]
             self._waiting.clear()
-            self._thoughts.clear()
+            if self._thoughts is not None:
+                self._thoughts.clear()
             self._changed.notify()
         self._loaded.set()
         for job in abandoned:
@@ -188,6 +196,8 @@ class EngineWorker:
         try:
             with as_engine_error("loading the model failed"):
                 engine = self._engine = self._open()
+                thinks = isinstance(engine, ThinkingEngine)
+                is_concurrent = self._is_concurrent = isinstance(engine, ConcurrentEngine)
         except VLMLocalError as error:
             self._failure = error
             return
@@ -197,9 +207,9 @@ class EngineWorker:
             forgotten, batch, thought = work
             for episode in forgotten:
                 forget(engine, episode)
-            if thought is not None and isinstance(engine, ThinkingEngine):
+            if thought is not None and thinks and self._thoughts is not None:
                 self._thoughts.work(engine, thought)
-            elif isinstance(engine, ConcurrentEngine):
+            elif is_concurrent:
                 self._submit(engine, batch)
             elif batch:
                 self._answer(engine, batch)
@@ -215,6 +225,7 @@ class EngineWorker:
                 if isinstance(outcome, VLMLocalError):
                     raise outcome
         if self._warm_thought is not None and isinstance(engine, ThinkingEngine):
+            self._thoughts = ThoughtQueue()
             self._thoughts.warm_up(engine, *self._warm_thought)
         elif self._warm_thought is not None and isinstance(engine, RemoteThinkingEngine):
             engine.submit_thought(replace(self._warm_thought[0], is_awaited=True)).result()
@@ -229,9 +240,9 @@ class EngineWorker:
         with self._changed:
             thought = None
             while not (self._closed or self._waiting or self._forgotten):
-                if (thought := self._thoughts.pick(monotonic())) is not None:
+                if self._thoughts and (thought := self._thoughts.pick(monotonic())) is not None:
                     break
-                self._changed.wait(self._thoughts.look_again_s)
+                self._changed.wait(self._thoughts and self._thoughts.look_again_s)
             if self._closed:
                 return None
             forgotten, self._forgotten = self._forgotten, []
@@ -260,7 +271,7 @@ class EngineWorker:
             except Exception as error:
                 with self._changed:
                     self._submitted.discard(job)
-                self._fail(job, error)
+                fail(job, error)
 
     def _finish(self, job: Job, start: float, outcome: "Future[Outcome]") -> None:
         """Called in the engine's own thread."""
@@ -271,7 +282,7 @@ class EngineWorker:
         except CancelledError:
             settle(job.future, EngineClosed("the engine is closed"))
         except Exception as error:
-            self._fail(job, error)
+            fail(job, error)
 
     def _answer(self, engine: Engine, batch: list[Job]) -> None:
         """One forward for all; where it fails, one for each, so that only the guilty request fails."""
@@ -286,15 +297,8 @@ class EngineWorker:
                     if not self._is_stuck():  # past the deadline, when nobody waits any more
                         self._answer(engine, [job])
                 return
-            self._fail(batch[0], error)
+            fail(batch[0], error)
             return
         engine_ms = 1e3 * (perf_counter() - start)
         for job, generation in zip(batch, generations, strict=True):
             deliver(job, generation, engine_ms)
-
-    def _fail(self, job: Job, error: Exception) -> None:
-        """Called while `error` is handled."""
-        logger.exception("the model failed")
-        name = type(error).__name__
-        failure = error if isinstance(error, EngineError) else EngineError(f"the model failed: {name}: {error}")
-        settle(job.future, failure)

@@ -7,6 +7,7 @@ from typing import Any
 
 from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
 from vlm_local.assembly import Policies, is_url, open_policies, refuse_all_but
+from vlm_local.environments import Suite
 from vlm_local.errors import ConfigError
 from vlm_local.policy import HoldPhrase, Policy
 from vlm_local.policy_options import PolicyOptions
@@ -39,13 +40,18 @@ class PolicySource:
         """Let go of the model and of connections."""
 
 
-def open_source(options: PolicyOptions, oracle_table: StepTable = StepTable()) -> PolicySource:
-    """options.model may also be "oracle", with this table unless options.steps names one. The model is loaded then.
+def open_source(options: PolicyOptions, suite: Suite | None = None) -> PolicySource:
+    """options.model may also be "oracle". The model is loaded then.
+
+    suite: in which it plays. The oracle takes its table unless options.steps names one; others its embodiment unless
+    they have one.
 
     Raises ConfigError as open_policies does, EngineError where a server does not answer.
     """
     if options.model == ORACLE:
-        return _Oracle(options, oracle_table)
+        return _Oracle(options, suite.table if suite else StepTable())
+    if suite and options.embodiment is None:
+        options = replace(options, embodiment=suite.embodiment)
     return _Server(options) if is_url(options.model) else _Model(options)
 
 

@@ -79,7 +79,7 @@ class _App(Flask):
 
     def wsgi_app(self, environ, start_response):
         path = environ["PATH_INFO"]
-        address = parse_address(path, self._prefix)
+        address = environ.get(ADDRESS) or parse_address(path, self._prefix)  # connections.py has looked at it
         environ |= {ADDRESS: address, FULL_PATH: path, "PATH_INFO": address.route}
         return super().wsgi_app(environ, start_response)
 

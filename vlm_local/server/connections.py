@@ -1,7 +1,7 @@
 """Limits on connections and bodies, before a request is worked on.
 
 Threads: waitress's loop calls everything here in its one thread, except `Channel.service`, which runs in a worker
-thread of TwoPoolDispatcher. Nothing in the loop's thread waits.
+thread of serve.TwoPoolDispatcher. Nothing in the loop's thread waits.
 
 A request must arrive within REQUEST_S. Its headers decide whether its body is kept. While a robot is answered, a very
 large body is read at 25 MB/s at most. The bodies and unsent answers of all connections together stay below MAX_HELD.
@@ -24,12 +24,12 @@ from io import BytesIO
 
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
-from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
+from waitress.task import ErrorTask, WSGITask
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
 from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
-from vlm_local.server.access import CONNECTION, longest_body, parse_address
+from vlm_local.server.access import ADDRESS, CONNECTION, Address, longest_body, parse_address
 from vlm_local.server.service import ServerSettings
 from vlm_local.wire import MAX_BODY
 
@@ -43,7 +43,6 @@ PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is 
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
-_SPARE_THREADS = 4  # for what is refused at once, and /health
 _URGENT = ("/act", "/reset", "/hold", "/release", "/health")
 _GIVE_UP_READING = 2**30  # bytes of a refused body; the connection is closed instead
 _CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
@@ -61,6 +60,7 @@ class Parser(HTTPRequestParser):
         """is_wanted: asked once, when the headers are read."""
         super().__init__(adj)
         self.began = time.monotonic()
+        self.address: Address | None = None  # once it was asked for
         self._is_wanted = is_wanted
         self._is_judged = False
 
@@ -141,11 +141,11 @@ class _ErrorTask(ErrorTask):
 
 
 class _Task(WSGITask):
-    """Tells the application which connection a request came over."""
+    """Tells the application which connection a request came over, and what its path means."""
 
     def get_environment(self):
         environ = super().get_environment()
-        environ[CONNECTION] = self.channel
+        environ |= {CONNECTION: self.channel, ADDRESS: self.channel.find_address(self.request)}
         return environ
 
 
@@ -197,7 +197,7 @@ class Channel(HTTPChannel):
     @property
     def is_urgent(self) -> bool:
         """Whether the request to be answered is a robot's, or asks how the server is."""
-        return parse_address(self._read_path(self.requests[0]), self._settings.prefix).route in _URGENT
+        return self.find_address(self.requests[0]).route in _URGENT
 
     @property
     def num_held(self) -> int:
@@ -254,40 +254,21 @@ class Channel(HTTPChannel):
                 self.socket.send(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
         self.handle_close()
 
-    @staticmethod
-    def _read_path(request: Parser) -> str:
-        """As the application sees it; what is not HTTP has none."""
-        return "/" + getattr(request, "path", "").lstrip("/")
+    def find_address(self, request: Parser) -> Address:
+        """What the path means, looked at once; what is not HTTP has none."""
+        if request.address is None:
+            request.address = parse_address("/" + getattr(request, "path", "").lstrip("/"), self._settings.prefix)
+        return request.address
 
     def _is_wanted(self, request: Parser) -> bool:
         """Whether the body is kept, by robot's name, token and length; otherwise the application answers why not."""
         try:
-            address = parse_address(self._read_path(request), self._settings.prefix)
+            address = self.find_address(request)
             address.check_robot()
             self._settings.gate.check(self.addr[0], address.token, request.headers.get("AUTHORIZATION", ""))
         except RequestError:
             return False
         return request.content_length <= longest_body(address.route)
-
-
-class TwoPoolDispatcher:
-    """Two of waitress's thread pools, one for robots and one for all others.
-
-    Pages and questions, however many and slow, then hold no thread that a robot needs.
-    """
-
-    def __init__(self, num_robots: int, num_others: int):
-        """Threads of each kind, to which spare ones are added."""
-        self._robots, self._others = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
-        self._robots.set_thread_count(num_robots + _SPARE_THREADS)
-        self._others.set_thread_count(num_others + _SPARE_THREADS)
-
-    def add_task(self, channel: Channel) -> None:
-        (self._robots if channel.is_urgent else self._others).add_task(channel)
-
-    def shutdown(self, cancel_pending: bool = True, timeout: float = 5) -> None:
-        for threads in (self._robots, self._others):
-            threads.shutdown(cancel_pending, timeout)
 
 
 def _make_room(channels: list[Channel]) -> None:

@@ -101,7 +101,7 @@ class Client:
             raise
 
     def _publish(self, step: Step, robot: str, request_id: str, waits: Mapping[str, float]) -> StepRecord:
-        record = build_record(step, robot, self._service.model, request_id, self.began, waits)
+        record = build_record(step, robot, request_id, self.began, waits)
         self._service.publish(record)
         logger.info("websocket robot=%s %s", robot, " ".join(f"{key}={value!r}" for key, value in record.about.items()))
         return record

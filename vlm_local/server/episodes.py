@@ -49,6 +49,7 @@ class Step:
 
     episode, step: numbers, from 0. started_by: what began the episode: "reset", "first request", "instruction",
     "jump" or "idle". observation and decision are in the Bridge frame; sent: the action as the robot is told it.
+    model: name of what answers.
     """
 
     episode: int
@@ -58,6 +59,7 @@ class Step:
     observation: Observation
     decision: Decision
     sent: Sent
+    model: str | None = None
 
 
 class Robot:
@@ -71,14 +73,19 @@ class Robot:
         clock: Callable[[], float] = time.monotonic,
         states: RobotStates | None = None,
         frame: Frame | None = None,
+        model: str | None = None,
     ):
-        """states: holds and grippers of all robots; None for some of its own. frame: of its state and actions."""
+        """states: holds and grippers of all robots; None for some of its own. frame: of its state and actions.
+
+        model: as Step has it.
+        """
         self.name = name
         self._states = RobotStates() if states is None else states
         self._frame = Frame() if frame is None else frame
         self._policy = policy
         self._settings = settings
         self._clock = clock
+        self._model = model
         self._episode = -1
         self._step = 0
         self._seed = 0
@@ -137,7 +144,8 @@ class Robot:
         sent = self._frame.send(decision.action)
         self._aim = position if self._aim is None else self._aim
         self._advance(decision.action)
-        return Step(self._episode, observation.step, self._seed, self._started_by, observation, decision, sent)
+        episode = self._episode, observation.step, self._seed, self._started_by
+        return Step(*episode, observation, decision, sent, self._model)
 
     def repeat(self, step: Step, count: int) -> list[Step]:
         """The same decision for the `count` control steps after it, for a client that asks less often than it moves."""

@@ -62,14 +62,12 @@ class Refusal:
     reason: str
 
 
-def build_record(
-    step: Step, robot: str, model: str | None, request_id: str, began: float, waits: Mapping[str, float]
-) -> StepRecord:
+def build_record(step: Step, robot: str, request_id: str, began: float, waits: Mapping[str, float]) -> StepRecord:
     """began: perf_counter() at the request's first byte. waits: milliseconds of what came before the policy."""
     timings = {**waits, **step.decision.timings_ms, "total": 1e3 * (perf_counter() - began)}
     decision = replace(step.decision, action=step.sent.action, timings_ms=timings)
     frame = {"frame": step.sent.frame, "meant": step.sent.meant.tolist(), "shadow": step.sent.shadow}
-    where = {"model": model, "robot": robot, "episode": step.episode, "step": step.step}
+    where = {"model": step.model, "robot": robot, "episode": step.episode, "step": step.step}
     details = build_details(decision, **where, **frame, seed=step.seed, started_by=step.started_by)
     episode = step.episode, step.step, step.seed, step.started_by
     return StepRecord(time.time(), request_id, robot, *episode, step.observation, decision, details)

@@ -71,7 +71,7 @@ def add_robot_routes(app: Flask, service: Service) -> None:
                 entered = perf_counter()
                 step = robot.act(message)
                 waits = {"decode": 1e3 * (decoded - g.start), "wait": 1e3 * (entered - decoded)}
-                record = build_record(step, robot.name, service.model, g.id, g.start, waits)
+                record = build_record(step, robot.name, g.id, g.start, waits)
                 service.publish(record)  # here, so that a robot's steps stay in order
             g.about = record.about
             return _answer(record, message.form)
@@ -128,7 +128,7 @@ def _answer_test(service: Service, message: Message, places: threading.Semaphore
     with take_place(places, f"{MAX_TESTS} submission tests are being answered already; try again"):
         step = service.test(message)
     g.about = {"submission_test": True, "phrase": step.decision.phrase}
-    record = build_record(step, g.robot, service.model, g.id, g.start, {})
+    record = build_record(step, g.robot, g.id, g.start, {})
     return _answer(record, message.form)
 
 

@@ -12,7 +12,6 @@ from vlm_local.assembly import Policies
 from vlm_local.embodiments import AUTO
 from vlm_local.embodiments.frame import Frame
 from vlm_local.errors import RequestError
-from vlm_local.policy import Policy
 from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
 from vlm_local.server.access import Gate
 from vlm_local.server.callers import Callers
@@ -119,10 +118,6 @@ class Service:
         return "healthy" if worker is None else worker.state
 
     @property
-    def model(self) -> str | None:
-        return self.policies.metadata.get("model")
-
-    @property
     def metadata(self) -> dict[str, Any]:
         """The answer of /metadata: JSON values."""
         return {
@@ -200,19 +195,18 @@ class Service:
 
     def test(self, message: Message) -> Step:
         """Answer AutoEval's submission test as a robot that nobody else is: no place is taken, nothing is kept."""
-        robot = Robot("test", self._build_policy("test"), self.settings.episodes, frame=self.settings.build_frame())
-        return robot.act(message)
+        return self._build_robot("test", RobotStates()).act(message)
 
     def _share_gripper(self, old: str, new: str) -> None:
         """One of them may hold something, and nobody knows which: neither lets go for that."""
         self.states.set_gripper(new, self.states.find_gripper(old))
 
-    def _build_robot(self, name: str) -> Robot:
-        policy = self._build_policy(name)
-        return Robot(name, policy, self.settings.episodes, states=self.states, frame=self.settings.build_frame())
-
-    def _build_policy(self, name: str) -> Policy:
-        policy = Guard(self.policies.build(name), self.settings.workspace, self.settings.max_step)
-        if self.settings.on_fault == "hold":
-            policy = HoldOnFault(policy, self.settings.max_held)
-        return policy
+    def _build_robot(self, name: str, states: RobotStates | None = None) -> Robot:
+        """states: None for those that all robots share."""
+        settings = self.settings
+        policy = Guard(self.policies.build(name), settings.workspace, settings.max_step)  # waits for the model
+        if settings.on_fault == "hold":
+            policy = HoldOnFault(policy, settings.max_held)
+        model = self.policies.metadata.get("model")
+        states = self.states if states is None else states
+        return Robot(name, policy, settings.episodes, states=states, frame=settings.build_frame(), model=model)

@@ -11,7 +11,14 @@ from vlm_local.cli import main
 from vlm_local.lab.station import way
 
 TASK = ("--task", "eggplant_in_sink", "--max-steps", "2", "--test-every", "0")
-PLAN = {"seed": 0, "task": "open_drawer", "max_steps": 2, "clock": "step", "url": "http://127.0.0.1:1"}
+PLAN = {
+    "seed": 0,
+    "task": "open_drawer",
+    "max_steps": 2,
+    "clock": "step",
+    "url": "http://127.0.0.1:1",
+    "human_eval": False,
+}
 REPORT = json.dumps({"station": PLAN, "would_have_ended": []})
 LINE = {"episode": 0, "sent": [0.0] * 8, "success": True}
 

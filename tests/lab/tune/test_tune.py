@@ -17,7 +17,7 @@ from vlm_local.cli.options import fill_from_settings, read_policy_options
 from vlm_local.decoding.tree import TreeDecoder
 
 NUM_EPISODES, NUM_STEPS = 10, 5  # of which the first is asked
-PROMPT = "[before]\n$instruction\n[example]\n$picture\nright: $phrase\n[after]\n$proprio\n"
+PROMPT = "[before]\n$instruction\n[example]\n$picture\nright: $phrase\n[reasoning]\n$reasoning\n[after]\n$proprio\n"
 
 
 def tune(data_set, out, *flags) -> int:
@@ -58,7 +58,7 @@ def biased():
 
 @pytest.fixture(scope="module")
 def flags(place, biased):
-    words = "--every 5 --rungs marks,examples,contrast --dtype float32 --grammar primitives_moves"
+    words = "--every 5 --rungs marks,examples,think,contrast --dtype float32 --grammar primitives_moves"
     return ["--model", biased, "--prompt", place / "short.txt", *words.split()]
 
 
@@ -93,8 +93,10 @@ def result(place, flags, seen):
 
 def test_a_contrast_is_found_that_takes_a_constant_out(result):
     report = json.loads((result / "report.json").read_text())
-    marks, shown, contrast = report["rungs"]
+    marks, shown, thinking, contrast = report["rungs"]
     assert "camera_matrix" in marks["skipped"] and len(shown["variants"]) == 3
+    [thought] = thinking["variants"]  # no first step of an episode has one yet, and only these are asked here
+    assert thought["difference"]["log_loss"] == 0 and not thought["kept"] and thought["cost"]["n"] == 2
     [kept] = [entry for entry in contrast["variants"] if entry["kept"]]
     assert kept["setting"]["contrast"] > 0 and kept["difference"]["p_holm"] < 0.05
     assert kept["difference"]["log_loss_interval"][1] < 0 and kept["cost"]["ratio"] > 0
@@ -205,6 +207,7 @@ def test_a_contrast_is_found_for_the_embedded_model_with_a_constant(tmp_path):
         patch.setattr(TreeDecoder, "session_type", TreeDecoder.session_type)
         [token] = AutoTokenizer.from_pretrained("checkpoints/tiny")(" forward", add_special_tokens=False)["input_ids"]
         bias_tree(TreeDecoder, token, 4.0)
-        assert tune(tmp_path / "data", tmp_path / "out", "--every", 4, "--rungs", "frames,contrast") == 0
+        assert tune(tmp_path / "data", tmp_path / "out", "--every", 4, "--rungs", "frames,think,contrast") == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
-    assert "reads only one" in report["rungs"][0]["skipped"] and report["chosen"]["contrast"] > 0
+    assert "reads only one" in report["rungs"][0]["skipped"]
+    assert "only gives short answers" in report["rungs"][1]["skipped"] and report["chosen"]["contrast"] > 0

@@ -1,34 +1,25 @@
-"""How much of two suites of LIBERO can be said in phrases: an oracle in phrases, by step size and hold, and in numbers.
+"""How much of two suites of LIBERO can be said: an oracle in phrases, by step size and hold, and in numbers."""
 
-`run_libero_study` writes rows.jsonl, report.json, tables.md and curves.png; the same command goes on where it was
-stopped.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from vlm_local.actions import STEP_M, STEP_RAD, StepTable
-from vlm_local.environments import LIBERO, find_suite
+from vlm_local.environments import LIBERO, Outcome
 from vlm_local.lab.ceiling.benchmarks import (
     PHRASES,
     RANDOM,
+    Benchmark,
+    Rates,
     Steps,
-    count_steps,
+    draw_levels,
     draw_line,
     mean,
-    run_benchmark,
     score_settings,
-    speak,
-    write_tables,
 )
-from vlm_local.lab.ceiling.curves import save_png
-from vlm_local.lab.ceiling.episodes import CeilingPlan
-from vlm_local.lab.pages import BLUE, GREEN, GREY, styled
+from vlm_local.lab.pages import BLUE, GREEN, styled
 
 NUMBERS = "oracle in numbers"
 
@@ -60,35 +51,17 @@ IN_NUMBERS = Setting(NUMBERS, every=5)
 ALL_SETTINGS = (*FULL, *HALF, *QUARTER, IN_NUMBERS, Setting(RANDOM, every=5))
 
 
-def run_libero_study(path: Path, plan: CeilingPlan, workers: int) -> dict[str, Any]:
-    """Play what is missing in the folder and write its pages; returns the report."""
-    report = run_benchmark(path, plan, workers, ALL_SETTINGS, play_row, score)
-    save_png(_draw({setting["name"]: setting for setting in report["settings"]}), path / "curves.png")
-    write_tables(path, report, "ceiling/libero.md.txt", common=COMMON.name, numbers=NUMBERS, random=RANDOM)
-    return report
-
-
-def play_row(task: str, level: str, seed: int, settings: Sequence[Setting]) -> list[int | None]:
-    """Control steps to success of one episode under each setting, None where it fails, 0 where it is not played."""
-    return [0 if seed % setting.every else _play(_open(task), seed, setting) for setting in settings]
-
-
-@lru_cache(maxsize=1)
-def _open(task: str):
-    return find_suite(LIBERO).open(task, "normal", None)
-
-
-def _play(env, seed: int, setting: Setting) -> int | None:
+def _prepare(env: Any, setting: Setting) -> StepTable:
     env.configure(setting.scale, setting.hold)
-    env.reset(seed)
-    max_steps = find_suite(LIBERO).max_steps
-    if setting.speaker == NUMBERS:
-        return count_steps(lambda _: env.step(env.oracle_action), max_steps)
     metres, turn = setting.scale * STEP_M, setting.scale * STEP_RAD
-    return count_steps(speak(env, seed, setting, StepTable(metres, metres, metres, turn, turn)), max_steps)
+    return StepTable(metres, metres, metres, turn, turn)
 
 
-def score(steps: Steps, tasks: Sequence[str]) -> dict[str, Any]:
+def _step_in_numbers(env: Any) -> Outcome:
+    return env.step(env.oracle_action)
+
+
+def _score(steps: Steps, tasks: Sequence[str]) -> dict[str, Any]:
     """Rates by setting, suite and task, and why COMMON falls short of some tasks."""
     settings, _ = score_settings(steps, tasks, ALL_SETTINGS)
     rates = {setting["name"]: setting["tasks"] for setting in settings}
@@ -114,16 +87,16 @@ def _explain(task: str, steps: Steps) -> dict[str, Any]:
 
 
 @styled
-def _draw(rates: Mapping[str, Mapping[str, Any]]) -> Figure:
+def _draw(rates: Rates) -> Figure:
     """Success by hold and step size, over all tasks."""
     figure = Figure(figsize=(5, 3), layout="constrained")
     panel = figure.subplots()
     for line, colour, label in ((FULL, BLUE, "12.5 mm"), (HALF, GREEN, "6.25 mm"), (QUARTER, "black", "3.125 mm")):
         draw_line(panel, [s.hold for s in line], [rates[s.name]["success"] for s in line], colour, label)
-    for speaker, style in ((NUMBERS, "--"), (RANDOM, ":")):
-        if rates[speaker]["success"]["n"]:
-            panel.axhline(rates[speaker]["success"]["rate"], color=GREY, linestyle=style, label=speaker)
     panel.set(xlabel="control steps a phrase is held", ylabel="success", ylim=(-0.03, 1.03))
     panel.set_xticks([1, 2, 4])
-    panel.legend(frameon=False, loc="center right", fontsize=8)
+    draw_levels(panel, rates, {NUMBERS: NUMBERS, RANDOM: RANDOM})
     return figure
+
+
+LIBERO_STUDY = Benchmark(LIBERO, ALL_SETTINGS, NUMBERS, _step_in_numbers, _prepare, _score, _draw)

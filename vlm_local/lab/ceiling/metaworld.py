@@ -1,35 +1,26 @@
-"""How much of Meta-World can be said in phrases: its experts spoken in phrases, by step size, hold and grip effort.
-
-Every setting plays the same episodes, without pictures. `run_metaworld_study` writes rows.jsonl, report.json,
-tables.md and curves.png; the same command goes on where it was stopped.
-"""
+"""How much of Meta-World can be said in phrases: its experts spoken in phrases, by step size, hold and grip effort."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from vlm_local.actions import StepTable
-from vlm_local.environments import METAWORLD, find_suite
+from vlm_local.environments import METAWORLD, Outcome
 from vlm_local.lab.ceiling.benchmarks import (
     PHRASES,
     RANDOM,
+    Benchmark,
+    Rates,
     Steps,
-    count_steps,
+    draw_levels,
     draw_line,
     mean,
-    run_benchmark,
     score_settings,
-    speak,
-    write_tables,
 )
-from vlm_local.lab.ceiling.curves import save_png
-from vlm_local.lab.ceiling.episodes import CeilingPlan
-from vlm_local.lab.pages import BLUE, GREEN, GREY, styled
+from vlm_local.lab.pages import BLUE, GREEN, styled
 
 EXPERT = "expert"
 _STEP_M = 0.01
@@ -65,36 +56,17 @@ EFFORTS = (replace(COMMON, effort=0.4), COMMON, replace(COMMON, effort=0.8), rep
 ALL_SETTINGS = tuple(dict.fromkeys([COMMON, Setting(EXPERT), *HOLDS, *HALVES, *EFFORTS, Setting(RANDOM, every=5)]))
 
 
-def run_metaworld_study(path: Path, plan: CeilingPlan, workers: int) -> dict[str, Any]:
-    """Play what is missing in the folder and write its pages; returns the report."""
-    report = run_benchmark(path, plan, workers, ALL_SETTINGS, play_row, score)
-    rates = {setting["name"]: setting for setting in report["settings"]}
-    save_png(_draw(rates), path / "curves.png")
-    write_tables(path, report, "ceiling/metaworld.md.txt", common=COMMON.name, expert=EXPERT, random=RANDOM)
-    return report
-
-
-def play_row(task: str, level: str, seed: int, settings: Sequence[Setting]) -> list[int | None]:
-    """Control steps to success of one episode under each setting, None where it fails, 0 where it is not played."""
-    return [0 if seed % setting.every else _play(_open(task), seed, setting) for setting in settings]
-
-
-@lru_cache(maxsize=1)
-def _open(task: str):
-    return find_suite(METAWORLD).open(task, "normal", None)
-
-
-def _play(env, seed: int, setting: Setting) -> int | None:
+def _prepare(env: Any, setting: Setting) -> StepTable:
     env.configure(setting.effort, setting.scale, setting.hold)
-    env.reset(seed)
-    max_steps = find_suite(METAWORLD).max_steps
-    if setting.speaker == EXPERT:
-        return count_steps(lambda _: env.step_raw(env.expert_action), max_steps)
     step_m = setting.scale * _STEP_M
-    return count_steps(speak(env, seed, setting, StepTable(step_m, step_m, step_m)), max_steps)
+    return StepTable(step_m, step_m, step_m)
 
 
-def score(steps: Steps, tasks: Sequence[str]) -> dict[str, Any]:
+def _step_as_expert(env: Any) -> Outcome:
+    return env.step_raw(env.expert_action)
+
+
+def _score(steps: Steps, tasks: Sequence[str]) -> dict[str, Any]:
     """Rates by setting and task, the best setting of each task, and why the common one falls short."""
     settings, won = score_settings(steps, tasks, ALL_SETTINGS)
     spoken = [setting for setting in ALL_SETTINGS if setting.speaker == PHRASES and setting.every == 1]
@@ -135,7 +107,7 @@ def _explain(task: str, rates: Mapping[str, Mapping[str, float]]) -> dict[str, A
 
 
 @styled
-def _draw(rates: Mapping[str, Mapping[str, Any]]) -> Figure:
+def _draw(rates: Rates) -> Figure:
     """Mean success over tasks by hold and step size, and by effort."""
     figure = Figure(figsize=(8, 3), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
@@ -146,8 +118,8 @@ def _draw(rates: Mapping[str, Mapping[str, Any]]) -> Figure:
     draw_line(right, [s.effort for s in EFFORTS], [rates[s.name]["success"] for s in EFFORTS], BLUE, "10 mm")
     right.set(xlabel='grip effort of "close gripper"')
     for panel in (left, right):
-        for speaker, style, label in ((EXPERT, "--", "experts"), (RANDOM, ":", "random phrases")):
-            if rates[speaker]["success"]["n"]:
-                panel.axhline(rates[speaker]["success"]["rate"], color=GREY, linestyle=style, label=label)
-        panel.legend(frameon=False, loc="center right", fontsize=8)
+        draw_levels(panel, rates, {EXPERT: "experts", RANDOM: "random phrases"})
     return figure
+
+
+METAWORLD_STUDY = Benchmark(METAWORLD, ALL_SETTINGS, EXPERT, _step_as_expert, _prepare, _score, _draw)

@@ -1,6 +1,8 @@
 """The episodes of a station's job, to be compared with those of jobs from the same seeds."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -33,7 +35,7 @@ def load_trials(folder: Path) -> Trials:
         kind="station",
         noun="episode",
         truth_noun="first state",
-        settings={name: plan[name] for name in ("task", "max_steps", "clock")},
+        settings={**{name: plan[name] for name in ("task", "max_steps", "clock")}, "box": _name_box(report)},
         about=describe_making(report, {"name": hide_secrets(plan["url"])}),
         measures=(Measure("success"), Measure("reached")),
         keys=keys,
@@ -44,3 +46,10 @@ def load_trials(folder: Path) -> Trials:
             for name, values in (("success", ended), ("reached", reached))
         },
     )
+
+
+def _name_box(report: Mapping[str, Any]) -> str:
+    """What the steps were cut to."""
+    if report["station"]["human_eval"]:
+        return "none"
+    return "the station's" if "workspace_m" in report else "the simulator's"  # of jobs from before a station's

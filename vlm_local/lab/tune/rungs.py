@@ -66,6 +66,11 @@ RUNGS = (
     ),
     Rung("history", "its own last phrases", lambda base: [{"history": num} for num in (2, 8)]),
     Rung(
+        "think",
+        "reasons first, written once a second at 5 Hz",
+        lambda base: [{"think": "ecot", "think_every": 5, "think_tokens": 200}],
+    ),
+    Rung(
         "contrast", "less of what it says to a blank picture", lambda base: [{"contrast": a} for a in (0.25, 0.5, 1.0)]
     ),
 )
