@@ -119,6 +119,24 @@ def test_the_model_sees_the_marks_and_the_caller_keeps_its_picture():
     assert said["axes"].extra["marks"] == json.loads(json.dumps(about)) and "marks" not in said[None].extra
 
 
+def test_the_fitted_camera_shows_where_the_gripper_of_bridge_is():
+    """A point of each of eight episodes of BridgeData V2 (CC BY 4.0), read by eye in pictures of 64x64."""
+    points = [  # x, y, z in m; u, v in pixels
+        [0.238, -0.026, 0.124, 33.5, 29.7],
+        [0.222, -0.019, 0.120, 31.1, 33.0],
+        [0.301, -0.046, 0.144, 41.3, 18.2],
+        [0.209, 0.107, 0.151, 9.5, 16.3],
+        [0.228, 0.005, 0.097, 28.4, 31.7],
+        [0.253, 0.114, 0.141, 14.6, 13.5],
+        [0.242, -0.100, 0.092, 45.1, 40.8],
+        [0.282, -0.084, 0.092, 45.7, 32.3],
+    ]
+    positions, seen = np.split(np.array(points), [3], axis=1)
+    projection = Projection.from_camera_matrix(load_embodiment("bridge-toysink2").camera_matrix)
+    off = np.linalg.norm(projection.locate(positions, 64, 64) - seen, axis=1)
+    assert np.median(off) < 1.2 and off.max() < 2.6
+
+
 def test_a_robot_whose_camera_is_not_known_is_refused():
     with pytest.raises(ConfigError, match="bridge-widowx has no camera_matrix"):
         open_policies(PolicyOptions(model=MODEL, marks="axes"))

@@ -15,6 +15,7 @@ def test_every_file_that_is_shipped_loads_and_says_what_it_is(name):
 def test_only_a_station_is_converted():
     assert {name: load_embodiment(name).frame for name in list_embodiments()} == {
         "autoeval-widowx": "autoeval",
+        "bridge-toysink2": "bridge",
         "bridge-widowx": "bridge",
         "libero": "bridge",
         "metaworld": "bridge",
