@@ -114,7 +114,9 @@ def draw_reliability(bins: Sequence[Sequence[float]]) -> str | None:
     plot.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1, label="calibrated")
     mean, share = sums[seen] / counts[seen], right[seen] / counts[seen]
     plot.plot(mean, share, color=BLUE, linewidth=1.5)
-    plot.scatter(mean, share, s=20 + 300 * counts[seen] / counts.sum(), color=BLUE, alpha=0.75, label="answers", clip_on=False)
+    plot.scatter(
+        mean, share, s=20 + 300 * counts[seen] / counts.sum(), color=BLUE, alpha=0.75, label="answers", clip_on=False
+    )
     for x, y, count in zip(mean, share, counts[seen], strict=True):
         plot.annotate(f"{count:.0f}", (x, y), textcoords="offset points", xytext=(0, 9), ha="center")
     plot.set(xlim=(0, 1), ylim=(-0.02, 1.08))

@@ -17,8 +17,14 @@ from vlm_local.types import AXES
 _PAIRS = 24
 _MOST_OF_A_CHANGE = 3  # so that one bad change does not hide the others
 _RULES = {
-    TURNS: ("The answer must turn", "1 where all probability turns with the scene, 0 where nothing does, -1 the wrong way"),
-    KEEPS: ("The answer must stay", "Share of the probability that moved though nothing should: 0 is right, 1 is all of it"),
+    TURNS: (
+        "The answer must turn",
+        "1 where all probability turns with the scene, 0 where nothing does, -1 the wrong way",
+    ),
+    KEEPS: (
+        "The answer must stay",
+        "Share of the probability that moved though nothing should: 0 is right, 1 is all of it",
+    ),
     EMPTIES: (
         "The answer must lose its confidence",
         "Confidence in a direction that is left: 0 is right, 1 is certain",
