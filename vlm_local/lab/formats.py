@@ -19,7 +19,7 @@ def format_points(share: float, decimals: int = 0, sign: str = "") -> str:
 
 def format_span(interval: Interval, decimals: int = 0, sign: str = "") -> str:
     """An interval of shares in percentage points, e.g. "36 to 51"; "" for None or edges that read the same."""
-    return _format_edges(interval, lambda edge: format_points(edge, decimals, sign))
+    return format_edges(interval, lambda edge: format_points(edge, decimals, sign))
 
 
 def format_fixed(value: float | None, decimals: int = 2, missing: str = "-") -> str:
@@ -29,10 +29,10 @@ def format_fixed(value: float | None, decimals: int = 2, missing: str = "-") -> 
 
 def format_range(interval: Interval, decimals: int = 2) -> str:
     """An interval of plain numbers, e.g. "0.12 to 0.34"; "" for None or edges that read the same."""
-    return _format_edges(interval, lambda edge: format_fixed(edge, decimals))
+    return format_edges(interval, lambda edge: format_fixed(edge, decimals))
 
 
-def _format_edges(interval: Interval, write: Callable[[float], str]) -> str:
+def format_edges(interval: Interval, write: Callable[[float], str]) -> str:
     """ "" for edges that read the same: units that agree say nothing of others, and "0 to 0" says nothing at all."""
     low, high = ("", "") if interval is None else map(write, interval)
     return "" if low == high else f"{low} to {high}"

@@ -54,16 +54,18 @@ def create_viewer(runs: Sequence[Path], logs: Sequence[Path]) -> Flask:
 def write_episode(path: Path, episode: RecordedEpisode, name: str) -> int:
     """Write the episode with its pictures as one HTML file that needs no network; returns how many pictures it has.
 
-    name: of the episode. Raises ConfigError where nothing can be written, DataError for a picture that cannot be read.
+    Of a model's folder only the name is in it. name: of the episode. Raises ConfigError where nothing can be written,
+    DataError for a picture that cannot be read.
     """
     has_frames = any(Path(episode.source, "frames").glob("*.png"))
     frames = [_encode_frame(episode.load_image(step)) for step in range(len(episode.lines) if has_frames else 0)]
-    told = {"name": name, "steps": episode.lines, "frames": frames}
+    lines = [line | {"model": Path(line["model"]).name} if line.get("model") else line for line in episode.lines]
+    told = {"name": name, "steps": lines, "frames": frames}
     pages = jinja2.Environment(loader=jinja2.PackageLoader("vlm_local.server"), autoescape=True)
-    model = next((line["model"] for line in episode.lines if line.get("model")), None)
+    model = next((line["model"] for line in lines if line.get("model")), None)
     text = pages.get_template("share.html").render(
         title=name,
-        about=", ".join(str(word) for word in (model and Path(model).name, episode.meta.get("outcome")) if word),
+        about=", ".join(str(word) for word in (model, episode.meta.get("outcome")) if word),
         episode=encode_json(told).replace("<", r"\u003c"),  # nothing in it ends the script element
         style=(STATIC / "live.css").read_text(encoding="utf-8"),
         script="\n".join(map(_wrap_script, _SCRIPTS)),

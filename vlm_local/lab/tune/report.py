@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.files import open_replacing, write_json
-from vlm_local.lab.formats import format_name, format_p, format_points, format_share, format_span
+from vlm_local.lab.formats import format_edges, format_name, format_p, format_points, format_share, format_span
 from vlm_local.lab.pages import list_warnings, write_page
 from vlm_local.lab.tune.rungs import describe_setting
 
@@ -166,4 +166,4 @@ def _format_difference(value: float) -> str:
 
 
 def _format_loss_span(interval: Sequence[float] | None, sign: str = "+") -> str:
-    return "" if interval is None else f"{interval[0]:{sign}.3f} to {interval[1]:{sign}.3f}"
+    return format_edges(interval, lambda edge: f"{edge + 0.0:{sign}.3f}")
