@@ -7,8 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_local.decoding.distribution import TrieDistribution, certify, decide_greedy, decide_map, decide_sample
-from vlm_local.decoding.prior import Prior, select_nodes
+from vlm_local.decoding.distribution import (
+    Prior,
+    TrieDistribution,
+    certify,
+    decide_greedy,
+    decide_map,
+    decide_sample,
+    select_nodes,
+)
 from vlm_local.decoding.trie import build_trie
 
 END = 99

@@ -113,7 +113,7 @@ def _queue(worker, engine, *requests):
 
 
 def test_robots_go_before_questions_and_share_no_forward_with_them(make_worker, monkeypatch):
-    monkeypatch.setattr("vlm_local.engines.worker.OTHERS_WAIT_S", 3600.0)
+    monkeypatch.setattr("vlm_local.engines.OTHERS_WAIT_S", 3600.0)
     engine = GatedEngine()
     worker = make_worker(engine)
     robots = [_request(name, episode=f"{name}/1") for name in ("left", "right")]
@@ -124,7 +124,7 @@ def test_robots_go_before_questions_and_share_no_forward_with_them(make_worker, 
 
 
 def test_a_question_waits_for_robots_only_so_long(make_worker, monkeypatch):
-    monkeypatch.setattr("vlm_local.engines.worker.OTHERS_WAIT_S", 0.05)
+    monkeypatch.setattr("vlm_local.engines.OTHERS_WAIT_S", 0.05)
     engine = GatedEngine()
     worker = make_worker(engine)
     robot = _request("robot", episode="robot/1")

@@ -193,7 +193,7 @@ def test_who_tries_while_another_does_is_refused_at_once():
 
 
 def test_a_try_is_answered_after_robots_that_wait(monkeypatch):
-    monkeypatch.setattr("vlm_local.engines.worker.OTHERS_WAIT_S", 3600.0)
+    monkeypatch.setattr("vlm_local.engines.OTHERS_WAIT_S", 3600.0)
     with observe() as server:
         server.engine.gate.clear()
         asking = [threading.Thread(target=server.act, args=("/s/left/act?details=1",))]

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from vlm_local.decoding.distribution import Choice, TrieDistribution
+from vlm_local.decoding.distribution import Choice, Prior, TrieDistribution
 from vlm_local.decoding.families import Family, PreparedPicture, PreparedRequest, join_features
 from vlm_local.decoding.forward import DynamicKV, Head, PlacedImage
 from vlm_local.decoding.layout import Row, lay_out
-from vlm_local.decoding.prior import Prior
 from vlm_local.decoding.static import RESERVE, StaticForwards, StaticKV
 from vlm_local.decoding.trie import TokenTrie
 from vlm_local.types import GenerationRequest

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_local.decoding.distribution import certify, decide
+from vlm_local.decoding.distribution import Prior, certify, decide, select_nodes
 from vlm_local.decoding.families import Family, LoadedModel, PreparedRequest
 from vlm_local.decoding.forward import Head
-from vlm_local.decoding.prior import Prior, select_nodes
 from vlm_local.decoding.session import DecodeTask, GrammarCache, PrefixStore, Session, build_task
 from vlm_local.decoding.static import StaticForwards
 from vlm_local.decoding.trie import MAX_GRAMMARS, TokenTrie, build_trie, tokenize_sentences

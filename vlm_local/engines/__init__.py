@@ -22,6 +22,8 @@ logger = logging.getLogger(__name__)
 Outcome = Generation | VLMLocalError
 Answer = TypeVar("Answer")
 
+OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
+
 
 class Engine(Protocol):
     """Answers requests. One thread owns an engine and makes all calls.
@@ -104,6 +106,14 @@ class Job:
     request: GenerationRequest
     future: "Future[Generation]" = field(default_factory=Future)
     came: float = field(default_factory=monotonic)
+
+
+def choose_next(waiting: Sequence[Job], max_batch: int) -> list[Job]:
+    """Of the jobs, oldest first, those of robots, unless there is none or another one has waited too long."""
+    robots = [job for job in waiting if job.request.episode is not None]
+    others = [job for job in waiting if job.request.episode is None]
+    is_late = others and monotonic() - others[0].came > OTHERS_WAIT_S
+    return (others if is_late or not robots else robots)[:max_batch]
 
 
 def deliver(job: Job, outcome: Outcome, engine_ms: float) -> None:

@@ -22,6 +22,7 @@ from vlm_local.engines import (
     ThinkingEngine,
     add_timings,
     as_engine_error,
+    choose_next,
     deliver,
     fail,
     forget,
@@ -31,8 +32,6 @@ from vlm_local.engines.pictures import scale_down
 from vlm_local.engines.thoughts import ThoughtJob, ThoughtQueue
 from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest, Thought, ThoughtRequest
-
-OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
 
 
 class EngineWorker:
@@ -247,19 +246,12 @@ class EngineWorker:
                 return None
             forgotten, self._forgotten = self._forgotten, []
             batch = []
-            for job in self._choose_next(max_batch):
+            for job in choose_next(self._waiting, max_batch):
                 self._waiting.remove(job)
                 if job.future.set_running_or_notify_cancel():
                     batch.append(job)
             self._running, self._running_since = batch, monotonic()  # forgetting takes its time, too
             return forgotten, batch, thought
-
-    def _choose_next(self, max_batch: int) -> list[Job]:
-        """Robots' requests, unless none waits or another one has waited too long. Called with the lock."""
-        robots = [job for job in self._waiting if job.request.episode is not None]
-        others = [job for job in self._waiting if job.request.episode is None]
-        is_late = others and monotonic() - others[0].came > OTHERS_WAIT_S
-        return (others if is_late or not robots else robots)[:max_batch]
 
     def _submit(self, engine: ConcurrentEngine, jobs: list[Job]) -> None:
         start = perf_counter()
