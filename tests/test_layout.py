@@ -58,13 +58,21 @@ OWNERS = {
 }
 
 
+def walk_statements(node: ast.AST) -> Iterator[ast.AST]:
+    """As ast.walk, without the expressions, which hold no statement and are most of a file."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler | ast.match_case):
+            yield child
+            yield from walk_statements(child)
+
+
 @cache
 def list_imports() -> list[tuple[tuple[str, ...], str, str]]:
     """(importing module below vlm_local, imported name, file and line) of every import statement, nested ones too."""
     found = []
     for path in sorted(ROOT.rglob("*.py")):
         module = path.relative_to(ROOT).with_suffix("").parts
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in walk_statements(ast.parse(path.read_text())):
             where = f"{path.relative_to(ROOT)}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.ImportFrom) and node.level == 0:
                 found += [(module, f"{node.module}.{alias.name}", where) for alias in node.names]

@@ -44,12 +44,12 @@ def projection():
     return Projection.from_camera_matrix(load_embodiment("simulator").camera_matrix)
 
 
-@pytest.mark.parametrize("side", [slow(224), 256])
-def test_the_drawn_tip_of_forward_is_within_two_pixels_of_the_truth(simulator, projection, side):
+@pytest.mark.parametrize(("side", "num"), [(256, 200), slow(256, 1000), slow(224, 1000)])
+def test_the_drawn_tip_of_forward_is_within_two_pixels_of_the_truth(simulator, projection, side, num):
     generator = np.random.default_rng(0)
     black = np.zeros((side, side, 3), np.uint8)
     worst, num_checked = 0.0, 0
-    for position in generator.uniform(*WORKSPACE, (1000, 3)):
+    for position in generator.uniform(*WORKSPACE, (num, 3)):
         marked, about = draw_marks(black, position, "axes", projection)
         start = project(simulator, position, side, side)
         tip = project(simulator, position + np.array([ARROW_M, 0, 0]), side, side)
@@ -60,7 +60,7 @@ def test_the_drawn_tip_of_forward_is_within_two_pixels_of_the_truth(simulator, p
         pixels = np.stack([columns, rows], axis=1) + 0.5
         drawn = pixels[((pixels - start) @ (tip - start)).argmax()]
         worst, num_checked = max(worst, float(np.linalg.norm(drawn - tip))), num_checked + 1
-    assert worst <= 2.0 and num_checked > 900
+    assert worst <= 2.0 and num_checked > 0.9 * num
     assert (black == 0).all()
 
 

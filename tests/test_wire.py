@@ -235,7 +235,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.fixed_dictionaries({"image": _JSON, "instruction": _JSON, "proprio": _JSON}))
 def test_random_json_is_the_clients_fault(value):
     with pytest.raises(RequestError):

@@ -1,5 +1,6 @@
 """What a result was made with, so that it can be made again."""
 
+import functools
 import importlib.metadata
 import json
 import os
@@ -67,6 +68,7 @@ def list_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Itera
             yield f"{name} was {json.dumps(old)} and is {json.dumps(new)}"
 
 
+@functools.cache  # each name is looked up in every folder of sys.path
 def _list_versions() -> dict[str, str]:
     installed = {}
     for name in _PACKAGES:

@@ -10,7 +10,8 @@ from vlm_local.decoding import tree
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import Budget, TreeDecoder
 
-CASES = [(family, 0) for family in ALL] + [slow(family, seed) for family in ALL for seed in (1, 2)]
+CASES = [(family, 0) for family in ("qwen2-vl", "qwen3-vl", "paligemma2", "smolvlm2")]
+CASES += [slow(family, seed) for family in ALL for seed in range(3) if (family, seed) not in CASES]
 ALL_PHRASES = [("qwen2-vl", 0), ("paligemma", 0)]
 YES_NO = ("yes", "no")
 
@@ -52,7 +53,7 @@ def test_probabilities_are_those_of_naive_scoring(family, seed):
         assert [each.sentence for each in answers] == [sentences[i] for i in drawn[first : first + 16]]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen2-vl", "smolvlm2", *map(slow, ("qwen3-vl", "paligemma2"))])
 def test_map_and_sample_follow_the_exact_distribution(family):
     loaded, processing = load_tiny(family)
     shuffle_head(loaded, 3, scale=0.3)

@@ -1,6 +1,8 @@
 """Small random models of each family, loaded as the engine loads them, and requests for them."""
 
+import copy
 import functools
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -18,6 +20,13 @@ PHRASES = load_grammar("primitives").sentences
 
 def load_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedModel, Processing]:
     """A model of its own, so that a test may change its weights."""
+    loaded, processing = share_tiny(family, seed, dtype)
+    return replace(loaded, model=copy.deepcopy(loaded.model)), processing
+
+
+@functools.cache
+def share_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedModel, Processing]:
+    """The same model for every test that leaves it as it is."""
     folder, device = tiny_checkpoint(family, seed), torch.device("cpu")
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
     processor = load_processor(folder, family)
@@ -45,9 +54,3 @@ def draw_request(seed: int, side: int = 64, before: str = "Answer in one phrase.
 
 def prepare(processing: Processing, *requests: GenerationRequest) -> list[PreparedRequest]:
     return [processing.prepare(request) for request in requests]
-
-
-@functools.cache
-def share_tiny(family: str, seed: int = 0) -> tuple[LoadedModel, Processing]:
-    """The same model for every test that leaves it as it is."""
-    return load_tiny(family, seed)

@@ -1,5 +1,7 @@
 """LoRA adapters: what was trained is what is served, as peft itself computes it, or the adapter is refused."""
 
+import copy
+import functools
 import json
 import math
 import shutil
@@ -18,8 +20,13 @@ from vlm_local.engines.loading import load_model
 from vlm_local.errors import ConfigError
 
 
-def _load(folder):
+@functools.cache
+def _read(folder):
     return transformers.AutoModelForImageTextToText.from_pretrained(folder)
+
+
+def _load(folder):
+    return copy.deepcopy(_read(folder))
 
 
 def _edit(file, **changes):

@@ -1,5 +1,6 @@
 """Every family from a folder to a phrase for a picture; what loading refuses; what processing promises."""
 
+import functools
 import json
 import re
 import shutil
@@ -37,6 +38,7 @@ def _generate(engine, *requests):
     return engine.generate(requests)
 
 
+@functools.cache  # nothing below changes the model
 def _open_processing(family):
     loaded = load_model(open_checkpoint(tiny_checkpoint(family)))
     return loaded, Processing(loaded.processor, family, loaded.dtype)

@@ -55,8 +55,10 @@ def test_a_thought_crosses_the_pipe_piece_by_piece_beside_steps(engine):
 def test_a_model_answers_as_it_does_in_this_process():
     options = PolicyOptions(model=str(tiny_checkpoint("qwen2-vl")), device="cpu", dtype="float32")
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
+    seen = Picture(255 - image)  # sent once
     requests = [
-        GenerationRequest(image, Prompt("", text, "chat"), CHOICES, posterior="exact") for text in ("is it?", "or not?")
+        GenerationRequest(image, Prompt("", text, "chat", earlier), CHOICES, posterior="exact")
+        for text, earlier in (("is it?", ()), ("or not?", ("before", seen, "now")), ("or is it?", (seen, "now")))
     ]
     apart, here = EngineProcess(partial(open_engine, options)), open_engine(options)
     try:

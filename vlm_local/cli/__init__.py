@@ -5,6 +5,7 @@ need only when they run, so that --help stays fast. A command is `run(args) -> e
 """
 
 import argparse
+import functools
 import importlib
 import os
 import pkgutil
@@ -48,6 +49,7 @@ _EPILOG = (
 _CLOSED_PIPE = 128 + 13  # as a program ends that SIGPIPE ends
 
 
+@functools.cache  # parsing changes nothing in it
 def build_parser() -> CommandParser:
     parser = CommandParser(
         prog="vlm-local",

@@ -4,6 +4,7 @@ All intervals are 95 %. Episodes (or scenes) are the independent units: steps of
 other, so intervals and tests that took steps for independent would claim far too much.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,6 +19,7 @@ NUM_SWAPS = 10_000  # random swaps for more units
 _Z = 1.959964  # 97.5 % quantile of the normal distribution
 _EDGES = (0.025, 0.975)
 _RESAMPLES_AT_ONCE, _SWAPS_AT_ONCE = 50, 500  # bounds memory for data sets of many episodes
+_KEPT_UNITS = 200  # up to which drawn weights are kept, 3.2 MB: a study asks for the same ones at every score
 
 
 def wilson(part: float, whole: float) -> tuple[float, float]:
@@ -76,9 +78,21 @@ def find_paired_interval(first: np.ndarray, second: np.ndarray) -> list[float]:
 def draw_weights(num_units: int, seed: int) -> Iterator[np.ndarray]:
     """Bootstrap: how often each unit is drawn when as many are drawn as there are, with replacement.
 
-    Yields float64 (resamples, num_units) until there are NUM_RESAMPLES; the same for the same seed. Any score that is
-    a function of sums over units is resampled by weighting these sums.
+    Yields float64 (resamples, num_units), not to be changed, until there are NUM_RESAMPLES; the same for the same
+    seed. Any score that is a function of sums over units is resampled by weighting these sums.
     """
+    return iter(_keep_weights(num_units, seed)) if num_units <= _KEPT_UNITS else _draw_weights(num_units, seed)
+
+
+@functools.lru_cache(maxsize=4)
+def _keep_weights(num_units: int, seed: int) -> tuple[np.ndarray, ...]:
+    kept = tuple(_draw_weights(num_units, seed))
+    for weights in kept:
+        weights.flags.writeable = False
+    return kept
+
+
+def _draw_weights(num_units: int, seed: int) -> Iterator[np.ndarray]:
     random = np.random.default_rng(seed)
     offsets = num_units * np.arange(_RESAMPLES_AT_ONCE)[:, None]
     for _ in range(NUM_RESAMPLES // _RESAMPLES_AT_ONCE):

@@ -8,8 +8,10 @@ import pytest
 
 from tests.server.test_answers import serve_answers
 from tests.serving import SteeredEngine, serve, until
+from tests.slow import slow
 from vlm_local.cli import main
 from vlm_local.lab.station.arm import StationArm
+from vlm_local.lab.station.scene import RESET_STEPS
 from vlm_local.sim.environment import SimEnv
 
 
@@ -70,7 +72,7 @@ def test_a_tunnel_that_is_gone_ends_a_job_and_behind_the_relay_it_does_not(tmp_p
 def test_two_stations_at_once_are_two_robots_with_an_episode_each(tmp_path):
     with serve() as server:
         status, report, _ = _play(
-            server.url, tmp_path / "job", "close_drawer", "--episodes", "2", "--second-station", steps=10
+            server.url, tmp_path / "job", "close_drawer", "--episodes", "2", "--second-station", steps=5
         )
         server.newest_record()
     assert status == 0 and report["would_have_ended"] == []
@@ -84,7 +86,7 @@ def test_two_stations_at_once_are_two_robots_with_an_episode_each(tmp_path):
     assert {robot for steps in asked.values() for robot, _, _ in steps} == {"robot", "robot.2"}
     for steps in asked.values():
         assert len({robot for robot, _, _ in steps}) == 1
-        assert [step[1:] for step in steps] == [(episode, step) for episode in range(2) for step in range(10)]
+        assert [step[1:] for step in steps] == [(episode, step) for episode in range(2) for step in range(5)]
 
 
 def test_the_oracle_puts_the_scene_back_between_episodes(tmp_path):
@@ -97,7 +99,9 @@ def test_the_oracle_puts_the_scene_back_between_episodes(tmp_path):
     assert sink["scene_resets"] == {"tries": 0, "persons_called": 0}  # the eggplant has not left the basket
 
 
-def test_another_servers_policy_puts_the_scene_back(tmp_path):
+@pytest.mark.parametrize("num_steps", [10, slow(110)])
+def test_another_servers_policy_puts_the_scene_back(tmp_path, monkeypatch, num_steps):
+    monkeypatch.setitem(RESET_STEPS, "drawer", num_steps)
     with serve() as server, serve() as idle:
         idle.engine.phrase = "stop"
         flags = ("--episodes", "2", "--reset-policy", idle.url)
@@ -107,7 +111,7 @@ def test_another_servers_policy_puts_the_scene_back(tmp_path):
         idle.newest_record()
         asked = {record.observation.instruction for record in idle.records}
     assert report["scene_resets"] == {"tries": 1, "persons_called": 0}
-    assert asked == {"open the drawer"} and len(idle.records) == 110
+    assert asked == {"open the drawer"} and len(idle.records) == num_steps
 
 
 def test_a_detector_that_errs_is_told_from_the_truth(tmp_path):

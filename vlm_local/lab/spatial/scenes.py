@@ -5,6 +5,7 @@ A scene has three blocks around the gripper, one of them named. A seed fixes it 
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,7 @@ class Scene:
         return self.words.format(colour=self.named)
 
 
+@lru_cache(maxsize=1)  # the changes of a scene are shown one after another
 def sample_scene(level: Level, seed: int, index: int) -> Scene:
     """Scene `index` of the set with this seed.
 

@@ -35,7 +35,7 @@ _QUESTIONS = {
     "sink": "is the eggplant in the sink or in the basket? answer sink or basket or invalid",
 }
 _ANSWERS = {"open_drawer": "yes", "close_drawer": "no", "eggplant_in_sink": "sink", "eggplant_in_basket": "basket"}
-_RESET_STEPS = {"drawer": 110, "sink": 80}
+RESET_STEPS = {"drawer": 110, "sink": 80}
 _TRIES = 3
 
 
@@ -143,7 +143,7 @@ class SceneReset:
 
     def _play(self, policy: OracleReset | StationClient, survive: Callable[[Callable], object]) -> None:
         survive(policy.reset)
-        for _ in range(_RESET_STEPS[self._goal.kind]):
+        for _ in range(RESET_STEPS[self._goal.kind]):
             if isinstance(policy, OracleReset) and self._goal.is_done(self._env.world):
                 return
             action = survive(lambda: self._ask(policy))
