@@ -76,7 +76,7 @@ def shoot_results(browser: Browser, folder: Path) -> None:
     )
     listener = bind("127.0.0.1", 0)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}/"
-    threading.Thread(target=serve_episodes, args=([folder], listener), daemon=True).start()
+    threading.Thread(target=serve_episodes, args=([folder], [], listener), daemon=True).start()
     shoot(browser, "episodes", url, "document.querySelectorAll('#rows tr').length === 6")
     shoot(browser, "episode", f"{url}#episodes/0/push-1", "document.querySelector('#stage .frame')?.naturalWidth")
     shoot(browser, "report", f"{(folder / 'report.html').resolve().as_uri()}", "document.querySelector('.tiles')")
