@@ -57,7 +57,7 @@ class Piece:
 class SentParts:
     """Earlier pictures and lists of sentences that the other side knows.
 
-    Both sides see the same messages in the same order, and so keep the same. A list of 729 phrases takes 20 kB and
+    Both sides see the same messages in the same order, and so keep the same. A list of 729 phrases takes 36 kB and
     must be hashed where it is looked up: where it comes once, every request of a robot holds the same object.
     """
 
