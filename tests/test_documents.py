@@ -210,3 +210,14 @@ def test_every_command_runs(document, place):
                 for words in block.list_commands():
                     print("$", *words, file=sys.stderr)
                     _run_command(words, server)
+
+
+def test_the_list_of_decisions_has_every_topic_and_title_in_their_order():
+    text = (ROOT / "docs/decisions.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^- \[(.+?)\]\(.+?\): (.+)\.$", text, re.MULTILINE)
+    topics = re.split(r"^## (.+)\n", text, flags=re.MULTILINE)[1:]
+    found = []
+    for topic, paragraphs in zip(topics[::2], topics[1::2], strict=True):
+        titles = re.findall(r"^\*\*(.+?)\*\*", paragraphs, re.MULTILINE | re.DOTALL)
+        found.append((topic, "; ".join(" ".join(title.split()).rstrip(".") for title in titles)))
+    assert listed == found
