@@ -124,7 +124,7 @@ def test_replay_shows_the_first_divergence(tmp_path, capsys):
     _record(tmp_path / "run", ["stop", "stop", "move up", "stop", None])
     assert main(["replay", str(tmp_path / "run"), "--policy", "stop"]) == 0
     printed = capsys.readouterr().out
-    assert "first divergence: step 2" in printed and "3 of 5 answers are the same (60.0%)" in printed
+    assert "first divergence: step 2" in printed and "3 of 5 answers are the same (60.0 %)" in printed
     assert [line.split()[1] for line in printed.splitlines() if line.startswith(("    2", "    4"))] == ["≠", "≠"]
     _record(tmp_path / "same", ["stop", "stop"])
     assert main(["replay", str(tmp_path / "same"), "--policy", "stop"]) == 0

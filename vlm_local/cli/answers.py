@@ -94,14 +94,16 @@ def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, 
 
 def format_report(report: dict, folder: Path) -> str:
     """For a terminal."""
-    from vlm_local.lab.formats import format_fixed, format_share
+    from vlm_local.lab.formats import format_fixed, format_share, format_span
 
-    low_high = "" if report["interval"] is None else "  ({:.1%} to {:.1%})".format(*report["interval"])
-    wanted = f"threshold for {report['wanted_precision']:.0%}"
+    span = format_span(report["interval"], decimals=1)
+    interval = f"  ({span} %)" if span else ""
+    majority = report["majority"]
+    wanted = f"threshold for {format_share(report['wanted_precision'], decimals=0)}"
     lines = [
         f"\n{report['images']} pictures, {len(report['left_out'])} left out: {report['question']}",
-        f"right answers {report['accuracy']:.1%}{low_high}; always {report['majority']['answer']!r} "
-        f"{report['majority']['accuracy']:.1%}",
+        f"right answers {format_share(report['accuracy'])}{interval}; always {majority['answer']!r} "
+        f"{format_share(majority['accuracy'])}",
         f"{'answer':16}{'pictures':>9}{'recall':>9}{'precision':>11}{'AUC':>8}   {wanted}",
     ]
     for choice, score in report["by_answer"].items():

@@ -132,6 +132,7 @@ def _replay(args: argparse.Namespace) -> int:
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.runs import RunWriter, read_run
     from vlm_local.errors import ConfigError, DataError
+    from vlm_local.lab.formats import format_share
     from vlm_local.lab.offline.replay import count_reasoned, record_replay, replay_episode, tell_reasoned
     from vlm_local.lab.sources import open_source
 
@@ -165,7 +166,7 @@ def _replay(args: argparse.Namespace) -> int:
             num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
     if not num_steps:
         raise DataError(f"{args.recording} holds no step")
-    table = f"\n{num_same} of {num_steps} answers are the same ({num_same / num_steps:.1%})"
+    table = f"\n{num_same} of {num_steps} answers are the same ({format_share(num_same / num_steps)})"
     if told := tell_reasoned(num_reasoned, num_thought):
         table += f"\n{told}"
     out = {} if args.out is None else {"out": str(args.out)}

@@ -122,13 +122,13 @@ def _summarise(scores, plan, folder: Path) -> dict:
 
 def _format_table(summary: dict) -> str:
     """A line a task."""
+    from vlm_local.lab.formats import format_fixed, format_share, format_span
+
     lines = [f"{'':20}{'success':>9}  {'95 %':>14}{'within 70':>11}{'step ratio':>12}"]
     for task, rate in summary["success_rate"].items():
         within, ratio = summary["success_rate_70"][task], summary["efficiency"][task]
-        low, high = summary["interval"][task]
-        cells = ["-" if share is None else f"{share:.1%}" for share in (rate, within)]
-        shown = "-" if ratio is None else f"{ratio:.2f}"
-        lines.append(f"{task:20}{cells[0]:>9}  {f'{low:.1%} to {high:.1%}':>14}{cells[1]:>11}{shown:>12}")
+        span = format_span(summary["interval"][task], decimals=1)
+        lines.append(f"{task:20}{format_share(rate):>9}  {span:>14}{format_share(within):>11}{format_fixed(ratio):>12}")
     if summary["faulted"]:
         lines.append(
             f"{summary['faulted']} of {summary['episodes']} episodes faulted; the same command plays them again"
