@@ -38,8 +38,11 @@ def write_gif(path: str | Path, steps: Iterable[tuple[np.ndarray, Mapping[str, A
     """The same as a GIF that runs for ever, `width` pixels wide; for pages that play no MP4."""
     pages = [Image.fromarray(draw_step(image, line)) for image, line in steps]
     small = [page.resize((width, page.height * width // page.width), Image.Resampling.LANCZOS) for page in pages]
-    montage = Image.fromarray(np.concatenate([np.asarray(page) for page in small[:: len(small) // _SAMPLED + 1]]))
-    palette = montage.quantize(_COLOURS)  # one for all pages: with one for each, still surfaces would flicker
+    sampled = [*small[:: len(small) // _SAMPLED + 1], small[-1]]
+    montage = Image.fromarray(np.concatenate([np.asarray(page) for page in sampled]))
+    # One palette for all pages: with one for each, still surfaces would flicker. Its colours lie far apart; those that
+    # cover most would leave none for a block or a word.
+    palette = montage.quantize(_COLOURS, Image.Quantize.MAXCOVERAGE, kmeans=1)
     coloured = [page.quantize(palette=palette, dither=Image.Dither.NONE) for page in small]
     coloured[0].save(path, save_all=True, append_images=coloured[1:], duration=1000 // CONTROL_HZ, loop=0)
 
