@@ -172,6 +172,8 @@ class TrainableTiny(nn.Module):
     are and not which one the words mean.
     """
 
+    unknown: torch.Tensor
+
     def __init__(self, model: Any, unknown: torch.Tensor):
         """unknown: ids of tokens whose embeddings do not learn from being read; see wordings.UNKNOWN."""
         super().__init__()
