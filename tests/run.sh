@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests in the project's virtual environment: bash tests/run.sh [options of pytest].
-# As many processes as cores, unless -n says otherwise. --slow also runs what takes minutes.
+# --slow also runs what takes minutes.
 # --cuda-dry runs the GPU path's own instead, without a GPU where there is none.
 # With --doors first: other harnesses' own packages against a running server.
 # With --metaworld first: Meta-World's own package behind `sim` and `ceiling`.
@@ -40,7 +40,9 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # The tests start dozens of processes; where this is set, each would compile the whole package again.
 unset PYTHONDONTWRITEBYTECODE
 # Each process takes a stretch of neighbouring tests, so that what a file's tests share is mostly made once.
-pytest=("$python" -m pytest -n auto --dist worksteal)
+# Two processes more than cores: tests wait for a third of their time. Another -n comes after and counts.
+workers=$("$python" -c 'import os; print(os.cpu_count() + 2)')
+pytest=("$python" -m pytest -n "$workers" --dist worksteal)
 case "${1:-}" in
 "" | --slow) ;;
 *) exec "${pytest[@]}" "$@" ;; # a part of the tests
