@@ -4,10 +4,11 @@ import av
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 from vlm_local.cli import main
 from vlm_local.data import open_episodes
-from vlm_local.data.film import draw_step, write_film
+from vlm_local.data.film import draw_step, write_film, write_gif
 from vlm_local.data.runs import RunWriter, read_run
 from vlm_local.data.summary import list_runs, summarise_run
 from vlm_local.errors import DataError
@@ -146,6 +147,23 @@ def test_bars_point_the_way_of_the_words():
 
     assert is_left("y", 0.0125) and is_left("yaw", 0.125)  # left, counterclockwise
     assert is_left("x", -0.0125) and is_left("z", -0.0125) and is_left("pitch", -0.125)
+
+
+def test_a_gif_keeps_the_colours_of_small_things_and_words(tmp_path):
+    """Beside a table in many browns, of which a palette of the commonest colours would consist."""
+    shades = np.linspace(0, 1, 256)
+    table = 60 + 120 * (0.5 * shades[:, None, None] + 0.5 * shades[None, :, None]) * np.array([1.0, 0.75, 0.5])
+    image = table.astype(np.uint8)
+    colours = {"block": (20, 170, 50), "eggplant": (80, 30, 140)}
+    for place, colour in zip((40, 120), colours.values(), strict=True):
+        image[place : place + 10, place : place + 10] = colour
+    steps = [(image, _line("left", step)) for step in range(3)] + [(image, {"instruction": "go", "outcome": "success"})]
+    write_gif(tmp_path / "film.gif", steps)
+    with Image.open(tmp_path / "film.gif") as gif:
+        gif.seek(gif.n_frames - 1)
+        shown = np.asarray(gif.convert("RGB"), int).reshape(-1, 3)
+    for colour in (*colours.values(), (76, 199, 154)):  # the last one is that of "success"
+        assert np.abs(shown - colour).max(axis=1).min() < 25, colour
 
 
 def test_a_film_of_odd_sides_is_encoded(tmp_path):

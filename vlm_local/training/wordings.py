@@ -18,7 +18,7 @@ from vlm_local.sim.tasks import TASKS, find_task
 from vlm_local.training.tokenizer import WORDS
 
 _STRANGE, _TYPO, _POLITE, _SHOUTED = 0.45, 0.12, 0.25, 0.1  # chance of each in a sentence
-_MAX_FILLERS = 3
+_MAX_FILLERS, _MAX_LETTERS = 3, 9  # of a sentence, of a made-up word
 
 #: What a word that training never had looks like to the model: one token, whose embedding is never trained as an
 #: input. The embeddings of all such tokens are alike, since as outputs they are only ever made unlikely.
@@ -231,7 +231,7 @@ def _choose(choices, rng: np.random.Generator) -> str:
 def _finish(text: str, names: Mapping[str, str], rng: np.random.Generator) -> str:
     """Fill the places of a sentence and make it polite, misspelt, longer or stranger, by chance."""
     text = _expand(text, names, rng)
-    strange = 0.6 if rng.random() < _STRANGE else 0.05  # few sentences with many words, or one now and then
+    strange = 0.6 if rng.random() < _STRANGE else 0.05  # many words of some sentences, one now and then of the others
     words = [_replace(word, strange, rng) for word in text.split(" ")]
     if rng.random() < _POLITE:
         words = [_choose(_BEFORE, rng), *words] if rng.random() < 0.5 else [*words, _choose(_AFTER, rng)]
@@ -250,10 +250,9 @@ def _finish(text: str, names: Mapping[str, str], rng: np.random.Generator) -> st
 def _expand(text: str, names: Mapping[str, str], rng: np.random.Generator) -> str:
     def fill(match: re.Match) -> str:
         name = match[1]
-        value = names.get(name)
         if name == "relation":
             return _choose(_PARTS[names[name]], rng)
-        return value if value is not None else _choose(_PARTS[name], rng)
+        return names.get(name) or _choose(_PARTS[name], rng)
 
     while "{" in text:
         text = re.sub(r"{(\w+)}", fill, text)
@@ -264,8 +263,7 @@ def _replace(word: str, share: float, rng: np.random.Generator) -> str:
     plain = word.replace("?", "")
     if plain == word or rng.random() >= share:
         return plain
-    kind = rng.random()
-    if kind < 0.4:
+    if (kind := rng.random()) < 0.4:
         return UNKNOWN
     return _choose(_STRANGERS, rng) if kind < 0.65 else _make_up(rng)
 
@@ -274,7 +272,7 @@ def _make_up(rng: np.random.Generator) -> str:
     """A word that nobody knows, spelt like words: each letter follows the one before it as in some word of WORDS."""
     while True:
         word = _choose(_FOLLOWING[""], rng)
-        while len(word) < 9 and (letter := _choose(_FOLLOWING[word[-1]], rng)):
+        while len(word) < _MAX_LETTERS and (letter := _choose(_FOLLOWING[word[-1]], rng)):
             word += letter
         if len(word) > 2 and word not in HELD_OUT | _SEEN | _MEANINGFUL:
             return word
@@ -283,11 +281,10 @@ def _make_up(rng: np.random.Generator) -> str:
 def _list_following() -> dict[str, list[str]]:
     """Letter -> those that follow it, as often as they do; "" stands for the start and the end of a word."""
     following = defaultdict(list)
-    for word in WORDS.split():
-        if word.isalpha() and word.islower():
-            for letter, after in pairwise(["", *word, ""]):
-                following[letter].append(after)
-    return dict(following)
+    words = (word for word in WORDS.split() if word.isalpha() and word.islower())
+    for letter, after in (pair for word in words for pair in pairwise(["", *word, ""])):
+        following[letter].append(after)
+    return following
 
 
 _FOLLOWING = _list_following()
