@@ -47,7 +47,7 @@ case "${1:-}" in
 "" | --slow) ;;
 *) exec "${pytest[@]}" "$@" ;; # a part of the tests
 esac
-# The type check takes a minute of one core: beside the tests, which wait now and then.
+# The type check takes half a minute of one core: beside the tests, which wait now and then.
 types=$(mktemp)
 trap 'rm -f "$types"' EXIT
 "$python" -m basedpyright --pythonpath "$python" >"$types" 2>&1 &
