@@ -40,14 +40,14 @@ _MIXES = {
     0: {"reach": 1.0},
     16: {"reach": 0.5, "open_drawer": 0.25, "close_drawer": 0.25},
     48: {
-        "reach": 0.06,
-        "reach_relation": 0.24,
-        "open_drawer": 0.04,
-        "close_drawer": 0.04,
-        "eggplant_in_basket": 0.15,
-        "eggplant_in_sink": 0.14,
-        "push": 0.13,
-        "lift": 0.20,
+        "reach": 0.05,
+        "reach_relation": 0.42,
+        "open_drawer": 0.03,
+        "close_drawer": 0.03,
+        "eggplant_in_basket": 0.07,
+        "eggplant_in_sink": 0.10,
+        "push": 0.14,
+        "lift": 0.16,
     },
 }
 
