@@ -1,5 +1,6 @@
 """Rounds in the simulator: whose labels they are, that a seed fixes them, that a kill changes nothing."""
 
+import json
 import threading
 from contextlib import closing
 from dataclasses import replace
@@ -20,7 +21,7 @@ from vlm_local.training.optimisation import Recipe
 from vlm_local.training.questions import list_questions
 from vlm_local.training.rounds import RoundSpec, collect_round, measure_round, open_student
 from vlm_local.training.simulated import Course, SimulatedTraining
-from vlm_local.training.tiny import write_tiny
+from vlm_local.training.tiny import SIDECAR, write_sidecar, write_tiny
 from vlm_local.types import Primitive
 
 # What is asked of one scene besides: a block named by its place, where that is clear.
@@ -145,8 +146,12 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
 @pytest.mark.parametrize("task", ["open_drawer", slow("eggplant_in_sink")])
 def test_a_task_without_a_red_thing_is_learnt_from_the_first_round(task, tmp_path):
     write_tiny(tmp_path / "start", seed=0)
+    (tmp_path / "start" / "README.md").write_text("The card of other weights.")
+    write_sidecar(tmp_path / "start", SIDECAR | {"results": {"level normal": {"reach": {"success": 1.0}}}})
     student = _train(tmp_path / "start", tmp_path / "run", 1, mixes={0: {task: 1.0}})
     assert (student / "model.safetensors").read_bytes() != (tmp_path / "start" / "model.safetensors").read_bytes()
+    assert json.loads((student / "vlm_local.json").read_text()) == SIDECAR | {"trained": True}
+    assert not (student / "README.md").exists()
 
 
 @pytest.mark.slow

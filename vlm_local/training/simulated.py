@@ -135,7 +135,7 @@ class SimulatedTraining:
         course, optimisation = self._course, self._optimisation
         first = optimisation.step // course.steps
         if first:  # a kill may have come after the state was saved and before the student was whole
-            write_weights(self._start, self._trainable.model, self._student(first - 1))
+            self._write_student(first - 1)
         if first >= course.num_rounds:
             return self._student(course.num_rounds - 1)
         self._reload(first)
@@ -146,7 +146,7 @@ class SimulatedTraining:
                 if number + 1 < course.num_rounds:
                     upcoming = self._submit(pool, number + 1)
                 optimisation.run((number + 1) * course.steps, self._compute)
-                write_weights(self._start, self._trainable.model, self._student(number))
+                self._write_student(number)
                 self._clean(number)
                 if (number + 1) % course.measure_every == 0:
                     self._measure(pool, number)
@@ -155,6 +155,11 @@ class SimulatedTraining:
             self._log_measured(wait=True)
         self._draw_curves()
         return self._student(course.num_rounds - 1)
+
+    def _write_student(self, number: int) -> None:
+        """Only the course's last one says that it is trained."""
+        is_last = number == self._course.num_rounds - 1
+        write_weights(self._start, self._trainable.model, self._student(number), trained=is_last)
 
     def _draw_curves(self) -> None:
         tasks = self._course.mix(self._course.num_rounds - 1)

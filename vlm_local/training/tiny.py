@@ -76,9 +76,11 @@ def show_first_picture(start: Path, folder: Path) -> Path:
     return folder
 
 
-def write_weights(start: Path, model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
-    """A folder as `start`, with the weights of `model`."""
-    shutil.copytree(start, folder, ignore=shutil.ignore_patterns("*.safetensors"), dirs_exist_ok=True)
+def write_weights(start: Path, model: Qwen2VLForConditionalGeneration, folder: Path, trained: bool) -> None:
+    """A folder as `start` with the weights of `model`. Results and model card of the start's weights stay behind."""
+    shutil.copytree(start, folder, ignore=shutil.ignore_patterns("*.safetensors", "README.md"), dirs_exist_ok=True)
+    fields = json.loads((start / "vlm_local.json").read_text(encoding="utf-8"))
+    write_sidecar(folder, {**fields, "trained": trained, "results": {}})
     _save(model, folder)
 
 
