@@ -246,3 +246,6 @@ def test_a_model_card_takes_results_of_its_own_weights(simulation, tmp_path, cap
     assert main(["card", str(model), str(result), str(result)]) == 2
     (model / "README.md").write_text("no marks")
     assert main(["card", str(model), str(result)]) == 2
+    (model / "README.md").unlink()
+    assert main(["card", str(model), str(result)]) == 0
+    assert (model / "README.md").read_text() == head.replace("mine\n", "model\n\n") + f"{row}\n{END}\n"

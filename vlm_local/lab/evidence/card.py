@@ -16,10 +16,11 @@ BEGIN, END = "<!-- results -->", "<!-- /results -->"
 
 
 def write_card(folder: Path, results: Sequence[VerifiedResult]) -> int:
-    """Write what was reached into `folder`/README.md (between its marks BEGIN and END) and vlm_local.json.
+    """Write what was reached into `folder`/vlm_local.json and, between its marks BEGIN and END, README.md.
 
-    Returns the number of (setting, task) pairs. Raises DataError for results that are not of these weights, for two of
-    one setting, and for a card without marks; ConfigError where nothing can be written.
+    A folder without README.md gets one. Returns the number of (setting, task) pairs. Raises DataError for results that
+    are not of these weights, for two of one setting, and for a card without marks; ConfigError where nothing can be
+    written.
     """
     weights = open_checkpoint(folder).sha256
     settings: dict[str, dict[str, Any]] = {}
@@ -32,7 +33,8 @@ def write_card(folder: Path, results: Sequence[VerifiedResult]) -> int:
                 raise DataError(f"the result {result.seal[:12]} has {task} once more in the same setting")
             tasks[task] = told
     card = folder / "README.md"
-    before, found, rest = card.read_text(encoding="utf-8").partition(BEGIN)
+    text = card.read_text(encoding="utf-8") if card.exists() else f"# {folder.resolve().name}\n\n{BEGIN}\n{END}\n"
+    before, found, rest = text.partition(BEGIN)
     _, ended, after = rest.partition(END)
     if not (found and ended):
         raise DataError(f"{card} does not say where the results go: it needs the lines {BEGIN} and {END}")
