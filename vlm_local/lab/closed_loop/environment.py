@@ -12,6 +12,9 @@ from vlm_local.policy import draw_uniform
 from vlm_local.primitives import format_phrase, parse_phrase
 from vlm_local.types import Observation, Primitive
 
+_Choose = Callable[[TaskEnvironment, int], Primitive]  # what is done at a step
+_counted: dict[tuple[str | int, ...], int | None] = {}  # steps to success by who acts and in which episode
+
 
 @dataclass(frozen=True, eq=False)
 class State:
@@ -52,13 +55,20 @@ class Environment:
 
     def count_oracle_steps(self, task: str, seed: int, max_steps: int) -> int | None:
         """Steps to success of the oracle on this episode, None where it fails: the ceiling."""
-        env = self._open(task)[1]
-        return self._count_steps(env, seed, max_steps, lambda step: env.ask_oracle())
+        return self._count_once("oracle", task, seed, max_steps, lambda env, step: env.ask_oracle())
 
     def count_random_steps(self, task: str, seed: int, max_steps: int) -> int | None:
         """Steps to success of random phrases on this episode, None where they fail: the floor."""
-        env = self._open(task)[1]
-        return self._count_steps(env, seed, max_steps, lambda step: parse_phrase(self._draw_phrase(seed, step)))
+        return self._count_once(
+            "random", task, seed, max_steps, lambda env, step: parse_phrase(self._draw_phrase(seed, step))
+        )
+
+    def _count_once(self, who: str, task: str, seed: int, max_steps: int, choose: _Choose) -> int | None:
+        """Counted once in a process: the results that are verified together are often of the same episodes."""
+        episode = (who, self._suite.name, task, self._level, seed, max_steps)
+        if episode not in _counted:
+            _counted[episode] = self._count_steps(self._open(task)[1], seed, max_steps, choose)
+        return _counted[episode]
 
     def _open(self, task: str) -> tuple[TaskEnvironment, TaskEnvironment]:
         """A task's environments with and without pictures, made where they are not those of the last call."""
@@ -77,14 +87,12 @@ class Environment:
     def _draw_phrase(self, seed: int, step: int) -> str:
         return self._phrases[int(draw_uniform(seed, step) * len(self._phrases))]
 
-    def _count_steps(
-        self, env: TaskEnvironment, seed: int, max_steps: int, choose: Callable[[int], Primitive]
-    ) -> int | None:
+    def _count_steps(self, env: TaskEnvironment, seed: int, max_steps: int, choose: _Choose) -> int | None:
         """Steps to success with what `choose` says at each step, or None."""
         latch = GripperLatch()
         env.reset(seed)
         for step in range(max_steps):
-            primitive = choose(step)
+            primitive = choose(env, step)
             command = latch.update(primitive.gripper, env.observation.opening)
             outcome = env.step(build_action(primitive, command, self._suite.table))
             if outcome.success or outcome.lost:
