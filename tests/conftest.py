@@ -1,11 +1,15 @@
 """`--slow`: also the tests that take minutes. `bash tests/run.sh --slow` runs them with the others."""
 
 import gc
+import os
 
 import pytest
 
 # Imports make a million objects that stay: looking through them again and again was a seventh of the collection's time.
 gc.disable()
+
+# No test asks a server on the internet: each client of another server would read the machine's certificates again.
+os.environ.setdefault("SSL_CERT_DIR", os.path.dirname(__file__))
 
 
 def pytest_addoption(parser):

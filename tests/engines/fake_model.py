@@ -1,5 +1,6 @@
 """A true, if tiny, language model: the next word depends on a picture and the words so far."""
 
+import functools
 import hashlib
 import re
 
@@ -8,9 +9,10 @@ import numpy as np
 END = "<|im_end|>"
 
 
-def cut_words(sentence: str) -> list[str]:
+@functools.cache  # asked for the same sentences thousands of times
+def cut_words(sentence: str) -> tuple[str, ...]:
     """The model's tokens: a word with the space before it, or a comma."""
-    return re.findall(r" ?[^\s,]+|,", sentence)
+    return tuple(re.findall(r" ?[^\s,]+|,", sentence))
 
 
 def weigh_next(picture: str, words: list[str], choices: list[str], sharpness: float = 1.0) -> np.ndarray:

@@ -6,7 +6,6 @@ import json
 import math
 import shutil
 
-import peft
 import pytest
 import safetensors.torch
 import torch
@@ -35,6 +34,8 @@ def _edit(file, **changes):
 
 def _adapt(family, folder, **options):
     """A trained adapter's folder beside its tiny base."""
+    import peft  # here and below: three seconds, which not every process that collects this file needs
+
     torch.manual_seed(0)
     base = tiny_checkpoint(family)
     model = peft.get_peft_model(_load(base), peft.LoraConfig(r=4, **{"target_modules": ["q_proj"]} | options))
@@ -49,6 +50,8 @@ def _adapt(family, folder, **options):
 
 def _merge(family, adapter, folder):
     """The trained model as a whole folder, merged by peft; head and embedding are two tensors, as in training."""
+    import peft
+
     base = tiny_checkpoint(family)
     model = _load(base)
     model.config.tie_word_embeddings = model.config.get_text_config().tie_word_embeddings = False
@@ -114,6 +117,8 @@ def test_module_names_of_older_versions_find_their_place(family, new, old, tmp_p
 
 def test_an_adapter_on_a_quantised_base_is_added_beside_its_layers(tmp_path):
     """Merged into 4-bit weights, most of it would be rounded away."""
+    import peft
+
     adapter = _adapt("qwen2-vl", tmp_path / "adapter", target_modules=["q_proj", "up_proj", "lm_head"])
     base = tiny_checkpoint("qwen2-vl")
     quantised = load_model(open_checkpoint(base), "4bit").model

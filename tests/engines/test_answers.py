@@ -4,7 +4,6 @@ import shutil
 
 import numpy as np
 import pytest
-from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 
 from tests.tiny_models import tiny_checkpoint
@@ -46,6 +45,8 @@ def test_each_kind_of_model_answers_with_the_oracles_probabilities(family):
 
 def test_a_lora_detector_answers_by_its_folder(tmp_path):
     """As AutoEval fine-tunes its PaliGemma: rank 8 on all projections of the language model."""
+    from peft import LoraConfig, get_peft_model  # three seconds, which not every process that collects this file needs
+
     base = tmp_path / "base"
     shutil.copytree(tiny_checkpoint("paligemma"), base)
     names = ["q_proj", "o_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
