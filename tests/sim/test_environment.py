@@ -1,5 +1,7 @@
 """The environment: gymnasium's contract, seeds, pictures that show what is there, bad input."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -118,8 +120,22 @@ def test_unknown_names_are_told_what_there_is():
 def test_without_opengl_the_debian_package_is_named(monkeypatch):
     monkeypatch.setenv("MUJOCO_GL", "glfw")
     env = SimEnv("reach", image_size=32)
-    with pytest.raises(ConfigError, match="libegl1"):
-        env.reset(seed=0)
+    with ThreadPoolExecutor(1) as thread, pytest.raises(ConfigError, match="libegl1"):  # it has no context yet
+        thread.submit(env.reset, seed=0).result()
+
+
+def test_cameras_one_after_another_and_at_once_draw_the_same():
+    def draw(env):
+        return env.reset(seed=3)[0]["image"]
+
+    first, other = SimEnv("push", image_size=64), SimEnv("eggplant_in_sink", image_size=48)
+    pictures = [draw(first), draw(other), draw(first), draw(other)]
+    first.close()
+    other.close()
+    again = SimEnv("push", image_size=64)  # in a context that was used before
+    np.testing.assert_array_equal([pictures[2], draw(again)], [pictures[0]] * 2)
+    np.testing.assert_array_equal(pictures[1], pictures[3])
+    again.close()
 
 
 @pytest.mark.parametrize("task", [*TASKS, *MEMORY_TASKS])

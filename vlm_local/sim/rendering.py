@@ -1,15 +1,21 @@
 """Offscreen pictures on a machine without a screen: EGL, else OSMesa."""
 
 import os
+import threading
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from vlm_local.errors import ConfigError
 
+# .contexts: OpenGL contexts that this thread's closed cameras have left. What the driver compiles for the first
+# camera in a context takes a tenth of a second. Cameras at the same time need one each: they change its state.
+_idle = threading.local()
+
 
 class Camera:
-    """Renders one camera of one model. Owns an OpenGL context: use and close it in one thread."""
+    """Renders one camera of one model. Has an OpenGL context for itself: use and close it in one thread."""
 
     def __init__(
         self,
@@ -26,7 +32,7 @@ class Camera:
         self._model = model
         width, height = (size, size) if isinstance(size, int) else size
         os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's threads cost more than they bring at this size
-        self._context = _open_context(width, height)
+        self._context = _list_idle().pop() if _list_idle() else _open_context()
         self._context.make_current()
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         model.vis.quality.shadowsize = 256  # 512 looks hardly better and takes twice as long to draw
@@ -60,10 +66,16 @@ class Camera:
     def close(self) -> None:
         self._context.make_current()
         self._gpu.free()
-        self._context.free()
+        _list_idle().append(self._context)
 
 
-def _open_context(width: int, height: int):
+def _list_idle() -> list[Any]:
+    if not hasattr(_idle, "contexts"):
+        _idle.contexts = []
+    return _idle.contexts
+
+
+def _open_context() -> Any:
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     reasons = []
     for name, module in (("egl", "mujoco.egl"), ("osmesa", "mujoco.osmesa")):
@@ -71,7 +83,8 @@ def _open_context(width: int, height: int):
             continue
         platform = os.environ.get("PYOPENGL_PLATFORM")
         try:
-            context = __import__(module, fromlist=["GLContext"]).GLContext(width, height)
+            # The size does not matter: a camera draws into a buffer of its own.
+            context = __import__(module, fromlist=["GLContext"]).GLContext(1, 1)
         except Exception as error:  # PyOpenGL raises AttributeError, ImportError, its own GLError ...
             reasons.append(f"{name}: {error}")
             if platform is None:
