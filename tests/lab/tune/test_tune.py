@@ -206,7 +206,7 @@ def test_a_contrast_is_found_for_the_embedded_model_with_a_constant(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(TreeDecoder, "session_type", TreeDecoder.session_type)
         [token] = AutoTokenizer.from_pretrained("checkpoints/tiny")(" forward", add_special_tokens=False)["input_ids"]
-        bias_tree(TreeDecoder, token, 4.0)
+        bias_tree(TreeDecoder, token, 8.0)
         assert tune(tmp_path / "data", tmp_path / "out", "--every", 4, "--rungs", "frames,think,contrast") == 0
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert "reads only one" in report["rungs"][0]["skipped"]
