@@ -8,7 +8,7 @@ import pytest
 # Imports make a million objects that stay: looking through them again and again was a seventh of the collection's time.
 gc.disable()
 
-# No test asks a server on the internet: each client of another server would read the machine's certificates again.
+# No test asks a server on the internet. Each HTTP client would load all of the machine's certificates.
 os.environ.setdefault("SSL_CERT_DIR", os.path.dirname(__file__))
 
 

@@ -10,7 +10,10 @@ from vlm_local.cli import build_parser
 from vlm_local.errors import ConfigError
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.levels import LEVELS
+from vlm_local.sim.rendering import Camera
+from vlm_local.sim.scene import CAMERA
 from vlm_local.sim.tasks import MEMORY_TASKS, TASKS, find_task
+from vlm_local.sim.world import World
 
 STAY = np.array([0.0, 0, 0, 0, 0, 0, 1])
 
@@ -136,6 +139,19 @@ def test_cameras_one_after_another_and_at_once_draw_the_same():
     np.testing.assert_array_equal([pictures[2], draw(again)], [pictures[0]] * 2)
     np.testing.assert_array_equal(pictures[1], pictures[3])
     again.close()
+
+
+def test_a_camera_that_is_closed_twice_gives_its_context_once():
+    world = World("blocks")
+    camera = Camera(world.model, CAMERA, 32)
+    camera.close()
+    camera.close()
+    first, other = SimEnv("push", image_size=64), SimEnv("eggplant_in_sink", image_size=48)
+    expected = first.reset(seed=3)[0]["image"]
+    other.reset(seed=3)
+    np.testing.assert_array_equal(first.reset(seed=3)[0]["image"], expected)
+    first.close()
+    other.close()
 
 
 @pytest.mark.parametrize("task", [*TASKS, *MEMORY_TASKS])

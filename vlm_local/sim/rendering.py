@@ -32,7 +32,7 @@ class Camera:
         self._model = model
         width, height = (size, size) if isinstance(size, int) else size
         os.environ.setdefault("LP_NUM_THREADS", "0")  # Mesa's threads cost more than they bring at this size
-        self._context = _list_idle().pop() if _list_idle() else _open_context()
+        self._context: Any = _list_idle().pop() if _list_idle() else _open_context()
         self._context.make_current()
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         model.vis.quality.shadowsize = 256  # 512 looks hardly better and takes twice as long to draw
@@ -64,9 +64,13 @@ class Camera:
         return self._flipped[::-1].copy()
 
     def close(self) -> None:
+        """Leave the context to the thread's next camera. A camera that is closed already stays so."""
+        if self._context is None:
+            return
         self._context.make_current()
         self._gpu.free()
         _list_idle().append(self._context)
+        self._context = None
 
 
 def _list_idle() -> list[Any]:
