@@ -9,9 +9,9 @@ from gymnasium.utils.env_checker import check_env
 from vlm_local.cli import build_parser
 from vlm_local.errors import ConfigError
 from vlm_local.sim.environment import SimEnv
-from vlm_local.sim.levels import LEVELS
+from vlm_local.sim.levels import LEVELS, find_level
 from vlm_local.sim.rendering import Camera
-from vlm_local.sim.scene import CAMERA
+from vlm_local.sim.scene import ARM_MATERIAL, CAMERA
 from vlm_local.sim.tasks import MEMORY_TASKS, TASKS, find_task
 from vlm_local.sim.world import World
 
@@ -58,6 +58,19 @@ def find_colour(image: np.ndarray, channel: int) -> tuple[float, float]:
     rows, columns = np.nonzero(values[..., channel] > 2 * others + 20)
     assert len(rows) > 20
     return float(rows.mean()), float(columns.mean())
+
+
+def test_half_of_the_arms_of_one_level_have_another_colour():
+    env = SimEnv("reach", image_size=None)
+    colours = []
+    for name in ("varied", "hard"):
+        env.level = find_level(name)
+        for seed in range(20):
+            env.reset(seed=seed)
+            colours.append(tuple(env.world.model.material(ARM_MATERIAL).rgba[:3]))
+    black = max(set(colours), key=colours.count)
+    assert set(colours[20:]) == {black}  # also after an episode with another
+    assert 4 <= len(set(colours[:20])) - 1 == 20 - colours[:20].count(black) <= 16
 
 
 def test_forward_is_up_and_left_is_left_in_the_picture():

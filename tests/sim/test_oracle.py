@@ -44,6 +44,20 @@ def test_the_oracle_recovers_from_random_phrases(task):
     assert sum(play(env, seed, noise=0.2)[0] for seed in range(4)) >= 3
 
 
+@pytest.mark.parametrize("task", ["lift", "open_drawer", "close_drawer", "eggplant_in_basket", "reach"])
+def test_when_the_task_is_done_it_stands_still(task):
+    """A station plays an episode to its last step: what was done must still be so there."""
+    env = SimEnv(task, image_size=None)
+    env.reset(seed=1)
+    oracle, latch, done = Oracle(env), GripperLatch(), False
+    for _ in range(70):
+        primitive = oracle.primitive()
+        *_, info = env.step(build_action(primitive, latch.update(primitive.gripper, env.world.opening)))
+        assert info["success"] or not done
+        done = info["success"]
+    assert done and primitive == Primitive()
+
+
 def test_random_phrases_get_nowhere():
     env = SimEnv("lift", image_size=None)
     assert not any(play(env, seed, noise=1.0)[0] for seed in range(2))

@@ -16,7 +16,7 @@ class Level:
 
     distractors: most things on the table that no instruction names. more_colours: yellow and purple
     besides red, green and blue. wording: "first" (AutoEval's), "seen" in training, or "unseen".
-    coloured_light: a lamp of a colour that no other level has.
+    coloured_light: a lamp of a colour that no other level has. coloured_arm: half of the arms are of any colour.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Level:
     more_colours: bool = False
     wording: str = "seen"
     coloured_light: bool = False
+    coloured_arm: bool = False
 
 
 LEVELS = {
@@ -35,7 +36,8 @@ LEVELS = {
         Level("easy", spread=0.6, light=0.0, camera=0.0, distractors=0, wording="first"),
         Level("normal"),
         Level("hard", light=1.0, camera=1.0, distractors=2, more_colours=True, wording="unseen"),
-        Level("varied", light=1.0, camera=1.0, distractors=2, more_colours=True),  # as hard, in words of training
+        # As hard, in words of training.
+        Level("varied", light=1.0, camera=1.0, distractors=2, more_colours=True, coloured_arm=True),
         Level("words", wording="unseen"),  # as normal, and every instruction in words that training never had
         Level("light", coloured_light=True),  # as normal, and light of colours that training never had
     )
@@ -49,7 +51,7 @@ def find_level(name: str) -> Level:
 
 
 def vary_surroundings(model: mujoco.MjModel, level: Level, rng: np.random.Generator) -> None:
-    """Draw table, walls, light, camera and tins of one episode into the model's fields."""
+    """Draw table, walls, light, camera, tins and the arm's colour of one episode into the model's fields."""
     vary_surfaces(model, level, rng)
     vary_light(model, level, rng)
     position = np.array(scene.CAMERA_POSITION) + 0.03 * level.camera * rng.uniform(-1, 1, 3)
@@ -57,6 +59,8 @@ def vary_surroundings(model: mujoco.MjModel, level: Level, rng: np.random.Genera
     camera = model.camera(scene.CAMERA).id
     model.cam_pos[camera], model.cam_quat[camera] = position, scene.look_at(position, target)
     model.cam_fovy[camera] = scene.CAMERA_FOVY_DEG + 2 * level.camera * rng.uniform(-1, 1)
+    coloured = level.coloured_arm and rng.random() < 0.5
+    model.material(scene.ARM_MATERIAL).rgba[:3] = rng.uniform(0.05, 0.9, 3) if coloured else scene.ARM_RGB
 
 
 def vary_surfaces(model: mujoco.MjModel, level: Level, rng: np.random.Generator) -> None:

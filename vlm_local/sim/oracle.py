@@ -34,6 +34,10 @@ _INSIDE_M = 0.045  # from the walls of what a thing is dropped into
 _RIM_M = 0.09  # closer than this to the place of release there may be a rim below
 _CARRY_M = 0.088
 _RELEASE_M = 0.055
+# Here the task is done, by a margin: nothing is left to do.
+_OPEN_M, _CLOSED_M = 0.075, 0.006  # how far the drawer is out
+_LIFTED_M = 0.065
+_AWAY_M = 0.13  # the tips' height above the table, once the eggplant lies where it shall
 
 
 class Near(NamedTuple):
@@ -101,9 +105,11 @@ def _plan_reach(task: Reach, world: World, near: Near) -> Primitive:
 
 
 def _plan_lift(task: Lift, world: World, near: Near) -> Primitive:
-    if world.count_pads(f"block{task.target}") == 2:
-        return _steer(world, near, world.tips + np.array([0, 0, 0.05]), yaw=world.proprio[5])
-    return _grasp(world, near, f"block{task.target}", np.pi / 2, room=(0.004, 0.004))
+    block = f"block{task.target}"
+    if world.count_pads(block) == 2:
+        up = 0.05 if world.place(block)[2] < BLOCK_HALF_M + _LIFTED_M else 0
+        return _steer(world, near, world.tips + np.array([0, 0, up]), yaw=world.proprio[5])
+    return _grasp(world, near, block, np.pi / 2, room=(0.004, 0.004))
 
 
 def _plan_push(task: Push, world: World, near: Near) -> Primitive:
@@ -133,17 +139,23 @@ def _plan_drawer(
 
 
 def _plan_open(task: OpenDrawer, world: World, near: Near) -> Primitive:
+    if world.slide("drawer") > _OPEN_M:
+        return Primitive()
     return _plan_drawer(world, near, -HANDLE_GAP_OUT_M, (0.006, 0.018), -0.03, is_behind_bar)
 
 
 def _plan_close(task: CloseDrawer, world: World, near: Near) -> Primitive:
+    if world.slide("drawer") < _CLOSED_M:
+        return Primitive()
     return _plan_drawer(world, near, -HANDLE_OUT_M - 0.036, (0.008, 0.018), 0.03, is_before_bar)
 
 
 def _plan_eggplant(task: EggplantTask, world: World, near: Near) -> Primitive:
     if task.is_inside(world):
-        up = world.tips + np.array([0, 0, 0.05 if world.opening > _WIDE else 0])
-        return _steer(world, near, up, yaw=world.proprio[5], gripper=int(world.opening < _WIDE))
+        narrow = world.opening < _WIDE
+        up = 0.05 if not narrow and world.tips[2] < _AWAY_M else 0
+        goal = world.tips + np.array([0, 0, up])
+        return _steer(world, near, goal, yaw=world.proprio[5], gripper=int(narrow))
     if is_held(world):
         return _carry(task, world, near)
     return _grasp(world, near, "eggplant", np.pi, room=(0.010, 0.006), area=task.find_container(world))

@@ -15,6 +15,7 @@ CAMERA = "shoulder"
 CAMERA_POSITION = (0.0, -0.25, 0.52)
 CAMERA_TARGET = (0.31, 0.0, 0.02)
 CAMERA_FOVY_DEG = 50.0
+ARM_MATERIAL, ARM_RGB = "trossen_black", (0.15, 0.15, 0.165)
 
 _BOX = mujoco.mjtGeom.mjGEOM_BOX
 _CYLINDER = mujoco.mjtGeom.mjGEOM_CYLINDER
@@ -79,8 +80,8 @@ def _add_room(spec: mujoco.MjSpec) -> None:
     spec.visual.headlight.diffuse = [0.22, 0.22, 0.22]
     spec.visual.headlight.specular = [0.05, 0.05, 0.05]
     world.add_camera(name=CAMERA, pos=CAMERA_POSITION, fovy=CAMERA_FOVY_DEG)
-    spec.material("trossen_black").rgba = [0.15, 0.15, 0.165, 1]
-    spec.material("trossen_black").specular = 0.4
+    spec.material(ARM_MATERIAL).rgba = [*ARM_RGB, 1]
+    spec.material(ARM_MATERIAL).specular = 0.4
 
 
 def _add_clutter(spec: mujoco.MjSpec) -> None:

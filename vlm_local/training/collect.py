@@ -29,6 +29,7 @@ _TELEPORT = 0.4  # share of scenes that begin anywhere instead of at the start
 _ANYWHERE_M = np.array([[0.20, -0.17, 0.06], [0.40, 0.17, 0.115]])  # all of it within reach
 _STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 _SCENE_STEPS = 16  # frames of one scene on average
+_AFTER_SUCCESS = 4  # frames at most that show the task done, where right is "stop" or what little is left
 # Steps of the oracle at most before the first frame: about as many as it needs.
 _UNSEEN_STEPS = {
     "reach": 12,
@@ -118,7 +119,7 @@ def _play(env: SimEnv, rng: np.random.Generator, learner: Actor | None):
         env.step(_STILL)
     elif rng.random() < 0.5 and _advance(env, latch, int(rng.integers(_UNSEEN_STEPS[env.task.name]))):
         return
-    left, noise = 0, Primitive()
+    left, noise, done = 0, Primitive(), 0
     num_steps = 1 + rng.poisson(_SCENE_STEPS - 1)
     for _ in range(num_steps):
         observation = env.observation
@@ -132,23 +133,25 @@ def _play(env: SimEnv, rng: np.random.Generator, learner: Actor | None):
             primitive = learner(observation)
         else:
             primitive = parse_phrase(asked[0].phrase)
-        if _step(env, latch, primitive):
+        info = _step(env, latch, primitive)
+        done += info["success"]
+        if info["lost"] or done > _AFTER_SUCCESS:
             return
 
 
 def _advance(env: SimEnv, latch: GripperLatch, num_steps: int) -> bool:
-    """Let the oracle move; whether the episode ended. Most of it is not drawn: that takes four times as long."""
+    """Let the oracle move; whether the episode is lost. Most of it is not drawn: that takes four times as long."""
     oracle = Oracle(env)
     for _ in range(num_steps):
         primitive = oracle.primitive()
         env.world.step(build_action(primitive, latch.update(primitive.gripper, env.world.proprio[6])))
-    return _step(env, latch, oracle.primitive())
+    info = _step(env, latch, oracle.primitive())
+    return info["lost"]
 
 
-def _step(env: SimEnv, latch: GripperLatch, primitive: Primitive) -> bool:
-    """Whether the episode ended."""
-    *_, ended, _, _ = env.step(build_action(primitive, latch.update(primitive.gripper, env.world.proprio[6])))
-    return ended
+def _step(env: SimEnv, latch: GripperLatch, primitive: Primitive) -> dict[str, Any]:
+    """The environment's `info`."""
+    return env.step(build_action(primitive, latch.update(primitive.gripper, env.world.proprio[6])))[-1]
 
 
 def _draw_noise(rng: np.random.Generator) -> Primitive:

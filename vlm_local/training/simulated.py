@@ -41,12 +41,12 @@ _MIXES = {
     16: {"reach": 0.5, "open_drawer": 0.25, "close_drawer": 0.25},
     48: {
         "reach": 0.05,
-        "reach_relation": 0.42,
-        "open_drawer": 0.03,
-        "close_drawer": 0.03,
-        "eggplant_in_basket": 0.07,
+        "reach_relation": 0.36,
+        "open_drawer": 0.05,
+        "close_drawer": 0.05,
+        "eggplant_in_basket": 0.08,
         "eggplant_in_sink": 0.10,
-        "push": 0.14,
+        "push": 0.15,
         "lift": 0.16,
     },
 }

@@ -135,9 +135,9 @@ class Gallery:
             position = model.cam_pos[camera] + 0.03 * rng.uniform(-1, 1, 3)
             target = np.array(room.CAMERA_TARGET) + 0.02 * rng.uniform(-1, 1, 3)
             model.cam_pos[camera], model.cam_quat[camera] = position, room.look_at(position, target)
-        black = model.material("trossen_black")
-        rng = np.random.default_rng([scene.arm or 0, 4])
-        black.rgba[:3] = (0.15, 0.15, 0.165) if scene.arm is None else _ARM_RGB[rng.integers(len(_ARM_RGB))]
+        if scene.arm is not None:
+            rng = np.random.default_rng([scene.arm, 4])
+            model.material(room.ARM_MATERIAL).rgba[:3] = _ARM_RGB[rng.integers(len(_ARM_RGB))]
 
     def _draw(self, image: str) -> np.ndarray:
         if not self._drawn:
