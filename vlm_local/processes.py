@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -107,6 +108,16 @@ def tie_to_parent(command: Sequence[str], number: int) -> list[str]:
         return list(command)
     ask = f"import ctypes, os, sys; ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {int(number)}); "
     return [sys.executable, "-I", "-S", "-c", f"{ask}os.execvp(sys.argv[1], sys.argv[1:])", *command]
+
+
+def end_process(process: subprocess.Popen, seconds: float = 10.0) -> None:
+    """Let it end in order; kill it where that takes longer than this."""
+    process.terminate()
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def share_heaps() -> None:

@@ -3,13 +3,12 @@
 import http.client
 import itertools
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,20 +18,22 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 
+from vlm_local.bench import Measured
 from vlm_local.bench.sequences import load_sequences
 from vlm_local.errors import ConfigError, EngineError
+from vlm_local.processes import end_process
 from vlm_local.progress import track
-from vlm_local.provenance import describe_machine
 from vlm_local.wire import encode_array
 
-_START_S = 600.0
 _WARM_UP = 10
 
 
-def run(options, sequences: Path | None, num_requests: int, counts: Sequence[int], seconds: float, rounds: int) -> int:
+def measure(
+    options, sequences: Path | None, num_requests: int, counts: Sequence[int], seconds: float, rounds: int
+) -> Measured:
     """options: PolicyOptions of the server that is started. sequences: what the robots send, None for noise.
 
-    counts: robots at once. Prints what it measured.
+    counts: robots at once.
     """
     source, steps = load_steps(sequences)
     with tempfile.TemporaryDirectory() as folder, start_server(options, Path(folder)) as server:
@@ -49,12 +50,11 @@ def run(options, sequences: Path | None, num_requests: int, counts: Sequence[int
         },
         "server_cpu_ms_per_request": {str(count): value for count, value in cpu_ms.items()},
     }
-    for name, summary in summaries.items():
-        print(f"{name:24} p50 {summary['p50']:8.2f}   p95 {summary['p95']:8.2f}   n {summary['n']}")
+    lines = [f"{name:24} {format_times(summary)}" for name, summary in summaries.items()]
     for count in map(str, counts):
         rate, ratio, cost = (values[count] for values in together.values())
-        print(f"{count:>3} robots at once {rate:9.2f} requests/s   x{ratio:.2f}   {cost:.1f} ms of CPU each")
-    result = {
+        lines.append(f"{count:>3} robots at once {rate:9.2f} requests/s   x{ratio:.2f}   {cost:.1f} ms of CPU each")
+    return lines, {
         "benchmark": "act",
         "model": server.model,
         "request": "json_numpy",
@@ -66,17 +66,19 @@ def run(options, sequences: Path | None, num_requests: int, counts: Sequence[int
         "start_up_s": round(server.start_up_s, 2),
         "peak_memory_mb": peak_memory_mb,
     }
-    print(json.dumps({**result, **describe_machine()}))
-    return 0
 
 
 @dataclass(frozen=True)
 class BenchServer:
     url: str
     model: str
-    pid: int
+    process: subprocess.Popen
     start_up_s: float
     websocket_url: str | None = None
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
 
     def read_peak_memory_mb(self) -> float | None:
         """Largest resident sizes so far, of server and engine together; None where the system does not tell."""
@@ -140,24 +142,35 @@ def _write_step(image: np.ndarray, instruction: str, proprio: np.ndarray | None,
 def start_server(options, folder: Path, flags: Sequence[str] = ()) -> Iterator[BenchServer]:
     """`serve` in a process of its own, recording into `folder`, until the block ends."""
     command = [sys.executable, "-m", "vlm_local", "serve", "--port", "0", "--record", str(folder), *flags]
-    command += list_flags(options)
+    command += _list_flags(options)
     start = perf_counter()
-    log = (folder / "server.log").open("w")
-    with log, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=os.environ) as process:
-        try:
-            line = next((line for line in process.stdout or () if line.startswith("ready: ")), None)
-            if line is None:
-                raise ConfigError(f"the server did not start: {(folder / 'server.log').read_text().strip()[-2000:]}")
-            model, _, where = line.removeprefix("ready: ").partition(" at ")
-            url = where.split(",")[0].strip()
-            start_up_s = perf_counter() - start
-            door = next(process.stdout or iter(())) if "--websocket-port" in flags else None
-            yield BenchServer(url, model, process.pid, start_up_s, door and door.split()[1])
-        finally:
-            process.terminate()
+    with run_logged(command, folder / "server.log") as process:
+        model, _, where = await_ready(process, folder / "server.log").partition(" at ")
+        start_up_s = perf_counter() - start
+        door = next(process.stdout or iter(())) if "--websocket-port" in flags else None
+        yield BenchServer(where.split(",")[0].strip(), model, process, start_up_s, door and door.split()[1])
 
 
-def list_flags(options) -> list[str]:
+@contextmanager
+def run_logged(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen]:
+    """A process that ends with the block. stdout is a pipe; stderr is added to `log`."""
+    with log.open("a") as file:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
+    try:
+        yield process
+    finally:
+        end_process(process)
+
+
+def await_ready(server: subprocess.Popen, log: Path) -> str:
+    """What a server says on stdout behind "ready: ". Raises ConfigError where it ends before."""
+    line = next((line for line in server.stdout or () if line.startswith("ready: ")), None)
+    if line is None:
+        raise ConfigError(f"the server did not start: {log.read_text().strip()[-2000:]}")
+    return line.removeprefix("ready: ").strip()
+
+
+def _list_flags(options) -> list[str]:
     """PolicyOptions -> the flags that say them."""
     flags = []
     for name, value in asdict(options).items():
@@ -256,3 +269,8 @@ class Client:
 def summarise(values: Sequence[float]) -> dict[str, float]:
     p50, p95 = np.percentile(values, [50, 95])
     return {"p50": round(float(p50), 3), "p95": round(float(p95), 3), "n": len(values)}
+
+
+def format_times(summary: Mapping[str, float]) -> str:
+    """`summarise` of milliseconds, for a line of a table."""
+    return f"p50 {summary['p50']:8.2f}   p95 {summary['p95']:8.2f}   n {summary['n']}"

@@ -1,7 +1,6 @@
 """Two ways in one measurement: two servers asked in turns by the same robot, or two doors of one server."""
 
 import itertools
-import json
 import statistics
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,18 +11,18 @@ from time import perf_counter
 import msgpack
 from websockets.sync.client import connect
 
-from vlm_local.bench.act import Client, RobotStep, load_steps, start_server, summarise
+from vlm_local.bench import Measured
+from vlm_local.bench.act import Client, RobotStep, format_times, load_steps, start_server, summarise
 from vlm_local.errors import EngineError
 from vlm_local.files import read_json_lines
 from vlm_local.progress import track
-from vlm_local.provenance import describe_machine
 from vlm_local.server.frames import pack
 from vlm_local.wire import decode_act
 
 _WARM_UP = 10
 
 
-def run(options, beside: str, num_requests: int) -> int:
+def compare_servers(options, beside: str, num_requests: int) -> Measured:
     """options: PolicyOptions of the one server. beside: the local model of the other, all else alike."""
     local = replace(options, model=beside, engine="local", engine_url=None)
     with tempfile.TemporaryDirectory() as folder:
@@ -34,16 +33,14 @@ def run(options, beside: str, num_requests: int) -> int:
             _, steps = load_steps(None)
             times = _measure([Client(server.url, "robot", steps) for server in (one, other)], num_requests)
     names = (f"{options.engine} {options.model}", f"local {beside}")
-    summaries = {}
+    summaries, lines = {}, []
     for name, (round_trip, engine) in zip(names, times, strict=True):
         summaries[name] = {"round_trip_ms": summarise(round_trip), "engine_ms": summarise(engine)}
-        for stage, summary in summaries[name].items():
-            print(f"{name:32} {stage:14} p50 {summary['p50']:8.2f}   p95 {summary['p95']:8.2f}   n {summary['n']}")
+        lines += [f"{name:32} {stage:14} {format_times(summary)}" for stage, summary in summaries[name].items()]
     ratio = round(statistics.median(a / b for a, b in zip(times[0][0], times[1][0], strict=True)), 3)
-    print(f"median ratio of round trips, first to second: {ratio}")
-    result = {"benchmark": "act", "beside": summaries, "round_trip_ratio": ratio, "request": "json_numpy, 256x256"}
-    print(json.dumps({**result, **describe_machine()}))
-    return 0
+    lines.append(f"median ratio of round trips, first to second: {ratio}")
+    told = {"benchmark": "act", "beside": summaries, "round_trip_ratio": ratio, "request": "json_numpy, 256x256"}
+    return lines, told
 
 
 def _measure(clients: list[Client], num_requests: int) -> list[tuple[list[float], list[float]]]:
@@ -59,7 +56,7 @@ def _measure(clients: list[Client], num_requests: int) -> list[tuple[list[float]
     return times
 
 
-def run_doors(options, num_requests: int) -> int:
+def compare_doors(options, num_requests: int) -> Measured:
     """options: PolicyOptions of a server whose HTTP and websocket doors get the same steps, in turns.
 
     Both doors are measured alike: by what the server recorded of each step, and from outside.
@@ -78,6 +75,7 @@ def run_doors(options, num_requests: int) -> int:
                 round_trips = _time_in_turns(list(doors.values()), num_requests)
         # The server has ended, so that all of it is written.
         stages = {name: _read_stages(Path(folder), name)[_WARM_UP:] for name in doors}
+    lines: list[str] = []
     result: dict = {"benchmark": "act-doors", "model": server.model, "request": "256x256; json_numpy, msgpack"}
     for stage in ("server_overhead_ms", "round_trip_overhead_ms"):
         result[stage] = {}
@@ -85,9 +83,8 @@ def run_doors(options, num_requests: int) -> int:
             whole = times if stage == "round_trip_overhead_ms" else [each["total"] for each in stages[name]]
             beyond = [ms - each["engine"] for ms, each in zip(whole, stages[name], strict=True)]
             summary = result[stage][name] = summarise(beyond)
-            print(f"{name:10} {stage:24} p50 {summary['p50']:8.2f}   p95 {summary['p95']:8.2f}   n {summary['n']}")
-    print(json.dumps({**result, **describe_machine()}))
-    return 0
+            lines.append(f"{name:10} {stage:24} {format_times(summary)}")
+    return lines, result
 
 
 def _pack_step(step: RobotStep) -> bytes:

@@ -1,6 +1,5 @@
 """How fast recorded steps are read and labelled, and rows scored."""
 
-import json
 import tempfile
 from pathlib import Path
 from time import perf_counter
@@ -22,17 +21,8 @@ _EPISODES, _STEPS, _SIDE = 8, 50, 256
 _ROWS, _ROWS_PER_EPISODE = 20_000, 40
 
 
-def run(path: str | None, rounds: int) -> int:
-    """Measure and print; the last line is JSON."""
-    result = measure_data(path, rounds)
-    for name in ("label", "frames", "score"):
-        print(f"{name:8}{result[name]['steps_per_s']:10.0f} steps/s")
-    print(json.dumps(result))
-    return 0
-
-
-def measure_data(path: str | None = None, repeats: int = 5) -> dict[str, Any]:
-    """Steps a second, median and 5th percentile of `repeats` after one to warm up.
+def measure(path: str | None, repeats: int) -> tuple[str, dict[str, Any]]:
+    """Steps a second, median and 5th percentile of `repeats` after one to warm up: a table, and the numbers.
 
     path: a data set to read; None writes a run of 8 episodes of 50 frames of 256x256 first. `label` reads
     and labels, as the command does; `frames` decodes every frame besides. `score` starts from a file
@@ -47,10 +37,10 @@ def measure_data(path: str | None = None, repeats: int = 5) -> dict[str, Any]:
             "frames": lambda: _time_reading(path, with_frames=True),
             "score": lambda: _time_scoring(rows_path),
         }
-        rates = [
-            {name: measure() for name, measure in kinds.items()} for _ in track(range(repeats + 1), "data", "round")
-        ]
-    return {name: _summarise([rate[name] for rate in rates[1:]]) for name in kinds} | {"rows": _ROWS}
+        rates = [{name: take() for name, take in kinds.items()} for _ in track(range(repeats + 1), "data", "round")]
+    result = {name: _summarise([rate[name] for rate in rates[1:]]) for name in kinds}
+    table = "\n".join(f"{name:8}{told['steps_per_s']:10.0f} steps/s" for name, told in result.items())
+    return table, {**result, "rows": _ROWS}
 
 
 def _summarise(rates: list[float]) -> dict[str, float]:

@@ -1,42 +1,34 @@
 """What a step costs with examples in the prompt, once their KV is kept."""
 
-import json
 from collections.abc import Sequence
-from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
 
+from vlm_local.bench import Measured
 from vlm_local.bench.rounds import summarise_ms
 from vlm_local.bench.steering import Steering, steer_tree
-from vlm_local.bench.subject import Subject, load_subject
+from vlm_local.bench.subject import Subject
 from vlm_local.decoding.tree import TreeDecoder
-from vlm_local.errors import ConfigError
-from vlm_local.policy_options import PolicyOptions
 from vlm_local.progress import track
 from vlm_local.prompts import Example, build_prompt
-from vlm_local.provenance import describe_machine
-from vlm_local.types import GenerationRequest, Observation, Picture
+from vlm_local.types import Generation, GenerationRequest, Observation, Picture
 
 _PHRASE = "move forward left, close gripper"
 _WARM_UP = 2
 _RATIOS = ("times_the_first", "cpu_times_the_first", "cpu_times_the_first_alike")
 
 
-def run(options: PolicyOptions, shape: str | None, layers: int | None, counts: Sequence[int], rounds: int) -> int:
+def measure(subject: Subject, counts: Sequence[int], rounds: int, is_prepared: bool) -> Measured:
     """Play a step with so many examples in the prompt, `rounds` times each, the counts in turns.
 
     Each count is a robot in the middle of its episode: what comes before the present picture is kept, the phrase is the
     last one again, and the fast posterior is asked for, as `serve` does. The first step of each, which reads the
-    examples, is timed apart. With a model's folder, the time has the preparation of pictures and text in it; with
-    --shape there is none. How many forwards a step takes is the model's own doubt, which examples change; so ratios
-    are also told of those rounds alone in which a count took as many as the first. Prints a table, then one JSON
-    object. Raises ConfigError as `load_subject`.
+    examples, is timed apart. is_prepared: pictures and text are prepared before the clock starts, as for a shape, which
+    needs none of it. How many forwards a step takes is the model's own doubt, which examples change; so ratios are also
+    told of those rounds alone in which a count took as many as the first.
     """
-    if rounds < 1 or not counts or min(counts) < 0:
-        raise ConfigError("--rounds must be at least 1, and each number of --counts at least 0")
-    subject = load_subject(options, shape, layers)
-    robots = [_Robot(subject, count, is_prepared=shape is not None) for count in counts]
+    robots = [_Robot(subject, count, is_prepared) for count in counts]
     first_ms = [robot.step() for robot in robots]
     told: list[list[tuple[float, float, int]]] = [[] for _ in counts]
     for index in track(range(_WARM_UP + rounds), "examples", "round"):
@@ -50,16 +42,16 @@ def run(options: PolicyOptions, shape: str | None, layers: int | None, counts: S
     first_cpu_ms = {name: round(cpu, 2) for name, (_, cpu, _) in zip(names, first_ms, strict=True)}
     tokens = {str(robot.count): robot.num_tokens for robot in robots}
     result = _summarise(names, wall_ms, cpu_ms, forwards)
+    lines = []
     for name in names:
         wall, cpu, alike = (result[each][name] for each in _RATIOS)
         step_ms, first = result["ms"][name]["p50"], first_cpu_ms[name] / result["cpu_ms"][name]["p50"]
-        print(
+        lines.append(
             f"{name:>3} examples   {tokens[name]:>5} tokens   p50 {step_ms:9.2f} ms   x{wall:.2f} ({cpu:.2f} in "
             f"processor time; {alike or '-'} with as many forwards)   first step x{first:.1f}"
         )
     about = {"benchmark": "examples", **subject.about, "first_step_cpu_ms": first_cpu_ms, "prompt_tokens": tokens}
-    print(json.dumps(about | result | describe_machine()))
-    return 0
+    return lines, about | result
 
 
 def _summarise(names: Sequence[str], wall_ms: np.ndarray, cpu_ms: np.ndarray, forwards: np.ndarray) -> dict[str, Any]:
@@ -108,12 +100,12 @@ class _Robot:
         request = GenerationRequest(
             image, prompt, subject.grammar.sentences, "robot", drafts=(_PHRASE,), posterior="fast"
         )
-        prepared = subject.prepare(request) if self._is_prepared else None
-        subject.wait()
-        start, start_cpu = perf_counter(), process_time()
-        prepared = prepared or subject.prepare(request)
-        [answer] = self._decoder.decode([prepared])
-        subject.wait()
-        taken_ms = 1e3 * (perf_counter() - start), 1e3 * (process_time() - start_cpu)
-        self.num_tokens = len(prepared.input_ids)
-        return *taken_ms, int(answer.stats["forwards"])
+        ready = subject.prepare(request) if self._is_prepared else None
+
+        def answer() -> Generation:
+            prepared = ready or subject.prepare(request)
+            self.num_tokens = len(prepared.input_ids)
+            return self._decoder.decode([prepared])[0]
+
+        answered, taken_ms, cpu_ms = subject.time(answer)
+        return taken_ms, cpu_ms, int(answered.stats["forwards"])

@@ -1,25 +1,22 @@
 """How fast a step could be: the device's bandwidth and arithmetic, and what the language model takes of them."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 import torch
 
-from vlm_local.bench.subject import Subject, load_subject
+from vlm_local.bench import Measured
+from vlm_local.bench.subject import Subject
 from vlm_local.decoding.families import Family, PreparedRequest
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.static import StaticForwards
-from vlm_local.policy_options import PolicyOptions
-from vlm_local.provenance import describe_machine
 
 LENGTHS = (16, 64, 128, 192, 256, 384, 512, 1024)  # tokens of a chunk: a few nodes to a whole prompt and draft
 _KEPT = 256  # columns of KV before it
 _COPIED = {"cuda": 2 << 30, "cpu": 1 << 28}  # bytes, far more than a cache holds
 _SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that are multiplied
-_RUNS = 10
+_WARM_UP, _RUNS = 3, 10
 
 
 @dataclass(frozen=True)
@@ -38,12 +35,8 @@ class DeviceRates:
         return 1e3 * max(num_bytes / self.bytes_per_s, 2 * num_weights * num_tokens / self.operations_per_s)
 
 
-def run(options: PolicyOptions, shape: str | None, layers: int | None) -> int:
-    """Times a copy, a matrix product, and the language model over chunks of LENGTHS. Prints a table, then JSON.
-
-    Raises ConfigError as `load_subject`.
-    """
-    subject = load_subject(options, shape, layers)
+def measure(subject: Subject) -> Measured:
+    """Times a copy, a matrix product, and the language model over chunks of LENGTHS."""
     rates = measure_rates(subject)
     family = Family(subject.loaded)
     num_weights, num_bytes = _count_language(family)
@@ -62,13 +55,13 @@ def run(options: PolicyOptions, shape: str | None, layers: int | None) -> int:
         "language_bytes": num_bytes,
         "graphs": forwards.metadata,
         "tokens": chunks,
-        **describe_machine(),
     }
-    print(f"copy {result['copy_gb_per_s']:.0f} GB/s, product {result['product_tflop_per_s']:.1f} TFLOP/s")
-    for length, told in chunks.items():
-        print(f"{length:>6} tokens {told['ms']:9.2f} ms, at least {told['least_ms']:7.2f}: {told['share']:.0%} reached")
-    print(json.dumps(result))
-    return 0
+    lines = [f"copy {result['copy_gb_per_s']:.0f} GB/s, product {result['product_tflop_per_s']:.1f} TFLOP/s"]
+    lines += [
+        f"{length:>6} tokens {told['ms']:9.2f} ms, at least {told['least_ms']:7.2f}: {told['share']:.0%} reached"
+        for length, told in chunks.items()
+    ]
+    return lines, result
 
 
 def measure_rates(subject: Subject) -> DeviceRates:
@@ -144,12 +137,5 @@ def _build_forward(family: Family, forwards: StaticForwards, length: int) -> Cal
 
 @torch.inference_mode()
 def _median_ms(subject: Subject, compute: Callable[[], object]) -> float:
-    times = []
-    for step in range(3 + _RUNS):
-        subject.wait()
-        start = perf_counter()
-        compute()
-        subject.wait()
-        if step >= 3:
-            times.append(1e3 * (perf_counter() - start))
-    return float(np.median(times))
+    times = [subject.time(compute)[1] for _ in range(_WARM_UP + _RUNS)]
+    return float(np.median(times[_WARM_UP:]))

@@ -5,7 +5,6 @@ from the recording, and the server's memory must not grow.
 """
 
 import json
-import re
 import signal
 import socket
 import subprocess
@@ -26,14 +25,13 @@ from typing import Any
 import numpy as np
 import psutil
 
-from vlm_local.bench.act import list_processes
+from vlm_local.bench.act import await_ready, list_processes, run_logged
 from vlm_local.bench.rough_robot import Diary, RoughRobot, read_stamp
 from vlm_local.bench.sidecar import NAME
 from vlm_local.data.runs import read_run
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.plain import hide_secrets
 from vlm_local.progress import open_bar
-from vlm_local.provenance import describe_machine
 
 DEADLINE_MS = 4000.0
 MAX_GROWTH = 0.05
@@ -42,6 +40,7 @@ _SHORTEST_TO_JUDGE_S = 300.0  # the allocator's own noise is larger in a shorter
 _SAMPLE_EVERY_S = 2.0
 _START_S = 300.0
 _SHOWN = 20
+_PYTHON = (sys.executable, "-m")
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,8 @@ class SoakSettings:
     sidecar: bool = True
 
 
-def run(options, settings: SoakSettings) -> int:
-    """options: PolicyOptions of the model. Prints what went wrong, then one JSON object."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the processes below end, too
-    result = soak(options, settings)
-    for what in result["violations"]:
-        print(f"violation: {what}")
-    print(json.dumps(result))
-    return 0 if result["passed"] else 1
-
-
 def soak(options, settings: SoakSettings) -> dict[str, Any]:
-    """The result as a JSON object; `passed` is the choice, `violations` the first reasons against it."""
+    """options: PolicyOptions of the model. `passed` of the result is the verdict, `violations` the first reasons."""
     options = replace(options, deadline_ms=options.deadline_ms or DEADLINE_MS)
     with (
         tempfile.TemporaryDirectory(prefix="soak-") as folder,
@@ -80,17 +69,15 @@ def soak(options, settings: SoakSettings) -> dict[str, Any]:
     ):
         wanted = {"options": asdict(options if sidecar is None else sidecar.options), "seed": 0}
         wanted |= {"record": str(Path(folder) / "runs"), "fault_rate": settings.fault_rate}
-        server = _start("faulty_server", [json.dumps(wanted)], Path(folder) / "server.log")
-        try:
-            url = await_ready(server, Path(folder) / "server.log")
+        log = Path(folder) / "server.log"
+        with run_logged([*_PYTHON, "vlm_local.bench.faulty_server", json.dumps(wanted)], log) as server:
+            url = await_ready(server, log)
             kill = partial(_kill_engine, server.pid) if sidecar is None else sidecar.restart
             diaries, memory, num_kills = _run_robots(settings, url, server.pid, kill)
             metadata = _fetch(f"{url}/metadata")
             recording = _fetch(f"{url}/health")["recording"]
             server.send_signal(signal.SIGTERM)
             status = server.wait(60)
-        finally:
-            server.kill()
         (run_folder,) = (Path(folder) / "runs").iterdir()
         num_recorded, missing = compare_recording(diaries, run_folder)
     return _judge(settings, diaries, memory, missing, status, recording) | {
@@ -101,7 +88,6 @@ def soak(options, settings: SoakSettings) -> dict[str, Any]:
         "injected_faults": metadata["injected_faults"],
         "kills": num_kills,
         "steps_recorded": num_recorded,
-        **describe_machine(),
     }
 
 
@@ -238,13 +224,17 @@ class _Sidecar:
     def __init__(self, options, log: Path):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self._port = free.getsockname()[1]
-        self._command = [str(self._port), json.dumps(asdict(options))]
+        self._command = [*_PYTHON, "vlm_local.bench.sidecar", str(self._port), json.dumps(asdict(options))]
         self._log = log
         self._random = np.random.default_rng(3)
         url = f"http://127.0.0.1:{self._port}"
         loading = dict.fromkeys(("quantize", "device", "dtype", "decoder"))  # is the sidecar's own business
         self.options = replace(options, model=NAME, engine="openai", engine_url=url, **loading)
-        self.process = _start("sidecar", self._command, log)
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen:
+        with self._log.open("a") as file:
+            return subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=file)
 
     def wait_ready(self, stop: threading.Event | None = None) -> None:
         """Raises ConfigError where it does not start; gives up in peace once `stop` is set."""
@@ -263,7 +253,7 @@ class _Sidecar:
         self.process.kill()
         self.process.wait()
         stop.wait(self._random.uniform(0, 3))
-        self.process = _start("sidecar", self._command, self._log)
+        self.process = self._start()
         self.wait_ready(stop)
         return 1
 
@@ -280,21 +270,6 @@ def _start_sidecar(options, settings: SoakSettings, folder: Path) -> Iterator[_S
     finally:
         sidecar.process.kill()
         sidecar.process.wait()
-
-
-def _start(module: str, arguments: Sequence[str], log: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", f"vlm_local.bench.{module}", *arguments]
-    with log.open("a") as file:
-        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=file, text=True)
-
-
-def await_ready(server: subprocess.Popen, log: Path) -> str:
-    """The URL of a server, once it has said on stdout that it is ready. Raises ConfigError where it ends before."""
-    line = next((line for line in server.stdout or () if line.startswith("ready: ")), None)
-    url = re.search(r"https?://[^,\s]+", line or "")
-    if url is None:
-        raise ConfigError(f"the server did not start: {log.read_text()[-2000:]}")
-    return url[0]
 
 
 def _fetch(url: str) -> dict[str, Any]:

@@ -21,10 +21,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from vlm_local.bench.load import await_ready, summarise
+from vlm_local.bench.act import start_server
+from vlm_local.bench.load import summarise
 from vlm_local.bench.rough_robot import Diary, RoughRobot
 from vlm_local.progress import track
-from vlm_local.provenance import describe_machine
 
 MAX_RATIO = 1.5
 PHASES = ("alone", "mixed", "elsewhere")
@@ -43,43 +43,16 @@ class MixedSettings:
     hz: float = 2.0
 
 
-def run(options, settings: MixedSettings) -> int:
-    """options: PolicyOptions of the model. Prints what went wrong, then one JSON object."""
-    result = measure(options, settings)
-    for what in result["violations"]:
-        print(f"violation: {what}")
-    print(json.dumps(result))
-    return 0 if result["passed"] else 1
-
-
 def measure(options, settings: MixedSettings) -> dict[str, Any]:
-    """The result as a JSON object; `passed` is the verdict, `violations` the first reasons against it."""
+    """options: PolicyOptions of the model. `passed` of the result is the verdict, `violations` the first reasons."""
     with ExitStack() as stack:
-        server, url = stack.enter_context(_serve(options))
-        _, other_url = stack.enter_context(_serve(options))
-        played, strangers = _play_rounds(url, other_url, settings)
-        server.send_signal(signal.SIGTERM)
-        status = server.wait(60)
-    return judge(settings, played, strangers, status) | {
-        "benchmark": "mixed",
-        "model": options.model or "tiny",
-        **describe_machine(),
-    }
-
-
-@contextmanager
-def _serve(options) -> Iterator[tuple[subprocess.Popen, str]]:
-    """A server as a user starts it, and its URL."""
-    with tempfile.TemporaryDirectory(prefix="mixed-") as folder:
-        log = Path(folder) / "server.log"
-        command = [sys.executable, "-m", "vlm_local", "serve", *_list_flags(options), "--port", "0", "--record"]
-        with log.open("w") as file:
-            server = subprocess.Popen([*command, folder], stdout=subprocess.PIPE, stderr=file, text=True)
-        try:
-            yield server, await_ready(server, log)
-        finally:
-            server.kill()
-            server.wait()
+        folders = (Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mixed-"))) for _ in range(2))
+        server, other = (stack.enter_context(start_server(options, folder)) for folder in folders)
+        played, strangers = _play_rounds(server.url, other.url, settings)
+        server.process.send_signal(signal.SIGTERM)
+        status = server.process.wait(60)
+    told = {"benchmark": "mixed", "model": options.model or "tiny"}
+    return judge(settings, played, strangers, status) | told
 
 
 def _play_rounds(url: str, other_url: str, settings: MixedSettings) -> tuple[dict[str, list[Diary]], Counter[str]]:
@@ -162,12 +135,3 @@ def judge(
 def _count_lost(diary: Diary) -> int:
     """Requests that were not answered by the model: refused, held, or not answered at all."""
     return diary.counts["act"] + diary.counts["reconnect"] - len(diary.latencies_ms)
-
-
-def _list_flags(options) -> list[str]:
-    """PolicyOptions as `serve` is given them."""
-    flags = []
-    for name, value in asdict(options).items():
-        if value not in (None, False):
-            flags += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
-    return flags

@@ -1,6 +1,5 @@
 """Where the time of one served step goes: milliseconds by part, kernels, launches, copies and waits."""
 
-import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -12,19 +11,17 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from vlm_local.bench import Measured
 from vlm_local.bench.rounds import summarise_ms
 from vlm_local.bench.sequences import load_sequences
 from vlm_local.bench.steering import Steering, steer_tree
-from vlm_local.bench.subject import Subject, load_subject, play_episode
+from vlm_local.bench.subject import Subject, play_episode
 from vlm_local.decoding import session, tree
 from vlm_local.decoding.distribution import TrieDistribution
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import DynamicKV
 from vlm_local.decoding.static import StaticForwards, StaticKV
 from vlm_local.decoding.tree import TreeDecoder
-from vlm_local.errors import ConfigError
-from vlm_local.policy_options import PolicyOptions
-from vlm_local.provenance import describe_machine
 from vlm_local.types import Generation, GenerationRequest
 
 # Part of a step -> the functions that do it, each in a way of its own: where it is looked up, and its name.
@@ -46,15 +43,11 @@ _TOP = 15  # kernels that are named in the result
 _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
 
 
-def run(options: PolicyOptions, shape: str | None, layers: int | None, num_steps: int) -> int:
+def measure(subject: Subject, num_steps: int) -> Measured:
     """Play one episode with `serve`'s own settings three times: untouched, part by part, and traced.
 
-    Prints a table of the parts, then one JSON object. Part by part the GPU is waited for at both ends
-    of each, so their sum is more than the step. Raises ConfigError as `load_subject`.
+    Part by part the GPU is waited for at both ends of each, so their sum is more than the step.
     """
-    if num_steps < 1:
-        raise ConfigError("--rounds must be at least 1")
-    subject = load_subject(options, shape, layers)
     player = _Player(subject)
     player.play(_WARM_UP)
     step_ms = player.play(num_steps)
@@ -69,13 +62,13 @@ def run(options: PolicyOptions, shape: str | None, layers: int | None, num_steps
         "step_ms": summarise_ms(step_ms),
         "parts": {name: {"ms": round(ms, 3), **traced[name]} for name, ms in parts_ms.items()},
         **trace,
-        **describe_machine(),
     }
-    print(f"step: p50 {result['step_ms']['p50']:.2f} ms; by part, with a wait behind each:")
-    for name, told in result["parts"].items():
-        print(f"  {name:16}{told['ms']:9.2f} ms{told['kernels']:9.1f} kernels{told['gpu_ms']:9.2f} ms of the GPU")
-    print(json.dumps(result))
-    return 0
+    lines = [f"step: p50 {result['step_ms']['p50']:.2f} ms; by part, with a wait behind each:"]
+    lines += [
+        f"  {name:16}{told['ms']:9.2f} ms{told['kernels']:9.1f} kernels{told['gpu_ms']:9.2f} ms of the GPU"
+        for name, told in result["parts"].items()
+    ]
+    return lines, result
 
 
 class _Player:
@@ -101,11 +94,8 @@ class _Player:
 
     def _answer(self, request: GenerationRequest) -> Generation:
         prepared = self._subject.prepare(request)
-        self._subject.wait()
-        start = perf_counter()
-        [generation] = self._decoder.decode([prepared])
-        self._subject.wait()
-        self._times_ms.append(1e3 * (perf_counter() - start))
+        [generation], taken_ms, _ = self._subject.time(lambda: self._decoder.decode([prepared]))
+        self._times_ms.append(taken_ms)
         return generation
 
 

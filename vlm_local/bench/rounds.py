@@ -5,7 +5,6 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -131,12 +130,9 @@ class Contest:
         return answers["draft"]
 
     def _time(self, way: str, run: Callable) -> Generation | None:
-        self._subject.wait()
-        start, start_cpu = perf_counter(), process_time()
-        answer = run()
-        self._subject.wait()
-        self.times_ms[way].append(1e3 * (perf_counter() - start))
-        self.cpu_ms[way].append(1e3 * (process_time() - start_cpu))
+        answer, taken_ms, cpu_ms = self._subject.time(run)
+        self.times_ms[way].append(taken_ms)
+        self.cpu_ms[way].append(cpu_ms)
         return answer
 
     @torch.inference_mode()

@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from time import perf_counter, process_time
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from vlm_local.policy import Settings, VLMPolicy
 from vlm_local.policy_options import PolicyOptions, ResolvedOptions
 from vlm_local.prompts import Template
 from vlm_local.types import Generation, GenerationRequest, Observation
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,14 +45,20 @@ class Subject:
         if self.loaded.device.type == "cuda":
             torch.cuda.synchronize(self.loaded.device)
 
+    def time(self, run: Callable[[], _Answer]) -> tuple[_Answer, float, float]:
+        """What `run` returns, its milliseconds, and those that this process used of its cores meanwhile."""
+        self.wait()
+        start, start_cpu = perf_counter(), process_time()
+        answer = run()
+        self.wait()
+        return answer, 1e3 * (perf_counter() - start), 1e3 * (process_time() - start_cpu)
+
 
 def load_subject(options: PolicyOptions, shape: str | None, layers: int | None) -> Subject:
     """The model that `options` name, or random weights of `shape`. layers: only so many of a shape's, None for all.
 
     Raises ConfigError where the weights are not here, or the shape is not known.
     """
-    if layers is not None and layers < 1:
-        raise ConfigError("--layers must be at least 1")
     return _build_from_shape(options, shape, layers) if shape else _load_from_folder(options)
 
 

@@ -1,6 +1,5 @@
 """What a step costs while thoughts are written between steps: a robot that keeps its rhythm, with and without."""
 
-import json
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing
@@ -10,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from vlm_local.bench import Measured
 from vlm_local.bench.rounds import summarise_ms
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError
 from vlm_local.policy import Policy
 from vlm_local.policy_options import PolicyOptions, ResolvedOptions
 from vlm_local.progress import open_bar
-from vlm_local.provenance import describe_machine
 from vlm_local.types import Observation
 
 _WARM_UP = 3  # steps of each episode: the first reads the whole prompt, and a robot's rhythm must be known
@@ -41,11 +40,11 @@ class _Told:
             self.thought_ms[number, extra["reasoning_step"]] = extra["reasoning_ms"]
 
 
-def run(options: PolicyOptions, hz: float, rounds: int, num_steps: int) -> int:
+def measure(options: PolicyOptions, hz: float, rounds: int, num_steps: int) -> Measured:
     """Play `rounds` episodes of `num_steps` steps at `hz` of each kind, in turns, on one engine as `serve` has it.
 
-    The prompt's text, phrase and rhythm are the same; the pictures are noise. Prints a table, then one JSON object.
-    Raises ConfigError for a model that is not here or cannot think.
+    The prompt's text, phrase and rhythm are the same; the pictures are noise. Raises
+    ConfigError for a model that is not here or cannot think.
     """
     thinks = ResolvedOptions(replace(options, think=options.think or _DEFAULT), between_steps=True)
     if thinks.checkpoint is None:
@@ -64,14 +63,17 @@ def run(options: PolicyOptions, hz: float, rounds: int, num_steps: int) -> int:
                     bar.update()
         about = dict(worker.metadata)
     result = _summarise(told["with"], told["without"])
-    for name in ("without", "with"):
-        times, queue = result["ms"][name], result["queue_ms"][name]
-        print(f"{name:8} p50 {times['p50']:8.2f} ms   p99 {times['p99']:8.2f} ms   waited p99 {queue['p99']:7.3f} ms")
-    print(f"p99 with / without: {result['p99_ratio']}   p50: {result['p50_ratio']}   thoughts: {result['thoughts']}")
+    lines = [
+        f"{name:8} p50 {times['p50']:8.2f} ms   p99 {times['p99']:8.2f} ms   waited p99 "
+        f"{result['queue_ms'][name]['p99']:7.3f} ms"
+        for name, times in result["ms"].items()
+    ]
+    lines.append(
+        f"p99 with / without: {result['p99_ratio']}   p50: {result['p50_ratio']}   thoughts: {result['thoughts']}"
+    )
     shown = {name: about.get(name) for name in ("model", "checkpoint_sha256", "dtype", "device", "trained")}
     made = {"think": thinks.metadata["think"], "hz": hz, "rounds": rounds, "steps": num_steps}
-    print(json.dumps({"benchmark": "think", **shown, **made, **result, **describe_machine()}))
-    return 0
+    return lines, {"benchmark": "think", **shown, **made, **result}
 
 
 def _play(policy: Policy, told: _Told, hz: float, num_steps: int, number: int) -> None:

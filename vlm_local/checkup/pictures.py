@@ -75,11 +75,8 @@ class _Race:
         return mine
 
     def _run(self, decoder: TreeDecoder | OutlinesDecoder, prepared: PreparedRequest) -> tuple[Generation, float]:
-        self._subject.wait()
-        start = perf_counter()
-        [answer] = decoder.decode([prepared])
-        self._subject.wait()
-        return answer, 1e3 * (perf_counter() - start)
+        [answer], taken_ms, _ = self._subject.time(lambda: decoder.decode([prepared]))
+        return answer, taken_ms
 
 
 def time_steps(subject: Subject, num_steps: int, seconds: float) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`python -m vlm_local COMMAND`: parses and wires, nothing else.
 
 Each module of this folder adds its commands with `add_commands(subparsers)` and imports what they
-need only when they run, so that --help stays fast. A command is `run(args) -> exit status`.
+need only when they run, so that --help stays fast. A command is `run(args) -> exit status`, None for 0.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def _run(argv: list[str] | None) -> int:
     try:
         fill_from_settings(args)
         with redirect_stdout(PlainStream(sys.stdout)):
-            return args.run(args)
+            return args.run(args) or 0
     except VLMLocalError as error:
         print(escape_controls(hide_secrets(f"vlm-local {args.command}: {error}"), "\n"), file=sys.stderr)
         return 2

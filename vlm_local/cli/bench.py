@@ -1,10 +1,10 @@
 """`bench`: what the pieces cost on this machine. The last line printed is one JSON object."""
 
 import argparse
-import io
-from collections.abc import Callable
-from contextlib import redirect_stdout
+import json
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from vlm_local.cli.options import add_policy_options, count, number, read_policy_options
 
@@ -27,61 +27,19 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     _add_report(kinds)
 
 
-def _print_last_line(run: Callable[[argparse.Namespace], int]) -> Callable[[argparse.Namespace], int]:
-    """The same command, of which --quiet leaves the last line: the JSON object."""
+def _print(args: argparse.Namespace, lines: Iterable[str], result: Mapping[str, Any]) -> None:
+    """What was measured: `lines` for people unless --quiet, then the JSON object, with the machine in it."""
+    from vlm_local.provenance import describe_machine
 
-    def run_as_asked(args: argparse.Namespace) -> int:
-        if not args.quiet:
-            return run(args)
-        with redirect_stdout(io.StringIO()) as said:
-            status = run(args)
-        print(said.getvalue().rstrip("\n").rpartition("\n")[2])
-        return status
-
-    return run_as_asked
+    for line in () if args.quiet else lines:
+        print(line)
+    print(json.dumps({**result, **describe_machine()}))
 
 
-def _add_act(kinds: argparse._SubParsersAction) -> None:
-    text = "what the server adds to the engine, and how many robots it answers"
-    parser = kinds.add_parser("act", help=text)
-    add_policy_options(parser)
-    parser.add_argument("--sequences", type=Path, metavar="PATH", help="run or data set whose steps are sent [noise]")
-    parser.add_argument("--requests", type=count(), default=200, metavar="N", help="of one robot alone [200]")
-    parser.add_argument("--clients", type=_robots, default=[1, 4, 8], metavar="N,...", help="robots at once [1,4,8]")
-    parser.add_argument("--seconds", type=number(0.1, 3600), default=4.0, help="of a round of robots at once [4]")
-    parser.add_argument("--rounds", type=count(1, 1000), default=3, help="[3]")
-    instead = parser.add_mutually_exclusive_group()
-    instead.add_argument("--beside", metavar="NAME", help="time this local model in the same run instead")
-    instead.add_argument("--doors", action="store_true", help="time the websocket door beside HTTP instead")
-    parser.set_defaults(run=_print_last_line(_run_act))
-
-
-def _run_act(args: argparse.Namespace) -> int:
-    if args.beside:
-        from vlm_local.bench.beside import run as run_beside
-
-        return run_beside(read_policy_options(args), args.beside, args.requests)
-    if args.doors:
-        from vlm_local.bench.beside import run_doors
-
-        return run_doors(read_policy_options(args), args.requests)
-    from vlm_local.bench.act import run
-
-    return run(read_policy_options(args), args.sequences, args.requests, args.clients, args.seconds, args.rounds)
-
-
-def _robots(text: str) -> list[int]:
-    """ "1,4,8" -> numbers of robots at once."""
-    return [count(1, _MAX_ROBOTS)(part) for part in text.split(",")]
-
-
-def _add_decode(kinds: argparse._SubParsersAction) -> None:
-    text = "what an answer costs, in prefills, with each way of decoding"
-    parser = kinds.add_parser("decode", help=text)
-    _add_subject(parser)
-    parser.add_argument("--sequences", type=Path, metavar="PATH", help="run, data set or labels to play [made-up]")
-    parser.add_argument("--rounds", type=count(), default=40, metavar="N", help="steps that are timed [40]")
-    parser.set_defaults(run=_print_last_line(_run_decode))
+def _numbers(low: int, high: int) -> Callable[[str], list[int]]:
+    """For `type=` of a flag: "1,4,8" -> numbers from low to high."""
+    parse = count(low, high)
+    return lambda text: [parse(part) for part in text.split(",")]
 
 
 def _add_subject(parser: argparse.ArgumentParser) -> None:
@@ -91,10 +49,54 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=count(1, 1000), metavar="N", help="with --shape: only so many [all]")
 
 
-def _run_decode(args: argparse.Namespace) -> int:
-    from vlm_local.bench.decode import run
+def _load_subject(args: argparse.Namespace):
+    from vlm_local.bench.subject import load_subject
 
-    return run(read_policy_options(args), args.shape, args.layers, args.sequences, args.rounds)
+    return load_subject(read_policy_options(args), args.shape, args.layers)
+
+
+def _add_act(kinds: argparse._SubParsersAction) -> None:
+    text = "what the server adds to the engine, and how many robots it answers"
+    parser = kinds.add_parser("act", help=text)
+    add_policy_options(parser)
+    parser.add_argument("--sequences", type=Path, metavar="PATH", help="run or data set whose steps are sent [noise]")
+    parser.add_argument("--requests", type=count(), default=200, metavar="N", help="of one robot alone [200]")
+    text = "robots at once [1,4,8]"
+    parser.add_argument("--clients", type=_numbers(1, _MAX_ROBOTS), default=[1, 4, 8], metavar="N,...", help=text)
+    parser.add_argument("--seconds", type=number(0.1, 3600), default=4.0, help="of a round of robots at once [4]")
+    parser.add_argument("--rounds", type=count(1, 1000), default=3, help="[3]")
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument("--beside", metavar="NAME", help="time this local model in the same run instead")
+    instead.add_argument("--doors", action="store_true", help="time the websocket door beside HTTP instead")
+    parser.set_defaults(run=_run_act)
+
+
+def _run_act(args: argparse.Namespace) -> None:
+    from vlm_local.bench import act, beside
+
+    options = read_policy_options(args)
+    if args.beside:
+        told = beside.compare_servers(options, args.beside, args.requests)
+    elif args.doors:
+        told = beside.compare_doors(options, args.requests)
+    else:
+        told = act.measure(options, args.sequences, args.requests, args.clients, args.seconds, args.rounds)
+    _print(args, *told)
+
+
+def _add_decode(kinds: argparse._SubParsersAction) -> None:
+    text = "what an answer costs, in prefills, with each way of decoding"
+    parser = kinds.add_parser("decode", help=text)
+    _add_subject(parser)
+    parser.add_argument("--sequences", type=Path, metavar="PATH", help="run, data set or labels to play [made-up]")
+    parser.add_argument("--rounds", type=count(), default=40, metavar="N", help="steps that are timed [40]")
+    parser.set_defaults(run=_run_decode)
+
+
+def _run_decode(args: argparse.Namespace) -> None:
+    from vlm_local.bench.decode import measure
+
+    _print(args, *measure(read_policy_options(args), args.shape, args.layers, args.sequences, args.rounds))
 
 
 def _add_profile(kinds: argparse._SubParsersAction) -> None:
@@ -102,13 +104,13 @@ def _add_profile(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser("profile", help=text)
     _add_subject(parser)
     parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="steps that are timed [20]")
-    parser.set_defaults(run=_print_last_line(_run_profile))
+    parser.set_defaults(run=_run_profile)
 
 
-def _run_profile(args: argparse.Namespace) -> int:
-    from vlm_local.bench.profile import run
+def _run_profile(args: argparse.Namespace) -> None:
+    from vlm_local.bench.profile import measure
 
-    return run(read_policy_options(args), args.shape, args.layers, args.rounds)
+    _print(args, *measure(_load_subject(args), args.rounds))
 
 
 def _add_rows(kinds: argparse._SubParsersAction) -> None:
@@ -116,15 +118,15 @@ def _add_rows(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser("rows", help=text)
     _add_subject(parser)
     text = "robots at once [1,4,8,16]"
-    parser.add_argument("--counts", type=_robots, default=[1, 4, 8, 16], metavar="N,...", help=text)
+    parser.add_argument("--counts", type=_numbers(1, _MAX_ROBOTS), default=[1, 4, 8, 16], metavar="N,...", help=text)
     parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="[20]")
-    parser.set_defaults(run=_print_last_line(_run_rows))
+    parser.set_defaults(run=_run_rows)
 
 
-def _run_rows(args: argparse.Namespace) -> int:
-    from vlm_local.bench.rows import run
+def _run_rows(args: argparse.Namespace) -> None:
+    from vlm_local.bench.rows import measure
 
-    return run(read_policy_options(args), args.shape, args.layers, args.counts, args.rounds)
+    _print(args, *measure(_load_subject(args), args.counts, args.rounds))
 
 
 def _add_examples(kinds: argparse._SubParsersAction) -> None:
@@ -132,20 +134,15 @@ def _add_examples(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser("examples", help=text)
     _add_subject(parser)
     text = "numbers of examples [0,8]"
-    parser.add_argument("--counts", type=_examples, default=[0, 8], metavar="N,...", help=text)
+    parser.add_argument("--counts", type=_numbers(0, 64), default=[0, 8], metavar="N,...", help=text)
     parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="[20]")
-    parser.set_defaults(run=_print_last_line(_run_examples))
+    parser.set_defaults(run=_run_examples)
 
 
-def _examples(text: str) -> list[int]:
-    """ "0,8" -> numbers of examples."""
-    return [count(0, 64)(part) for part in text.split(",")]
+def _run_examples(args: argparse.Namespace) -> None:
+    from vlm_local.bench.examples import measure
 
-
-def _run_examples(args: argparse.Namespace) -> int:
-    from vlm_local.bench.examples import run
-
-    return run(read_policy_options(args), args.shape, args.layers, args.counts, args.rounds)
+    _print(args, *measure(_load_subject(args), args.counts, args.rounds, is_prepared=args.shape is not None))
 
 
 def _add_think(kinds: argparse._SubParsersAction) -> None:
@@ -155,26 +152,26 @@ def _add_think(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--hz", type=number(0.01, 1000), default=5.0, help="steps a second of the robot [5]")
     parser.add_argument("--rounds", type=count(), default=10, metavar="N", help="episodes of each kind, in turns [10]")
     parser.add_argument("--episode-steps", type=count(), default=30, metavar="N", help="[30]")
-    parser.set_defaults(run=_print_last_line(_run_think))
+    parser.set_defaults(run=_run_think)
 
 
-def _run_think(args: argparse.Namespace) -> int:
-    from vlm_local.bench.think import run
+def _run_think(args: argparse.Namespace) -> None:
+    from vlm_local.bench.think import measure
 
-    return run(read_policy_options(args), args.hz, args.rounds, args.episode_steps)
+    _print(args, *measure(read_policy_options(args), args.hz, args.rounds, args.episode_steps))
 
 
 def _add_limit(kinds: argparse._SubParsersAction) -> None:
     text = "what the device could do at best, and how much of it the language model reaches"
     parser = kinds.add_parser("limit", help=text)
     _add_subject(parser)
-    parser.set_defaults(run=_print_last_line(_run_limit))
+    parser.set_defaults(run=_run_limit)
 
 
-def _run_limit(args: argparse.Namespace) -> int:
-    from vlm_local.bench.limit import run
+def _run_limit(args: argparse.Namespace) -> None:
+    from vlm_local.bench.limit import measure
 
-    return run(read_policy_options(args), args.shape, args.layers)
+    _print(args, *measure(_load_subject(args)))
 
 
 def _add_load(kinds: argparse._SubParsersAction) -> None:
@@ -190,16 +187,20 @@ def _add_load(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--kill-every", type=number(0, 1e6), default=60.0, metavar="S", help=text)
     text = "the model's process is the server's own, as with `serve`, not an OpenAI-compatible one"
     parser.add_argument("--no-sidecar", action="store_true", help=text)
-    parser.set_defaults(run=_print_last_line(_run_load))
+    parser.set_defaults(run=_run_load)
 
 
 def _run_load(args: argparse.Namespace) -> int:
-    from vlm_local.bench.load import SoakSettings, run
+    import signal
+    import sys
 
+    from vlm_local.bench.load import SoakSettings, soak
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the soak's own processes end, too
     settings = SoakSettings(
         args.robots, args.minutes, args.hz, args.fault_rate, args.kill_every or None, not args.no_sidecar
     )
-    return run(read_policy_options(args), settings)
+    return _print_judged(args, soak(read_policy_options(args), settings))
 
 
 def _add_mixed(kinds: argparse._SubParsersAction) -> None:
@@ -207,21 +208,24 @@ def _add_mixed(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser("mixed", help=text)
     add_policy_options(parser)
     parser.add_argument("--robots", type=count(1, _MAX_ROBOTS), default=6, metavar="N", help="[6]")
-    parser.add_argument(
-        "--seconds",
-        type=number(1, 1e5),
-        default=60.0,
-        help="of robots alone, beside strangers, and while those ask another server [60]",
-    )
+    text = "of robots alone, beside strangers, and while those ask another server [60]"
+    parser.add_argument("--seconds", type=number(1, 1e5), default=60.0, help=text)
     parser.add_argument("--rounds", type=count(1, 1000), default=4, help="in which these take turns [4]")
     parser.add_argument("--hz", type=number(0.01, 1000), default=2.0, help="requests a second of each robot [2]")
-    parser.set_defaults(run=_print_last_line(_run_mixed))
+    parser.set_defaults(run=_run_mixed)
 
 
 def _run_mixed(args: argparse.Namespace) -> int:
-    from vlm_local.bench.mixed import MixedSettings, run
+    from vlm_local.bench.mixed import MixedSettings, measure
 
-    return run(read_policy_options(args), MixedSettings(args.robots, args.seconds, args.rounds, args.hz))
+    settings = MixedSettings(args.robots, args.seconds, args.rounds, args.hz)
+    return _print_judged(args, measure(read_policy_options(args), settings))
+
+
+def _print_judged(args: argparse.Namespace, result: Mapping[str, Any]) -> int:
+    """Exit status 1 where something was violated."""
+    _print(args, [f"violation: {what}" for what in result["violations"]], result)
+    return 0 if result["passed"] else 1
 
 
 def _add_data(kinds: argparse._SubParsersAction) -> None:
@@ -229,24 +233,24 @@ def _add_data(kinds: argparse._SubParsersAction) -> None:
     parser = kinds.add_parser("data", help=text)
     parser.add_argument("--data", metavar="PATH", help="a data set to read [a run written for the purpose]")
     parser.add_argument("--rounds", type=count(1, 1000), default=5, help="[5]")
-    parser.set_defaults(run=_print_last_line(_run_data))
+    parser.set_defaults(run=_run_data)
 
 
-def _run_data(args: argparse.Namespace) -> int:
-    from vlm_local.bench.data import run
+def _run_data(args: argparse.Namespace) -> None:
+    from vlm_local.bench.data import measure
+    from vlm_local.cli.output import print_result
 
-    return run(args.data, args.rounds)
+    print_result(args, *measure(args.data, args.rounds))
 
 
 def _add_report(kinds: argparse._SubParsersAction) -> None:
     text = "write FOLDER.md from the results saved in FOLDER, one .json each"
     parser = kinds.add_parser("report", help=text)
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/benchmarks"), help="[docs/benchmarks]")
-    parser.set_defaults(run=_print_last_line(_run_report))
+    parser.set_defaults(run=_run_report)
 
 
-def _run_report(args: argparse.Namespace) -> int:
+def _run_report(args: argparse.Namespace) -> None:
     from vlm_local.bench.report import write_report
 
     print(write_report(args.folder))
-    return 0

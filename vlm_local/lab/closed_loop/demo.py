@@ -12,13 +12,13 @@ from dataclasses import dataclass
 from vlm_local.environments import OURS
 from vlm_local.errors import ConfigError
 from vlm_local.lab.closed_loop.process import EnvironmentProcess
+from vlm_local.processes import end_process
 from vlm_local.remote_policy import RemotePolicy
 from vlm_local.sim.tasks import TASKS
 
 _STEP_S = 0.2  # 5 Hz, as AutoEval's station
 _MAX_STEPS = 70  # as AutoEval's
 _REST_S = 1.0  # between episodes, so that one sees how the last one ended
-_END_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,7 @@ def open_server(port: int) -> Iterator[str]:
             raise ConfigError("the server did not start; it says why above")
         yield ready[1]
     finally:
-        process.terminate()
-        try:
-            process.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        end_process(process)
 
 
 def play(url: str, num_episodes: int | None) -> Iterator[DemoEpisode]:

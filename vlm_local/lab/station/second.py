@@ -9,6 +9,7 @@ from typing import Any
 from vlm_local.errors import ConfigError
 from vlm_local.lab.comparison import read_report
 from vlm_local.lab.station.run import JobPlan, require_free
+from vlm_local.processes import end_process
 
 _BEGIN_S, _FINISH_S = 60.0, 3600.0
 # Of the other scene: at AutoEval drawer and sink run at the same time.
@@ -53,6 +54,4 @@ class SecondStation:
         return read_report(self._out)
 
     def close(self) -> None:
-        if self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait(30)
+        end_process(self._process, seconds=30.0)
