@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vlm_local.cli.options import add_policy_options, number, read_policy_options
 from vlm_local.cli.output import print_result
+from vlm_local.errors import ConfigError
 from vlm_local.plain import escape_controls, hide_secrets
 
 
@@ -31,10 +32,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run, goes_on="the same command goes on from here")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from vlm_local.answers import check_choices
     from vlm_local.data.questions import open_labelled
-    from vlm_local.errors import ConfigError
     from vlm_local.lab.detector.run import evaluate_detector
     from vlm_local.progress import open_bar
 
@@ -57,7 +57,6 @@ def run(args: argparse.Namespace) -> int:
         print(escape_controls(f"left out: {line}"), file=sys.stderr)
     result = pick_scores(report) | {"left_out": len(left_out), "out": str(args.out)}
     print_result(args, format_report(report, args.out), result)
-    return 0
 
 
 def pick_scores(report: dict) -> dict:
@@ -72,7 +71,6 @@ def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, 
     from vlm_local.answers import Question, ask_server
     from vlm_local.assembly import is_url, open_policies, refuse_all_but
     from vlm_local.client import Detector
-    from vlm_local.errors import ConfigError
 
     name, options = args.model or "tiny", read_policy_options(args)
     if is_url(name):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlm_local.cli.options import count, seed, workers
 from vlm_local.cli.output import print_result
+from vlm_local.errors import ConfigError
 
 _EPISODES, _SEED = 100, 100_000
 
@@ -45,9 +46,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_run, goes_on="the same command goes on from here")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     from vlm_local.environments import OURS, find_suite
-    from vlm_local.errors import ConfigError
     from vlm_local.lab.ceiling.episodes import CeilingPlan
     from vlm_local.lab.ceiling.error_models import DRAWS
     from vlm_local.lab.ceiling.run import run_predictions, run_study
@@ -57,7 +57,8 @@ def _run(args: argparse.Namespace) -> int:
     if args.env != OURS:
         if args.predict or args.observed:
             raise ConfigError("--predict and --observed are of our own simulator alone")
-        return _run_benchmark(args, plan)
+        _run_benchmark(args, plan)
+        return
     if args.predict or args.observed:
         report = run_predictions(args.out, args.predict, args.observed, args.episodes, args.workers)
     else:
@@ -70,10 +71,9 @@ def _run(args: argparse.Namespace) -> int:
     numbers = ("observed", "source", "mean_error")
     predictions = [{name: prediction[name] for name in numbers} for prediction in report["predictions"]]
     print_result(args, "\n".join(lines), {**report["plan"], "predictions": predictions, "out": str(args.out)})
-    return 0
 
 
-def _run_benchmark(args: argparse.Namespace, plan) -> int:
+def _run_benchmark(args: argparse.Namespace, plan) -> None:
     from vlm_local.environments import METAWORLD
     from vlm_local.lab.ceiling.benchmarks import run_benchmark
     from vlm_local.lab.ceiling.libero import LIBERO_STUDY
@@ -90,4 +90,3 @@ def _run_benchmark(args: argparse.Namespace, plan) -> int:
         summary["best"] = report["best"]["rate"]
     lines.append(f"tables: {args.out / 'tables.md'}")
     print_result(args, "\n".join(lines), summary)
-    return 0

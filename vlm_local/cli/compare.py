@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlm_local.cli.options import count, seed, workers
 from vlm_local.cli.output import print_result
+from vlm_local.errors import ConfigError, DataError
 
 _KINDS = ("eval", "sim", "spatial", "station")
 _FILMS = 10  # episodes of each task that keep frames, as of `sim`
@@ -43,23 +44,21 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         play(flag, type=convert, metavar=metavar, help=text if default is None else f"{text} [{default}]")
 
 
-def _run(args: argparse.Namespace) -> int:
-    from vlm_local.errors import ConfigError
-
+def _run(args: argparse.Namespace) -> None:
     names = {flag: flag.lstrip("-").replace("-", "_") for flag, *_ in _PLAYING}
     given = [flag for flag, name in names.items() if getattr(args, name) is not None]
     if not args.until_separated:
         if given:
             raise ConfigError(f"{', '.join(given)} would change nothing without --until-separated")
-        return _compare(args)
+        _compare(args)
+        return
     for flag, _, default, _ in _PLAYING:
         if flag not in given:
             setattr(args, names[flag], default)
-    return _play(args)
+    _play(args)
 
 
-def _compare(args: argparse.Namespace) -> int:
-    from vlm_local.errors import ConfigError
+def _compare(args: argparse.Namespace) -> None:
     from vlm_local.lab.comparison import LETTERS, compare, format_comparison
     from vlm_local.provenance import describe_machine
 
@@ -75,12 +74,10 @@ def _compare(args: argparse.Namespace) -> int:
         paths = write_publication(args.out, result, describe_machine())
         table += f"\n\n{args.out}: {', '.join(path.name for path in paths)}"
     print_result(args, table, result)
-    return 0
 
 
 def _load_trials(folder: Path):
     """A result of any study that can be compared."""
-    from vlm_local.errors import DataError
     from vlm_local.lab.results import find_layout
 
     is_job = (folder / "station.jsonl").is_file()  # which cannot be packed, so it has no layout
@@ -101,7 +98,6 @@ def _load_trials(folder: Path):
 
 def _read_names(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """By letter where --name says so, else the folders' own names; as they were given, where two are alike."""
-    from vlm_local.errors import ConfigError
     from vlm_local.lab.comparison import LETTERS
 
     short = [folder.resolve().name for folder in folders]
@@ -116,12 +112,11 @@ def _read_names(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
     return list(names.values())
 
 
-def _play(args: argparse.Namespace) -> int:
+def _play(args: argparse.Namespace) -> None:
     """--until-separated: play two policies in the simulator and say which is better as soon as it is sure."""
     from contextlib import ExitStack, closing
 
     from vlm_local.environments import find_suite
-    from vlm_local.errors import ConfigError
     from vlm_local.lab.closed_loop.run import RolloutPlan
     from vlm_local.lab.closed_loop.until_separated import ALPHA_EACH, play_until_separated
     from vlm_local.lab.sequential import find_detectable_effect
@@ -152,7 +147,6 @@ def _play(args: argparse.Namespace) -> int:
         said = f"not told apart in {decision['pairs']} pairs; the same command with more --episodes goes on"
     places = f"{args.out / 'decision.json'}; both results: {args.out / 'A'}, {args.out / 'B'}"
     print_result(args, f"{said}\n{places}", decision)
-    return 0
 
 
 def _print_decision(decision) -> None:

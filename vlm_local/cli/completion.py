@@ -36,11 +36,10 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     from vlm_local.cli import build_parser
 
     print(build_script(build_parser()))
-    return 0
 
 
 def build_script(parser: CommandParser) -> str:

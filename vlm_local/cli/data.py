@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vlm_local.cli.options import add_data_options, add_embodiment_option, describe_data, read_data_options
 from vlm_local.cli.output import print_result
+from vlm_local.errors import ConfigError, DataError
 from vlm_local.plain import escape_controls
 
 _DATA = "RLDS or LeRobot folder, lerobot:ORG/NAME on the hub, recorded run, or AutoEval pickles"
@@ -32,11 +33,10 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_calibrate)
 
 
-def _label(args: argparse.Namespace) -> int:
+def _label(args: argparse.Namespace) -> None:
     from vlm_local.data import count_episodes, open_data_set
     from vlm_local.data.labels import iterate_labels
     from vlm_local.data.lerobot_language import check_target, write_motions
-    from vlm_local.errors import ConfigError, DataError
     from vlm_local.files import encode_json, open_replacing
     from vlm_local.progress import open_bar
 
@@ -65,14 +65,12 @@ def _label(args: argparse.Namespace) -> int:
     print_result(
         args, "\n".join(lines), result | {"data": data.about, "out": args.out, "write": args.write and str(args.write)}
     )
-    return 0
 
 
-def _calibrate(args: argparse.Namespace) -> int:
+def _calibrate(args: argparse.Namespace) -> None:
     from dataclasses import asdict
 
     from vlm_local.data import count_episodes, open_data_set
-    from vlm_local.errors import DataError
     from vlm_local.files import write_json
     from vlm_local.lab.offline import calibrate
     from vlm_local.progress import track
@@ -102,7 +100,6 @@ def _calibrate(args: argparse.Namespace) -> int:
     write_json(statistics, {**about, "labels": cells, "phrases": phrases})
     lines.append(f"step table: {args.out}, statistics: {statistics}")
     print_result(args, "\n".join(lines), {**about, "sizes": sizes, "moving_steps": counts, "out": str(args.out)})
-    return 0
 
 
 def _describe_size(name: str, size: float, num_moving: int, num_needed: int) -> str:

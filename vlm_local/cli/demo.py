@@ -2,10 +2,8 @@
 
 import argparse
 
-from vlm_local.cli.options import count
+from vlm_local.cli.options import count, port
 from vlm_local.cli.output import print_result
-
-_MAX_PORT = 2**16 - 1
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -15,13 +13,13 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "opens the live page in a browser. Nothing is recorded."
     )
     text = "of 127.0.0.1; 0 takes any that is free [8000]"
-    parser.add_argument("--port", type=count(0, _MAX_PORT), default=8000, help=text)
+    parser.add_argument("--port", type=port(), default=8000, help=text)
     parser.add_argument("--episodes", type=count(), metavar="N", help="end after so many [goes on until Ctrl-C]")
     parser.add_argument("--no-browser", action="store_true", help="open no page; its address is printed anyway")
     parser.set_defaults(run=_demo)
 
 
-def _demo(args: argparse.Namespace) -> int:
+def _demo(args: argparse.Namespace) -> None:
     import webbrowser
 
     from vlm_local.lab.closed_loop.demo import open_server, play
@@ -36,4 +34,3 @@ def _demo(args: argparse.Namespace) -> int:
             print(f"{episode.instruction}: {episode.outcome} after {episode.num_steps} steps", flush=True)
     table = f"{num_succeeded} of {num_episodes} episodes succeeded"
     print_result(args, table, {"episodes": num_episodes, "succeeded": num_succeeded})
-    return 0

@@ -42,7 +42,7 @@ def add_detector(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run, goes_on="the same command goes on from the last saved step")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     from vlm_local.models import find_checkpoint
     from vlm_local.prompts import load_template
     from vlm_local.training.finetune import Tuning, finetune
@@ -76,7 +76,6 @@ def _run(args: argparse.Namespace) -> int:
         scores, text = _score(args, question, choices, split.held_out)
         result, table = result | {"held_out": scores}, f"{text}\n{table}"
     print_result(args, table, result)
-    return 0
 
 
 def _read(args: argparse.Namespace):

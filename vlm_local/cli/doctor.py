@@ -5,6 +5,7 @@ from pathlib import Path
 
 from vlm_local.cli.options import number
 from vlm_local.cli.output import print_result
+from vlm_local.errors import ConfigError
 
 _HELP = "examine a policy server, a model with --model, or without either this machine"
 _MODEL_ONLY = ("data", "out", "minutes", "quantize", "device", "dtype")  # flags that go with --model
@@ -42,7 +43,6 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a line a finding; 1 when any failed."""
-    from vlm_local.errors import ConfigError
 
     if args.model is not None:
         return _check_model(args)
@@ -74,7 +74,6 @@ def run(args: argparse.Namespace) -> int:
 def _check_model(args: argparse.Namespace) -> int:
     """Prints a line a stage, then what was found; 1 when a stage failed or the decoder is wrong."""
     from vlm_local.assembly import is_url
-    from vlm_local.errors import ConfigError
 
     if args.url is not None or is_url(args.model):
         raise ConfigError("--model takes a model on this machine; a server is examined with `doctor URL` alone")

@@ -6,9 +6,9 @@ from contextlib import closing
 from pathlib import Path
 
 from vlm_local.cli.options import (
-    add_data_options,
+    add_asked_options,
+    add_episode_option,
     add_policy_options,
-    count,
     describe_data,
     read_data_options,
     read_policy_options,
@@ -16,7 +16,7 @@ from vlm_local.cli.options import (
     workers,
 )
 from vlm_local.cli.output import print_result
-from vlm_local.cli.runs import add_episode_option
+from vlm_local.errors import ConfigError, DataError
 from vlm_local.plain import escape_controls, hide_secrets
 
 _HEADLINES = ("steps", "episodes", "unanswered", "exact", "axis_accuracy", "opposite")
@@ -28,14 +28,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "Asks a policy about recorded steps and scores it against their movement phrases, beside baselines. --policy "
         "also takes the URL of any AutoEval policy server, and majority, repeat-last, random or oracle-label."
     )
-    parser.add_argument("--data", required=True, help="RLDS or LeRobot folder, recorded run, or AutoEval pickles")
-    parser.add_argument(
-        "--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html"
-    )
-    parser.add_argument("--camera", metavar="NAME", help="the images to show [the data set's main camera]")
-    add_data_options(parser)
-    parser.add_argument("--every", type=count(), default=1, metavar="N", help="ask every Nth step [1]")
-    parser.add_argument("--limit", type=count(), metavar="N", help="only the first N episodes [all]")
+    add_asked_options(parser, "gets rows.jsonl, report.json, report.html")
     text = "only this one: its number from 0, or its name in a recorded run; may be given again [all]"
     parser.add_argument("--episode", action="append", default=[], metavar="NAME", help=text)
     parser.add_argument("--seed", type=seed(), default=0, help="of draws, intervals and tests [0]")
@@ -54,10 +47,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_replay)
 
 
-def _eval(args: argparse.Namespace) -> int:
+def _eval(args: argparse.Namespace) -> None:
     from vlm_local.assembly import refuse_all_but
     from vlm_local.data import count_episodes, open_data_set
-    from vlm_local.errors import ConfigError
     from vlm_local.lab.offline import baselines
     from vlm_local.lab.offline.report import format_report
     from vlm_local.lab.offline.run import EvaluationPlan, evaluate
@@ -71,17 +63,12 @@ def _eval(args: argparse.Namespace) -> int:
         refuse_all_but(options, "offline", "embodiment")
     selection = read_data_options(args)
     about = open_data_set(args.data, selection, lambda problem: None).about
+    names = ("data", "camera", "every", "limit", "seed", "split", "state_layout")
     plan = EvaluationPlan(
         hide_secrets(args.model or "tiny"),
-        args.data,
-        args.camera,
-        args.every,
-        args.limit,
-        args.seed,
-        args.split,
-        args.state_layout,
-        selection.embodiment,
-        tuple(args.episode),
+        **{name: getattr(args, name) for name in names},
+        embodiment=selection.embodiment,
+        episodes=tuple(args.episode),
     )
     num_episodes = len(args.episode) or min(count_episodes(args.data, args.split), args.limit or sys.maxsize)
 
@@ -104,7 +91,6 @@ def _eval(args: argparse.Namespace) -> int:
     result = {name: report[name] for name in _HEADLINES} | {"left_out": len(report["left_out"])}
     result |= {"interval": report["intervals"].get("exact"), "policy": report["policy"]["name"], "out": str(args.out)}
     print_result(args, table, result)
-    return 0
 
 
 def _choose_episodes(episodes, chosen, limit, source):
@@ -112,7 +98,6 @@ def _choose_episodes(episodes, chosen, limit, source):
 
     Raises DataError at the end for one that is not there.
     """
-    from vlm_local.errors import DataError
 
     missing = set(chosen)
     for episode in episodes:
@@ -128,10 +113,9 @@ def _choose_episodes(episodes, chosen, limit, source):
         raise DataError(f"{source} has no episode {', '.join(sorted(missing))}")
 
 
-def _replay(args: argparse.Namespace) -> int:
+def _replay(args: argparse.Namespace) -> None:
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.runs import RunWriter, read_run
-    from vlm_local.errors import ConfigError, DataError
     from vlm_local.lab.formats import format_share
     from vlm_local.lab.offline.replay import count_reasoned, record_replay, replay_episode, tell_reasoned
     from vlm_local.lab.sources import open_source
@@ -172,7 +156,6 @@ def _replay(args: argparse.Namespace) -> int:
     out = {} if args.out is None else {"out": str(args.out)}
     reasoned = {"recorded": num_reasoned, "replayed": num_thought}
     print_result(args, table, {"steps": num_steps, "same": num_same, "reasoned": reasoned, **out})
-    return 0
 
 
 def _print_step(step) -> None:

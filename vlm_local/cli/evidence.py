@@ -35,7 +35,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_card)
 
 
-def _pack(args: argparse.Namespace) -> int:
+def _pack(args: argparse.Namespace) -> None:
     from vlm_local.lab.evidence.archive import pack, seal
 
     folder = args.folder.resolve()
@@ -45,10 +45,9 @@ def _pack(args: argparse.Namespace) -> int:
     table = f"{out}: {count} files of `{manifest['kind']}`, {size / 1e3:,.0f} kB\nseal {seal(manifest)}"
     about = {"out": str(out), "kind": manifest["kind"], "files": count, "bytes": size, "seal": seal(manifest)}
     print_result(args, table, about)
-    return 0
 
 
-def _verify(args: argparse.Namespace) -> int:
+def _verify(args: argparse.Namespace) -> None:
     verdict = _verify_with_bar(args.result)
     lines = [
         f"seal {verdict.seal}: {verdict.num_files} files of `{verdict.kind}`, as they were packed",
@@ -59,23 +58,20 @@ def _verify(args: argparse.Namespace) -> int:
     lines.append(f"taken on trust, for nothing in it can prove it: {', '.join(verdict.trusted)}")
     result = {"seal": verdict.seal, "kind": verdict.kind, "files": verdict.num_files, "numbers": verdict.num_numbers}
     print_result(args, "\n".join(lines), result | {"trusted": list(verdict.trusted)})
-    return 0
 
 
-def _leaderboard(args: argparse.Namespace) -> int:
+def _leaderboard(args: argparse.Namespace) -> None:
     from vlm_local.lab.evidence.leaderboard import write_leaderboard
 
     num_rows = write_leaderboard([_verify_with_bar(path) for path in args.results], args.out)
     print_result(args, f"{num_rows} rows: {args.out}", {"rows": num_rows, "out": str(args.out)})
-    return 0
 
 
-def _card(args: argparse.Namespace) -> int:
+def _card(args: argparse.Namespace) -> None:
     from vlm_local.lab.evidence.card import write_card
 
     num_results = write_card(args.folder, [_verify_with_bar(path) for path in args.results])
     print_result(args, f"{num_results} results in {args.folder}", {"results": num_results, "out": str(args.folder)})
-    return 0
 
 
 def _verify_with_bar(path: Path):

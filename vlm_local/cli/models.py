@@ -12,7 +12,7 @@ def add_commands(subparsers) -> None:
     fetch.set_defaults(run=_fetch, goes_on="the same command goes on with what is here already")
 
 
-def _list_models(args: argparse.Namespace) -> int:
+def _list_models(args: argparse.Namespace) -> None:
     from vlm_local.checkpoint import count_weights, estimate_memory
     from vlm_local.models import MODELS, find_local
 
@@ -38,15 +38,13 @@ def _list_models(args: argparse.Namespace) -> int:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print("\nMemory is of the weights alone; `doctor` says what fits here. (licence): accept it on the hub first.")
-    return 0
 
 
 def _scale(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e8 else f"{count / 1e6:.1f} M"
 
 
-def _fetch(args: argparse.Namespace) -> int:
+def _fetch(args: argparse.Namespace) -> None:
     from vlm_local.models import fetch
 
     print(fetch(args.name, args.offline))
-    return 0

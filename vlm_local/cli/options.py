@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 MAX_COUNT = 1_000_000
 MAX_SEED = 2**32 - 1  # numpy's older generator, which torch and transformers seed too, takes no larger one
@@ -49,6 +50,26 @@ def workers() -> Callable[[str], int]:
 
 def seed() -> Callable[[str], int]:
     return count(0, MAX_SEED)
+
+
+def port() -> Callable[[str], int]:
+    """0 is any that is free."""
+    return count(0, 2**16 - 1)
+
+
+def add_episode_option(parser: argparse.ArgumentParser) -> None:
+    text = "only this one, as `runs` names it; may be given again [all]"
+    parser.add_argument("--episode", action="append", default=[], metavar="NAME", help=text)
+
+
+def add_asked_options(parser: argparse.ArgumentParser, out_text: str) -> None:
+    """What a command asks of recorded steps, and where its result goes."""
+    parser.add_argument("--data", required=True, help="RLDS or LeRobot folder, recorded run, or AutoEval pickles")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help=out_text)
+    parser.add_argument("--camera", metavar="NAME", help="the images to show [the data set's main camera]")
+    add_data_options(parser)
+    parser.add_argument("--every", type=count(), default=1, metavar="N", help="ask every Nth step [1]")
+    parser.add_argument("--limit", type=count(), metavar="N", help="only the first N episodes [all]")
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -137,8 +158,6 @@ def fill_from_settings(args: argparse.Namespace) -> None:
     """Flags that were not given come from the file of --settings. Raises ConfigError."""
     if getattr(args, "settings", None) is None:
         return
-    from pathlib import Path
-
     from vlm_local.settings_file import read_settings
 
     for name, value in read_settings(Path(args.settings)).items():

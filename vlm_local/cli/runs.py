@@ -4,7 +4,9 @@ import argparse
 from datetime import datetime
 from pathlib import Path
 
+from vlm_local.cli.options import add_episode_option
 from vlm_local.cli.output import print_result
+from vlm_local.errors import DataError
 
 DEFAULT_FOLDER = "runs"
 
@@ -23,14 +25,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_export)
 
 
-def add_episode_option(parser: argparse.ArgumentParser) -> None:
-    text = "only this one, as `runs` names it; may be given again [all]"
-    parser.add_argument("--episode", action="append", default=[], metavar="NAME", help=text)
-
-
-def _list(args: argparse.Namespace) -> int:
+def _list(args: argparse.Namespace) -> None:
     from vlm_local.data.summary import list_runs, read_meta, summarise_run
-    from vlm_local.errors import DataError
 
     runs = list_runs(args.folder)
     if not runs:
@@ -40,7 +36,6 @@ def _list(args: argparse.Namespace) -> int:
         print(f"{run}  model {read_meta(run).get('model', 'unknown')}, {len(episodes)} episodes")
         for episode in episodes:
             print(_describe(episode))
-    return 0
 
 
 def _describe(episode) -> str:
@@ -52,14 +47,13 @@ def _describe(episode) -> str:
     return f"  {episode.id:24} {started:8} {numbers}  {' '.join(word for word in words if word)}"
 
 
-def _export(args: argparse.Namespace) -> int:
+def _export(args: argparse.Namespace) -> None:
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data import count_episodes
     from vlm_local.data.film import write_film
     from vlm_local.data.lerobot_export import export_lerobot
     from vlm_local.data.runs import read_run
     from vlm_local.data.summary import list_runs
-    from vlm_local.errors import DataError
     from vlm_local.progress import track
 
     if list_runs(args.folder) != [Path(args.folder)]:
@@ -81,4 +75,3 @@ def _export(args: argparse.Namespace) -> int:
     table = f"{num_episodes} episodes ({num_frames} frames) in {out / 'lerobot'}, {num_films} films in {films}"
     result = {"episodes": num_episodes, "frames": num_frames, "films": num_films, "problems": problems.count}
     print_result(args, table, result | {"out": args.out})
-    return 0

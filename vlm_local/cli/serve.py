@@ -2,12 +2,12 @@
 
 import argparse
 
-from vlm_local.cli.options import add_policy_options, count, number, read_policy_options, seed
+from vlm_local.cli.options import add_policy_options, count, number, port, read_policy_options, seed
+from vlm_local.errors import ConfigError
 
 _HELP = "answer robots over HTTP"
 _TOKEN_VARIABLE = "VLM_LOCAL_TOKEN"
 _LOG_LINE = "%(asctime)s %(levelname)s %(message)s"
-MAX_PORT = 2**16 - 1
 MAX_HORIZON = 100  # steps; OpenPI's clients play 5 to 10
 _DEADLINE_MS = 60_000.0  # a hung forward ends the wait; AutoEval itself would wait for ever
 
@@ -18,7 +18,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run, deadline_ms=_DEADLINE_MS)
     server = parser.add_argument_group("server").add_argument
     server("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
-    server("--port", type=count(0, MAX_PORT), default=8000, help="0 takes any that is free and prints it [8000]")
+    server("--port", type=port(), default=8000, help="0 takes any that is free and prints it [8000]")
     server("--prefix", default="", metavar="/PATH", help="answer below this path, too")
     server("--seed", type=seed(), default=0, help="of the seeds of episodes that are reset without one [0]")
     text = "hold a robot's request open while the model loads, then 503 [60]"
@@ -49,12 +49,12 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     access("--rate-limit", type=number(0.001, 1e6), metavar="N", help="requests to /act a second and address [any]")
     websocket = parser.add_argument_group("websocket", "for clients of OpenPI, RoboArena and vla-eval").add_argument
     text = "listen here, too; 0 takes any that is free and prints it [no websocket]"
-    websocket("--websocket-port", type=count(0, MAX_PORT), metavar="N", help=text)
+    websocket("--websocket-port", type=port(), metavar="N", help=text)
     text = "steps in an answer, for which its phrase holds [--steps-per-phrase]"
     websocket("--horizon", type=count(1, MAX_HORIZON), metavar="N", help=text)
     tunnel = parser.add_argument_group("tunnel").add_argument
     tunnel("--tunnel", metavar="USER@HOST[:PORT]", help="keep a reverse ssh forward from there to here")
-    tunnel("--remote-port", type=count(0, MAX_PORT), metavar="N", help="of the forward [--port]")
+    tunnel("--remote-port", type=port(), metavar="N", help="of the forward [--port]")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -108,7 +108,6 @@ def read_settings(args: argparse.Namespace):
     """Parsed flags -> ServerSettings. Raises ConfigError, also for an open door nobody asked for."""
     import ipaddress
 
-    from vlm_local.errors import ConfigError
     from vlm_local.safety import MAX_STEP, parse_max_step, parse_workspace
     from vlm_local.server.access import Gate, parse_networks
     from vlm_local.server.episodes import EpisodeSettings
@@ -164,8 +163,6 @@ def _find_token(args: argparse.Namespace) -> str | None:
     import os
     from pathlib import Path
 
-    from vlm_local.errors import ConfigError
-
     if args.token_file is None:
         return os.environ.get(_TOKEN_VARIABLE) or None if args.token is None else args.token
     if args.token is not None:
@@ -180,7 +177,6 @@ def read_run_options(args: argparse.Namespace):
     """Parsed flags -> RunOptions. Raises ConfigError."""
     from pathlib import Path
 
-    from vlm_local.errors import ConfigError
     from vlm_local.server.serve import RunOptions
     from vlm_local.server.tunnel import parse_target
 

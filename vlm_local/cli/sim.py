@@ -56,7 +56,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_run_sim, goes_on="the same command goes on from here")
 
 
-def _run_sim(args: argparse.Namespace) -> int:
+def _run_sim(args: argparse.Namespace) -> None:
     """Play, write report.json, report.html and films; print where, and one JSON object as the last line."""
     from vlm_local.environments import find_suite, name_robot
     from vlm_local.lab.closed_loop.run import run_rollouts
@@ -88,7 +88,6 @@ def _run_sim(args: argparse.Namespace) -> int:
     summary = _summarise(scores, plan, folder)
     shown = f"report: {folder / 'report.html'}\n{len(films)} films, the first: {films[0] if films else None}"
     print_result(args, f"{_format_table(summary)}\n{shown}", summary)
-    return 0
 
 
 def _build_plan(args: argparse.Namespace, policy: str, suite):

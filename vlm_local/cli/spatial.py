@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vlm_local.cli.options import add_policy_options, count, read_policy_options, seed
 from vlm_local.cli.output import print_result
+from vlm_local.errors import ConfigError
 from vlm_local.plain import hide_secrets
 
 _SCENES = 40
@@ -27,7 +28,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_run, goes_on="the same command goes on from here")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     from dataclasses import replace
 
     from vlm_local.assembly import is_url
@@ -58,11 +59,9 @@ def _run(args: argparse.Namespace) -> int:
     numbers: dict = {name: {"value": score["value"], "interval": score["interval"]} for name, score in scores.items()}
     numbers |= {"reasoning": report["reasoning"]} if "reasoning" in report else {}
     print_result(args, "\n".join(lines), {**numbers, "scenes": report["scenes"], "out": str(args.out)})
-    return 0
 
 
 def _choose_set(args: argparse.Namespace):
-    from vlm_local.errors import ConfigError
     from vlm_local.lab.spatial.sets import SceneSet, load_set
 
     own = {"level": args.level, "seed": args.seed, "scenes": args.scenes}

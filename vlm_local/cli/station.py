@@ -94,7 +94,7 @@ def _parse_restart(words: list[str] | None) -> tuple[int, int, str] | None:
     return int(match[1]), int(match[2]), words[1]
 
 
-def _run_outcomes(args: argparse.Namespace) -> int:
+def _run_outcomes(args: argparse.Namespace) -> None:
     from vlm_local.cli.data import ProblemPrinter
     from vlm_local.files import write_json
     from vlm_local.lab.station.outcomes import format_outcomes, join_outcomes
@@ -104,4 +104,3 @@ def _run_outcomes(args: argparse.Namespace) -> int:
         write_json(args.out, table)
     shown = {name: value for name, value in table.items() if name != "episodes"}
     print_result(args, format_outcomes(table), shown)
-    return 0

@@ -15,6 +15,7 @@ from vlm_local.cli.options import (
     seed,
 )
 from vlm_local.cli.output import print_result
+from vlm_local.errors import ConfigError
 
 
 def add_commands(subparsers) -> None:
@@ -65,18 +66,16 @@ def _add_tiny(parser) -> None:
     parser.set_defaults(run=_run_tiny, goes_on="the same command goes on from the last finished round")
 
 
-def _run_init_tiny(args) -> int:
-    from vlm_local.errors import ConfigError
+def _run_init_tiny(args) -> None:
     from vlm_local.training.tiny import write_tiny
 
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ConfigError(f"{args.out} holds something already; choose another --out")
     write_tiny(args.out, args.seed)
     print(f"wrote untrained weights and the tokenizer, processor and prompt around them to {args.out}")
-    return 0
 
 
-def _run_finetune(args) -> int:
+def _run_finetune(args) -> None:
     import hashlib
 
     from vlm_local.cli.data import ProblemPrinter
@@ -111,11 +110,9 @@ def _run_finetune(args) -> int:
     data = {"sha256": digest.hexdigest(), "camera": args.camera}
     finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed, data)
     print_result(args, f"{args.out}: .venv/bin/python -m vlm_local serve --model {args.out}", {"out": str(args.out)})
-    return 0
 
 
-def _run_tiny(args) -> int:
-    from vlm_local.errors import ConfigError
+def _run_tiny(args) -> None:
     from vlm_local.training.simulated import train_memory, train_tiny
 
     if args.memory and (args.start is None or args.task is not None):
@@ -127,4 +124,3 @@ def _run_tiny(args) -> int:
     tasks = "reach_shown,put_back" if args.memory else "all"
     table = f"{student}: .venv/bin/python -m vlm_local sim --policy {student} --task {tasks}"
     print_result(args, table, {"out": str(student)})
-    return 0

@@ -1,13 +1,12 @@
 """`tune`: which prompt, examples, frames, marks, contrast help this model on these data?"""
 
 import argparse
-from pathlib import Path
 
 from vlm_local.cli.options import (
-    add_data_options,
+    add_asked_options,
     add_policy_options,
-    count,
     describe_data,
+    read_data_options,
     read_policy_options,
     seed,
 )
@@ -22,13 +21,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "episodes, by the log-loss of the label, keeps what brings more than chance, and scores the choice once on the "
         "other third. Writes vlm_local.json for --settings. The policy options are the base."
     )
+    add_asked_options(parser, "gets vlm_local.json, report.html, report.md")
     add = parser.add_argument
-    add("--data", required=True, help="RLDS or LeRobot folder, recorded run, or AutoEval pickles")
-    add("--out", required=True, type=Path, metavar="DIR", help="gets vlm_local.json, report.html, report.md")
-    add("--camera", metavar="NAME", help="the images to show [the data set's main camera]")
-    add_data_options(parser)
-    add("--every", type=count(), default=1, metavar="N", help="ask every Nth step [1]")
-    add("--limit", type=count(), metavar="N", help="only the first N episodes [all]")
     add("--seed", type=seed(), default=0, help="of the split, of draws, intervals and tests [0]")
     text = "what is tried: prompt, grammar, marks, examples, frames, history, contrast [all]"
     add("--rungs", metavar="NAME,...", help=text)
@@ -37,10 +31,10 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_run, goes_on="the same command goes on from here")
 
 
-def _run(args: argparse.Namespace) -> int:
+def _run(args: argparse.Namespace) -> None:
     from itertools import takewhile
 
-    from vlm_local.data import Selection, open_data_set
+    from vlm_local.data import open_data_set
     from vlm_local.lab.tune.ask import TuningPlan
     from vlm_local.lab.tune.report import format_report
     from vlm_local.lab.tune.run import CHOSEN, tune
@@ -48,7 +42,7 @@ def _run(args: argparse.Namespace) -> int:
     from vlm_local.progress import open_bar
 
     options = read_policy_options(args)
-    selection = Selection(args.camera, args.split, args.state_layout, args.embodiment or "auto")
+    selection = read_data_options(args)
     about = open_data_set(args.data, selection, lambda problem: None).about
     names = ("every", "limit", "seed", "rungs", "prompts")
     given = {name: getattr(args, name) for name in names}
@@ -69,4 +63,3 @@ def _run(args: argparse.Namespace) -> int:
     table = f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}"
     result = {"setting": report["chosen"], **report["held_out"], "settings": str(chosen), "out": str(args.out)}
     print_result(args, f"{table}\nto use the choice: --settings {chosen}", result)
-    return 0

@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from vlm_local.cli.options import count
+from vlm_local.cli.options import port
 from vlm_local.cli.output import print_result
+from vlm_local.errors import DataError
 
-_MAX_PORT = 2**16 - 1
 _PORT = 8010
 
 
@@ -19,7 +19,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     text = "run folders of serve or sim, folders of AutoEval's auto_eval_log, or folders of such"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     text = f"of 127.0.0.1; 0 takes any that is free [{_PORT}]"
-    parser.add_argument("--port", type=count(0, _MAX_PORT), default=_PORT, help=text)
+    parser.add_argument("--port", type=port(), default=_PORT, help=text)
     parser.set_defaults(run=_view)
 
     parser = subparsers.add_parser("share", help="one episode as one HTML file with its pictures, for a colleague")
@@ -29,10 +29,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=_share)
 
 
-def _view(args: argparse.Namespace) -> int:
+def _view(args: argparse.Namespace) -> None:
     from vlm_local.data.corrections import list_logs
     from vlm_local.data.summary import list_runs
-    from vlm_local.errors import DataError
     from vlm_local.server.serve import bind
     from vlm_local.server.viewer import serve_episodes
 
@@ -47,12 +46,10 @@ def _view(args: argparse.Namespace) -> int:
         what = f"{len(runs)} runs" + (f" and {len(logs)} detector logs" if logs else "")
         print(f"{what} at http://127.0.0.1:{listener.getsockname()[1]}/; Ctrl-C ends it", flush=True)
         serve_episodes(runs, logs, listener)
-    return 0
 
 
-def _share(args: argparse.Namespace) -> int:
+def _share(args: argparse.Namespace) -> None:
     from vlm_local.data.runs import read_run
-    from vlm_local.errors import DataError
     from vlm_local.server.viewer import write_episode
 
     def refuse(error: DataError) -> None:
@@ -66,4 +63,3 @@ def _share(args: argparse.Namespace) -> int:
     size = args.out.stat().st_size
     table = f"{args.out}: {num_frames} pictures, {size / 1e6:.1f} MB"
     print_result(args, table, {"out": str(args.out), "pictures": num_frames, "bytes": size})
-    return 0
