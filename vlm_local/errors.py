@@ -1,7 +1,7 @@
 """The errors of this package. A message says what was expected, what came and what to do."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class VLMLocalError(Exception):
@@ -29,6 +29,14 @@ class GrammarError(ConfigError):
 
 class DataError(VLMLocalError):
     """A recorded data set (or one record of it) that cannot be read; names file and offset."""
+
+
+Report = Callable[[DataError], None]  # is given every record that cannot be read
+
+
+def refuse(error: DataError) -> None:
+    """The Report that puts up with nothing."""
+    raise error
 
 
 class EngineError(VLMLocalError):

@@ -10,7 +10,7 @@ import numpy as np
 from vlm_local.data import open_episodes
 from vlm_local.data.labels import iterate_labels
 from vlm_local.data.runs import read_run
-from vlm_local.errors import ConfigError
+from vlm_local.errors import ConfigError, refuse
 from vlm_local.files import parse_json, read_foreign_json_lines
 from vlm_local.primitives import format_phrase
 from vlm_local.types import Primitive
@@ -51,7 +51,7 @@ def load_sequences(path: Path | None) -> tuple[str, list[PlayedEpisode]]:
 
 
 def _read_run(path: Path) -> Iterator[PlayedEpisode]:
-    for episode in read_run(path, _raise):
+    for episode in read_run(path, refuse):
         phrases = tuple(phrase for line in episode.lines if (phrase := line.get("phrase")))
         if 0 < len(phrases) == len(episode.lines):
             instruction = episode.lines[0].get("instruction") or ""
@@ -60,11 +60,7 @@ def _read_run(path: Path) -> Iterator[PlayedEpisode]:
             yield PlayedEpisode(instruction, phrases, episode.load_image, proprios)
 
 
-def _raise(error: Exception) -> None:
-    raise error
-
-
-def _refuse(problem: str) -> None:
+def _refuse_line(problem: str) -> None:
     raise ValueError(problem)
 
 
@@ -74,7 +70,7 @@ def _read_labels(path: Path) -> Iterator[PlayedEpisode]:
             for episode in parse_json(path.read_text())["episodes"]:
                 yield PlayedEpisode(episode.get("instruction") or "", tuple(episode["phrases"]))
             return
-        rows = list(read_foreign_json_lines(path, _refuse))
+        rows = list(read_foreign_json_lines(path, _refuse_line))
         for _, steps in itertools.groupby(rows, key=lambda row: row["episode"]):
             yield PlayedEpisode("", tuple(row["phrase"] for row in steps))
     except (OSError, ValueError, KeyError, TypeError) as error:

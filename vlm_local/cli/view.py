@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vlm_local.cli.options import port
 from vlm_local.cli.output import print_result
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, refuse
 
 _PORT = 8010
 
@@ -51,9 +51,6 @@ def _view(args: argparse.Namespace) -> None:
 def _share(args: argparse.Namespace) -> None:
     from vlm_local.data.runs import read_run
     from vlm_local.server.viewer import write_episode
-
-    def refuse(error: DataError) -> None:
-        raise error
 
     folder = args.episode.resolve()
     if not (folder / "steps.jsonl").is_file():

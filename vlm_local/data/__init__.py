@@ -5,13 +5,13 @@ Readers stream: memory holds one record, not the data set.
 
 import importlib
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
 from vlm_local.data.hub import download_data_set, parse_repository
 from vlm_local.data.selection import DataSet, Selection
-from vlm_local.errors import ConfigError, DataError
+from vlm_local.errors import ConfigError, DataError, Report, refuse
 from vlm_local.types import Episode
 
 EVERYTHING = Selection()
@@ -19,13 +19,7 @@ _SHARD_NAME = r"\.tfrecord(-\d{5}-of-\d{5})?$"
 _DEPTH = 3  # a data set's folder may lie this far below the path given, e.g. name/1.0.0
 
 
-def _refuse(error: DataError) -> None:
-    raise error
-
-
-def open_data_set(
-    path: str | Path, selection: Selection = EVERYTHING, report: Callable[[DataError], None] = _refuse
-) -> DataSet:
+def open_data_set(path: str | Path, selection: Selection = EVERYTHING, report: Report = refuse) -> DataSet:
     """An RLDS or LeRobot data set, a run folder, or pickled trajectories; lerobot:ORG/NAME is one on the hub.
 
     report: is given every record that cannot be read, and raises unless told otherwise. Raises DataError at once for
@@ -35,9 +29,7 @@ def open_data_set(
     return reader.open_data_set(folder, selection, report)
 
 
-def open_episodes(
-    path: str | Path, camera: str | None = None, report: Callable[[DataError], None] = _refuse
-) -> Iterator[Episode]:
+def open_episodes(path: str | Path, camera: str | None = None, report: Report = refuse) -> Iterator[Episode]:
     """The episodes of `open_data_set`, all splits, in reading order."""
     return open_data_set(path, Selection(camera), report).episodes
 

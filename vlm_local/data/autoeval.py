@@ -10,7 +10,7 @@ what is used of them is looked at piece by piece.
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from vlm_local.data.pickles import MAX_BYTES, LimitedFile, Shell, load_plain
 from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
 from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
 from vlm_local.embodiments import AUTO, AUTOEVAL, BRIDGE, load_embodiment, looks_like_station
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report
 from vlm_local.files import open_regular
 from vlm_local.types import Episode
 
@@ -34,7 +34,7 @@ _ALIGNED = "vlm_local.aligned"  # a field of trajectories whose frames stand bes
 _MAX_NUMBERS = 10_000_000  # of an episode's states or actions
 
 
-def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
+def open_data_set(path: Path, selection: Selection, report: Report) -> DataSet:
     """Episodes of a .pkl file, or of all below a folder, one file in memory. A broken file goes to `report`."""
     refuse_selection(selection, str(path), "split", "state_layout")
     about = {"format": "AutoEval", "camera": selection.camera, "splits": [], "state_layout": "of AutoEval's logger"}
@@ -54,7 +54,7 @@ def _list_files(path: Path) -> list[Path]:
     return sorted(files, key=lambda file: [int(p) if p.isdecimal() else p for p in re.split(r"(\d+)", str(file))])
 
 
-def _read_episodes(files: list[Path], selection: Selection, report: Callable[[DataError], None]) -> Iterator[Episode]:
+def _read_episodes(files: list[Path], selection: Selection, report: Report) -> Iterator[Episode]:
     index = 0
     for path in files:
         try:
@@ -189,7 +189,7 @@ class Outcome:
     actions: np.ndarray
 
 
-def read_outcomes(path: Path, report: Callable[[DataError], None]) -> Iterator[Outcome]:
+def read_outcomes(path: Path, report: Report) -> Iterator[Outcome]:
     """The rollouts of a .pkl file, or of all below a folder; files that hold none go to `report`.
 
     Raises DataError where there is no such file at all.

@@ -8,12 +8,12 @@ tells them from the others. So an answer cannot be read from it; a person has to
 
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report
 from vlm_local.files import encode_json, open_regular, read_foreign_json_lines
 
 LABELS = "labels.jsonl"
@@ -38,7 +38,7 @@ def add_correction(folder: Path, correction: Correction) -> None:
         file.write(encode_json(line) + "\n")
 
 
-def read_corrections(folder: Path, report: Callable[[DataError], None]) -> dict[str, Correction]:
+def read_corrections(folder: Path, report: Report) -> dict[str, Correction]:
     """What was said last of each picture, by the picture's name; a line that is none goes to `report`."""
     found = {}
     try:

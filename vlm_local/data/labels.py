@@ -1,14 +1,14 @@
 """Ground-truth phrases of recorded episodes, as rows."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report
 from vlm_local.primitives import format_phrase, label_episode
 from vlm_local.types import Episode
 
 
-def iterate_labels(episodes: Iterable[Episode], report: Callable[[DataError], None]) -> Iterator[dict[str, Any]]:
+def iterate_labels(episodes: Iterable[Episode], report: Report) -> Iterator[dict[str, Any]]:
     """A row a step: episode, step, phrase, full_window. Episodes without a label go to `report`."""
     for episode in episodes:
         try:

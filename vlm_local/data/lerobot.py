@@ -19,7 +19,7 @@ from vlm_local.data.lerobot_info import STATE, Info, load_info
 from vlm_local.data.selection import DataSet, Selection, summarise_instructions
 from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
 from vlm_local.data.video import load_frame
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report
 from vlm_local.files import open_regular, read_foreign_json_lines
 from vlm_local.types import Episode
 
@@ -43,7 +43,7 @@ class _Place:
     tasks: tuple[str, ...]
 
 
-def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
+def open_data_set(path: Path, selection: Selection, report: Report) -> DataSet:
     """Episodes in the order of the data set's own index.
 
     selection.camera: e.g. "image_0" for observation.images.image_0; split: of meta/info.json. Raises DataError where

@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vlm_local.data.runs import RecordedEpisode, choose_action
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report
 from vlm_local.files import write_json
 
 FPS = 5
@@ -26,9 +26,7 @@ _COUNTERS |= {"task_index": "int64"}
 _TYPES = {"float32": pa.float32(), "int64": pa.int64(), "string": pa.string()}
 
 
-def export_lerobot(
-    episodes: Iterable[RecordedEpisode], folder: Path, report: Callable[[DataError], None]
-) -> tuple[int, int]:
+def export_lerobot(episodes: Iterable[RecordedEpisode], folder: Path, report: Report) -> tuple[int, int]:
     """Write a data set into `folder`, which must not exist; returns (episodes, frames).
 
     Beside LeRobot's own columns it holds `phrase`, empty where a step had none. An episode that a

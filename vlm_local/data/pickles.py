@@ -89,6 +89,9 @@ class _Machine:
             self.stack.append(argument)
         elif name in _VALUES:
             self.stack.append(_VALUES[name]())
+        elif name in _MARKED:
+            items = self._pop_mark()  # which changes the stack
+            self.stack.append(_MARKED[name](items))
         elif name in _TUPLES:
             first = len(self.stack) - _TUPLES[name]
             self.stack[first:] = [tuple(self.stack[first:])]
@@ -97,9 +100,6 @@ class _Machine:
             if method is None:
                 raise DataError(f"the pickle holds the opcode {name}, which no recording of plain values needs")
             method(argument)
-
-    def _pop(self) -> Any:
-        return self.stack.pop()
 
     def _pop_mark(self) -> list[Any]:
         items, self.stack = self.stack, self._below.pop()
@@ -110,25 +110,13 @@ class _Machine:
         self.stack = []
 
     def _do_pop(self, _) -> None:
-        self._pop()
+        self.stack.pop()
 
     def _do_pop_mark(self, _) -> None:
         self._pop_mark()
 
-    def _do_tuple(self, _) -> None:
-        items = self._pop_mark()  # which changes the stack
-        self.stack.append(tuple(items))
-
-    def _do_list(self, _) -> None:
-        items = self._pop_mark()  # which changes the stack
-        self.stack.append(items)
-
-    def _do_dict(self, _) -> None:
-        items = self._pop_mark()  # which changes the stack
-        self.stack.append(_make_dict(items))
-
     def _do_append(self, _) -> None:
-        self._extend([self._pop()])
+        self._extend([self.stack.pop()])
 
     def _do_appends(self, _) -> None:
         self._extend(self._pop_mark())
@@ -137,7 +125,7 @@ class _Machine:
         _expect(self.stack[-1], list).extend(items)
 
     def _do_setitem(self, _) -> None:
-        value, key = self._pop(), self._pop()
+        value, key = self.stack.pop(), self.stack.pop()
         _expect(self.stack[-1], dict).update(_make_dict([key, value]))
 
     def _do_setitems(self, _) -> None:
@@ -147,10 +135,6 @@ class _Machine:
     def _do_additems(self, _) -> None:
         items = self._pop_mark()
         _expect(self.stack[-1], set).update(_check_keys(items))
-
-    def _do_frozenset(self, _) -> None:
-        items = self._pop_mark()  # which changes the stack
-        self.stack.append(frozenset(_check_keys(items)))
 
     def _do_memoize(self, _) -> None:
         self._do_put(len(self._memo))
@@ -172,24 +156,24 @@ class _Machine:
         self.stack.append(_find(*argument.split(" ", 1)))
 
     def _do_stack_global(self, _) -> None:
-        name, module = self._pop(), self._pop()
+        name, module = self.stack.pop(), self.stack.pop()
         self.stack.append(_find(_expect(module, str), _expect(name, str)))
 
     def _do_reduce(self, _) -> None:
-        arguments, function = self._pop(), self._pop()
+        arguments, function = self.stack.pop(), self.stack.pop()
         if isinstance(function, _Class) or not callable(function):
             raise DataError(f"the pickle calls a {type(function).__name__}")
         self.stack.append(function(*_expect(arguments, tuple)))
 
     def _do_newobj(self, _) -> None:
-        _, named = self._pop(), self._pop()
+        _, named = self.stack.pop(), self.stack.pop()
         make = _expect(named, _Class).make
         if make is None:
             raise DataError("the pickle makes an array without a shape")
         self.stack.append(make())
 
     def _do_build(self, _) -> None:
-        state, top = self._pop(), self.stack[-1]
+        state, top = self.stack.pop(), self.stack[-1]
         if isinstance(top, Shell):
             fields = state[0] if isinstance(state, tuple) else state  # the other part would be slots
             vars(top).update({_expect(name, str): value for name, value in _expect(fields, dict).items()})
@@ -198,11 +182,8 @@ class _Machine:
         self.stack[-1] = unbuilt.build(_expect(state, tuple))
         self._memo.update(dict.fromkeys(unbuilt.places, self.stack[-1]))
 
-    def _do_stop(self, _) -> None:
-        pass
 
-
-_IGNORED = ("PROTO", "FRAME")
+_IGNORED = ("PROTO", "FRAME", "STOP")
 _LITERALS = {
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
@@ -236,6 +217,14 @@ def _check_keys(keys: list[Any]) -> list[Any]:
 def _make_dict(items: list[Any]) -> dict[Any, Any]:
     """Keys and values in turn."""
     return dict(zip(_check_keys(items[::2]), items[1::2], strict=True))
+
+
+_MARKED: dict[str, Callable[[list[Any]], Any]] = {  # of what lies above the last mark
+    "TUPLE": tuple,
+    "LIST": list,
+    "DICT": _make_dict,
+    "FROZENSET": lambda items: frozenset(_check_keys(items)),
+}
 
 
 def _make_dtype(code: Any, *_: Any) -> _Unbuilt:

@@ -5,7 +5,7 @@ those its detectors are trained with. Its filter_images.py writes positives.pkl 
 question that they do not name.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from vlm_local.data.autoeval import load_pickle
 from vlm_local.data.corrections import LABELS, list_logged, read_corrections
 from vlm_local.data.images import MAX_IMAGE_BYTES, check_image, decode_image
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report
 from vlm_local.files import open_regular
 
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -84,7 +84,7 @@ class LabelledFolder:
     is_bgr: bool = False
     problems: tuple[DataError, ...] = ()
 
-    def open_images(self, report: Callable[[DataError], None]) -> Iterator[LabelledImage]:
+    def open_images(self, report: Report) -> Iterator[LabelledImage]:
         """One picture after the other; `report` is given each that cannot be read."""
         for problem in self.problems:
             report(problem)
@@ -97,7 +97,7 @@ class LabelledFolder:
             except DataError as error:
                 report(error)
 
-    def _read_pickle(self, path: Path, answer: str, report: Callable[[DataError], None]) -> Iterator[LabelledImage]:
+    def _read_pickle(self, path: Path, answer: str, report: Report) -> Iterator[LabelledImage]:
         steps = load_pickle(path)
         if not isinstance(steps, list):
             raise DataError(f"{path}: expected a list of steps as AutoEval records them, got {type(steps).__name__}")

@@ -5,7 +5,7 @@ wrong in Bridge and are not used.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,7 +18,7 @@ from vlm_local.data.images import choose_camera, decode_image, require_one_size
 from vlm_local.data.selection import DataSet, Selection, summarise_instructions
 from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
 from vlm_local.data.tfrecord import count_records, decode_bytes, decode_floats, parse_example, read_records
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report, refuse
 from vlm_local.files import read_json_object
 from vlm_local.types import Episode
 
@@ -62,7 +62,7 @@ class _Columns:
     instruction: str
 
 
-def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
+def open_data_set(path: Path, selection: Selection, report: Report) -> DataSet:
     """A folder with features.json (or one TFRecord file in it), one record in memory.
 
     selection.camera: name of an image feature, e.g. "image_0"; split: of the shards' names. Raises DataError where
@@ -147,10 +147,6 @@ def _parse_episode(index: int, data: bytes, columns: _Columns, layout: StateLayo
 @keep_last
 def _read_images(path: Path, offset: int, name: str) -> list[memoryview]:
     """The encoded images of a record."""
-
-    def refuse(error: DataError) -> None:
-        raise error
-
     _, data = next(read_records(path, refuse, offset))
     assert data is not None  # a record that cannot be read was refused
     return decode_bytes(parse_example(data)[name])
@@ -235,7 +231,7 @@ def _choose_shards(path: Path, split: str | None) -> list[_Shard]:
     return chosen
 
 
-def _report_missing(shards: list[_Shard], report: Callable[[DataError], None]) -> None:
+def _report_missing(shards: list[_Shard], report: Report) -> None:
     """Reports shards that the names of their neighbours promise."""
     present: dict[tuple[str, int], set[int]] = {}
     for shard in shards:

@@ -27,7 +27,7 @@ from vlm_local.data.images import MAX_IMAGE_BYTES, decode_image, require_one_siz
 from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
 from vlm_local.embodiments import AUTO, load_embodiment
 from vlm_local.embodiments.rotations import base_to_bridge
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report
 from vlm_local.files import encode_json, open_regular, read_json_lines, read_json_object, write_json
 from vlm_local.types import Episode
 
@@ -166,9 +166,7 @@ class RecordedEpisode:
     torn_bytes: int
 
 
-def read_run(
-    path: str | Path, report: Callable[[DataError], None], names: Collection[str] = ()
-) -> Iterator[RecordedEpisode]:
+def read_run(path: str | Path, report: Report, names: Collection[str] = ()) -> Iterator[RecordedEpisode]:
     """Episodes of a run folder by robot and number; with `names` (<robot>-<number>) only these.
 
     What cannot be read goes to `report`. Raises DataError for a name that is not there.
@@ -237,7 +235,7 @@ def _show(value: Any) -> str:
     return f"{value if isinstance(value, int | float | str) else type(value).__name__}"[:60]
 
 
-def open_data_set(path: Path, selection: Selection, report: Callable[[DataError], None]) -> DataSet:
+def open_data_set(path: Path, selection: Selection, report: Report) -> DataSet:
     """`read_run` as what can be labelled; episodes without measured states go to `report`."""
     refuse_selection(selection, f"{path} is a recorded run, which", "camera", "split", "state_layout")
     about = {"format": "recorded run", "camera": None, "splits": [], "state_layout": "pose"}
@@ -248,9 +246,7 @@ def count_episodes(path: Path, split: str | None) -> int:
     return len(list_folders(path / "episodes"))
 
 
-def _read_episodes(
-    run: Iterator[RecordedEpisode], embodiment: str, report: Callable[[DataError], None]
-) -> Iterator[Episode]:
+def _read_episodes(run: Iterator[RecordedEpisode], embodiment: str, report: Report) -> Iterator[Episode]:
     is_base = embodiment != AUTO and load_embodiment(embodiment).rotation_frame == "base"
     for recorded in run:
         try:
@@ -264,7 +260,7 @@ def choose_action(line: Mapping[str, Any]) -> list[float] | None:
     return line.get("action") if line.get("meant") is None else line["meant"]
 
 
-def _to_episode(recorded: RecordedEpisode, is_base: bool, report: Callable[[DataError], None]) -> Episode:
+def _to_episode(recorded: RecordedEpisode, is_base: bool, report: Report) -> Episode:
     """is_base: whether states of lines that name no frame are to be taken for those of the base frame."""
     if not recorded.lines:
         raise DataError(f"{recorded.source}: the episode has no steps")

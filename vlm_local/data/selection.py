@@ -1,11 +1,11 @@
 """What to read of a data set, and what came of it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vlm_local.embodiments import AUTO
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report
 from vlm_local.types import Episode
 
 
@@ -28,6 +28,9 @@ class DataSet:
 
     about: Mapping[str, Any]
     episodes: Iterator[Episode]
+
+
+OpenData = Callable[[Report], Iterator[Episode]]  # opens the same episodes each time
 
 
 def summarise_instructions(instructions: Sequence[str]) -> tuple[str, tuple[str, ...] | None]:

@@ -7,14 +7,14 @@ list of bytes, floats or integers (tensorflow/core/example/feature.proto).
 
 import os
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
 
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report
 from vlm_local.files import open_regular
 
 MAX_RECORD_BYTES = 1 << 31
@@ -29,7 +29,7 @@ def mask_crc(data: bytes) -> int:
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-def read_records(path: Path, report: Callable[[DataError], None], start: int = 0) -> Iterator[tuple[int, bytes | None]]:
+def read_records(path: Path, report: Report, start: int = 0) -> Iterator[tuple[int, bytes | None]]:
     """(offset, data) of each record from byte `start` on; data is None for one that goes to `report`.
 
     That is one with a wrong checksum, or of more than MAX_RECORD_BYTES. After a broken length nothing says where the
@@ -60,7 +60,7 @@ def _open(path: Path) -> BinaryIO:
         raise DataError(f"{path}: {error.strerror}") from None
 
 
-def _read_intact(file: BinaryIO, length: int, source: str, report: Callable[[DataError], None]) -> bytes | None:
+def _read_intact(file: BinaryIO, length: int, source: str, report: Report) -> bytes | None:
     """A record's data where its checksum is right."""
     if length > MAX_RECORD_BYTES:
         report(DataError(f"{source}: a record of {length} bytes; TensorFlow itself writes none over 2 GiB"))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from vlm_local.data.runs import read_run
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, refuse
 from vlm_local.files import read_json_lines
 from vlm_local.lab.results import find_layout
 from vlm_local.primitives import parse_phrase
@@ -69,7 +69,7 @@ def _count(pairs: list[tuple[str, str]]) -> np.ndarray:
 
 
 def _read_simulation(folder: Path) -> Iterator[Answers]:
-    for episode in read_run(folder, _raise):
+    for episode in read_run(folder, refuse):
         for line in episode.lines:
             if line["phrase"]:
                 yield episode.meta["task"], episode.index, line["oracle"], line["phrase"]
@@ -80,7 +80,7 @@ def _read_evaluation(folder: Path) -> tuple[str, list[Answers]]:
     data = Path(json.loads((folder / "evaluation.json").read_bytes())["plan"]["data"])
     if not _is_simulation(data):
         return LABELS, [(ANY_TASK, row["episode"], row["label"], row["phrase"]) for row in rows]
-    recorded = {episode.index: (episode.meta["task"], episode.lines) for episode in read_run(data, _raise)}
+    recorded = {episode.index: (episode.meta["task"], episode.lines) for episode in read_run(data, refuse)}
     answers = []
     for row in rows:
         task, lines = recorded[row["episode"]]
@@ -93,7 +93,3 @@ def _is_simulation(data: Path) -> bool:
         return "simulator" in json.loads((data / "meta.json").read_bytes())
     except (OSError, ValueError, TypeError):
         return False
-
-
-def _raise(problem: DataError) -> None:
-    raise problem

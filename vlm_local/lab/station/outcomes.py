@@ -5,7 +5,7 @@ recorded episode belongs to the rollout with its instruction whose actions it ho
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,11 @@ import numpy as np
 
 from vlm_local.data.autoeval import Outcome, read_outcomes
 from vlm_local.data.runs import RecordedEpisode, read_run
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report
 from vlm_local.lab.statistics import describe_rate
 
 
-def join_outcomes(recording: Path, eval_data: Path, report: Callable[[DataError], None]) -> dict[str, Any]:
+def join_outcomes(recording: Path, eval_data: Path, report: Report) -> dict[str, Any]:
     """The table. Raises DataError where not one rollout is found in the recording.
 
     episodes: a row a rollout; success: by instruction, as describe_rate; unmatched: rollouts that are not recorded.
