@@ -8,13 +8,12 @@ import numpy as np
 from vlm_local.bench import Measured
 from vlm_local.bench.rounds import summarise_ms
 from vlm_local.bench.steering import Steering, steer_tree
-from vlm_local.bench.subject import Subject
+from vlm_local.bench.subject import PHRASE, Subject, draw_observation
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.progress import track
-from vlm_local.prompts import Example, build_prompt
-from vlm_local.types import Generation, GenerationRequest, Observation, Picture
+from vlm_local.prompts import Example
+from vlm_local.types import Generation, Picture
 
-_PHRASE = "move forward left, close gripper"
 _WARM_UP = 2
 _RATIOS = ("times_the_first", "cpu_times_the_first", "cpu_times_the_first_alike")
 
@@ -80,26 +79,21 @@ class _Robot:
         self.count, self.num_tokens = count, 0
         self._subject, self._is_prepared = subject, is_prepared
         steering = Steering()
-        steering.target = _PHRASE
+        steering.target = PHRASE
         self._decoder = steer_tree(TreeDecoder(subject.loaded), steering)
         self._generator = np.random.default_rng(0)
         self._examples = [self._draw_example() for _ in range(count)]
 
     def _draw_example(self) -> Example:
-        picture = Picture(self._generator.integers(0, 256, (256, 256, 3), dtype=np.uint8))
-        return Example(picture, "put the spoon on the towel", self._generator.normal(size=7), _PHRASE)
+        seen = draw_observation(self._generator)
+        return Example(Picture(seen.image), seen.instruction, seen.proprio, PHRASE)
 
     def step(self) -> tuple[float, float, int]:
         """Milliseconds of a step: on the clock, and of the processor, the better measure on a busy machine. And its
         number of forwards.
         """
         subject = self._subject
-        image = self._generator.integers(0, 256, (256, 256, 3), dtype=np.uint8)
-        observation = Observation(image, "put the spoon on the towel", self._generator.normal(size=7))
-        prompt = build_prompt(subject.template, observation, (), self._examples)
-        request = GenerationRequest(
-            image, prompt, subject.grammar.sentences, "robot", drafts=(_PHRASE,), posterior="fast"
-        )
+        request = subject.draw_request(self._generator, "robot", self._examples)
         ready = subject.prepare(request) if self._is_prepared else None
 
         def answer() -> Generation:

@@ -7,14 +7,10 @@ import numpy as np
 from vlm_local.bench import Measured
 from vlm_local.bench.rounds import summarise_ms
 from vlm_local.bench.steering import Steering, steer_tree
-from vlm_local.bench.subject import Subject
-from vlm_local.decoding.families import PreparedRequest
+from vlm_local.bench.subject import PHRASE, Subject
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.progress import track
-from vlm_local.prompts import build_prompt
-from vlm_local.types import GenerationRequest, Observation
 
-_PHRASE = "move forward left, close gripper"
 _WARM_UP = 2
 
 
@@ -25,13 +21,13 @@ def measure(subject: Subject, counts: Sequence[int], rounds: int) -> Measured:
     the last one again, and the fast posterior is asked for, as `serve` does.
     """
     steering = Steering()
-    steering.target = _PHRASE
+    steering.target = PHRASE
     decoder = steer_tree(TreeDecoder(subject.loaded, max_batch=max(counts)), steering)
     times_ms: dict[int, list[float]] = {count: [] for count in counts}
     generator = np.random.default_rng(0)
     for step in track(range(_WARM_UP + rounds), "rows", "round"):
         for count in counts:
-            prepared = [_prepare(subject, generator, index) for index in range(count)]
+            prepared = [subject.prepare(subject.draw_request(generator, str(robot))) for robot in range(count)]
             _, taken_ms, _ = subject.time(lambda prepared=prepared: decoder.decode(prepared))
             if step >= _WARM_UP:
                 times_ms[count].append(taken_ms)
@@ -50,14 +46,3 @@ def measure(subject: Subject, counts: Sequence[int], rounds: int) -> Measured:
         times, ratio = result["ms"][count], result["times_the_first"][count]
         lines.append(f"{count:>3} rows   p50 {times['p50']:9.2f} ms   p99 {times['p99']:9.2f} ms   x{ratio:.2f}")
     return lines, result
-
-
-def _prepare(subject: Subject, generator: np.random.Generator, robot: int) -> PreparedRequest:
-    image = generator.integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    observation = Observation(image, "put the spoon on the towel", generator.normal(size=7))
-    prompt = build_prompt(subject.template, observation, [])
-    return subject.prepare(
-        GenerationRequest(
-            image, prompt, subject.grammar.sentences, episode=str(robot), drafts=(_PHRASE,), posterior="fast"
-        )
-    )

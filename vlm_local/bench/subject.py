@@ -1,6 +1,6 @@
 """The model that a decoding benchmark measures, and the robot that asks it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter, process_time
 from typing import Any, TypeVar
@@ -17,9 +17,10 @@ from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar
 from vlm_local.policy import Settings, VLMPolicy
 from vlm_local.policy_options import PolicyOptions, ResolvedOptions
-from vlm_local.prompts import Template
+from vlm_local.prompts import Example, Template, build_prompt
 from vlm_local.types import Generation, GenerationRequest, Observation
 
+PHRASE = "move forward left, close gripper"
 _Answer = TypeVar("_Answer")
 
 
@@ -39,6 +40,17 @@ class Subject:
     ) -> VLMPolicy:
         """A robot's policy that asks `answer`. changes: fields of Settings that the benchmark fixes."""
         return VLMPolicy(answer, self.grammar, self.template, replace(self.settings, **changes), forget=forget)
+
+    def draw_request(
+        self, generator: np.random.Generator, robot: str, examples: Sequence[Example] = ()
+    ) -> GenerationRequest:
+        """What `serve` asks in the middle of an episode, of noise: the last phrase again, and the fast posterior."""
+        observation = draw_observation(generator)
+        prompt = build_prompt(self.template, observation, (), examples)
+        drafts = (PHRASE,)
+        return GenerationRequest(
+            observation.image, prompt, self.grammar.sentences, robot, drafts=drafts, posterior="fast"
+        )
 
     def wait(self) -> None:
         """Until a GPU has done what it was told; a CPU has already."""
@@ -60,6 +72,12 @@ def load_subject(options: PolicyOptions, shape: str | None, layers: int | None) 
     Raises ConfigError where the weights are not here, or the shape is not known.
     """
     return _build_from_shape(options, shape, layers) if shape else _load_from_folder(options)
+
+
+def draw_observation(generator: np.random.Generator, step: int = 0) -> Observation:
+    """Noise, 256x256 and 7 numbers."""
+    image = generator.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+    return Observation(image, "put the spoon on the towel", generator.normal(size=7), step)
 
 
 def free_memory() -> None:

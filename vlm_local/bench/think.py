@@ -11,12 +11,12 @@ import numpy as np
 
 from vlm_local.bench import Measured
 from vlm_local.bench.rounds import summarise_ms
+from vlm_local.bench.subject import draw_observation
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError
 from vlm_local.policy import Policy
 from vlm_local.policy_options import PolicyOptions, ResolvedOptions
 from vlm_local.progress import open_bar
-from vlm_local.types import Observation
 
 _WARM_UP = 3  # steps of each episode: the first reads the whole prompt, and a robot's rhythm must be known
 _DEFAULT = "ecot"
@@ -82,8 +82,7 @@ def _play(policy: Policy, told: _Told, hz: float, num_steps: int, number: int) -
     generator = np.random.default_rng(number)
     due = monotonic()
     for step in range(_WARM_UP + num_steps):
-        image = generator.integers(0, 256, (256, 256, 3), dtype=np.uint8)
-        observation = Observation(image, "put the spoon on the towel", generator.normal(size=7), step)
+        observation = draw_observation(generator, step)
         sleep(max(0.0, due - monotonic()))
         start = perf_counter()
         decision = policy.act(observation)
