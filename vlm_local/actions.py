@@ -91,6 +91,14 @@ def build_action(primitive: Primitive, gripper: float, table: StepTable = StepTa
     return np.append(signs * sizes, gripper)
 
 
+def check_action(action: np.ndarray) -> np.ndarray:
+    """As float64 (7,). Raises ConfigError unless it is 7 finite numbers."""
+    action = np.asarray(action, np.float64)
+    if action.shape != (7,) or not np.isfinite(action).all():
+        raise ConfigError(f"an action is 7 finite numbers, not {action}")
+    return action
+
+
 def find_first_command(opening: float | None) -> float:
     """The command that leaves a gripper as it is measured (0..1): 1 open, 0 closed; open where nothing is measured."""
     return 1.0 if opening is None or opening >= OPEN_THRESHOLD else 0.0

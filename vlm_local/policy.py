@@ -83,6 +83,11 @@ def draw_uniform(seed: int, step: int) -> float:
     return float(np.random.Generator(np.random.Philox(key=np.array([seed, step], dtype=np.uint64))).random())
 
 
+def draw_phrase(phrases: Sequence[str], seed: int, step: int) -> str:
+    """One of them, each alike, by the number of `draw_uniform`."""
+    return phrases[int(draw_uniform(seed, step) * len(phrases))]
+
+
 class VLMPolicy:
     """Asks a VLM for a movement phrase and turns it into an action.
 

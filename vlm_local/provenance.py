@@ -22,6 +22,8 @@ _DECIDES = (
     *("steps_per_phrase", "workspace_m", "max_step", "examples", "frames", "think"),
 )
 _ADDED = {"contrast": 0.0}  # settings younger than some results, which were made without them
+# What a report repeats of how its result was made.
+HOW_MADE = ("versions", "git", "machine", "continued_with")
 # What may differ between the parts of a result that was continued, so that each says its own.
 _MADE_WITH = ("versions", "git", "machine", "device", "max_batch")
 
@@ -40,6 +42,11 @@ def join_parts(there: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, A
     part = _choose(here, _MADE_WITH)
     later = parts[1:] if part in parts or not part else [*parts[1:], part]
     return {**there, **({"continued_with": later} if later else {})}
+
+
+def tell_making(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of HOW_MADE that are there."""
+    return _choose(fields, HOW_MADE)
 
 
 def _choose(fields: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:

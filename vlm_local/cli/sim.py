@@ -58,7 +58,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def _run_sim(args: argparse.Namespace) -> None:
     """Play, write report.json, report.html and films; print where, and one JSON object as the last line."""
-    from vlm_local.environments import find_suite, name_robot
+    from vlm_local.environments import find_suite, name_episode, name_robot
     from vlm_local.lab.closed_loop.run import run_rollouts
     from vlm_local.lab.sources import open_source
     from vlm_local.models import DEFAULT
@@ -83,7 +83,7 @@ def _run_sim(args: argparse.Namespace) -> None:
     films = [
         film
         for task, number in plan.list_episodes()
-        for film in folder.glob(f"episodes/{name_robot(task)}-{number}/film.mp4")
+        for film in folder.glob(f"episodes/{name_episode(task, number)}/film.mp4")
     ]
     summary = _summarise(scores, plan, folder)
     shown = f"report: {folder / 'report.html'}\n{len(films)} films, the first: {films[0] if films else None}"

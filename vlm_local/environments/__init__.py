@@ -11,7 +11,8 @@ Nothing heavy is imported before `find_suite`. How to add an environment: docs/e
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -110,9 +111,27 @@ class Suite:
             raise ConfigError(f"an episode of {self.name} ends after {self.limit} steps: --max-steps {max_steps}")
 
 
+def import_package(env: str, *names: str) -> tuple[Any, ...]:
+    """The modules of an environment's package, by name: it is not among those that types are checked with.
+
+    Raises ConfigError where it is not installed.
+    """
+    try:
+        return tuple(import_module(name) for name in names)
+    except ImportError as error:
+        raise ConfigError(
+            f"--env {env} needs a package that is not here ({error}): .venv/bin/pip install -e '.[{env}]'"
+        ) from None
+
+
 def name_robot(task: str) -> str:
     """The task's name in recordings and folders."""
     return task.replace("/", "-")
+
+
+def name_episode(task: str, number: int) -> str:
+    """Of its folder below episodes/ of a run."""
+    return f"{name_robot(task)}-{number}"
 
 
 def find_suite(name: str) -> Suite:

@@ -10,17 +10,15 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlm_local.actions import GripperLatch, StepTable
+from vlm_local.actions import GripperLatch, StepTable, check_action
 from vlm_local.embodiments.rotations import matrix_to_euler
-from vlm_local.environments import LIBERO, Outcome, Suite
+from vlm_local.environments import LIBERO, Outcome, Suite, import_package
 from vlm_local.environments.libero_oracle import PickOracle, measure_yaw
-from vlm_local.errors import ConfigError
 from vlm_local.sim.rendering import Camera
 from vlm_local.types import Observation, Primitive
 
@@ -105,9 +103,7 @@ class LiberoEnv:
 
     def step(self, action: np.ndarray) -> Outcome:
         """Steps over UNIT_M and UNIT_RAD are cut. Raises ConfigError unless action is 7 finite numbers."""
-        action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ConfigError(f"an action is 7 finite numbers, not {action}")
+        action = check_action(action)
         self._command = 1.0 if action[6] > 0.5 else 0.0
         moved = np.clip(action[:6] / ([UNIT_M] * 3 + [UNIT_RAD] * 3), -1.0, 1.0)
         *_, is_done, _ = self._env.step(np.append(moved, 1.0 - 2.0 * self._command))
@@ -162,15 +158,9 @@ def _quiet() -> Iterator[None]:
 
 @cache
 def _import() -> tuple[Any, ...]:
-    """LIBERO's modules; imported by name, as it is not among the packages that types are checked with."""
-    names = ("libero.libero", "libero.libero.benchmark", "libero.libero.envs.env_wrapper")
-    try:
-        with _quiet():
-            return tuple(import_module(name) for name in names)
-    except ImportError as error:
-        raise ConfigError(
-            f"--env libero needs a package that is not here ({error}): .venv/bin/pip install -e '.[libero]'"
-        ) from None
+    """LIBERO's modules."""
+    with _quiet():
+        return import_package(LIBERO, "libero.libero", "libero.libero.benchmark", "libero.libero.envs.env_wrapper")
 
 
 @cache
@@ -194,10 +184,6 @@ def _make(task: Any) -> Any:
         )
 
 
-def _open(task: str, level: str, image_size: int | None) -> LiberoEnv:
-    return LiberoEnv(task, image_size)
-
-
 _import()
 
 SUITE = Suite(
@@ -209,5 +195,5 @@ SUITE = Suite(
     limit=None,
     embodiment="libero",
     table=_PHRASE,
-    open=_open,
+    open=lambda task, level, image_size: LiberoEnv(task, image_size),
 )

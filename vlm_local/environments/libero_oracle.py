@@ -146,7 +146,7 @@ class PickOracle:
         clear = self._find_height() + _CLEAR_M
         rise = clear - bottom
         if is_over:
-            if self._drop_m is not None or self._touches_goal():
+            if self._drop_m is not None or self._touches(self._goal_geoms, self._own):
                 return self._stay(False)
             return Aim(self._place + np.append(to_goal[:2], -1.0), self._yaw_goal, True)
         sideways = to_goal[:2] if rise < _CLEAR_M / 2 else np.zeros(2)
@@ -163,9 +163,6 @@ class PickOracle:
     def _is_held(self) -> bool:
         """Whether both fingers touch the thing."""
         return all(self._touches(geoms, self._own) for geoms in self._fingers)
-
-    def _touches_goal(self) -> bool:
-        return self._touches(self._goal_geoms, self._own)
 
     def _touches(self, some: np.ndarray, others: np.ndarray) -> bool:
         pairs = self._data.contact.geom[: self._data.ncon]

@@ -7,16 +7,14 @@ effort. The oracle speaks for Meta-World's scripted experts (`PhraseQuantiser`).
 
 import warnings
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import mujoco
 import numpy as np
 
-from vlm_local.actions import GripperLatch, StepTable
-from vlm_local.environments import METAWORLD, Outcome, Suite
-from vlm_local.errors import ConfigError
+from vlm_local.actions import GripperLatch, StepTable, check_action
+from vlm_local.environments import METAWORLD, Outcome, Suite, import_package
 from vlm_local.files import read_json_object
 from vlm_local.sim.rendering import Camera
 from vlm_local.types import Observation, Primitive
@@ -81,9 +79,7 @@ class MetaWorldEnv:
 
     def step(self, action: np.ndarray) -> Outcome:
         """Rotations change nothing, steps over 0.01 m are cut. Raises ConfigError unless action is 7 finite numbers."""
-        action = np.asarray(action, np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ConfigError(f"an action is 7 finite numbers, not {action}")
+        action = check_action(action)
         forward, left, up = action[:3] / STEP_M
         self._command = 1.0 if action[6] > 0.5 else 0.0
         return self.step_raw(np.array([-left, forward, up, -1.0 if self._command else self._effort]))
@@ -154,14 +150,8 @@ def load_instructions() -> dict[str, str]:
 
 
 def _import() -> tuple[Any, ...]:
-    """Meta-World's modules; imported by name, as it is not among the packages that types are checked with."""
-    names = ("metaworld.sawyer_xyz_env", "metaworld.env_dict", "metaworld.policies")
-    try:
-        return tuple(import_module(name) for name in names)
-    except ImportError as error:
-        raise ConfigError(
-            f"--env metaworld needs a package that is not here ({error}): .venv/bin/pip install -e '.[metaworld]'"
-        ) from None
+    """Meta-World's modules."""
+    return import_package(METAWORLD, "metaworld.sawyer_xyz_env", "metaworld.env_dict", "metaworld.policies")
 
 
 def _make(task: str) -> tuple[Any, Any]:
@@ -187,10 +177,6 @@ def _open_camera(model: mujoco.MjModel, size: int) -> Camera:
     return Camera(model, _CAMERA, size, sites=True)
 
 
-def _open(task: str, level: str, image_size: int | None) -> MetaWorldEnv:
-    return MetaWorldEnv(task, image_size)
-
-
 _import()
 
 SUITE = Suite(
@@ -202,5 +188,5 @@ SUITE = Suite(
     limit=MAX_STEPS,
     embodiment="metaworld",
     table=StepTable(STEP_M, STEP_M, STEP_M),
-    open=_open,
+    open=lambda task, level, image_size: MetaWorldEnv(task, image_size),
 )

@@ -24,6 +24,7 @@ from vlm_local.lab.statistics import (
     permutation_test,
     wilson,
 )
+from vlm_local.provenance import tell_making
 
 OVERALL = ""  # the group of measures of the whole result; others are of its axes or tasks
 LETTERS = string.ascii_uppercase  # by which results are named, so there may be this many
@@ -73,8 +74,12 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def describe_making(report: Mapping[str, Any], policy: Mapping[str, Any]) -> dict[str, Any]:
     """What a comparison repeats of a result: its policy, versions, git and machine."""
-    names = ("versions", "git", "machine", "continued_with")
-    return {"policy": dict(policy), **{name: report[name] for name in names if name in report}}
+    return {"policy": dict(policy), **tell_making(report)}
+
+
+def stack_scores(columns: Mapping[str, tuple[Any, Any]]) -> dict[str, np.ndarray]:
+    """By name of a measure (what was reached, what could be), (N,) each -> the `scores` of Trials."""
+    return {name: np.stack(pair, axis=1).astype(np.float64) for name, pair in columns.items()}
 
 
 def compare(results: Sequence[Trials], names: Sequence[str], seed: int = 0) -> dict[str, Any]:
@@ -204,7 +209,8 @@ def format_comparison(result: Mapping[str, Any]) -> str:
     several = len(result["results"]) > 2
     lines += ["", _format_head(result, several)]
     for measure in result["measures"]:
-        lines.append(_format_scores(measure) + ("" if several else _format_pairs(measure)))
+        pairs = [] if several else measure["pairs"]
+        lines.append(_format_scores(measure) + "".join(_format_pair(measure, pair) for pair in pairs))
     if several:
         lines += ["", f"{'':18}{'pair':>9}{'difference':>12}  {'95 %':>16}{'p':>9}{'Holm':>9}"]
         lines += [
@@ -253,10 +259,6 @@ def _format_head(result: Mapping[str, Any], several: bool) -> str:
 def _format_scores(measure: Mapping[str, Any]) -> str:
     shown = "".join(f"{format_score(measure, score['value']):>9}" for score in measure["scores"])
     return f"{measure['name']:18}{measure['n']:7}{shown}"
-
-
-def _format_pairs(measure: Mapping[str, Any]) -> str:
-    return "".join(_format_pair(measure, pair) for pair in measure["pairs"])
 
 
 def _format_pair(measure: Mapping[str, Any], pair: Mapping[str, Any]) -> str:

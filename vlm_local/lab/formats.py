@@ -22,9 +22,9 @@ def format_span(interval: Interval, decimals: int = 0, sign: str = "") -> str:
     return format_edges(interval, lambda edge: format_points(edge, decimals, sign))
 
 
-def format_fixed(value: float | None, decimals: int = 2, missing: str = "-") -> str:
-    """0.1234 -> "0.12"."""
-    return missing if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}"
+def format_fixed(value: float | None, decimals: int = 2) -> str:
+    """0.1234 -> "0.12"; None -> "-"."""
+    return "-" if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
 def format_range(interval: Interval, decimals: int = 2) -> str:

@@ -16,8 +16,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from vlm_local.files import encode_json, open_replacing
+from vlm_local.files import encode_json, open_replacing, write_json
 from vlm_local.lab import formats
+from vlm_local.provenance import HOW_MADE
 
 BLUE, LIGHT_BLUE, ORANGE, GREEN, RED, GREY, BLACK = (
     *("#2166ac", "#9ec5e6", "#d9822b", "#1e7d46", "#c0392b", "#8a8f98", "#1d2430"),
@@ -43,7 +44,12 @@ _LAB = Path(__file__).parent
 _THUMBNAIL_PX = 192
 _JPEG_QUALITY = 80
 _MAX_LEFT_OUT = 10
-_MADE_WITH = ("versions", "git", "machine", "continued_with")
+
+
+def write_report(folder: Path, template: str, report: Mapping[str, Any], made: Sequence[str], **values: Any) -> None:
+    """Write `folder`/report.json, and report.html as write_page does."""
+    write_json(folder / "report.json", report)
+    write_page(folder / "report.html", template, report, made, **values)
 
 
 def write_page(path: Path, template: str, report: Mapping[str, Any], made: Sequence[str] = (), **values: Any) -> None:
@@ -53,7 +59,7 @@ def write_page(path: Path, template: str, report: Mapping[str, Any], made: Seque
     and machine. values: those that base.html shows are `cards`, (number, what it is) each, and `warnings`, sentences.
     Raises ConfigError where nothing can be written, jinja2.UndefinedError for a value that the template lacks.
     """
-    foot = {name: report[name] for name in (*made, *_MADE_WITH) if name in report}
+    foot = {name: report[name] for name in (*made, *HOW_MADE) if name in report}
     values = {"report": report, "made": encode_json(foot, indent=1), "cards": (), "warnings": (), **values}
     text = _open_environment().get_template(template).render(values)
     with open_replacing(path) as file:

@@ -20,7 +20,7 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
-from vlm_local.errors import ConfigError
+from vlm_local.actions import check_action
 from vlm_local.sim.levels import find_level, vary_surroundings
 from vlm_local.sim.rendering import Camera
 from vlm_local.sim.scene import CAMERA
@@ -74,9 +74,7 @@ class SimEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[dict, float, bool, bool, dict]:
         """Move for one control step of 0.2 s. Raises ConfigError unless `action` is 7 finite numbers."""
-        action = np.asarray(action, dtype=np.float64)
-        if action.shape != (7,) or not np.isfinite(action).all():
-            raise ConfigError(f"an action is 7 finite numbers, not {action}")
+        action = check_action(action)
         if not self._shows_cue:  # the arm waits
             self.world.step(np.clip(action, self._box.low, self._box.high))
         return self.judge()

@@ -36,7 +36,7 @@ def open_study(path, episodes: int):
 
 def play(path, episodes: int):
     with open_study(path, episodes) as study:
-        study.play(study.find_missing(), 1, lambda episodes: None)
+        study.play_missing("episodes", 1)
         return study.collect()
 
 

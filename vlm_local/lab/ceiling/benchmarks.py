@@ -24,9 +24,8 @@ from vlm_local.lab.ceiling.episodes import SETTINGS, CeilingPlan, Episodes, list
 from vlm_local.lab.pages import GREY, write_page
 from vlm_local.lab.results import ResultFolder
 from vlm_local.lab.statistics import describe_rate
-from vlm_local.policy import draw_uniform
+from vlm_local.policy import draw_phrase
 from vlm_local.primitives import parse_phrase
-from vlm_local.progress import open_bar
 from vlm_local.types import Primitive
 
 PHRASES, RANDOM = "phrases", "random"
@@ -59,9 +58,7 @@ def run_benchmark(benchmark: Benchmark, path: Path, plan: CeilingPlan, workers: 
         ResultFolder(path, "ceiling", SETTINGS) as folder,
         closing(Episodes(folder, plan, benchmark.settings, partial(_play_row, benchmark))) as episodes,
     ):
-        missing = episodes.find_missing()
-        with open_bar(plan.env, len(missing), "episode") as bar:
-            episodes.play(missing, workers, bar.update)
+        episodes.play_missing(plan.env, workers)
         scores = benchmark.score(episodes.collect(), plan.tasks)
         report = {"plan": asdict(plan), **scores, **list_made_with(folder.settings), "predictions": []}
         write_json(path / "report.json", report)
@@ -103,7 +100,7 @@ def _speak(env: TaskEnvironment, seed: int, setting: Any, table: StepTable) -> C
     def step(number: int) -> Outcome:
         nonlocal said
         if setting.speaker == RANDOM:
-            said = parse_phrase(phrases[int(draw_uniform(seed, number) * len(phrases))])
+            said = parse_phrase(draw_phrase(phrases, seed, number))
         elif number % setting.hold == 0:
             said = env.ask_oracle()
         command = latch.update(said.gripper, env.observation.opening)

@@ -19,6 +19,7 @@ from vlm_local.files import read_json_lines
 from vlm_local.lab.ceiling.play import play_settings
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.processes import open_pool
+from vlm_local.progress import open_bar
 from vlm_local.provenance import describe_machine
 
 SETTINGS = "ceiling.json"
@@ -77,15 +78,16 @@ class Episodes:
         wanted = ((task, seed) for seed, task in product(self._plan.seeds, self._plan.tasks))
         return [episode for episode in wanted if episode not in self._steps]
 
-    def play(self, missing: Sequence[tuple[str, int]], workers: int, progress: Callable[[int], object]) -> None:
-        """progress: is called with 1 after every episode."""
-        with open_players(workers) as play:
+    def play_missing(self, label: str, workers: int) -> None:
+        """label: of the progress bar."""
+        missing = self.find_missing()
+        with open_bar(label, len(missing), "episode") as bar, open_players(workers) as play:
             tasks, seeds = [task for task, _ in missing], [seed for _, seed in missing]
             results = play(self._play_one, tasks, repeat(self._plan.level), seeds, repeat(self._settings))
             for (task, seed), steps in zip(missing, results, strict=True):
                 self._file.add({"task": task, "seed": seed, "steps": steps})
                 self._steps[task, seed] = steps
-                progress(1)
+                bar.update(1)
 
     def collect(self) -> dict[tuple[str, Any], list[int | None]]:
         """Task and setting -> control steps to success of the plan's episodes, in order of their seeds."""

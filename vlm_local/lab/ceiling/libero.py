@@ -6,7 +6,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from vlm_local.actions import STEP_M, STEP_RAD, StepTable
+from vlm_local.actions import STEP_M, StepTable
 from vlm_local.environments import LIBERO, Outcome
 from vlm_local.lab.ceiling.benchmarks import (
     PHRASES,
@@ -19,6 +19,7 @@ from vlm_local.lab.ceiling.benchmarks import (
     mean,
     score_settings,
 )
+from vlm_local.lab.ceiling.play import scale_steps
 from vlm_local.lab.pages import BLUE, GREEN, styled
 
 NUMBERS = "oracle in numbers"
@@ -53,8 +54,7 @@ ALL_SETTINGS = (*FULL, *HALF, *QUARTER, IN_NUMBERS, Setting(RANDOM, every=5))
 
 def _prepare(env: Any, setting: Setting) -> StepTable:
     env.configure(setting.scale, setting.hold)
-    metres, turn = setting.scale * STEP_M, setting.scale * STEP_RAD
-    return StepTable(metres, metres, metres, turn, turn)
+    return scale_steps(setting.scale)
 
 
 def _step_in_numbers(env: Any) -> Outcome:

@@ -21,9 +21,7 @@ from vlm_local.progress import open_bar
 def run_study(path: Path, plan: CeilingPlan, workers: int) -> dict[str, Any]:
     """The curves into the folder `path`; returns the report. Raises ConfigError before anything is played."""
     with _open(path, plan) as (folder, episodes):
-        missing = episodes.find_missing()
-        with open_bar("curves", len(missing), "episode") as bar:
-            episodes.play(missing, workers, bar.update)
+        episodes.play_missing("curves", workers)
         return _write_pages(folder, plan, episodes)
 
 

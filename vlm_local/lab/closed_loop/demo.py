@@ -52,16 +52,13 @@ def play(url: str, num_episodes: int | None) -> Iterator[DemoEpisode]:
     policy = RemotePolicy(f"{url}/s/simulated-widowx")
     environment = EnvironmentProcess(OURS, "normal", 256)
     try:
-        for number, task in zip(_count(num_episodes), itertools.cycle(TASKS), strict=False):
+        numbers = itertools.count() if num_episodes is None else range(num_episodes)
+        for number, task in zip(numbers, itertools.cycle(TASKS), strict=False):
             yield _play_episode(policy, environment, task, number)
             time.sleep(_REST_S)
     finally:
         environment.close()
         policy.close()
-
-
-def _count(num: int | None) -> Iterator[int]:
-    return itertools.islice(itertools.count(), num)
 
 
 def _play_episode(policy: RemotePolicy, environment: EnvironmentProcess, task: str, seed: int) -> DemoEpisode:
@@ -71,7 +68,7 @@ def _play_episode(policy: RemotePolicy, environment: EnvironmentProcess, task: s
     for step in range(_MAX_STEPS):
         due = time.monotonic() + _STEP_S
         state = environment.step(policy.act(state.observation).action)
-        if state.success or state.lost:
-            return DemoEpisode(instruction, "success" if state.success else "lost", step + 1)
+        if state.ended:
+            return DemoEpisode(instruction, state.ended, step + 1)
         time.sleep(max(due - time.monotonic(), 0.0))
     return DemoEpisode(instruction, "late", _MAX_STEPS)

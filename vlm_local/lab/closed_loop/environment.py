@@ -8,7 +8,7 @@ import numpy as np
 from vlm_local.actions import GripperLatch, build_action
 from vlm_local.environments import Outcome, TaskEnvironment, find_suite
 from vlm_local.grammar import load_phrase_grammar
-from vlm_local.policy import draw_uniform
+from vlm_local.policy import draw_phrase
 from vlm_local.primitives import format_phrase, parse_phrase
 from vlm_local.types import Observation, Primitive
 
@@ -31,6 +31,11 @@ class State:
     lost: bool = False
     stage: int = 0
 
+    @property
+    def ended(self) -> str | None:
+        """ "success" or "lost", None while the episode goes on."""
+        return "success" if self.success else "lost" if self.lost else None
+
 
 class Environment:
     """Episodes of any task at one level. Keeps the environments of one task, as tasks are played one after another."""
@@ -40,7 +45,6 @@ class Environment:
         self._suite = find_suite(suite)
         self._level, self._image_size = level, image_size
         self._open_task: tuple[str, TaskEnvironment, TaskEnvironment] | None = None
-        self._phrases = load_phrase_grammar().sentences
 
     def reset(self, task: str, seed: int, drawn: bool = True) -> State:
         """drawn: with pictures; without, images are (0, 0, 3) and steps take a fifth of the time."""
@@ -59,8 +63,9 @@ class Environment:
 
     def count_random_steps(self, task: str, seed: int, max_steps: int) -> int | None:
         """Steps to success of random phrases on this episode, None where they fail: the floor."""
+        phrases = load_phrase_grammar().sentences
         return self._count_once(
-            "random", task, seed, max_steps, lambda env, step: parse_phrase(self._draw_phrase(seed, step))
+            "random", task, seed, max_steps, lambda env, step: parse_phrase(draw_phrase(phrases, seed, step))
         )
 
     def _count_once(self, who: str, task: str, seed: int, max_steps: int, choose: _Choose) -> int | None:
@@ -83,9 +88,6 @@ class Environment:
     def _build_state(self, outcome: Outcome) -> State:
         env = self._env
         return State(env.observation, env.wrong_instruction, format_phrase(env.ask_oracle()), *outcome)
-
-    def _draw_phrase(self, seed: int, step: int) -> str:
-        return self._phrases[int(draw_uniform(seed, step) * len(self._phrases))]
 
     def _count_steps(self, env: TaskEnvironment, seed: int, max_steps: int, choose: _Choose) -> int | None:
         """Steps to success with what `choose` says at each step, or None."""

@@ -9,9 +9,8 @@ import numpy as np
 from PIL import Image
 
 from vlm_local.data.film import read_picture
-from vlm_local.environments import OURS, find_suite, name_robot
+from vlm_local.environments import OURS, find_suite, name_episode
 from vlm_local.errors import DataError
-from vlm_local.files import write_json
 from vlm_local.lab import pages
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
 
@@ -24,12 +23,11 @@ def write_report(folder: Path, scores: Mapping[str, Any], episodes: Sequence[Map
     """
     meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
     report = {**meta, **scores}
-    write_json(folder / "report.json", report)
     tasks = scores["tasks"]
     ordered = sorted(episodes, key=lambda episode: (list(tasks).index(episode["task"]), episode["number"]))
     faulted = f"{report['faulted']} of {report['episodes']} episodes got no answer from the policy and are in no rate."
-    pages.write_page(
-        folder / "report.html",
+    pages.write_report(
+        folder,
         "closed_loop/report.html",
         report,
         made=[name for name in meta if name != "simulator"],
@@ -43,7 +41,7 @@ def write_report(folder: Path, scores: Mapping[str, Any], episodes: Sequence[Map
 
 def _find_pictures(folder: Path, episode: Mapping[str, Any]) -> dict[str, Any]:
     """film: relative path, or None. last: base64 JPEG of what came of it, or None."""
-    place = folder / "episodes" / f"{name_robot(episode['task'])}-{episode['number']}"
+    place = folder / "episodes" / name_episode(episode["task"], episode["number"])
     frames = sorted((place / "frames").glob("*.png"))
     film = place / "film.mp4"
     return {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.environments import OURS, find_suite, name_robot
+from vlm_local.environments import OURS, find_suite, name_episode
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_lines
 from vlm_local.lab.closed_loop.environment import Environment
@@ -45,7 +45,7 @@ def _read_episodes(folder: Path, plan: dict[str, Any]) -> Iterator[tuple[dict[st
     """meta.json and the lines of steps.jsonl of every episode of the plan; each must be there, with its seed."""
     for task in plan["tasks"]:
         for number in range(plan["episodes"]):
-            place = folder / "episodes" / f"{name_robot(task)}-{number}"
+            place = folder / "episodes" / name_episode(task, number)
             told = json.loads((place / "meta.json").read_bytes())
             wanted = {"task": task, "number": number, "level": plan["level"], "seed": plan["seed"] + number}
             if {name: told.get(name) for name in wanted} != wanted:
@@ -68,14 +68,13 @@ def replay_episode(
     state = environment.reset(task, seed, drawn=False)
     instruction, steps, agreed = state.observation.instruction, 0, 0
     for line in lines[:max_steps]:
-        if state.success or state.lost:
+        if state.ended:
             break
         agreed += line["phrase"] == state.oracle
         state, steps = environment.step(np.array(line["action"], np.float64)), steps + 1
-    outcome = "success" if state.success else "lost" if state.lost else "late"
     found = {
         "instruction": instruction,
-        "outcome": outcome if state.success or state.lost or steps == max_steps else "unfinished",
+        "outcome": state.ended or ("late" if steps == max_steps else "unfinished"),
         "steps": steps,
         "stage": state.stage,
         "agreed": agreed,

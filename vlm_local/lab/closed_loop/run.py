@@ -18,7 +18,7 @@ from typing import Any
 
 from vlm_local.data.film import write_film, write_gif
 from vlm_local.data.runs import RunWriter
-from vlm_local.environments import OURS, find_suite, name_robot
+from vlm_local.environments import OURS, find_suite, name_episode, name_robot
 from vlm_local.errors import DataError, EngineError, RequestError
 from vlm_local.lab.closed_loop.controls import RandomPhrases, apply_control
 from vlm_local.lab.closed_loop.environment import State
@@ -79,9 +79,7 @@ def run_rollouts(
     the folder holds another result.
     """
     with ResultFolder(path, "sim", "meta.json") as folder:
-        places = {
-            (task, number): path / "episodes" / f"{name_robot(task)}-{number}" for task, number in plan.list_episodes()
-        }
+        places = {episode: path / "episodes" / name_episode(*episode) for episode in plan.list_episodes()}
         left = _begin(folder, plan, source, places)
         done = len(places) - len(left)
 
@@ -234,8 +232,8 @@ class _Robot(threading.Thread):
                 fault = fault or decision.fault
                 record(self._state, decision, step)
                 self._state, steps = environment.step(decision.action), step + 1
-                if self._state.success or self._state.lost:
-                    outcome = "success" if self._state.success else "lost"
+                if self._state.ended:
+                    outcome = self._state.ended
                     break
         except (EngineError, RequestError) as error:
             fault = str(error)

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.environments import OURS, name_robot
+from vlm_local.environments import OURS, name_episode
 from vlm_local.errors import DataError
-from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report
+from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report, stack_scores
+from vlm_local.provenance import HOW_MADE
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
 
 _SOON = f"within {AUTOEVAL_STEPS}"
@@ -45,9 +46,7 @@ def load_trials(folder: Path) -> Trials:
 
 def _read_outcomes(folder: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     places = [
-        folder / "episodes" / f"{name_robot(task)}-{number}"
-        for task in plan["tasks"]
-        for number in range(plan["episodes"])
+        folder / "episodes" / name_episode(task, number) for task in plan["tasks"] for number in range(plan["episodes"])
     ]
     try:
         metas = [json.loads((place / "meta.json").read_bytes()) for place in places if place.is_dir()]
@@ -59,8 +58,7 @@ def _read_outcomes(folder: Path, plan: Mapping[str, Any]) -> list[dict[str, Any]
 def _describe_policy(report: Mapping[str, Any]) -> dict[str, Any]:
     """The policy as the user named it, what it says of itself, and what was done to it."""
     scored = ("success_rate", "success_rate_70", "episodes", "faulted", "tasks", "simulator")
-    made = ("versions", "git", "machine", "continued_with")
-    told = {name: value for name, value in report.items() if name not in scored + made}
+    told = {name: value for name, value in report.items() if name not in scored + HOW_MADE}
     plan = report["simulator"]
     return {"name": plan["policy"], **told, "noise": plan["noise"], "control": plan["control"]}
 
@@ -73,4 +71,4 @@ def _score(episodes: Sequence[Mapping], stages: Mapping[str, int], tasks: Sequen
     always = np.ones(len(episodes))
     columns = {"success": (won, always), _SOON: (won & soon, always), "progress": (progress, always)}
     columns |= {task: (won & (played == task), played == task) for task in tasks}
-    return {name: np.stack(pair, axis=1).astype(np.float64) for name, pair in columns.items()}
+    return stack_scores(columns)

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.files import write_json
+from vlm_local.lab import pages
 from vlm_local.lab.formats import format_fixed, format_share, format_span
-from vlm_local.lab.pages import draw_reliability, encode_thumbnail, list_warnings, write_page
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,18 +31,17 @@ def write_report(folder: Path, report: Mapping[str, Any], shown: Sequence[Shown]
     report: `score_answers` with `policy`, `data`, `question` and how it was made. shown: the pictures of the page.
     Raises ConfigError where nothing can be written.
     """
-    write_json(folder / "report.json", report)
     calibration = report["calibration"]
     failed = f"{report['failed']} pictures got no answer; they count as wrong."
-    write_page(
-        folder / "report.html",
+    pages.write_report(
+        folder,
         "detector/report.html",
         report,
         made=("policy",),
         cards=_list_cards(report),
-        warnings=[failed] * bool(report["failed"]) + list_warnings(report["policy"], report["left_out"]),
-        reliability=None if calibration is None else draw_reliability(calibration["bins"]),
-        pictures=[{"image": encode_thumbnail(each.image), **each.row} for each in shown],
+        warnings=[failed] * bool(report["failed"]) + pages.list_warnings(report["policy"], report["left_out"]),
+        reliability=None if calibration is None else pages.draw_reliability(calibration["bins"]),
+        pictures=[{"image": pages.encode_thumbnail(each.image), **each.row} for each in shown],
     )
 
 

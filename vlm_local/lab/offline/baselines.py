@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from vlm_local.grammar import load_phrase_grammar
-from vlm_local.policy import derive_seed, draw_uniform
+from vlm_local.policy import derive_seed, draw_phrase
 from vlm_local.primitives import STOP
 
 NAMES = ("majority", "repeat-last", "random", "oracle-label")
@@ -48,6 +48,5 @@ def answer_baseline(
         case "random":
             phrases = load_phrase_grammar().sentences
             seeds = {episode: derive_episode_seed(seed, episode) for episode in {episode for episode, _ in steps}}
-            uniforms = (draw_uniform(seeds[episode], step) for episode, step in steps)
-            return [phrases[int(uniform * len(phrases))] for uniform in uniforms]
+            return [draw_phrase(phrases, seeds[episode], step) for episode, step in steps]
     raise ValueError(f"{name!r} is none of the baselines {NAMES}")

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from vlm_local.errors import DataError
-from vlm_local.files import write_json
+from vlm_local.lab import pages
 from vlm_local.lab.formats import format_p, format_points, format_share, format_span
 from vlm_local.lab.offline.rows import Rows
 from vlm_local.lab.offline.scores import MIN_STEPS
-from vlm_local.lab.pages import draw_reliability, encode_thumbnail, list_warnings, write_page
 from vlm_local.primitives import format_phrase
 from vlm_local.types import AXES, Episode, Primitive
 
@@ -25,11 +24,10 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: 
     report: `score_rows` with `policy`, `data` and how it was made. episodes: the data set once more, for
     the frames that are shown; read as far as the last of them. Raises ConfigError where nothing can be written.
     """
-    write_json(folder / "report.json", report)
     chosen = choose_frames(rows)
     images = load_thumbnails(episodes, rows, chosen)
-    write_page(
-        folder / "report.html",
+    pages.write_report(
+        folder,
         "offline/report.html",
         report,
         made=("policy", "data", "seed", "labels_sha256", "answer_ms"),
@@ -40,7 +38,7 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: 
         min_steps=MIN_STEPS,
         too_few=TOO_FEW,
         maps=[build_map(axis, report["axes"][axis]["confusion"]) for axis in AXES],
-        reliability=draw_reliability(report["reliability"]),
+        reliability=pages.draw_reliability(report["reliability"]),
     )
 
 
@@ -60,7 +58,7 @@ def _list_cards(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _list_warnings(report: Mapping[str, Any]) -> list[str]:
     unanswered = f"{report['unanswered']} steps got no answer, because the policy failed; they count as not exact."
-    return [unanswered] * bool(report["unanswered"]) + list_warnings(report["policy"], report["left_out"])
+    return [unanswered] * bool(report["unanswered"]) + pages.list_warnings(report["policy"], report["left_out"])
 
 
 def build_map(axis: str, confusion: Sequence[Sequence[int]]) -> dict[str, Any]:
@@ -105,7 +103,7 @@ def load_thumbnails(episodes: Iterable[Episode], rows: Rows, indices: list[int])
     for episode in episodes:
         for index in wanted.pop(episode.index, ()):
             try:
-                images[index] = encode_thumbnail(episode.load_image(int(rows.step[index])))
+                images[index] = pages.encode_thumbnail(episode.load_image(int(rows.step[index])))
             except DataError:
                 continue
         if not wanted:

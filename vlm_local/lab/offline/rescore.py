@@ -9,9 +9,10 @@ from vlm_local.files import read_json_lines
 from vlm_local.lab.offline.rows import hash_labels, load_rows
 from vlm_local.lab.offline.scores import score_rows
 from vlm_local.lab.offline.tally import GRIPPER_TOLERANCE_STEPS
+from vlm_local.provenance import HOW_MADE
 
 # What rows cannot show: how the answers were made, and what could not be read.
-_STATED = ("data", "left_out", "versions", "git", "machine", "continued_with")
+_STATED = ("data", "left_out", *HOW_MADE)
 
 
 def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vlm_local.data.selection import OpenData
 from vlm_local.errors import DataError
 from vlm_local.lab.formats import format_name
 from vlm_local.lab.offline import baselines
@@ -23,15 +24,12 @@ from vlm_local.lab.offline.tally import GRIPPER_TOLERANCE_STEPS
 from vlm_local.lab.results import ResultFolder
 from vlm_local.lab.sources import PolicySource
 from vlm_local.primitives import format_phrase, label_episode
-from vlm_local.provenance import choose_deciding, describe_machine
+from vlm_local.provenance import choose_deciding, describe_machine, tell_making
 from vlm_local.types import Episode
 
 SETTINGS = "evaluation.json"
 _MAY_GROW = ("limit", "episodes")
-# Of the settings file, in the report: what the answers were made with.
-_MADE_WITH = ("versions", "git", "machine", "continued_with")
 
-OpenData = Callable[[Callable[[DataError], None]], Iterator[Episode]]
 Progress = Callable[[float], object]
 
 
@@ -93,23 +91,21 @@ def evaluate(
         rows = load_rows(path)
         report = score_rows(rows, plan.seed) | {
             "policy": {"name": plan.policy, **folder.settings.get("policy", {})},
-            "data": {
-                "name": format_name(plan.data),
-                "path": plan.data,
-                "camera": plan.camera,
-                **(about_data or {}),
-                "every": plan.every,
-                "limit": plan.limit,
-            },
+            "data": _describe_data(plan, about_data or {}),
             "seed": plan.seed,
             "labels_sha256": hash_labels(rows),
             "left_out": problems,
             "gripper_tolerance_steps": GRIPPER_TOLERANCE_STEPS,
             "answer_ms": folder.settings.get("answer_ms"),
-            **{name: folder.settings[name] for name in _MADE_WITH if name in folder.settings},
+            **tell_making(folder.settings),
         }
         write_report(path, report, rows, open_data(lambda problem: None))
         return report
+
+
+def _describe_data(plan: EvaluationPlan, about: Mapping[str, Any]) -> dict[str, Any]:
+    where = {"name": format_name(plan.data), "path": plan.data, "camera": plan.camera}
+    return {**where, **about, "every": plan.every, "limit": plan.limit}
 
 
 def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report
+from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report, stack_scores
 from vlm_local.lab.offline.rows import Rows, load_rows
 from vlm_local.types import AXES
 
@@ -37,5 +37,5 @@ def build_trials(rows: Rows, about: dict) -> Trials:
         keys=[f"episode {episode}, step {step}" for episode, step in zip(episodes, rows.step, strict=True)],
         units=episodes,
         truths=rows.label_phrases,
-        scores={name: np.stack(columns, axis=1).astype(np.float64) for name, columns in scores.items()},
+        scores=stack_scores(scores),
     )

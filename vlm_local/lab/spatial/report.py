@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.files import write_json
+from vlm_local.lab import pages
 from vlm_local.lab.formats import format_fixed, format_range
-from vlm_local.lab.pages import encode_thumbnail, list_warnings, write_page
 from vlm_local.lab.spatial.scenes import CHANGES, EMPTIES, KEEPS, NONE, TURNS
-from vlm_local.lab.spatial.scores import measure_change
+from vlm_local.lab.spatial.scores import measure_change, read_rows
 from vlm_local.lab.spatial.sets import Gallery
 from vlm_local.types import AXES
 
@@ -45,9 +44,8 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Sequence[Mapping
     report: `score_study` with `policy`, `set` and how it was made. gallery: draws the pictures that are shown. Raises
     ConfigError where nothing can be written.
     """
-    write_json(folder / "report.json", report)
-    write_page(
-        folder / "report.html",
+    pages.write_report(
+        folder,
         "spatial/report.html",
         report,
         made=("policy", "set"),
@@ -56,7 +54,7 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Sequence[Mapping
             for name, text in _CARDS.items()
             for interval in [format_range(report[name]["interval"])]
         ],
-        warnings=list_warnings(report["policy"]) + [_CERTAIN] * _is_certain(rows),
+        warnings=pages.list_warnings(report["policy"]) + [_CERTAIN] * _is_certain(rows),
         rules=_RULES,
         axes=AXES,
         titles={name: change.title for name, change in CHANGES.items()},
@@ -71,7 +69,7 @@ def choose_pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, floa
     for name, change in CHANGES.items():
         badness = []
         for scene in range(len(found) // (len(CHANGES) + 1)):
-            values = measure_change(change.rule, *(_read(found[scene, which]) for which in (NONE.name, name)))
+            values = measure_change(change.rule, *(read_rows([found[scene, which]]) for which in (NONE.name, name)))
             known = values[np.isfinite(values)]
             if len(known):
                 bad = (1 - known.mean()) / 2 if change.rule == TURNS else known.max()
@@ -80,17 +78,11 @@ def choose_pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[int, str, floa
     return sorted(worst, key=lambda pair: -pair[2])[:_PAIRS]
 
 
-def _read(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Signs (1, 6), NaN for none, and marginals (1, 6, 3)."""
-    signs = [np.nan] * len(AXES) if row["signs"] is None else row["signs"]
-    return np.array([signs], np.float64), np.array([[row["marginals"][axis] for axis in AXES]])
-
-
 def _describe_pair(gallery: Gallery, rows: Sequence[Mapping[str, Any]], scene: int, change: str) -> dict[str, Any]:
     sides = []
     for name in (NONE.name, change):
         row = next(row for row in rows if row["scene"] == scene and row["change"] == name)
-        image = encode_thumbnail(gallery.show(scene, name).observation.image)
+        image = pages.encode_thumbnail(gallery.show(scene, name).observation.image)
         signs = [None] * len(AXES) if row["signs"] is None else row["signs"]
         bars = [(axis, row["marginals"][axis], sign) for axis, sign in zip(AXES, signs, strict=True)]
         sides.append({"image": image, "bars": bars, **{key: row[key] for key in ("instruction", "phrase", "right")}})

@@ -82,8 +82,13 @@ def _collect(rows: Sequence[Mapping[str, Any]], change: str) -> tuple[np.ndarray
     chosen = sorted((row for row in rows if row["change"] == change), key=lambda row: row["scene"])
     if [row["scene"] for row in chosen] != list(range(len(chosen))) or not chosen:
         raise ValueError(f"scenes of {change} are missing or there twice")
-    signs = [[np.nan] * len(AXES) if row["signs"] is None else row["signs"] for row in chosen]
-    marginals = [[row["marginals"][axis] for axis in AXES] for row in chosen]
+    return read_rows(chosen)
+
+
+def read_rows(rows: Sequence[Mapping[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Signs float (N, 6), NaN for none, and marginals float (N, 6, 3)."""
+    signs = [[np.nan] * len(AXES) if row["signs"] is None else row["signs"] for row in rows]
+    marginals = [[row["marginals"][axis] for axis in AXES] for row in rows]
     return np.array(signs, np.float64), np.array(marginals, np.float64)
 
 

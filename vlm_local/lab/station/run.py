@@ -223,17 +223,11 @@ class _Job:
     def _film(self, number: int, steps: list[dict[str, Any]]) -> str:
         """Its path below the job's folder. Each frame is what the policy saw, with what it answered."""
         path = f"films/episode-{number}.mp4"
-        lines = (
-            {"step": at, "instruction": self._instruction, "phrase": ", ".join(step["notes"]), "action": step["action"]}
-            for at, step in enumerate(steps)
-        )
-        write_film(
-            self._out / path,
-            (
-                (step["asked"], {**line, "action": line["action"].tolist()})
-                for step, line in zip(steps, lines, strict=True)
-            ),
-        )
+        shown = []
+        for at, step in enumerate(steps):
+            said = {"phrase": ", ".join(step["notes"]), "action": step["action"].tolist()}
+            shown.append((step["asked"], {"step": at, "instruction": self._instruction, **said}))
+        write_film(self._out / path, shown)
         return path
 
     def _survive(self, request: str, episode: int, step: int, ask: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ import numpy as np
 
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_lines
-from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report
+from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report, stack_scores
 from vlm_local.plain import hide_secrets
 
 
@@ -41,10 +41,7 @@ def load_trials(folder: Path) -> Trials:
         keys=keys,
         units=np.array(keys),
         truths=[[round(number, 3) for number in lines[0]["sent"]] for lines in episodes.values()],
-        scores={
-            name: np.stack([values, always], axis=1).astype(np.float64)
-            for name, values in (("success", ended), ("reached", reached))
-        },
+        scores=stack_scores({"success": (ended, always), "reached": (reached, always)}),
     )
 
 

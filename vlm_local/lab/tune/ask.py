@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlm_local.assembly import Policies, share_engine
-from vlm_local.data import Selection
+from vlm_local.data.selection import OpenData, Selection
 from vlm_local.errors import ConfigError, DataError, EngineError, RequestError
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.lab.tune.episodes import DEVELOPMENT, Split, score_episode, time_steps
@@ -16,8 +16,6 @@ from vlm_local.types import Episode
 
 REFUSED, TIMED = "refused", "timed"  # rows beside those of DEVELOPMENT and HELD_OUT
 BASE: Setting = {}
-
-OpenData = Callable[[Callable[[DataError], None]], Iterator[Episode]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +34,10 @@ class TuningPlan:
     seed: int = 0
     rungs: str | None = None
     prompts: str | None = None
+
+
+class Refused(Exception):
+    """Why a setting cannot be asked."""
 
 
 class Asker:
@@ -67,14 +69,15 @@ class Asker:
         first, second = (ResolvedOptions(self._build_options(each)) for each in (one, other))
         return all(first.choose(name) == second.choose(name) for name in {**one, **other})
 
-    def score(self, setting: Setting, part: str, tell: Callable[[int], object]) -> list[dict[str, Any]] | str:
-        """A row for each episode of a part, or, in development, why the model cannot be asked with this setting.
+    def score(self, setting: Setting, part: str, tell: Callable[[int], object]) -> list[dict[str, Any]]:
+        """A row for each episode of a part.
 
-        tell: is given the number of steps of each episode that is done.
+        tell: is given the number of steps of each episode that is done. Raises Refused where, in development, the model
+        cannot be asked with this setting.
         """
         refused = self._find(REFUSED, setting)
         if refused:
-            return refused[0]["reason"]
+            raise Refused(refused[0]["reason"])
         done = {row["episode"]: row for row in self._find(part, setting)}
         for number in done:
             tell(self._split.num_steps[number])
@@ -89,7 +92,7 @@ class Asker:
             except (ConfigError, RequestError) as error:
                 if not setting or part != DEVELOPMENT:
                     raise
-                return self._add(REFUSED, setting, {"reason": str(error)})["reason"]
+                raise Refused(self._add(REFUSED, setting, {"reason": str(error)})["reason"]) from None
         return [done[number] for number in sorted(done)]
 
     def time(self, setting: Setting) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.files import open_replacing, write_json
+from vlm_local.files import open_replacing
+from vlm_local.lab import pages
 from vlm_local.lab.formats import format_edges, format_name, format_p, format_points, format_share, format_span
-from vlm_local.lab.pages import list_warnings, write_page
 from vlm_local.lab.tune.rungs import describe_setting
 
 _HEAD = ("rung", "setting", "log-loss", "difference", "95 %", "p (Holm)", "accuracy", "time of a step", "note")
@@ -17,16 +17,15 @@ _HELD_OUT_HEAD = ("held-out episodes", "log-loss", "95 %", "accuracy", "95 %")
 
 def write_report(folder: Path, report: Mapping[str, Any]) -> None:
     """Write `folder`/report.json, report.md and report.html. Raises ConfigError where nothing can be written."""
-    write_json(folder / "report.json", report)
     with open_replacing(folder / "report.md") as file:
         file.write(format_report(report))
-    write_page(
-        folder / "report.html",
+    pages.write_report(
+        folder,
         "tune/report.html",
         report,
         made=("plan", "policy", "split"),
         cards=_list_cards(report),
-        warnings=list_warnings(report["policy"], report["left_out"]),
+        warnings=pages.list_warnings(report["policy"], report["left_out"]),
         chosen=describe_setting(report["chosen"]),
         head=_HEAD,
         lines=list_lines(report),

@@ -14,14 +14,14 @@ from vlm_local.errors import ConfigError
 from vlm_local.examples import write_example_file
 from vlm_local.lab.formats import format_name
 from vlm_local.lab.results import ResultFolder, RowFile
-from vlm_local.lab.tune.ask import BASE, Asker, OpenData, TuningPlan
+from vlm_local.lab.tune.ask import BASE, Asker, OpenData, Refused, TuningPlan
 from vlm_local.lab.tune.episodes import DEVELOPMENT, HELD_OUT, Split, split_episodes
 from vlm_local.lab.tune.report import write_report
 from vlm_local.lab.tune.rungs import EXAMPLES, Base, Rung, Setting, describe_setting, find_rungs
 from vlm_local.lab.tune.scores import choose, compare, describe, summarise_times
 from vlm_local.models import DEFAULT
 from vlm_local.policy_options import PolicyOptions, ResolvedOptions
-from vlm_local.provenance import describe_machine
+from vlm_local.provenance import describe_machine, tell_making
 from vlm_local.settings_file import write_settings
 
 SETTINGS, CHOSEN = "tune.json", "vlm_local.json"
@@ -52,14 +52,15 @@ def tune(
     split = split_episodes(open_data(lambda error: problems.append(str(error))), plan.every, plan.seed, problems)
     with ResultFolder(path, "tune", SETTINGS) as folder, closing(RowFile(path / "rows.jsonl")) as file:
         told = {name: value for name, value in asdict(options).items() if name not in _OF_THE_MACHINE}
-        here = {"plan": asdict(plan), "base": told, "split": _describe_split(split), **describe_machine()}
+        parts = {DEVELOPMENT: split.development, HELD_OUT: split.held_out}
+        here = {"plan": asdict(plan), "base": told, "split": parts, **describe_machine()}
         folder.begin(here, _list_settings, bool(file.rows))
         write_example_file(path / EXAMPLES, plan.data, plan.selection, split.development)
         with closing(Asker(plan, folder, file, options, open_data, open_base, split)) as asker:
             report = _Climb(asker, split, plan.seed, progress).climb(rungs, base)
         report |= {
-            **{name: folder.settings[name] for name in ("plan", "split", "versions", "git", "machine")},
-            **{name: folder.settings[name] for name in ("continued_with",) if name in folder.settings},
+            **{name: folder.settings[name] for name in ("plan", "split")},
+            **tell_making(folder.settings),
             "policy": {"name": plan.policy, **folder.settings.get("policy", {})},
             "data": {"name": format_name(plan.data), **(about_data or {})},
             "left_out": list(split.left_out),
@@ -86,10 +87,6 @@ def _describe_base(options: PolicyOptions, plan: TuningPlan) -> Base:
     resolved.refuse_unused()
     about = resolved.metadata
     return Base(about["prompt"]["name"], about["grammar"]["name"], plan.prompts.split(",") if plan.prompts else ())
-
-
-def _describe_split(split: Split) -> dict[str, Any]:
-    return {DEVELOPMENT: split.development, HELD_OUT: split.held_out}
 
 
 def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,13 +148,13 @@ class _Climb:
             if not self._asker.is_same(setting, current):
                 return self._score(setting, DEVELOPMENT)
             outcome = "the same as without"
-        except (ConfigError, _Refused) as error:
+        except (ConfigError, Refused) as error:
             outcome = str(error)
         self._total -= self._split.count_steps(DEVELOPMENT)
         return outcome
 
     def _score(self, setting: Setting, part: str) -> list[dict[str, Any]]:
-        """Raises _Refused for a setting that the model cannot be asked with."""
+        """Raises Refused for a setting that the model cannot be asked with."""
         what = f"{part.replace('_', ' ')}: {describe_setting(setting)}"
         begun = self._done
 
@@ -165,11 +162,11 @@ class _Climb:
             self._done += num_steps
             self._progress(self._done, self._total, what)
 
-        outcome = self._asker.score(setting, part, tell)
-        if isinstance(outcome, str):
+        try:
+            return self._asker.score(setting, part, tell)
+        except Refused:
             self._done = begun
-            raise _Refused(outcome)
-        return outcome
+            raise
 
     def _score_held_out(self, chosen: Setting) -> dict[str, Any]:
         """The only place that asks about episodes that are held out."""
@@ -183,10 +180,6 @@ class _Climb:
             told["cost"] = summarise_times(timed["base_ms"], timed["ms"])
         self._progress(self._total, self._total, "done")
         return told
-
-
-class _Refused(Exception):
-    """Why a setting cannot be asked."""
 
 
 def _list_variants(rung: Rung, base: Base) -> Sequence[Setting] | str:
