@@ -14,8 +14,8 @@ import pytest
 
 from tests.serving import ask, build_body, serve, until
 from vlm_local import relay as relay_file
-from vlm_local.lab.station.link import Link
 from vlm_local.lab.station.run import JobPlan, run_job
+from vlm_local.lab.station.way import Link
 from vlm_local.relay import HEADER, Relay
 from vlm_local.server.records import StepRecord
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import msgpack
 from websockets.sync.client import connect
@@ -31,29 +32,18 @@ def compare_servers(options, beside: str, num_requests: int) -> Measured:
             each.mkdir()
         with start_server(options, folders[0]) as one, start_server(local, folders[1]) as other:
             _, steps = load_steps(None)
-            times = _measure([Client(server.url, "robot", steps) for server in (one, other)], num_requests)
+            times = _time_in_turns([Client(server.url, "robot", steps).act for server in (one, other)], num_requests)
     names = (f"{options.engine} {options.model}", f"local {beside}")
     summaries, lines = {}, []
-    for name, (round_trip, engine) in zip(names, times, strict=True):
-        summaries[name] = {"round_trip_ms": summarise(round_trip), "engine_ms": summarise(engine)}
+    for name, asked in zip(names, times, strict=True):
+        round_trips, stages = zip(*asked, strict=True)
+        engine_ms = [each["engine"] for each in stages]
+        summaries[name] = {"round_trip_ms": summarise(round_trips), "engine_ms": summarise(engine_ms)}
         lines += [f"{name:32} {stage:14} {format_times(summary)}" for stage, summary in summaries[name].items()]
-    ratio = round(statistics.median(a / b for a, b in zip(times[0][0], times[1][0], strict=True)), 3)
+    ratio = round(statistics.median(a / b for (a, _), (b, _) in zip(*times, strict=True)), 3)
     lines.append(f"median ratio of round trips, first to second: {ratio}")
     told = {"benchmark": "act", "beside": summaries, "round_trip_ratio": ratio, "request": "json_numpy, 256x256"}
     return lines, told
-
-
-def _measure(clients: list[Client], num_requests: int) -> list[tuple[list[float], list[float]]]:
-    """For each client its round trips and its engine's times, in milliseconds, from requests in turns."""
-    times: list[tuple[list[float], list[float]]] = [([], []) for _ in clients]
-    for index in track(range(_WARM_UP + num_requests), "both", "request"):
-        for client, (round_trips, engines) in zip(clients, times, strict=True):
-            start = perf_counter()
-            stages = client.act()
-            if index >= _WARM_UP:
-                round_trips.append(1e3 * (perf_counter() - start))
-                engines.append(stages["engine"])
-    return times
 
 
 def compare_doors(options, num_requests: int) -> Measured:
@@ -79,8 +69,9 @@ def compare_doors(options, num_requests: int) -> Measured:
     result: dict = {"benchmark": "act-doors", "model": server.model, "request": "256x256; json_numpy, msgpack"}
     for stage in ("server_overhead_ms", "round_trip_overhead_ms"):
         result[stage] = {}
-        for name, times in zip(doors, round_trips, strict=True):
-            whole = times if stage == "round_trip_overhead_ms" else [each["total"] for each in stages[name]]
+        for name, asked in zip(doors, round_trips, strict=True):
+            outside = [ms for ms, _ in asked]
+            whole = outside if stage == "round_trip_overhead_ms" else [each["total"] for each in stages[name]]
             beyond = [ms - each["engine"] for ms, each in zip(whole, stages[name], strict=True)]
             summary = result[stage][name] = summarise(beyond)
             lines.append(f"{name:10} {stage:24} {format_times(summary)}")
@@ -101,15 +92,15 @@ def _ask(websocket, frame: bytes) -> None:
         raise EngineError(f"a request of the benchmark got {answer[:200]!r}")
 
 
-def _time_in_turns(ask: Sequence[Callable[[], object]], num_requests: int) -> list[list[float]]:
-    """Round trips in milliseconds of each, after a warm-up."""
-    times: list[list[float]] = [[] for _ in ask]
+def _time_in_turns(ask: Sequence[Callable[[], Any]], num_requests: int) -> list[list[tuple[float, Any]]]:
+    """(round trip in milliseconds, answer) of each request to each, after a warm-up."""
+    times: list[list[tuple[float, Any]]] = [[] for _ in ask]
     for index in track(range(_WARM_UP + num_requests), "both", "request"):
-        for each, round_trips in zip(ask, times, strict=True):
+        for each, told in zip(ask, times, strict=True):
             start = perf_counter()
-            each()
+            answer = each()
             if index >= _WARM_UP:
-                round_trips.append(1e3 * (perf_counter() - start))
+                told.append((1e3 * (perf_counter() - start), answer))
     return times
 
 

@@ -16,7 +16,6 @@ from vlm_local.bench.subject import Subject, play_episode
 from vlm_local.decoding.families import PreparedRequest
 from vlm_local.decoding.tree import Budget, TreeDecoder
 from vlm_local.engines.blank import BlankReadings, build_blank_request
-from vlm_local.policy import VLMPolicy
 from vlm_local.progress import open_bar
 from vlm_local.types import Generation, GenerationRequest
 
@@ -73,25 +72,19 @@ class Contest:
         chosen = [episodes[index] for index in np.linspace(0, len(episodes) - 1, count).astype(int)]
         changes = {"decide": "greedy", "posterior": "off", "contrast": 1.0}
         policy = self._subject.build_policy(self._race, self._forget, **changes)
-        self._play_episode(policy, chosen[0], 1)
+        play_episode(policy, chosen[0], 1, self._say)
         self.num_disagreements = self.num_followed = 0
         for way in (*_WAYS, "prefill", _READ_BLANK):
             for told in (self.times_ms, self.cpu_ms, self.generations):
                 told[way].clear()
         with open_bar("decode", num_steps) as bar:
+
+            def say(phrase: str) -> None:
+                self._say(phrase)
+                bar.update()
+
             for episode in chosen:
-                self._play_episode(policy, episode, num_steps - len(self.times_ms["prefill"]), bar.update)
-
-    def _play_episode(
-        self, policy: VLMPolicy, episode: PlayedEpisode, num_steps: int, tell: Callable[[], object] = lambda: None
-    ) -> None:
-        """tell: called at each step."""
-
-        def say(phrase: str) -> None:
-            self._say(phrase)
-            tell()
-
-        play_episode(policy, episode, num_steps, say)
+                play_episode(policy, episode, num_steps - len(self.times_ms["prefill"]), say)
 
     def _say(self, phrase: str) -> None:
         self._steering.target = phrase if self._steers else None

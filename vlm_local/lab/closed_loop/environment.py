@@ -1,6 +1,5 @@
 """An environment with its oracle: episodes with pictures, and what the oracle and random phrases reach in them."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,9 +9,8 @@ from vlm_local.environments import Outcome, TaskEnvironment, find_suite
 from vlm_local.grammar import load_phrase_grammar
 from vlm_local.policy import draw_phrase
 from vlm_local.primitives import format_phrase, parse_phrase
-from vlm_local.types import Observation, Primitive
+from vlm_local.types import Observation
 
-_Choose = Callable[[TaskEnvironment, int], Primitive]  # what is done at a step
 _counted: dict[tuple[str | int, ...], int | None] = {}  # steps to success by who acts and in which episode
 
 
@@ -57,22 +55,15 @@ class Environment:
         """action: (7,), as TaskEnvironment.step takes it."""
         return self._build_state(self._env.step(action))
 
-    def count_oracle_steps(self, task: str, seed: int, max_steps: int) -> int | None:
-        """Steps to success of the oracle on this episode, None where it fails: the ceiling."""
-        return self._count_once("oracle", task, seed, max_steps, lambda env, step: env.ask_oracle())
+    def count_steps(self, who: str, task: str, seed: int, max_steps: int) -> int | None:
+        """Steps to success on this episode of the "oracle" (the ceiling) or of "random" phrases (the floor).
 
-    def count_random_steps(self, task: str, seed: int, max_steps: int) -> int | None:
-        """Steps to success of random phrases on this episode, None where they fail: the floor."""
-        phrases = load_phrase_grammar().sentences
-        return self._count_once(
-            "random", task, seed, max_steps, lambda env, step: parse_phrase(draw_phrase(phrases, seed, step))
-        )
-
-    def _count_once(self, who: str, task: str, seed: int, max_steps: int, choose: _Choose) -> int | None:
-        """Counted once in a process: the results that are verified together are often of the same episodes."""
+        None where it fails. Counted once in a process: the results that are verified together are often of the same
+        episodes.
+        """
         episode = (who, self._suite.name, task, self._level, seed, max_steps)
         if episode not in _counted:
-            _counted[episode] = self._count_steps(self._open(task)[1], seed, max_steps, choose)
+            _counted[episode] = self._count_steps(who, self._open(task)[1], seed, max_steps)
         return _counted[episode]
 
     def _open(self, task: str) -> tuple[TaskEnvironment, TaskEnvironment]:
@@ -89,12 +80,11 @@ class Environment:
         env = self._env
         return State(env.observation, env.wrong_instruction, format_phrase(env.ask_oracle()), *outcome)
 
-    def _count_steps(self, env: TaskEnvironment, seed: int, max_steps: int, choose: _Choose) -> int | None:
-        """Steps to success with what `choose` says at each step, or None."""
-        latch = GripperLatch()
+    def _count_steps(self, who: str, env: TaskEnvironment, seed: int, max_steps: int) -> int | None:
+        latch, phrases = GripperLatch(), load_phrase_grammar().sentences
         env.reset(seed)
         for step in range(max_steps):
-            primitive = choose(env, step)
+            primitive = env.ask_oracle() if who == "oracle" else parse_phrase(draw_phrase(phrases, seed, step))
             command = latch.update(primitive.gripper, env.observation.opening)
             outcome = env.step(build_action(primitive, command, self._suite.table))
             if outcome.success or outcome.lost:

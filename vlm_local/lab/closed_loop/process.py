@@ -47,11 +47,8 @@ class EnvironmentProcess:
     def step(self, action) -> "State":
         return self._ask("step", action)
 
-    def count_oracle_steps(self, task: str, seed: int, max_steps: int) -> int | None:
-        return self._ask("count_oracle_steps", task, seed, max_steps)
-
-    def count_random_steps(self, task: str, seed: int, max_steps: int) -> int | None:
-        return self._ask("count_random_steps", task, seed, max_steps)
+    def count_steps(self, who: str, task: str, seed: int, max_steps: int) -> int | None:
+        return self._ask("count_steps", who, task, seed, max_steps)
 
     def close(self) -> None:
         self._pipe.close()

@@ -78,8 +78,8 @@ def replay_episode(
         "steps": steps,
         "stage": state.stage,
         "agreed": agreed,
-        "oracle_steps": environment.count_oracle_steps(task, seed, max_steps),
+        "oracle_steps": environment.count_steps("oracle", task, seed, max_steps),
     }
     if "random_steps" in ended:
-        found["random_steps"] = environment.count_random_steps(task, seed, max_steps)
+        found["random_steps"] = environment.count_steps("random", task, seed, max_steps)
     return found

@@ -185,9 +185,9 @@ class _Robot(threading.Thread):
 
     def _play(self, environment: EnvironmentProcess, policy: Policy, task: str, number: int) -> dict[str, Any]:
         seed = self._plan.seed + number
-        bounds = {"oracle_steps": environment.count_oracle_steps(task, seed, self._plan.max_steps)}
+        bounds = {"oracle_steps": environment.count_steps("oracle", task, seed, self._plan.max_steps)}
         if number < _FLOOR_EPISODES:
-            bounds["random_steps"] = environment.count_random_steps(task, seed, self._plan.max_steps)
+            bounds["random_steps"] = environment.count_steps("random", task, seed, self._plan.max_steps)
         writer = RunWriter(self._folder)
         keeps = number < self._plan.films
         episode = writer.start_episode(

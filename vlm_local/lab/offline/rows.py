@@ -5,7 +5,7 @@ the rows of the episodes named there and asks about the others again, so that no
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ class RowWriter:
     episodes: a line for each finished episode. done: their numbers.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, progress: Callable[[float], object] = lambda episodes: None):
+        """progress: is given the share of an episode that was done."""
+        self.progress = progress
         self._finished = RowFile(folder / "episodes.jsonl")
         self.episodes = list(self._finished.rows)
         self.done = {line["episode"] for line in self.episodes}

@@ -30,8 +30,6 @@ from vlm_local.types import Episode
 SETTINGS = "evaluation.json"
 _MAY_GROW = ("limit", "episodes")
 
-Progress = Callable[[float], object]
-
 
 @dataclass(frozen=True)
 class EvaluationPlan:
@@ -60,7 +58,7 @@ def evaluate(
     open_source: Callable[[], PolicySource],
     workers: int = 1,
     about_data: Mapping[str, Any] | None = None,
-    progress: Progress = lambda episodes: None,
+    progress: Callable[[float], object] = lambda episodes: None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """Answer, score and report into the folder `path`; returns the report.
@@ -78,14 +76,14 @@ def evaluate(
         warn(str(problem))
 
     with ResultFolder(path, "eval", SETTINGS) as folder:
-        with closing(RowWriter(path)) as writer:
+        with closing(RowWriter(path, progress)) as writer:
             here = {"plan": asdict(plan), **describe_machine()}
             folder.begin(here, _list_settings, bool(writer.done), grows=("plan",))
             if plan.policy in baselines.NAMES:
                 answerers = [_build_baseline(plan, open_data)]
-                answer_episodes(open_data(collect), lambda: answerers, writer, plan.every, progress)
+                answer_episodes(open_data(collect), lambda: answerers, writer, plan.every)
             else:
-                _ask_policy(folder, plan, open_source, open_data(collect), writer, workers, progress)
+                _ask_policy(folder, plan, open_source, open_data(collect), writer, workers)
         for line in writer.episodes:
             problems += filter(None, [line.get("left_out"), *line.get("unscored", {}).values()])
         rows = load_rows(path)
@@ -130,7 +128,6 @@ def _ask_policy(
     episodes: Iterable[Episode],
     writer: RowWriter,
     workers: int,
-    progress: Progress,
 ) -> None:
     """Answer what is missing; the folder's settings then say of the policy and how long its answers took."""
     opened: list[PolicySource] = []
@@ -146,7 +143,7 @@ def _ask_policy(
         return answerers
 
     try:
-        answer_episodes(episodes, build_answerers, writer, plan.every, progress)
+        answer_episodes(episodes, build_answerers, writer, plan.every)
     finally:
         for source in opened:
             source.close()
@@ -161,15 +158,14 @@ def answer_episodes(
     episodes: Iterable[Episode],
     build_answerers: Callable[[], Sequence[Answerer]],
     writer: RowWriter,
-    every: int = 1,
-    progress: Progress = lambda episodes: None,
+    every: int,
 ) -> None:
     """Answer every `every`-th step of the episodes that `writer` has not done yet.
 
     build_answerers: one per worker, called once there is something to answer. What cannot be scored is written down
     with its reason. Raises what an answerer raised; the rows so far stay.
     """
-    todo = _skip_done(episodes, writer, progress)
+    todo = _skip_done(episodes, writer)
     first = next(todo, None)
     if first is None:
         return
@@ -182,7 +178,7 @@ def answer_episodes(
 
     def work(answerer: Answerer, episode: Episode) -> None:
         try:
-            _answer_episode(episode, answerer, writer, every, progress, stop)
+            _answer_episode(episode, answerer, writer, every, stop)
         except BaseException as error:
             failures.append(error)
             stop.set()
@@ -203,15 +199,15 @@ def answer_episodes(
         raise failures[0]
 
 
-def _skip_done(episodes: Iterable[Episode], writer: RowWriter, progress: Progress) -> Iterator[Episode]:
+def _skip_done(episodes: Iterable[Episode], writer: RowWriter) -> Iterator[Episode]:
     for episode in episodes:
         if episode.index in writer.done:
-            progress(1)
+            writer.progress(1)
         else:
             yield episode
 
 
-def _answer_episode(episode, answerer, writer, every, progress, stop) -> None:
+def _answer_episode(episode, answerer, writer, every, stop) -> None:
     reason = (
         None if episode.instruction else f"{episode.source}: the episode has no instruction, so nobody can be asked"
     )
@@ -222,7 +218,7 @@ def _answer_episode(episode, answerer, writer, every, progress, stop) -> None:
         reason = f"{episode.source}: {error}"
     if reason is not None:
         writer.finish_episode({"episode": episode.index, "steps": len(episode), "left_out": reason})
-        progress(1)
+        writer.progress(1)
         return
     phrases = [format_phrase(label) for label in labels]
     steps = range(0, len(episode), every)
@@ -236,8 +232,8 @@ def _answer_episode(episode, answerer, writer, every, progress, stop) -> None:
         if stop.is_set():
             return
         writer.add_row(_build_row(episode, step, phrases, full_windows[step]) | fields)
-        progress(1 / len(steps))
-    progress(len(unscored) / len(steps))
+        writer.progress(1 / len(steps))
+    writer.progress(len(unscored) / len(steps))
     writer.finish_episode({"episode": episode.index, "steps": len(episode), "unscored": unscored})
 
 
