@@ -14,8 +14,8 @@ import torch
 import transformers
 
 from vlm_local.decoding.families import PreparedPicture, PreparedRequest
+from vlm_local.engines import scale_down
 from vlm_local.engines.chat import ControlTokenFilter, apply_template, check_template, pick_template
-from vlm_local.engines.pictures import scale_down
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.types import GenerationRequest, Picture, Prompt
 
