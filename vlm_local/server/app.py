@@ -29,7 +29,6 @@ from vlm_local.server.access import (
     RateLimit,
     check_origin,
     longest_body,
-    parse_address,
     read_token,
 )
 from vlm_local.server.records import Refusal, StepRecord, build_record
@@ -56,13 +55,14 @@ def create_app(
     states: RobotStates | None = None,
     tell_answer: Callable[[Question, Answer], None] = lambda *asked: None,
 ) -> Flask:
-    """The WSGI application; its Service is `app.extensions["vlm_local"]`.
+    """The WSGI application behind connections.py; its Service is `app.extensions["vlm_local"]`.
 
     states: holds and grippers of the robots; None to forget them with the application. tell_answer: is given what
     /answer was asked and answered.
     """
     service = Service(policies, settings, states)
-    app = _App(settings.prefix)
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.extensions["vlm_local"] = service
     _guard(app, service)
     _add_robot_routes(app, service)
@@ -71,21 +71,6 @@ def create_app(
     if policies.answerer is not None:
         add_answer_route(app, service, policies.answerer, tell_answer)
     return app
-
-
-class _App(Flask):
-    """Takes prefix, token and robot off the path before Flask routes (and logs) what is left."""
-
-    def __init__(self, prefix: str):
-        super().__init__(__name__, static_folder=None)
-        self.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-        self._prefix = prefix
-
-    def wsgi_app(self, environ, start_response):
-        path = environ["PATH_INFO"]
-        address = environ.get(ADDRESS) or parse_address(path, self._prefix)  # connections.py has looked at it
-        environ |= {ADDRESS: address, FULL_PATH: path, "PATH_INFO": address.route}
-        return super().wsgi_app(environ, start_response)
 
 
 def _guard(app: Flask, service: Service) -> None:

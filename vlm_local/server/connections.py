@@ -29,7 +29,7 @@ from waitress.utilities import BadRequest, RequestEntityTooLarge
 
 from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
-from vlm_local.server.access import ADDRESS, CONNECTION, Address, longest_body, parse_address
+from vlm_local.server.access import ADDRESS, CONNECTION, FULL_PATH, Address, longest_body, parse_address
 from vlm_local.server.service import ServerSettings
 from vlm_local.wire import MAX_BODY
 
@@ -145,7 +145,9 @@ class _Task(WSGITask):
 
     def get_environment(self):
         environ = super().get_environment()
-        environ |= {CONNECTION: self.channel, ADDRESS: self.channel.find_address(self.request)}
+        address = self.channel.find_address(self.request)
+        environ |= {CONNECTION: self.channel, ADDRESS: address, FULL_PATH: environ["PATH_INFO"]}
+        environ["PATH_INFO"] = address.route  # what is routed and logged
         return environ
 
 
