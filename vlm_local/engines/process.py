@@ -98,7 +98,7 @@ class EngineProcess:
 
     def close(self) -> None:
         self.end()
-        with self._lock:  # a new one may just be started, which ends at once
+        with self._lock:  # another may just be started, which ends at once
             self._end()
 
     @contextmanager
@@ -278,8 +278,7 @@ def _serve(pipe: Connection) -> None:
     except VLMLocalError as error:
         return pipe.send(error)
     take_over_logging()
-    metadata = engine.metadata
-    pipe.send((engine.max_batch, metadata))
+    pipe.send((engine.max_batch, metadata := engine.metadata))
     while True:
         message = parts.unpack(pipe.recv_bytes())
         if isinstance(message, str):
