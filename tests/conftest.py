@@ -1,6 +1,7 @@
 """`--slow`: also the tests that take minutes. `bash tests/run.sh --slow` runs them with the others."""
 
 import gc
+import logging
 import os
 
 import pytest
@@ -21,6 +22,9 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
+    # pytest adds its handlers to every logger that does not propagate, three times a test: torch has 87 of them.
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch")]:
+        logging.getLogger(name).propagate = True
     gc.freeze()
     gc.enable()
 
