@@ -40,8 +40,8 @@ def samples():
     return RecordedSamples([_record(0, 0, 255), _record(1, 2, 0)], load_template(PROMPT), 0, seed=0)
 
 
-def _tune(folder, out, samples, num_steps=40, **fields):
-    recipe = Recipe(num_steps, 3e-3, warmup_steps=5, log_every=10, save_every=5)
+def _tune(folder, out, samples, num_steps=40, save_every=5, **fields):
+    recipe = Recipe(num_steps, 3e-3, warmup_steps=5, log_every=10, save_every=save_every)
     checkpoint = open_checkpoint(folder)
     tuning = Tuning(recipe, **{"samples": 6, "at_once": 3, **fields})
     finetune(checkpoint, samples, tuning, PROMPT, 0, out, seed=0, data={"sha256": "of these samples"})
@@ -58,7 +58,7 @@ def _ask(folder, colour):
 
 @pytest.mark.parametrize("family", ["qwen2-vl", slow("paligemma"), slow("smolvlm2")])
 def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
-    _tune(tiny_checkpoint(family), tmp_path, samples)
+    _tune(tiny_checkpoint(family), tmp_path, samples, save_every=40)
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
 
 

@@ -100,7 +100,8 @@ def _describe_pair(
         row = next(row for row in rows if row["scene"] == scene and row["change"] == name)
         signs = [None] * len(AXES) if row["signs"] is None else row["signs"]
         bars = [(axis, row["marginals"][axis], sign) for axis, sign in zip(AXES, signs, strict=True)]
-        sides.append({"image": draw(scene, name), "bars": bars, **{key: row[key] for key in ("instruction", "phrase", "right")}})
+        words = {key: row[key] for key in ("instruction", "phrase", "right")}
+        sides.append({"image": draw(scene, name), "bars": bars, **words})
     return {"scene": scene, "title": CHANGES[change].title, "sides": sides}
 
 
