@@ -1,7 +1,6 @@
 """Scores and rows of a study -> report.json and one self-contained report.html."""
 
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +46,6 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Sequence[Mapping
     ConfigError where nothing can be written.
     """
     write_json(folder / "report.json", report)
-
-    @cache  # a scene as it is stands beside several of its changes
-    def draw(scene: int, change: str) -> str:
-        return encode_thumbnail(gallery.show(scene, change).observation.image)
-
     write_page(
         folder / "report.html",
         "spatial/report.html",
@@ -66,7 +60,7 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Sequence[Mapping
         rules=_RULES,
         axes=AXES,
         titles={name: change.title for name, change in CHANGES.items()},
-        pairs=[_describe_pair(draw, rows, scene, change) for scene, change, _ in choose_pairs(rows)],
+        pairs=[_describe_pair(gallery, rows, scene, change) for scene, change, _ in choose_pairs(rows)],
     )
 
 
@@ -92,16 +86,14 @@ def _read(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     return np.array([signs], np.float64), np.array([[row["marginals"][axis] for axis in AXES]])
 
 
-def _describe_pair(
-    draw: Callable[[int, str], str], rows: Sequence[Mapping[str, Any]], scene: int, change: str
-) -> dict[str, Any]:
+def _describe_pair(gallery: Gallery, rows: Sequence[Mapping[str, Any]], scene: int, change: str) -> dict[str, Any]:
     sides = []
     for name in (NONE.name, change):
         row = next(row for row in rows if row["scene"] == scene and row["change"] == name)
+        image = encode_thumbnail(gallery.show(scene, name).observation.image)
         signs = [None] * len(AXES) if row["signs"] is None else row["signs"]
         bars = [(axis, row["marginals"][axis], sign) for axis, sign in zip(AXES, signs, strict=True)]
-        words = {key: row[key] for key in ("instruction", "phrase", "right")}
-        sides.append({"image": draw(scene, name), "bars": bars, **words})
+        sides.append({"image": image, "bars": bars, **{key: row[key] for key in ("instruction", "phrase", "right")}})
     return {"scene": scene, "title": CHANGES[change].title, "sides": sides}
 
 
