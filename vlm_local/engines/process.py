@@ -244,8 +244,10 @@ class _Packer(pickle.Pickler):
             name = 64 * len(part), hash(part)
         else:
             return None
-        self._new = None if name in self._known else part
-        self._known[name] = self._known.pop(name, part)
+        known = self._known.pop(name, None)
+        is_known = known is not None and (isinstance(part, Picture) or known == part)  # two lists may have one hash
+        self._new = None if is_known else part
+        self._known[name] = part
         return name, self._new
 
 
