@@ -1,6 +1,7 @@
 """`--slow`: also the tests that take minutes. `bash tests/run.sh --slow` runs them with the others."""
 
 import gc
+import logging
 import os
 
 import pytest
@@ -9,7 +10,8 @@ import pytest
 gc.disable()
 
 # No test asks a server on the internet. Each HTTP client would load all of the machine's certificates.
-os.environ.setdefault("SSL_CERT_DIR", os.path.dirname(__file__))
+os.environ.pop("SSL_CERT_FILE", None)
+os.environ["SSL_CERT_DIR"] = os.path.dirname(__file__)
 
 
 def pytest_addoption(parser):
@@ -21,6 +23,10 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish():
+    gc.set_threshold(20_000)
+    # pytest adds its handlers to every logger that does not propagate, three times a test: torch has 87 of them.
+    for name in [name for name in logging.root.manager.loggerDict if name.startswith("torch")]:
+        logging.getLogger(name).propagate = True
     gc.freeze()
     gc.enable()
 

@@ -228,8 +228,10 @@ def test_random_bytes_are_the_clients_fault(body):
 
 
 _KEYS = st.sampled_from(["__numpy__", "dtype", "shape", "a"])
+# Not text(): which characters UTF-8 has it finds out by trying all, seconds in a fresh folder.
+_TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    st.none() | st.booleans() | st.integers() | st.floats() | _TEXT,
     lambda inner: st.lists(inner, max_size=9) | st.dictionaries(_KEYS, inner),
     max_leaves=20,
 )

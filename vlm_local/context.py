@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vlm_local.engines.pictures import scale_down
+from vlm_local.engines import scale_down
 from vlm_local.errors import ConfigError
 from vlm_local.examples import ExampleSet, Generate
 from vlm_local.prompts import Example, Frame

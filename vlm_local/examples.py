@@ -14,7 +14,7 @@ import numpy as np
 from vlm_local.data import Selection, open_data_set
 from vlm_local.data.hub import parse_repository
 from vlm_local.embodiments import AUTO
-from vlm_local.engines.pictures import scale_down
+from vlm_local.engines import scale_down
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import read_json_object, write_json
 from vlm_local.primitives import format_phrase, label_episode

@@ -86,6 +86,7 @@ def _list_versions() -> dict[str, str]:
     return installed
 
 
+@functools.cache  # what this process runs was read from it once
 def _read_git_commit() -> str | None:
     """Commit of the clone that the package runs from, "+" where it has changes; None without one."""
     folder = Path(vlm_local.__file__).resolve().parents[1]

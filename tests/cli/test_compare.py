@@ -4,6 +4,8 @@ import csv
 import json
 import re
 import zipfile
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -71,40 +73,60 @@ def test_runs_are_paired_by_their_seeds(runs, capsys):
     assert lines["close_drawer"][1] == "1" and lines["progress"][1] == "2"
 
 
-def test_files_for_a_paper(evaluations, tmp_path, capsys):
+def _write_paper(evaluations, folder) -> str:
+    """Returns what it printed."""
+    results = [str(evaluations / name) for name in ("oracle-label", "majority", "random")]
     names = ("--name", "A=Oracle_1 & co", "--name", "B=Majority")
-    status, out, _ = _compare(capsys, evaluations, "oracle-label", "majority", "random", *names, "--out", tmp_path)
-    assert status == 0 and all(file.name in out for file in tmp_path.iterdir())
-    result = json.loads((tmp_path / "comparison.json").read_text())
+    with redirect_stdout(StringIO()) as out:
+        assert main(["compare", *results, *names, "--out", str(folder)]) == 0
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def paper(evaluations, tmp_path_factory):
+    """(Folder of a comparison's files, what it printed)."""
+    folder = tmp_path_factory.mktemp("paper")
+    return folder, _write_paper(evaluations, folder)
+
+
+def test_files_for_a_paper(paper):
+    folder, out = paper
+    assert all(file.name in out for file in folder.iterdir())
+    result = json.loads((folder / "comparison.json").read_text())
     assert result["results"][2]["made_with"]["policy"]["name"] == "random" and result["versions"]
-    with (tmp_path / "differences.csv").open() as file:
+    with (folder / "differences.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["measure"] == "exact"]
     assert [(row["first"], row["second"]) for row in rows] == [
         *[("Oracle_1 & co", "Majority"), ("Oracle_1 & co", "random"), ("Majority", "random")]
     ]
     assert all(float(row["p_value"]) <= float(row["p_holm"]) for row in rows)
     tables = re.findall(
-        r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", (tmp_path / "comparison.tex").read_text(), re.S
+        r"\\begin\{tabular\}\{(\w+)\}\n(.*?)\\end\{tabular\}", (folder / "comparison.tex").read_text(), re.S
     )
     assert len(tables) == 2
     for columns, body in tables:
         lines = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert {len(re.findall(r"(?<!\\)&", line)) + 1 for line in lines} == {len(columns)}
         assert r"Oracle\_1 \& co" in body and body.startswith("\\toprule\n") and body.endswith("\\bottomrule\n")
-    assert "| exact | 30 | 100.0 %" in (tmp_path / "comparison.md").read_text()
+    assert "| exact | 30 | 100.0 %" in (folder / "comparison.md").read_text()
     for name in ("differences", "by_axis"):
-        pdf = (tmp_path / f"{name}.pdf").read_bytes()
+        pdf = (folder / f"{name}.pdf").read_bytes()
         (width,) = re.findall(rb"/MediaBox \[ 0 0 ([0-9.]+) ", pdf)
         assert pdf.startswith(b"%PDF") and float(width) == 3.5 * 72 and b"/FontFile2" in pdf
-        assert "Majority" in (tmp_path / f"{name}.svg").read_text()
+        assert "Majority" in (folder / f"{name}.svg").read_text()
 
 
-def test_the_same_comparison_writes_the_same_bytes(studies, tmp_path, capsys):
-    for folder in ("one", "two"):
-        status, out, _ = _compare(capsys, studies, "tiny", "stop", "random", "--out", tmp_path / folder)
-        assert status == 0 and "40 shared scenes" in out and "Lower is better: moved, left" in out
-    for file in (tmp_path / "one").iterdir():
-        assert file.read_bytes() == (tmp_path / "two" / file.name).read_bytes(), file.name
+def test_the_same_comparison_writes_the_same_bytes(paper, evaluations, tmp_path):
+    _write_paper(evaluations, tmp_path)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert {"comparison.json", "differences.pdf", "differences.svg"} < names
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (paper[0] / name).read_bytes(), name
+
+
+def test_three_studies_stand_in_one_table(studies, capsys):
+    status, out, _ = _compare(capsys, studies, "tiny", "stop", "random")
+    assert status == 0 and "40 shared scenes" in out and "Lower is better: moved, left" in out
 
 
 @pytest.mark.parametrize(
@@ -128,8 +150,8 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(runs, capsys, names,
 
 def test_jobs_of_a_station_are_paired_by_their_seeds(tmp_path, capsys):
     with serving.serve() as server:
-        for name, steps in (("first", "3"), ("second", "3"), ("longer", "4")):
-            job = ["--task", "open_drawer", "--episodes", "2", "--max-steps", steps, "--test-every", "0"]
+        for name, episodes, steps in (("first", "2", "3"), ("second", "2", "3"), ("longer", "1", "4")):
+            job = ["--task", "open_drawer", "--episodes", episodes, "--max-steps", steps, "--test-every", "0"]
             assert main(["station", server.url, *job, "--out", str(tmp_path / name)]) == 0
     status, out, _ = _compare(capsys, tmp_path, "first", "second")
     assert status == 0 and "2 shared episodes; task open_drawer, max steps 3, clock step" in out

@@ -10,8 +10,8 @@ import transformers
 
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.decoding.families import LoadedModel, PreparedRequest
-from vlm_local.engines.chat import AnswerFrame, find_frame
-from vlm_local.engines.processing import Processing, is_chat, load_processor
+from vlm_local.engines.processing import Processing, is_chat
+from vlm_local.engines.processors import AnswerFrame, find_frame, load_processor
 from vlm_local.grammar import load_grammar
 from vlm_local.types import GenerationRequest, Prompt
 

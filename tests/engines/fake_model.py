@@ -2,6 +2,7 @@
 
 import functools
 import hashlib
+import math
 import re
 
 import numpy as np
@@ -24,23 +25,28 @@ def weigh_next(picture: str, words: list[str], choices: list[str], sharpness: fl
 
 
 def list_next(sentences: list[str], words: list[str]) -> list[str]:
-    found = {}
+    return _list_nexts(tuple(sentences)).get(tuple(words), [])
+
+
+@functools.lru_cache(maxsize=16)
+def _list_nexts(sentences: tuple[str, ...]) -> dict[tuple[str, ...], list[str]]:
+    """What may follow each beginning, in the order of the sentences."""
+    found: dict[tuple[str, ...], dict[str, None]] = {}
     for sentence in sentences:
-        cut = [*cut_words(sentence), END]
-        if cut[: len(words)] == words and len(cut) > len(words):
-            found[cut[len(words)]] = None
-    return list(found)
+        words = (*cut_words(sentence), END)
+        for count, word in enumerate(words):
+            found.setdefault(words[:count], {})[word] = None
+    return {words: list(following) for words, following in found.items()}
 
 
 def weigh_sentences(picture: str, sentences: tuple[str, ...], temperature: float = 1.0) -> np.ndarray:
     """The exact distribution over the sentences: product of the restricted softmax over the words."""
+    after = {
+        words: dict(zip(choices, weigh_next(picture, list(words), choices, 1 / temperature), strict=True))
+        for words, choices in _list_nexts(sentences).items()
+    }
     probabilities = []
     for sentence in sentences:
-        product, words = 1.0, []
-        for word in [*cut_words(sentence), END]:
-            choices = list_next(list(sentences), words)
-            weights = weigh_next(picture, words, choices, 1 / temperature)
-            product *= weights[choices.index(word)]
-            words.append(word)
-        probabilities.append(product)
+        words = (*cut_words(sentence), END)
+        probabilities.append(math.prod(after[words[:count]][word] for count, word in enumerate(words)))
     return np.array(probabilities)

@@ -17,9 +17,9 @@ from tests.tiny_models import FAMILIES as ALL
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.trie import tokenize_sentences
+from vlm_local.engines import MAX_PIXELS
 from vlm_local.engines.hf import open_hf_engine
 from vlm_local.engines.loading import load_model
-from vlm_local.engines.pictures import MAX_PIXELS
 from vlm_local.engines.processing import MAX_PROMPT_TOKENS, Processing
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.grammar import load_phrase_grammar

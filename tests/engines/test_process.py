@@ -23,8 +23,9 @@ from vlm_local.policy_options import PolicyOptions, open_engine
 from vlm_local.types import GenerationRequest, Picture, Prompt, Thought, ThoughtRequest
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def engine():
+    """One for all tests that leave a working one behind."""
     engine = EngineProcess(OddEngine)
     yield engine
     engine.close()
@@ -204,8 +205,8 @@ def test_the_end_waits_for_no_forward_and_no_load(tmp_path):
         assert worker.close(30)
 
 
-def test_only_the_request_that_kills_it_fails(engine):
-    worker = EngineWorker(lambda: engine, deadline_ms=60_000)
+def test_only_the_request_that_kills_it_fails():
+    worker = EngineWorker(lambda: EngineProcess(OddEngine), deadline_ms=60_000)
     worker.wait_loaded(60)
     with pytest.raises(EngineError, match="status -9"):
         worker.generate(ask("die"))

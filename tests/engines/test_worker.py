@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from vlm_local.engines.pictures import MAX_PIXELS, scale_down
+from vlm_local.engines import MAX_PIXELS, scale_down
 from vlm_local.engines.scripted import ScriptedEngine
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from vlm_local.data.runs import RunWriter, read_run
+from vlm_local.embodiments.frame import Sent
 from vlm_local.errors import ConfigError
+from vlm_local.server.episodes import Step
 from vlm_local.server.recorder import Recorder
 from vlm_local.server.records import Refusal, StepRecord, Subscription
 from vlm_local.types import Decision, Observation
@@ -24,7 +26,8 @@ def _record(step: int, robot: str = "robot", episode: int = 0, side: int = 32, p
     observation = Observation(image, "lift the cup", proprio)
     decision = Decision(ACTION, "move forward", timings_ms={"policy": 1.0}, extra={"cut": ["x"]})
     details = build_details(decision, model="tiny", robot=robot, episode=episode, step=step)
-    return StepRecord(100.0 + step, "r1", robot, episode, step, 7, "reset", observation, decision, details)
+    answered = Step(episode, step, 7, "reset", observation, decision, Sent(ACTION, ACTION, "bridge"))
+    return StepRecord(**vars(answered), time=100.0 + step, request_id="r1", robot=robot, details=details)
 
 
 def _read(folder):

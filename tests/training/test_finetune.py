@@ -40,8 +40,8 @@ def samples():
     return RecordedSamples([_record(0, 0, 255), _record(1, 2, 0)], load_template(PROMPT), 0, seed=0)
 
 
-def _tune(folder, out, samples, num_steps=40, **fields):
-    recipe = Recipe(num_steps, 3e-3, warmup_steps=5, log_every=10, save_every=5)
+def _tune(folder, out, samples, num_steps=40, save_every=5, **fields):
+    recipe = Recipe(num_steps, 3e-3, warmup_steps=5, log_every=10, save_every=save_every)
     checkpoint = open_checkpoint(folder)
     tuning = Tuning(recipe, **{"samples": 6, "at_once": 3, **fields})
     finetune(checkpoint, samples, tuning, PROMPT, 0, out, seed=0, data={"sha256": "of these samples"})
@@ -58,7 +58,7 @@ def _ask(folder, colour):
 
 @pytest.mark.parametrize("family", ["qwen2-vl", slow("paligemma"), slow("smolvlm2")])
 def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
-    _tune(tiny_checkpoint(family), tmp_path, samples)
+    _tune(tiny_checkpoint(family), tmp_path, samples, save_every=40)
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
 
 
@@ -238,8 +238,8 @@ def test_every_twentieth_episode_is_never_trained_on_and_its_loss_is_logged(tmp_
     drawn = [sample for step in range(20) for sample in samples.draw(step, 6)]
     assert {(sample.phrase, int(sample.image.max())) for sample in drawn} == {("move forward", 255)}
     assert {(sample.phrase, int(sample.image.max())) for sample in samples.draw_held_out(64)} == {("move up", 0)}
-    _tune(tiny_checkpoint("qwen2-vl"), tmp_path / "out", samples, num_steps=10)
+    _tune(tiny_checkpoint("qwen2-vl"), tmp_path / "out", samples, num_steps=4, save_every=2)
     lines = [json.loads(line) for line in (tmp_path / "out/training/log.jsonl").read_text().splitlines()]
     held_out = [line for line in lines if "loss held_out" in line]
-    assert [line["step"] for line in held_out] == [5, 10] and all(line["loss held_out"] > 0 for line in held_out)
+    assert [line["step"] for line in held_out] == [2, 4] and all(line["loss held_out"] > 0 for line in held_out)
     assert held_out[-1]["exact held_out"] == 0

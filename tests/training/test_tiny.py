@@ -9,7 +9,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from vlm_local.cli import main
 from vlm_local.decoding.trie import check_prefixes, tokenize_sentences
-from vlm_local.engines.processing import Processing, load_processor
+from vlm_local.engines.processing import Processing
+from vlm_local.engines.processors import load_processor
 from vlm_local.files import find_shipped
 from vlm_local.primitives import list_phrases
 from vlm_local.prompts import build_prompt, load_template

@@ -24,6 +24,7 @@ from vlm_local.data.pickles import MAX_BYTES, LimitedFile, Shell, load_plain
 from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
 from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
 from vlm_local.embodiments import AUTO, AUTOEVAL, BRIDGE, load_embodiment, looks_like_station
+from vlm_local.embodiments.frame import measure_opening
 from vlm_local.errors import DataError, Report
 from vlm_local.files import open_regular
 from vlm_local.types import Episode
@@ -237,7 +238,7 @@ def _read_states(trajectory: dict[str, Any], embodiment: str, source: str) -> tu
         told = (AUTOEVAL if looks_like_station(states[0]) else BRIDGE) if embodiment == AUTO else embodiment
         robot = load_embodiment(told)
         if states.shape[1] == 8:
-            states = np.concatenate([states[:, :7], robot.measure_opening(states[:, 7:], 8)], axis=1)
+            states = np.concatenate([states[:, :7], measure_opening(robot, states[:, 7:], 8)], axis=1)
         return states, robot.rotation_frame
     pose, gripper = (_to_matrix(trajectory.get(name)) for name in ("end_effector_pose", "gripper"))
     if pose is None or gripper is None or len(pose) != len(gripper):

@@ -93,7 +93,8 @@ def check_prefixes(sentences: Sequence[str], tokens: Sequence[Sequence[int]]) ->
 
 
 def _encode(tokenizer, texts: Sequence[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    lean = {"return_attention_mask": False, "return_token_type_ids": False}  # half of the time went into these
+    return tokenizer(list(texts), add_special_tokens=False, **lean)["input_ids"]
 
 
 def build_trie(sentences: Sequence[str], tokens: Sequence[Sequence[int]], end_token: int) -> TokenTrie:
@@ -139,13 +140,14 @@ def _add_edges(sentences, parent, token, depth, end_node, end_token) -> TokenTri
     first[end_node] = last[end_node] = np.arange(num_sentences)
     needed = degree > 1
     paths = np.repeat(np.arange(num_nodes)[:, None], depth[-1], axis=1)
-    for node in range(1, num_nodes):
-        paths[node, : depth[node] - 1] = paths[parent[node], : depth[node] - 1]
-    for node in range(num_nodes - 1, 0, -1):
-        above = parent[node]
-        first[above] = min(first[above], first[node])
-        last[above] = max(last[above], last[node])
-        needed[above] |= needed[node]
+    levels = np.searchsorted(depth, np.arange(depth[-1] + 2))
+    steps = [(slice(*levels[at : at + 2]), parent[slice(*levels[at : at + 2])]) for at in range(1, depth[-1] + 1)]
+    for at, (nodes, above) in enumerate(steps):
+        paths[nodes, :at] = paths[above, :at]
+    for nodes, above in reversed(steps):
+        np.minimum.at(first, above, first[nodes])
+        np.maximum.at(last, above, last[nodes])
+        np.logical_or.at(needed, above, needed[nodes])
     return TokenTrie(
         sentences=sentences,
         parent=parent,
@@ -153,7 +155,7 @@ def _add_edges(sentences, parent, token, depth, end_node, end_token) -> TokenTri
         depth=depth,
         paths=paths,
         in_edge=np.concatenate([[-1], rank[: num_nodes - 1]]),
-        levels=np.searchsorted(depth, np.arange(depth[-1] + 2)),
+        levels=levels,
         edges=np.concatenate([[0], np.cumsum(degree)]),
         edge_node=source[order],
         edge_token=edge_token,

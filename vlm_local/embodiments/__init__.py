@@ -92,16 +92,6 @@ class Embodiment:
             self._require(min(self.action_units.values()) > 0, "action_units", "positive numbers")
         self._require_camera_matrix()
 
-    @property
-    def frame(self) -> str:
-        """ "autoeval" where rotations are converted, else "bridge"."""
-        return "autoeval" if self.rotation_frame == "base" else "bridge"
-
-    def measure_opening(self, readings: np.ndarray, num_values: int) -> np.ndarray:
-        """Readings of the gripper in states of so many values -> 0 closed..1 open."""
-        closed, opened = self.gripper_reading[str(num_values)]
-        return np.clip((readings - closed) / (opened - closed), 0.0, 1.0)
-
     def _require(self, is_right: bool, name: str, expected: str) -> None:
         if not is_right:
             raise ConfigError(f"embodiment {self.name}: {name} must be {expected}, not {getattr(self, name)!r}")

@@ -34,7 +34,7 @@ class Sent:
     """An action as the robot is told it.
 
     action: float64 (7,), what is encoded. meant: float64 (7,), the same step in the Bridge frame. frame: "autoeval"
-    or "bridge". shadow: what was reckoned with, JSON values only; None where nothing was converted.
+    where rotations are converted, else "bridge". shadow: what was reckoned with, JSON values only; None for "bridge".
     """
 
     action: np.ndarray
@@ -155,6 +155,12 @@ def _measure(angles: np.ndarray, measured: np.ndarray) -> float:
     return measure_turn(euler_to_matrix(angles), euler_to_matrix(measured))
 
 
+def measure_opening(embodiment: Embodiment, readings: np.ndarray, num_values: int) -> np.ndarray:
+    """Readings of the gripper in states of so many values -> 0 closed..1 open."""
+    closed, opened = embodiment.gripper_reading[str(num_values)]
+    return np.clip((readings - closed) / (opened - closed), 0.0, 1.0)
+
+
 class Frame:
     """One robot's numbers -> the Bridge frame, and back. Not thread-safe; each request calls `read`, then `send`."""
 
@@ -191,7 +197,7 @@ class Frame:
         if state is None:
             return None
         angles = state[3:6] if self._shadow is None else base_to_bridge(state[3:6])
-        opening = self._embodiment.measure_opening(state[-1], len(state))
+        opening = measure_opening(self._embodiment, state[-1], len(state))
         return np.concatenate([state[:3], angles, [opening]])
 
     def send(self, meant: np.ndarray) -> Sent:
@@ -203,7 +209,7 @@ class Frame:
             action[:6] /= np.repeat([units["m"], units["rad"]], 3)
         closed, opened = (self._embodiment.gripper_command[state] for state in ("closed", "open"))
         action[6] = closed + (opened - closed) * meant[6]
-        return Sent(action, meant, self._embodiment.frame, shadow)
+        return Sent(action, meant, "bridge" if self._shadow is None else "autoeval", shadow)
 
     def send_again(self, meant: np.ndarray) -> Sent:
         """As `send`, for one more step, before which nothing was measured."""

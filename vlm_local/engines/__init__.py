@@ -1,5 +1,5 @@
 """Engines answer a request with one of its sentences: the Protocols that hf, openai, scripted and process fulfil, and
-how an engine's answer, or what it failed with, reaches the one who asked.
+how an engine's answer, or what it failed with, reaches the one who asked. Pictures reach no engine but scaled down.
 
 Imports no torch; the module of each engine imports what it needs.
 """
@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
+from PIL import Image
 
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest, Thought, ThoughtRequest
@@ -23,6 +24,7 @@ Outcome = Generation | VLMLocalError
 Answer = TypeVar("Answer")
 
 OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
+MAX_PIXELS = 1280 * 28 * 28  # of a picture: 1,280 image tokens on Qwen
 
 
 class Engine(Protocol):
@@ -85,6 +87,16 @@ class RemoteThinkingEngine(ConcurrentEngine, Protocol):
     def submit_thought(self, request: ThoughtRequest) -> "Future[Thought]":
         """Begin to write and return at once; any thread may call it. `forget` cancels it."""
         ...
+
+
+def scale_down(image: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3) -> the same with at most MAX_PIXELS pixels; a second call changes nothing."""
+    height, width = image.shape[:2]
+    if height * width <= MAX_PIXELS:
+        return image
+    scale = (MAX_PIXELS / (height * width)) ** 0.5
+    size = (max(1, int(width * scale)), max(1, int(height * scale)))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
 
 
 @contextmanager

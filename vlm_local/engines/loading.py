@@ -10,8 +10,8 @@ import transformers
 from vlm_local.checkpoint import CONFIG, Checkpoint, count_packed_bytes, count_weights, estimate_memory
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.adapters import add_adapter
-from vlm_local.engines.chat import AnswerFrame, find_frame
-from vlm_local.engines.processing import check_pictures, is_chat, load_processor
+from vlm_local.engines.processing import is_chat
+from vlm_local.engines.processors import AnswerFrame, check_pictures, find_frame, load_processor
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
 

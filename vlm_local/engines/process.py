@@ -5,12 +5,15 @@ threads of the same process hold while they decode requests, encode pictures or 
 """
 
 import logging
+import pickle
 import signal
 import subprocess
 import sys
 import threading
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from io import BytesIO
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from time import monotonic
@@ -19,24 +22,25 @@ from typing import Any
 import psutil
 
 from vlm_local.engines import Engine, Outcome, as_engine_error
-from vlm_local.engines.pictures import Piece, SentParts
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.logs import start_logging, take_over_logging
 from vlm_local.processes import die_with_parent
-from vlm_local.types import GenerationRequest, Thought, ThoughtRequest
+from vlm_local.types import GenerationRequest, Picture, Thought, ThoughtRequest
 
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.25
 _RESTART_EVERY_S = 30.0  # at the latest, where loading fails again and again
+_SHORT = 64  # sentences, as a question's choices: a list of so few is sent each time; 729 phrases take 36 kB
+
+_Parts = OrderedDict[tuple[int, int], Any]  # name (bytes, roughly, and a hash) -> part; the last used stands last
 
 
 class EngineProcess:
     """The engine that `load` makes, in a process behind a pipe. A process that died or hung is started again.
 
-    One thread watches the process and ends it where it must be
-    ended, another loads a new one, both also while nobody asks. Whoever uses the pipe holds its lock.
-    The process ends with the thread that started it, however that ends.
+    One thread watches the process and ends it where it must be ended, another loads a new one, both also while nobody
+    asks. Whoever uses the pipe holds its lock. The process ends with the thread that started it, however that ends.
     """
 
     def __init__(
@@ -72,15 +76,14 @@ class EngineProcess:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         with self._talk():
-            self._send(self._sent.pack(requests))
+            self._send(list(requests))
             outcomes, changed = self._receive()
-        if changed is not None:
-            self._metadata = changed
+        self._metadata = changed or self._metadata
         return outcomes
 
     def think(self, episode: str, request: ThoughtRequest | GenerationRequest | None = None) -> str | Thought | None:
         with self._talk():
-            self._send(Piece(episode, None if request is None else self._sent.pack([request])))
+            self._send((episode, request))
             return self._receive()
 
     def forget(self, episode: str) -> None:
@@ -95,10 +98,8 @@ class EngineProcess:
 
     def close(self) -> None:
         self.end()
-        with self._lock:  # a new one may just be started, which ends at once
-            self._pipe.close()
-            self._process.kill()
-            self._process.wait()
+        with self._lock:  # another may just be started, which ends at once
+            self._end()
 
     @contextmanager
     def _talk(self) -> Iterator[None]:
@@ -128,8 +129,8 @@ class EngineProcess:
             self._is_loading = False
 
     def _open_pipe(self) -> None:
-        """A new process at the other end, which has seen no picture."""
-        self._sent = SentParts()
+        """A new process at the other end, which has seen nothing."""
+        self._parts = RepeatedParts()
         self._pipe, theirs = Pipe()
         with theirs:
             command = [sys.executable, "-m", __name__, str(theirs.fileno())]
@@ -147,10 +148,9 @@ class EngineProcess:
         self._process.wait()
 
     def _is_stopped(self) -> bool:
-        try:
+        with suppress(psutil.Error):
             return psutil.Process(self._process.pid).status() == psutil.STATUS_STOPPED
-        except psutil.Error:
-            return False
+        return False
 
     def _watch(self) -> None:
         """End a process that has hung or is stopped."""
@@ -186,7 +186,7 @@ class EngineProcess:
 
     def _send(self, message: Any) -> None:
         try:
-            self._pipe.send(message)
+            self._pipe.send_bytes(self._parts.pack(message))
         except OSError:
             raise self._explain_end() from None
 
@@ -204,6 +204,64 @@ class EngineProcess:
         return EngineError(f"the engine's process ended with status {self._process.wait()}; it will be started again")
 
 
+class RepeatedParts:
+    """What every request of a robot repeats, earlier pictures and its grammar's sentences, crosses the pipe once.
+
+    Later messages hold its name, and find the same object: both sides see all messages and so know the same.
+    """
+
+    def __init__(self, max_bytes: int = 1 << 28):
+        self._max_bytes = max_bytes
+        self._known: _Parts = OrderedDict()
+
+    def pack(self, message: Any) -> bytes:
+        _Packer(file := BytesIO(), self._known).dump(message)
+        self._drop_oldest()
+        return file.getvalue()
+
+    def unpack(self, packed: bytes) -> Any:
+        message = _Unpacker(BytesIO(packed), self._known).load()
+        self._drop_oldest()
+        return message
+
+    def _drop_oldest(self) -> None:
+        while sum(num_bytes for num_bytes, _ in self._known) > self._max_bytes:
+            self._known.popitem(last=False)
+
+
+class _Packer(pickle.Pickler):
+    def __init__(self, file: BytesIO, known: _Parts):
+        super().__init__(file)
+        self._known, self._new = known, None
+
+    def persistent_id(self, part: Any) -> tuple[tuple[int, int], Any] | None:
+        """(name, part) where it is new to the other side, (name, None) where it is known; None for anything else."""
+        if part is self._new:  # written behind its name
+            return None
+        if isinstance(part, Picture):
+            name = part.pixels.nbytes, part.key
+        elif isinstance(part, tuple) and len(part) > _SHORT and set(map(type, part)) == {str}:
+            name = 64 * len(part), hash(part)
+        else:
+            return None
+        known = self._known.pop(name, None)
+        is_known = known is not None and (isinstance(part, Picture) or known == part)  # two lists may have one hash
+        self._new = None if is_known else part
+        self._known[name] = part
+        return name, self._new
+
+
+class _Unpacker(pickle.Unpickler):
+    def __init__(self, file: BytesIO, known: _Parts):
+        super().__init__(file)
+        self._known = known
+
+    def persistent_load(self, pid: tuple[tuple[int, int], Any]) -> Any:
+        name, part = pid
+        self._known[name] = self._known.pop(name) if part is None else part
+        return self._known[name]
+
+
 def main() -> None:
     """The other side. argv: the number of the pipe's file descriptor."""
     for name in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the server says when it is the end
@@ -215,27 +273,25 @@ def main() -> None:
 
 
 def _serve(pipe: Connection) -> None:
+    parts = RepeatedParts()
     try:
         with as_engine_error("loading the model failed"):
-            engine = pipe.recv()()
+            engine = parts.unpack(pipe.recv_bytes())()
     except VLMLocalError as error:
         return pipe.send(error)
     take_over_logging()
-    metadata = engine.metadata
-    pipe.send((engine.max_batch, metadata))
-    sent = SentParts()
+    pipe.send((engine.max_batch, metadata := engine.metadata))
     while True:
-        message = pipe.recv()
+        message = parts.unpack(pipe.recv_bytes())
         if isinstance(message, str):
             engine.forget(message)
             continue
         try:
             with as_engine_error("the model failed"):
-                if isinstance(message, Piece):
-                    begins = None if message.begins is None else sent.unpack(message.begins)[0]
-                    pipe.send(engine.think(message.episode, begins))
+                if isinstance(message, tuple):
+                    pipe.send(engine.think(*message))
                     continue
-                outcomes, before, metadata = engine.generate(sent.unpack(message)), metadata, engine.metadata
+                outcomes, before, metadata = engine.generate(message), metadata, engine.metadata
                 pipe.send((outcomes, None if metadata == before else metadata))
         except VLMLocalError as error:
             pipe.send(error)

@@ -1,121 +1,48 @@
 """Turns an image and a prompt into the tensors that a family's model reads."""
 
-import inspect
 import re
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import transformers
 
 from vlm_local.decoding.families import PreparedPicture, PreparedRequest
-from vlm_local.engines.chat import ControlTokenFilter, apply_template, check_template, pick_template
-from vlm_local.engines.pictures import scale_down
-from vlm_local.errors import ConfigError, RequestError
+from vlm_local.engines import scale_down
+from vlm_local.errors import RequestError
+from vlm_local.plain import ControlTokenFilter
 from vlm_local.types import GenerationRequest, Picture, Prompt
 
 MAX_ASPECT = 190  # Qwen's image processor refuses 200
 # Of text. Every robot of this engine waits for the longest prompt's prefill, so its length is bounded.
 MAX_PROMPT_TOKENS = 1536
+THOUGHTS_OPEN, THOUGHTS_CLOSE = "<think>", "</think>"
 
 _MAX_PICTURE_BYTES = 1 << 28  # of prepared pictures that are kept, because a prompt shows them at every step
 
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels")
 _MARK = re.compile(r"<\S+>")
-# Of each family: its processor, its image processor, and what the latter cannot do without in the folder's file,
-# because the class would take another model's value for it.
-_PROCESSORS = {
-    "qwen2-vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessorPil", ()),
-    "qwen2.5-vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", ()),
-    "qwen3-vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", ("patch_size", "image_mean", "image_std")),
-    "paligemma": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
-    "paligemma2": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
-    "smolvlm": ("Idefics3Processor", "Idefics3ImageProcessorPil", ("max_image_size",)),
-    "smolvlm2": ("SmolVLMProcessor", "SmolVLMImageProcessorPil", ("max_image_size",)),
-}
-
-
-def load_processor(folder: Path, family: str) -> Any:
-    """The family's own processor, of images and text only, whatever class names the folder's files hold.
-
-    transformers cannot build a video processor without torchvision, so the stock classes of Qwen
-    and SmolVLM fail to load there; nobody shows a video here, so they are loaded without one.
-    """
-    name, images, needed = _PROCESSORS[family]
-    kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed)
-    try:
-        processor = kind.from_pretrained(folder, local_files_only=True)
-        if family.startswith("smolvlm"):
-            _avoid_splitting(processor.image_processor)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ConfigError(f"{folder} has no usable tokenizer and image processor: {error!r}") from error
-    if is_chat(family):
-        processor.chat_template = pick_template(processor, folder)
-        render = partial(apply_template, processor)
-        check_template(processor.chat_template, render, folder)
-    return processor
-
-
-def _avoid_splitting(images: Any) -> None:
-    """Splitting blows a 256x256 picture up to 2048x2048 and 17 tiles, which show nothing more and take six
-    times as long to prepare. One tile is enough.
-    """
-    images.do_image_splitting, images.size = False, {"longest_edge": images.max_image_size["longest_edge"]}
-
-
-def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> type:
-    """The processor class with the parts that it is made of fixed, and without a video processor.
-
-    Pillow's image processor also where torchvision is present: the same pixels on every machine.
-    """
-    has_video = "video_processor" in inspect.signature(stock.__init__).parameters
-
-    class Bound(stock):
-        def __init__(self, image_processor=None, tokenizer=None, chat_template=None, image_seq_len=None, **kwargs):
-            if image_seq_len is not None:
-                kwargs["image_seq_len"] = image_seq_len
-            parts = (image_processor, tokenizer, None) if has_video else (image_processor, tokenizer)
-            super().__init__(*parts, chat_template=chat_template, **kwargs)
-
-        @classmethod
-        def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **options):
-            stored, _ = image_processor.get_image_processor_dict(folder, local_files_only=True)
-            missing = [key for key in needed if stored.get(key) is None]
-            if missing:
-                raise ConfigError(
-                    f"{folder}: preprocessor_config.json (or image_processor in processor_config.json) lacks "
-                    f"{missing[0]}, which cannot be guessed"
-                )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            return [image_processor.from_dict(stored), tokenizer]
-
-    return Bound
-
-
-def check_pictures(images: Any, config: Any, folder: Path) -> None:
-    """Raises ConfigError where the image processor cuts pictures otherwise than the model's vision tower reads them."""
-    vision = config.vision_config
-    cuts = {key: getattr(images, key, None) for key in ("patch_size", "merge_size", "temporal_patch_size")}
-    cuts["size"] = dict(images.size).get("height")  # None for families that take pictures of any size
-    names = {"merge_size": "spatial_merge_size", "size": "image_size"}
-    for key, cut in cuts.items():
-        name = names.get(key, key)
-        read = getattr(vision, name, None)
-        if cut is not None and read is not None and cut != read:
-            raise ConfigError(
-                f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but vision_config in "
-                f"config.json has {name} {read}; make them the same"
-            )
 
 
 def is_chat(family: str) -> bool:
     """Whether the family reads its prompts through a chat template."""
     return not family.startswith("paligemma")
+
+
+def apply_template(processor: Any, messages: list[dict], add_generation_prompt: bool) -> str:
+    """The whole text of a conversation. A block for thoughts that the template opens for the answer is closed."""
+    text = processor.tokenizer.apply_chat_template(  # SmolVLM's processor would ask its video processor first
+        messages,
+        chat_template=processor.chat_template,
+        add_generation_prompt=add_generation_prompt,
+        tokenize=False,
+        enable_thinking=False,
+    )
+    if add_generation_prompt and text.rstrip().endswith(THOUGHTS_OPEN):
+        return f"{text.rstrip()}\n\n{THOUGHTS_CLOSE}\n\n"  # as Qwen's templates write it without thoughts
+    return text
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,9 +26,9 @@ from vlm_local.engines import (
     deliver,
     fail,
     forget,
+    scale_down,
     settle,
 )
-from vlm_local.engines.pictures import scale_down
 from vlm_local.engines.thoughts import ThoughtJob, ThoughtQueue
 from vlm_local.errors import ConfigError, EngineClosed, EngineError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest, Thought, ThoughtRequest

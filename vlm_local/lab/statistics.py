@@ -86,10 +86,9 @@ def draw_weights(num_units: int, seed: int) -> Iterator[np.ndarray]:
 
 @functools.lru_cache(maxsize=4)
 def _keep_weights(num_units: int, seed: int) -> tuple[np.ndarray, ...]:
-    kept = tuple(_draw_weights(num_units, seed))
-    for weights in kept:
-        weights.flags.writeable = False
-    return kept
+    weights = np.concatenate(list(_draw_weights(num_units, seed)))
+    weights.flags.writeable = False
+    return (weights,)
 
 
 def _draw_weights(num_units: int, seed: int) -> Iterator[np.ndarray]:

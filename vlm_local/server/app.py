@@ -1,14 +1,18 @@
-"""The application: who gets in, what a failure looks like, and one line of log for each request.
+"""The application: who gets in, the steps of a robot, what a failure looks like, and one line of log for each request.
 
-One request, a straight line: address -> gate -> robot -> wire -> policy -> wire; routes.py goes on where this ends.
+A step is a straight line: address -> gate -> robot -> wire -> policy -> wire.
 """
 
 import logging
 import os
 import shlex
+import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import wraps
 from time import perf_counter
+from typing import Any
 
 from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
@@ -16,30 +20,29 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from vlm_local.answers import Answer, Question
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.plain import hide_token
+from vlm_local.relay import HEADER
 from vlm_local.server.access import (
     ADDRESS,
+    CONNECTION,
     DEFAULT_ROBOT,
     FULL_PATH,
     RateLimit,
     check_origin,
     longest_body,
-    parse_address,
     read_token,
 )
-from vlm_local.server.records import Refusal
-from vlm_local.server.routes import (
-    add_answer_route,
-    add_hold_routes,
-    add_robot_routes,
-    add_status_routes,
-    send_json,
-)
-from vlm_local.server.service import Policies, ServerSettings, Service
+from vlm_local.server.records import Refusal, StepRecord, build_record
+from vlm_local.server.routes import add_answer_route, add_hold_routes, add_status_routes
+from vlm_local.server.service import Policies, ServerSettings, Service, read_body, send_json, take_place
 from vlm_local.server.state import RobotStates
-from vlm_local.wire import MAX_BODY
+from vlm_local.wire import MAX_BODY, Message, decode_act, decode_reset, encode_action, is_submission_test
 
 logger = logging.getLogger(__name__)
 
+MAX_TESTS = 4  # submission tests at once
+
+_TEST_S = 7.0  # while the model loads; the form waits 8 s for its test
+_OF_PROXIES = ("Via", "Forwarded", "X-Forwarded-For")
 _ROUTES = (
     "POST /act, POST /reset, POST /hold, POST /release, POST /answer, GET /health, GET /metadata, each also below "
     "/s/ROBOT, and the live page at /"
@@ -52,36 +55,22 @@ def create_app(
     states: RobotStates | None = None,
     tell_answer: Callable[[Question, Answer], None] = lambda *asked: None,
 ) -> Flask:
-    """The WSGI application; its Service is `app.extensions["vlm_local"]`.
+    """The WSGI application behind connections.py; its Service is `app.extensions["vlm_local"]`.
 
     states: holds and grippers of the robots; None to forget them with the application. tell_answer: is given what
     /answer was asked and answered.
     """
     service = Service(policies, settings, states)
-    app = _App(settings.prefix)
+    app = Flask(__name__, static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.extensions["vlm_local"] = service
     _guard(app, service)
-    add_robot_routes(app, service)
+    _add_robot_routes(app, service)
     add_hold_routes(app, service)
     add_status_routes(app, service)
     if policies.answerer is not None:
         add_answer_route(app, service, policies.answerer, tell_answer)
     return app
-
-
-class _App(Flask):
-    """Takes prefix, token and robot off the path before Flask routes (and logs) what is left."""
-
-    def __init__(self, prefix: str):
-        super().__init__(__name__, static_folder=None)
-        self.config["MAX_CONTENT_LENGTH"] = MAX_BODY
-        self._prefix = prefix
-
-    def wsgi_app(self, environ, start_response):
-        path = environ["PATH_INFO"]
-        address = environ.get(ADDRESS) or parse_address(path, self._prefix)  # connections.py has looked at it
-        environ |= {ADDRESS: address, FULL_PATH: path, "PATH_INFO": address.route}
-        return super().wsgi_app(environ, start_response)
 
 
 def _guard(app: Flask, service: Service) -> None:
@@ -153,3 +142,115 @@ def _judge(error: Exception) -> tuple[int, str]:
             return 413, f"the body is larger than the {MAX_BODY} bytes allowed"
         return error.code, error.description or error.name
     return 500, f"the server failed ({type(error).__name__}); its log says more"
+
+
+def _add_robot_routes(app: Flask, service: Service) -> None:
+    """POST /act and POST /reset of the robot that the address names."""
+    tests = threading.BoundedSemaphore(MAX_TESTS)
+
+    def read_message() -> Message:
+        with service.reading(request.content_length):
+            return decode_act(read_body())
+
+    @app.post("/act")
+    @_once(service)
+    def act():
+        early = None
+        if service.state == "loading":
+            early = read_message()
+            is_test = is_submission_test(early)
+            service.wait_loaded(min(_TEST_S, service.settings.loading_s) if is_test else service.settings.loading_s)
+        with service.enter(), ExitStack() as stack:
+            robot = stack.enter_context(service.robots.admit(g.robot)) if _is_named() else None
+            message = read_message() if early is None else early
+            decoded = perf_counter()
+            if robot is None and is_submission_test(message):
+                return _answer_test(service, message, tests)
+            if robot is None:
+                g.robot = service.callers.find(_find_connection(), message.instruction)
+                robot = stack.enter_context(service.robots.admit(g.robot))
+            with robot.turn:
+                _check_still_there()
+                entered = perf_counter()
+                step = robot.act(message)
+                waits = {"decode": 1e3 * (decoded - g.start), "wait": 1e3 * (entered - decoded)}
+                record = build_record(step, robot.name, g.id, g.start, waits)
+                service.publish(record)  # here, so that a robot's steps stay in order
+            g.about = record.about
+            return _answer(record, message.form)
+
+    @app.post("/reset")
+    @_once(service)
+    def reset():
+        seed = decode_reset(read_body())
+        if not _is_named():
+            g.robot = service.callers.reset(_find_connection())
+        service.wait_loaded(service.settings.loading_s)
+        with service.enter(), service.robots.admit(g.robot) as robot, robot.turn:
+            episode, seed = robot.reset(seed)
+        g.about = {"episode": episode, "seed": seed}
+        return send_json({"status": "reset", "robot": robot.name, "episode": episode, "seed": seed})
+
+
+def _once(service: Service) -> Callable[[Callable[[], Response]], Callable[[], Response]]:
+    """A route that carries out a relayed request once, however often it is sent."""
+
+    def decorate(route: Callable[[], Response]) -> Callable[[], Response]:
+        @wraps(route)
+        def answer() -> Response:
+            mark = request.headers.get(HEADER)
+            if mark is None:
+                return route()
+            g.relayed, number = service.repeats.find(mark, request.environ.get(CONNECTION))
+            with service.reading(request.content_length):
+                g.body = read_body()
+            sent = f"{request.environ[FULL_PATH]}?{request.query_string.decode('latin-1')}\n".encode() + g.body
+            response, is_repeated = service.repeats.answer(g.relayed, number, sent, _is_gone, route)
+            if is_repeated:
+                g.about = {"repeated": True}
+            # The application adds headers to what it answers.
+            return Response(response.get_data(), response.status_code, mimetype=response.mimetype)
+
+        return answer
+
+    return decorate
+
+
+def _is_named() -> bool:
+    return request.environ[ADDRESS].robot is not None
+
+
+def _find_connection() -> Any:
+    """The request's own connection, the station's for a relay; None where a proxy may send those of several robots."""
+    if any(name in request.headers for name in _OF_PROXIES):
+        return None
+    return g.get("relayed", request.environ.get(CONNECTION))
+
+
+def _answer_test(service: Service, message: Message, places: threading.Semaphore) -> Response:
+    with take_place(places, f"{MAX_TESTS} submission tests are being answered already; try again"):
+        step = service.test(message)
+    g.about = {"submission_test": True, "phrase": step.decision.phrase}
+    record = build_record(step, g.robot, g.id, g.start, {})
+    return _answer(record, message.form)
+
+
+def _check_still_there() -> None:
+    """Raises RequestError (499) where the client has hung up: its step would move the episode of the next client."""
+    if _is_gone():
+        raise RequestError("the client went away while it waited", 499)
+
+
+def _is_gone() -> bool:
+    is_gone = request.environ.get("waitress.client_disconnected")
+    return is_gone is not None and is_gone()
+
+
+def _answer(record: StepRecord, form: str) -> Response:
+    if request.args.get("details", "0") not in ("", "0"):
+        response = send_json(record.details)
+    else:
+        response = Response(encode_action(record.decision.action, form), mimetype="application/json")
+    stages = record.details["timings_ms"].items()
+    response.headers["Server-Timing"] = ", ".join(f"{stage};dur={ms}" for stage, ms in stages)
+    return response

@@ -19,7 +19,7 @@ from vlm_local.answers import MAX_CHOICE, Answer, Question
 from vlm_local.data.corrections import LABELS, Correction, add_correction, list_logged, read_corrections
 from vlm_local.data.questions import Task, find_asked
 from vlm_local.errors import DataError, RequestError
-from vlm_local.server.routes import send_json
+from vlm_local.server.service import send_json
 from vlm_local.wire import check_text, load_request
 
 FOLDER = "answers"  # of a run

@@ -1,7 +1,7 @@
 """Limits on connections and bodies, before a request is worked on.
 
 Threads: waitress's loop calls everything here in its one thread, except `Channel.service`, which runs in a worker
-thread of serve.TwoPoolDispatcher. Nothing in the loop's thread waits.
+thread of TwoPoolDispatcher. Nothing in the loop's thread waits.
 
 A request must arrive within REQUEST_S. Its headers decide whether its body is kept. While a robot is answered, a very
 large body is read at 25 MB/s at most. The bodies and unsent answers of all connections together stay below MAX_HELD.
@@ -24,12 +24,12 @@ from io import BytesIO
 
 from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
-from waitress.task import ErrorTask, WSGITask
+from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, RequestEntityTooLarge
 
 from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
-from vlm_local.server.access import ADDRESS, CONNECTION, Address, longest_body, parse_address
+from vlm_local.server.access import ADDRESS, CONNECTION, FULL_PATH, Address, longest_body, parse_address
 from vlm_local.server.service import ServerSettings
 from vlm_local.wire import MAX_BODY
 
@@ -43,6 +43,7 @@ PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is 
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
+_SPARE_THREADS = 4  # in each of two pools, for what is refused at once, and /health
 _URGENT = ("/act", "/reset", "/hold", "/release", "/health")
 _GIVE_UP_READING = 2**30  # bytes of a refused body; the connection is closed instead
 _CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
@@ -63,12 +64,12 @@ class Parser(HTTPRequestParser):
         self.address: Address | None = None  # once it was asked for
         self._is_wanted = is_wanted
         self._is_judged = False
+        self._is_kept = True
 
     @property
     def num_held(self) -> int:
         """Bytes of the body that are kept."""
-        is_kept = self.body_rcv is not None and not isinstance(self.body_rcv.buf, _DiscardingBuffer)
-        return self.body_bytes_received if is_kept else 0
+        return self.body_bytes_received if self._is_kept else 0
 
     def received(self, data):
         consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv is not None else data)
@@ -92,7 +93,8 @@ class Parser(HTTPRequestParser):
         self.completed = given_up or body is None or bool(body.completed or body.error)
 
     def _drop_body(self) -> None:
-        if self.body_rcv is not None and not isinstance(self.body_rcv.buf, _DiscardingBuffer):
+        if self.body_rcv is not None and self._is_kept:
+            self._is_kept = False
             self.body_rcv.buf.close()
             self.body_rcv.buf = _DiscardingBuffer()
 
@@ -107,20 +109,17 @@ class Parser(HTTPRequestParser):
 class _DiscardingBuffer:
     """A buffer that counts, but keeps nothing."""
 
-    def __init__(self):
-        self._num_bytes = 0
+    num_bytes = 0
+    getfile = BytesIO
 
     def append(self, data):
-        self._num_bytes += len(data)
-
-    def getfile(self):
-        return BytesIO()
+        self.num_bytes += len(data)
 
     def close(self):
         pass
 
     def __len__(self):
-        return self._num_bytes
+        return self.num_bytes
 
 
 class _ErrorTask(ErrorTask):
@@ -145,7 +144,9 @@ class _Task(WSGITask):
 
     def get_environment(self):
         environ = super().get_environment()
-        environ |= {CONNECTION: self.channel, ADDRESS: self.channel.find_address(self.request)}
+        address = self.channel.find_address(self.request)
+        environ |= {CONNECTION: self.channel, ADDRESS: address, FULL_PATH: environ["PATH_INFO"]}
+        environ["PATH_INFO"] = address.route  # what is routed and logged
         return environ
 
 
@@ -179,11 +180,6 @@ class Channel(HTTPChannel):
             return False
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether it is the client's turn: to begin or to end a request, or to take its answer."""
-        return not self.requests
-
-    @property
     def waited(self) -> tuple[bool, float]:
         """Whether it has never asked anything, and seconds waited for the client; the largest makes room for others."""
         if self.request is not None:
@@ -213,7 +209,7 @@ class Channel(HTTPChannel):
     def readable(self):
         """Asked before every wait for sockets, once a second at least."""
         never_asked, waited_s = self.waited
-        if self.is_waiting and (self.request is not None or never_asked) and waited_s > REQUEST_S:
+        if not self.requests and (self.request is not None or never_asked) and waited_s > REQUEST_S:
             self.refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request did not come within {REQUEST_S:g} s")
             return False
         now = time.time()
@@ -245,7 +241,7 @@ class Channel(HTTPChannel):
 
     def refuse(self, status: HTTPStatus, reason: str) -> None:
         """Hang up; the reason is for a client that has begun a request and waits for no other answer."""
-        is_heard = self.request is not None and self.is_waiting and not self.total_outbufs_len
+        is_heard = self.request is not None and not self.requests and not self.total_outbufs_len
         if is_heard and self.socket is not None:
             logger.warning("a connection from %s is closed: %s", self.addr[0], reason)
             body = json.dumps({"error": reason}) + "\n"
@@ -271,8 +267,24 @@ class Channel(HTTPChannel):
         return request.content_length <= longest_body(address.route)
 
 
+class TwoPoolDispatcher:
+    """Two of waitress's thread pools: pages and questions, however many and slow, hold no thread that a robot needs."""
+
+    def __init__(self, num_robots: int, num_others: int):
+        self._robots, self._others = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
+        self._robots.set_thread_count(num_robots + _SPARE_THREADS)
+        self._others.set_thread_count(num_others + _SPARE_THREADS)
+
+    def add_task(self, channel: Channel) -> None:
+        (self._robots if channel.is_urgent else self._others).add_task(channel)
+
+    def shutdown(self, cancel_pending: bool = True, timeout: int = 5) -> None:
+        for threads in (self._robots, self._others):
+            threads.shutdown(cancel_pending, timeout)
+
+
 def _make_room(channels: list[Channel]) -> None:
-    waiting = [channel for channel in channels if channel.is_waiting]
+    waiting = [channel for channel in channels if not channel.requests]  # it is the client's turn
     if len(channels) >= MAX_CONNECTIONS and waiting:
         longest = max(waiting, key=lambda channel: channel.waited)
         longest.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")

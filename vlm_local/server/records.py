@@ -10,7 +10,6 @@ from time import perf_counter
 from typing import Any
 
 from vlm_local.server.episodes import Step
-from vlm_local.types import Decision, Observation
 from vlm_local.wire import build_details
 
 logger = logging.getLogger(__name__)
@@ -18,23 +17,17 @@ logger = logging.getLogger(__name__)
 QUEUE_BYTES = 2**28  # 1,300 frames of 256x256: four minutes of a robot while the disk hangs
 
 
-@dataclass(frozen=True, eq=False)
-class StepRecord:
-    """One answered step.
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StepRecord(Step):
+    """One answered step, and to whom.
 
-    time: Unix seconds of the answer. started_by: why this episode began (see episodes.py).
-    decision: with the action as it was sent. details: the object of /act?details=1.
+    time: Unix seconds of the answer. decision: with the action as it was sent, and all timings. details: the object of
+    /act?details=1.
     """
 
     time: float
     request_id: str
     robot: str
-    episode: int
-    step: int
-    seed: int
-    started_by: str
-    observation: Observation
-    decision: Decision
     details: Mapping[str, Any]
 
     @property
@@ -69,8 +62,8 @@ def build_record(step: Step, robot: str, request_id: str, began: float, waits: M
     frame = {"frame": step.sent.frame, "meant": step.sent.meant.tolist(), "shadow": step.sent.shadow}
     where = {"model": step.model, "robot": robot, "episode": step.episode, "step": step.step}
     details = build_details(decision, **where, **frame, seed=step.seed, started_by=step.started_by)
-    episode = step.episode, step.step, step.seed, step.started_by
-    return StepRecord(time.time(), request_id, robot, *episode, step.observation, decision, details)
+    told = {**vars(step), "decision": decision}
+    return StepRecord(**told, time=time.time(), request_id=request_id, robot=robot, details=details)
 
 
 Record = StepRecord | Refusal

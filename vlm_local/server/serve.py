@@ -15,12 +15,11 @@ from typing import Any
 
 from flask import Flask
 from waitress.server import create_server
-from waitress.task import ThreadedTaskDispatcher
 from waitress.wasyncore import close_all, poll2
 
 from vlm_local.errors import ConfigError
 from vlm_local.processes import trim_heaps
-from vlm_local.server.connections import MAX_CONNECTIONS, PACE_S, Channel
+from vlm_local.server.connections import MAX_CONNECTIONS, PACE_S, Channel, TwoPoolDispatcher
 from vlm_local.server.live import MAX_VIEWERS
 from vlm_local.server.observers import ObservedApp
 from vlm_local.server.routes import MAX_QUESTIONS
@@ -36,7 +35,6 @@ GRACE_S = 4.0  # for what is in flight when the server is told to stop
 _ANSWER_S = 1.0  # for the 503 of what was not done by then
 _FLUSH_S = 5.0  # for the recording
 _TRIM_EVERY_S = 5.0
-_SPARE_THREADS = 4  # for what is refused at once, and /health
 _READ_AT_ONCE = 2**18  # a 256x256 request in two reads
 _KEEP_IN_MEMORY = 2**23  # larger bodies wait in a temporary file
 _SPARE_CONNECTIONS = 64  # where all others have a request that is being answered
@@ -70,27 +68,6 @@ def _reserve(host: str, port: int) -> socket.socket:
 def _name_host(host: str) -> str:
     """As it stands in a URL of this machine."""
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
-
-
-class TwoPoolDispatcher:
-    """Two of waitress's thread pools, one for robots and one for all others.
-
-    Pages and questions, however many and slow, then hold no thread that a robot needs.
-    """
-
-    def __init__(self, num_robots: int, num_others: int):
-        """Threads of each kind, to which spare ones are added."""
-        self._robots, self._others = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
-        self._robots.set_thread_count(num_robots + _SPARE_THREADS)
-        self._others.set_thread_count(num_others + _SPARE_THREADS)
-
-    def add_task(self, channel: Any) -> None:
-        """channel: connections.Channel."""
-        (self._robots if channel.is_urgent else self._others).add_task(channel)
-
-    def shutdown(self, cancel_pending: bool = True, timeout: int = 5) -> None:
-        for threads in (self._robots, self._others):
-            threads.shutdown(cancel_pending, timeout)
 
 
 class HTTPServer:

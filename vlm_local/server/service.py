@@ -1,4 +1,4 @@
-"""State shared by all routes: robots, the engine's health, requests in flight, subscribers."""
+"""What all routes share: robots, the engine's health, requests in flight, subscribers; reading a body, answering."""
 
 import threading
 import time
@@ -7,11 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from flask import Response, g, request
+
 from vlm_local import __version__
 from vlm_local.assembly import Policies
+from vlm_local.bounds import MAX_LISTED, check_one_text
 from vlm_local.embodiments import AUTO
 from vlm_local.embodiments.frame import Frame
 from vlm_local.errors import RequestError
+from vlm_local.files import encode_json
 from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
 from vlm_local.server.access import Gate
 from vlm_local.server.callers import Callers
@@ -31,6 +35,7 @@ ACTION_CONVENTION = {
 LARGE_BODY = 2**20  # bytes; a 256x256 picture takes a quarter of it
 MAX_LARGE_BODIES = 2  # read at a time; the largest takes some 300 MB on its way from text to picture
 _LARGE_BODY_WAIT_S = 5.0
+_HEAD = 2**16  # bytes of a large body that show what it is
 _LOOK_EVERY_S = 0.05  # while a request is held open
 
 _WHY_NOT = {
@@ -210,3 +215,23 @@ class Service:
         model = self.policies.metadata.get("model")
         states = self.states if states is None else states
         return Robot(name, policy, settings.episodes, states=states, frame=settings.build_frame(), model=model)
+
+
+def read_body() -> bytes:
+    """The whole body of the present request, whose length has been checked.
+
+    Flask's get_data reads 64 kB at a time and joins the parts: 141 ms of processor time for 60 MB instead of 44.
+    Raises RequestError for a long list, before all of it is read.
+    """
+    if "body" in g:
+        return g.body
+    stream, length = request.environ["wsgi.input"], request.content_length or 0
+    if length > MAX_LISTED:
+        check_one_text(stream.read(_HEAD), length)
+        stream.seek(0)
+    return stream.read(length)
+
+
+def send_json(value: Any, status: int = 200) -> Response:
+    """JSON and a newline, for people who ask with curl."""
+    return Response(encode_json(value) + "\n", status, mimetype="application/json")

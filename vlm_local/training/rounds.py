@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vlm_local.assembly import open_policies
 from vlm_local.policy import Policy
 from vlm_local.policy_options import PolicyOptions
@@ -35,7 +33,6 @@ class RoundSpec:
 
 def collect_round(spec: RoundSpec, path: Path) -> Path:
     """Write a round's shard, unless a run before this one did."""
-    torch.set_num_threads(1)
     if not path.exists():
         with _open_actor(spec.student) as actor:
             seed = (spec.seed, spec.number)
@@ -46,7 +43,7 @@ def collect_round(spec: RoundSpec, path: Path) -> Path:
 
 def measure_round(student: Path, tasks: tuple[str, ...], level: str, num_episodes: int) -> dict[str, float]:
     """Share of successful rollouts a task, decided as the student's sidecar says."""
-    torch.set_num_threads(1)
+    _use_one_thread()
     with open_student(student) as policy:
         return {f"success {task}": _play(policy, task, level, num_episodes) / num_episodes for task in tasks}
 
@@ -66,12 +63,19 @@ def _play(policy: Policy, task: str, level: str, num_episodes: int) -> int:
     return successes
 
 
+def _use_one_thread() -> None:
+    import torch  # two seconds, which a round without a student does without
+
+    torch.set_num_threads(1)
+
+
 @contextmanager
 def _open_actor(folder: Path | None) -> Iterator[Actor | None]:
     """None for no student."""
     if folder is None:
         yield None
         return
+    _use_one_thread()
     with open_student(folder) as policy:
 
         def act(observation: Observation) -> Primitive:

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import torch
-from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration, set_seed
+from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vlm_local.training import tokenizer as words
@@ -99,7 +99,7 @@ def _write_json(path: Path, more: dict) -> None:
 
 
 def build_model(tokenizer, seed: int) -> Qwen2VLForConditionalGeneration:
-    set_seed(seed)
+    torch.manual_seed(seed)
     model = Qwen2VLForConditionalGeneration(build_config(tokenizer))
     _spread_numbers(model, tokenizer)
     model.generation_config = GenerationConfig(

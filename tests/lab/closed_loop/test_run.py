@@ -45,26 +45,32 @@ def read_gripper_word(film, frame: int) -> np.ndarray:
 def test_a_run_of_the_oracle(tmp_path, capsys):
     arguments = ("--policy", "oracle", "--task", "reach,open_drawer", "--episodes", 1, "--workers", 1, "--seed", 40)
     out = tmp_path / "run"
-    assert main(["sim", "--out", str(out), "--films", "1", "--gif", *map(str, arguments)]) == 0
-    summary = json.loads(capsys.readouterr().out.splitlines()[-1])
+    summary = run_sim(capsys, out, *arguments)
     assert summary["success_rate"] == {"reach": 1.0, "open_drawer": 1.0}
     assert (summary["episodes"], summary["faulted"]) == (2, 0)
     lines = read_lines(out, "reach-0")
     assert all(line["phrase"] == line["oracle"] for line in lines)
     episodes = list(open_episodes(out))
     assert {len(episode) for episode in episodes} == {len(lines), len(read_lines(out, "open_drawer-0"))}
-    assert episodes[0].load_image(0).shape == (256, 256, 3)
     report = json.loads((out / "report.json").read_text())
     assert report["tasks"]["reach"]["efficiency"] == 1.0
     assert report["tasks"]["open_drawer"]["reached"] == {"reached": 1, "opened": 1}
-    assert (out / "report.html").stat().st_size > 10_000
-    assert (out / "episodes/reach-0/film.mp4").exists() and (out / "episodes/reach-0/film.gif").exists()
-    with Image.open(out / "episodes/reach-0/film.gif") as film:
-        last_step = read_gripper_word(film, film.n_frames - 6)  # before the five of what came of it
-        assert np.abs(read_gripper_word(film, film.n_frames - 1) - last_step).mean() < 4  # of "closed" it is 9
     board = tmp_path / "leaderboard.md"
     assert main(["leaderboard", str(out), "--out", str(board)]) == 0
     assert "| oracle | - | 40 to 40 | 100.0 %" in board.read_text()
+
+
+def test_films_of_a_run(tmp_path):
+    out = tmp_path / "run"
+    flags = ["--policy", "oracle", "--task", "reach", "--episodes", "1", "--workers", "1", "--seed", "40"]
+    assert main(["sim", "--out", str(out), "--films", "1", "--gif", *flags]) == 0
+    [episode] = open_episodes(out)
+    assert episode.load_image(0).shape == (256, 256, 3)
+    assert (out / "report.html").stat().st_size > 10_000
+    assert (out / "episodes/reach-0/film.mp4").exists()
+    with Image.open(out / "episodes/reach-0/film.gif") as film:
+        last_step = read_gripper_word(film, film.n_frames - 6)  # before the five of what came of it
+        assert np.abs(read_gripper_word(film, film.n_frames - 1) - last_step).mean() < 4  # of "closed" it is 9
 
 
 def test_a_run_that_another_process_plays_is_left_alone(tmp_path, capsys):

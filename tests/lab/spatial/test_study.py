@@ -7,12 +7,12 @@ import pytest
 
 from vlm_local.assembly import open_policies
 from vlm_local.cli import main
-from vlm_local.errors import DataError
+from vlm_local.errors import ConfigError, DataError
 from vlm_local.lab.evidence.archive import pack
 from vlm_local.lab.evidence.verify import verify
 from vlm_local.lab.spatial.run import run_study
 from vlm_local.lab.spatial.scenes import CHANGES
-from vlm_local.lab.spatial.sets import SceneSet
+from vlm_local.lab.spatial.sets import Gallery, SceneSet, require_frozen
 from vlm_local.policy_options import PolicyOptions
 
 
@@ -44,10 +44,15 @@ def test_a_frozen_set_is_drawn_again_bit_for_bit_or_refused(result, tmp_path, ca
     assert study(tmp_path / "again", "--set", frozen) == 0
     assert (tmp_path / "again" / "rows.jsonl").read_bytes() == (result / "rows.jsonl").read_bytes()
     assert json.loads((tmp_path / "again" / "report.json").read_text())["frozen"]
-    for name, message in (("scenes_sha256", "the scenes of this set"), ("images_sha256", "the pictures of this set")):
-        frozen.write_text(json.dumps(json.loads((result / "set.json").read_text()) | {name: "0" * 64}))
-        assert study(tmp_path / name, "--set", frozen) == 2
-        assert message in capsys.readouterr().err and not (tmp_path / name / "report.json").exists()
+    told = json.loads(frozen.read_text())
+    frozen.write_text(json.dumps(told | {"images_sha256": "0" * 64}))
+    assert study(tmp_path / "other", "--set", frozen) == 2
+    assert "the pictures of this set" in capsys.readouterr().err and not (tmp_path / "other/report.json").exists()
+    other = SceneSet(**told | {"scenes_sha256": "0" * 64})
+    gallery = Gallery(other, drawn=False)  # of which no picture is needed
+    list(gallery.show_all())
+    with pytest.raises(ConfigError, match="the scenes of this set"):
+        require_frozen(other, gallery.frozen)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The text around a user's words: the model's chat template, and its control tokens, which users may not write.
+"""A folder's processor: its image processor, tokenizer and chat template, which are a stranger's.
 
 A stranger's chat template is a program: it is run once within bounds before it is believed. transformers runs it in
 Jinja's sandbox, which keeps it from files and Python's insides, but not from loops without an end or text without a
@@ -6,18 +6,20 @@ size; both would keep the load of a model from ever ending. What a template does
 the engine's deadline.
 """
 
-import re
+import inspect
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import transformers
 
-from vlm_local.errors import ConfigError, RequestError
+from vlm_local.engines.processing import THOUGHTS_CLOSE, THOUGHTS_OPEN, apply_template, is_chat
+from vlm_local.errors import ConfigError
 
 try:
     import resource
@@ -35,16 +37,92 @@ _CONVERSATIONS = (
     ([{"role": "user", "content": [_TEXT]}, {"role": "assistant", "content": [_TEXT]}], False),
 )
 
-_OPEN, _CLOSE = "<think>", "</think>"
 _ANSWER = "stop"
 
-# Innermost first: taking <b> out of <|<b>|> may leave a token, which the next pass finds.
-_MARKED = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
-# What tokens look like where the tokenizer is not known: <|im_end|>, </s>, <start_of_turn>, [INST];
-# DeepSeek writes a wide bar (U+FF5C).
-_LOOKS_LIKE_ONE = re.compile(r"<[|\uff5c/]*[\w▁.-]+[|\uff5c/]*>|\[/?[A-Z][A-Z_]+\]")
-_MAX_CHECKED = 64
-_PLACEHOLDER = re.compile(r"image|img|vision|video", re.IGNORECASE)
+# Of each family: its processor, its image processor, and what the latter cannot do without in the folder's file,
+# because the class would take another model's value for it.
+_PROCESSORS = {
+    "qwen2-vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessorPil", ()),
+    "qwen2.5-vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", ()),
+    "qwen3-vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", ("patch_size", "image_mean", "image_std")),
+    "paligemma": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
+    "paligemma2": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
+    "smolvlm": ("Idefics3Processor", "Idefics3ImageProcessorPil", ("max_image_size",)),
+    "smolvlm2": ("SmolVLMProcessor", "SmolVLMImageProcessorPil", ("max_image_size",)),
+}
+
+
+def load_processor(folder: Path, family: str) -> Any:
+    """The family's own processor, of images and text only, whatever class names the folder's files hold.
+
+    transformers cannot build a video processor without torchvision, so the stock classes of Qwen
+    and SmolVLM fail to load there; nobody shows a video here, so they are loaded without one.
+    """
+    name, images, needed = _PROCESSORS[family]
+    kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed)
+    try:
+        processor = kind.from_pretrained(folder, local_files_only=True)
+        if family.startswith("smolvlm"):
+            _avoid_splitting(processor.image_processor)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+        raise ConfigError(f"{folder} has no usable tokenizer and image processor: {error!r}") from error
+    if is_chat(family):
+        processor.chat_template = pick_template(processor, folder)
+        render = partial(apply_template, processor)
+        check_template(processor.chat_template, render, folder)
+    return processor
+
+
+def _avoid_splitting(images: Any) -> None:
+    """Splitting blows a 256x256 picture up to 2048x2048 and 17 tiles, which show nothing more and take six
+    times as long to prepare. One tile is enough.
+    """
+    images.do_image_splitting, images.size = False, {"longest_edge": images.max_image_size["longest_edge"]}
+
+
+def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> type:
+    """The processor class with the parts that it is made of fixed, and without a video processor.
+
+    Pillow's image processor also where torchvision is present: the same pixels on every machine.
+    """
+    has_video = "video_processor" in inspect.signature(stock.__init__).parameters
+
+    class Bound(stock):
+        def __init__(self, image_processor=None, tokenizer=None, chat_template=None, image_seq_len=None, **kwargs):
+            if image_seq_len is not None:
+                kwargs["image_seq_len"] = image_seq_len
+            parts = (image_processor, tokenizer, None) if has_video else (image_processor, tokenizer)
+            super().__init__(*parts, chat_template=chat_template, **kwargs)
+
+        @classmethod
+        def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **options):
+            stored, _ = image_processor.get_image_processor_dict(folder, local_files_only=True)
+            missing = [key for key in needed if stored.get(key) is None]
+            if missing:
+                raise ConfigError(
+                    f"{folder}: preprocessor_config.json (or image_processor in processor_config.json) lacks "
+                    f"{missing[0]}, which cannot be guessed"
+                )
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            return [image_processor.from_dict(stored), tokenizer]
+
+    return Bound
+
+
+def check_pictures(images: Any, config: Any, folder: Path) -> None:
+    """Raises ConfigError where the image processor cuts pictures otherwise than the model's vision tower reads them."""
+    vision = config.vision_config
+    cuts = {key: getattr(images, key, None) for key in ("patch_size", "merge_size", "temporal_patch_size")}
+    cuts["size"] = dict(images.size).get("height")  # None for families that take pictures of any size
+    names = {"merge_size": "spatial_merge_size", "size": "image_size"}
+    for key, cut in cuts.items():
+        name = names.get(key, key)
+        read = getattr(vision, name, None)
+        if cut is not None and read is not None and cut != read:
+            raise ConfigError(
+                f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but vision_config in "
+                f"config.json has {name} {read}; make them the same"
+            )
 
 
 @dataclass(frozen=True)
@@ -71,20 +149,6 @@ def pick_template(processor: Any, folder: Path) -> str:
     return found
 
 
-def apply_template(processor: Any, messages: list[dict], add_generation_prompt: bool) -> str:
-    """The whole text of a conversation. A block for thoughts that the template opens for the answer is closed."""
-    text = processor.tokenizer.apply_chat_template(  # SmolVLM's processor would ask its video processor first
-        messages,
-        chat_template=processor.chat_template,
-        add_generation_prompt=add_generation_prompt,
-        tokenize=False,
-        enable_thinking=False,
-    )
-    if add_generation_prompt and text.rstrip().endswith(_OPEN):
-        return f"{text.rstrip()}\n\n{_CLOSE}\n\n"  # as Qwen's templates write it without thoughts
-    return text
-
-
 def find_frame(processor: Any, folder: Path) -> AnswerFrame:
     """Read from an example what stands around an answer. Raises ConfigError for a template that has no such places."""
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
@@ -94,10 +158,10 @@ def find_frame(processor: Any, folder: Path) -> AnswerFrame:
         answered = apply_template(processor, [question, answer], add_generation_prompt=False)
     except TEMPLATE_FAULTS as error:
         raise ConfigError(f"{folder}: the chat template cannot write a question and an answer: {error}") from error
-    if asked.rfind(_OPEN) > asked.rfind(_CLOSE):
+    if asked.rfind(THOUGHTS_OPEN) > asked.rfind(THOUGHTS_CLOSE):
         raise ConfigError(
-            f"{folder}: the chat template opens a {_OPEN} block for thoughts before an answer, which only phrases are; "
-            f"take the model that does not think, or a template that closes the block"
+            f"{folder}: the chat template opens a {THOUGHTS_OPEN} block for thoughts before an answer, which only "
+            f"phrases are; take the model that does not think, or a template that closes the block"
         )
     before, found, behind = answered.rpartition(_ANSWER)
     if not found:
@@ -182,40 +246,3 @@ def _limited_memory() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-class ControlTokenFilter:
-    """Turns control tokens into plain words, however they are nested: <|<|im_end|>|> becomes im_end."""
-
-    def __init__(self, tokens: Collection[str] | None):
-        """tokens: of the model's tokenizer; None where it is not known: then whatever looks like one."""
-        self._tokens = None if tokens is None else frozenset(tokens)
-        # Those that _MARKED does not find; one that is only space or a single letter is no mark.
-        bare = [re.escape(token) for token in tokens or () if len(token.strip()) > 1 and not _MARKED.fullmatch(token)]
-        self._pattern = re.compile("|".join([_MARKED.pattern, *sorted(bare, key=len, reverse=True)]))
-        self.check_sentences = lru_cache(_MAX_CHECKED)(self._check_sentences)  # robots ask for the same list each step
-
-    def __call__(self, text: str) -> str:
-        """Raises RequestError for a placeholder of a picture: where it stands, the model would look for one."""
-        while (plain := self._pattern.sub(self._make_plain, text)) != text:
-            text = plain
-        return text
-
-    def _check_sentences(self, sentences: tuple[str, ...]) -> None:
-        """Raises RequestError where what may be answered holds a control token."""
-        for sentence in sentences:
-            if any(self._is_token(match[0]) for match in self._pattern.finditer(sentence)):
-                raise RequestError(f"{sentence!r} holds a control token of the model and cannot be answered")
-
-    def _is_token(self, word: str) -> bool:
-        known = _LOOKS_LIKE_ONE.fullmatch(word) if self._tokens is None else word in self._tokens
-        return bool(known)
-
-    def _make_plain(self, match: re.Match) -> str:
-        word = match[0]
-        if not self._is_token(word):
-            return word
-        if _PLACEHOLDER.search(word):
-            raise RequestError(f"the words hold {word!r}, which stands for a picture in a prompt; leave it out")
-        plain = word.strip("<|\uff5c>[]")
-        return plain if plain != word else ""
