@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 _TARGET = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?P<host>[A-Za-z0-9][\w.-]*|\[[0-9a-fA-F:]+\])(?::(?P<port>\d{1,5}))?")
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 60.0
 _SSH_FAILED = 255  # ssh's own status; any other is the remote command's
-_REFUSED_S = 5.0  # an account that may run nothing ends its session sooner
+_REFUSED_S = 5.0  # an account that may run nothing ends its session sooner after the forward stands
 _OPTIONS = {
     "BatchMode": "yes",  # nobody is there to type a password
     "ExitOnForwardFailure": "yes",
@@ -66,7 +66,7 @@ class Tunnel:
         self._is_session_ended = False  # by the other host, which kept the connection
         self._closed = threading.Event()
         self._process: subprocess.Popen | None = None
-        self._state = "connecting"
+        self._state, self._up_since = "connecting", 0.0
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="tunnel", daemon=True)
         self._thread.start()
@@ -93,7 +93,7 @@ class Tunnel:
             lasted_s = monotonic() - start
             if lasted_s > _LONGEST_PAUSE_S:
                 pause_s = _FIRST_PAUSE_S
-            is_refused = self._is_session_ended and self._state == "up" and lasted_s < _REFUSED_S
+            is_refused = self._is_session_ended and self._state == "up" and monotonic() - self._up_since < _REFUSED_S
             self._has_session = not (self._has_session and is_refused)
             self._state = f"down: {reason}"
             logger.warning("tunnel to %s is down: %s; trying again in %g s", self._target, reason, pause_s)
@@ -142,6 +142,7 @@ class Tunnel:
     def _announce(self, port: int | str) -> None:
         if not self._state.startswith("up"):
             logger.info("tunnel is up: port %s of %s leads here", port, self._target)
+        self._up_since = monotonic()
         self._state = "up" if self._has_session else "up without a session: a step may take 40 ms longer"
 
 
