@@ -72,10 +72,10 @@ def test_following_one_of_the_other_answers_reaches_the_other_block():
 
 
 def test_frames_go_on_after_a_success_and_there_stop_is_right():
-    shard = collect({"close_drawer": 1.0}, {"easy": 1.0}, 60, 128, (0, 1), None)
+    shard = collect({"open_drawer": 1.0}, {"easy": 1.0}, 60, 128, (0, 2), None)
     own = [asked[0].phrase for asked in shard.questions]
     after = [index for index, phrase in enumerate(own) if phrase == "stop"]
-    assert after and all(shard.questions[index][1].phrase != "stop" for index in after)  # to open it
+    assert after and all(shard.questions[index][1].phrase != "stop" for index in after)  # to close it
 
 
 def test_a_seed_fixes_a_shard_and_a_file_keeps_it(tmp_path):

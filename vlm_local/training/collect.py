@@ -29,9 +29,9 @@ _TELEPORT = 0.4  # share of scenes that begin anywhere instead of at the start
 _ANYWHERE_M = np.array([[0.20, -0.17, 0.06], [0.40, 0.17, 0.115]])  # all of it within reach
 _STILL = np.array([0, 0, 0, 0, 0, 0, 1.0])
 _SCENE_STEPS = 16  # frames of one scene on average
-# Frames at most that show the task done, where right is "stop" or what little is left. Not of blocks: whether the
-# fingers are near enough is seen too poorly, and a stop that comes too early never ends.
-_AFTER_SUCCESS = {"drawer": 4, "sink": 4, "blocks": 0}
+# Frames at most that show the task done, where right is "stop" or what little is left. Not where that is seen too
+# poorly, as between fingers and a block: a stop that comes too early never ends.
+_AFTER_SUCCESS = {"open_drawer": 4, "eggplant_in_basket": 4, "eggplant_in_sink": 4}
 # Steps of the oracle at most before the first frame: about as many as it needs.
 _UNSEEN_STEPS = {
     "reach": 12,
@@ -137,7 +137,7 @@ def _play(env: SimEnv, rng: np.random.Generator, learner: Actor | None):
             primitive = parse_phrase(asked[0].phrase)
         info = _step(env, latch, primitive)
         done += info["success"]
-        if info["lost"] or done > _AFTER_SUCCESS[env.task.kind]:
+        if info["lost"] or done > _AFTER_SUCCESS.get(env.task.name, 0):
             return
 
 
