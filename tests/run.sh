@@ -40,9 +40,8 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 # The tests start dozens of processes; where this is set, each would compile the whole package again.
 unset PYTHONDONTWRITEBYTECODE
 # Each process takes a stretch of neighbouring tests, so that what a file's tests share is mostly made once.
-# One process more than cores: tests wait for a third of their time, and each process more takes eight seconds of a
-# core to collect them. Another -n comes after and counts.
-workers=$("$python" -c 'import os; print(os.cpu_count() + 1)')
+# Two processes more than cores: tests wait for a third of their time. Another -n comes after and counts.
+workers=$("$python" -c 'import os; print(os.cpu_count() + 2)')
 pytest=("$python" -m pytest -n "$workers" --dist worksteal)
 case "${1:-}" in
 "" | --slow) ;;
