@@ -237,7 +237,7 @@ def draw_curves(folder: Path, names: Iterable[str] = ("loss", "exact")) -> Path:
             panels.setdefault(name.split(" ")[0], []).append(name)
     height, has_legend = 2.2 * len(panels), any(len(several) > 1 for several in panels.values())
     figure = Figure(figsize=(7, height))  # a layout that looks for its margins takes as long as all the drawing
-    figure.subplots_adjust(0.14, 0.45 / height, 0.77 if has_legend else 0.98, 1 - 0.1 / height, hspace=0.12)
+    figure.subplots_adjust(0.14, 0.45 / height, 0.77 if has_legend else 0.96, 1 - 0.1 / height, hspace=0.12)
     axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
     for axis, (title, several) in zip(axes, panels.items(), strict=True):
         for name in several:
