@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.serving import ask, find_free_port, serve, until
+from tests.slow import slow
 from vlm_local.errors import ConfigError
 from vlm_local.server.tunnel import Tunnel, TunnelTarget, build_command, parse_target
 
@@ -136,12 +137,14 @@ def test_up_killed_and_back_again(sshd):
             ask(remote_port, "GET", "/health")
 
 
-def test_an_account_that_may_run_nothing_still_gets_its_forward(sshd):
+@pytest.mark.parametrize("pause_s", [0, slow(6)])
+def test_an_account_that_may_run_nothing_still_gets_its_forward(sshd, pause_s):
     key = (sshd.folder / "authorized").read_text()
     (sshd.folder / "authorized").write_text(f'command="exit 1" {key}')
     remote_port = find_free_port()
+    ssh = ("sh", "-c", f'sleep {pause_s}; exec "$@"', "-", *sshd.ssh)  # which may take long to connect
     with serve() as server:
-        tunnel = Tunnel(parse_target(f"{getpass.getuser()}@127.0.0.1:{sshd.port}", remote_port), server.port, sshd.ssh)
+        tunnel = Tunnel(parse_target(f"{getpass.getuser()}@127.0.0.1:{sshd.port}", remote_port), server.port, ssh)
         until(lambda: tunnel.state.startswith("up without a session"))
         assert ask(remote_port, "GET", "/health")[0] == 200
         tunnel.close()
