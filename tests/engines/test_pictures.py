@@ -43,3 +43,14 @@ def test_a_list_of_sentences_crosses_once_and_is_the_same_object_at_every_step()
     assert again < first - 5_000 and after is before
     for number in range(9):  # others come between
         assert send((f"choice {number}", "other"), phrases, ("stop",))[1][1] is before
+
+
+def test_a_list_of_sentences_that_was_dropped_for_others_crosses_again():
+    lists = [tuple(f"{name} {number}" for number in range(100)) for name in ("move", "turn", "close")]
+    here, there = (RepeatedParts(max_bytes=2 * 64 * 100) for _ in range(2))
+    crossed = []
+    for index in (0, 1, 0, 2, 0, 1):  # 1 was dropped for 2
+        message = here.pack([replace(show(), sentences=lists[index])])
+        assert there.unpack(message)[0].sentences == lists[index]
+        crossed.append(len(message) > 1_000)
+    assert crossed == [True, True, False, True, False, True]
