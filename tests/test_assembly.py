@@ -11,7 +11,8 @@ from vlm_local.assembly import open_policies
 from vlm_local.cli.options import add_policy_options, read_policy_options
 from vlm_local.errors import ConfigError, GrammarError
 from vlm_local.grammar import load_phrase_grammar
-from vlm_local.policy_options import PolicyOptions, open_engine
+from vlm_local.policy_options import PolicyOptions
+from vlm_local.resolved_options import open_engine
 from vlm_local.types import AXES, Observation
 
 OBSERVATION = Observation(np.zeros((64, 64, 3), np.uint8), "lift the cup", np.array([0.3, 0, 0.1, 0, 0, 0, 1.0]))

@@ -32,6 +32,7 @@ LAYERS = (
         "client",
         "remote_policy",
         "policy_options",
+        "resolved_options",
         "settings_file",
         "assembly",
     },

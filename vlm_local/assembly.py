@@ -12,8 +12,9 @@ from vlm_local.engines.worker import EngineWorker
 from vlm_local.models import DEFAULT
 from vlm_local.plain import hide_secrets
 from vlm_local.policy import Policy
-from vlm_local.policy_options import PolicyOptions, ResolvedOptions, refuse
+from vlm_local.policy_options import PolicyOptions, refuse
 from vlm_local.remote_policy import RemotePolicy
+from vlm_local.resolved_options import ResolvedOptions
 
 _REMOTE_S = 30.0  # for a policy server's answer where no deadline is shorter
 

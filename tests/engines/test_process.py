@@ -19,7 +19,8 @@ from tests.tiny_models import tiny_checkpoint
 from vlm_local.engines.process import EngineProcess
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError, EngineError, RequestError
-from vlm_local.policy_options import PolicyOptions, open_engine
+from vlm_local.policy_options import PolicyOptions
+from vlm_local.resolved_options import open_engine
 from vlm_local.types import GenerationRequest, Picture, Prompt, Thought, ThoughtRequest
 
 

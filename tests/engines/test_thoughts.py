@@ -12,7 +12,8 @@ from vlm_local.engines.process import EngineProcess
 from vlm_local.engines.thoughts import ThoughtJob, ThoughtQueue
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import EngineError
-from vlm_local.policy_options import PolicyOptions, open_engine
+from vlm_local.policy_options import PolicyOptions
+from vlm_local.resolved_options import open_engine
 from vlm_local.types import GenerationRequest, Prompt, Thought, ThoughtRequest
 
 CHOICES = ("move up", "move down", "stop")

@@ -16,8 +16,9 @@ from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError
 from vlm_local.grammar import Grammar
 from vlm_local.policy import Settings, VLMPolicy
-from vlm_local.policy_options import PolicyOptions, ResolvedOptions
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.prompts import Example, Template, build_prompt
+from vlm_local.resolved_options import ResolvedOptions
 from vlm_local.types import Generation, GenerationRequest, Observation
 
 PHRASE = "move forward left, close gripper"

@@ -15,8 +15,9 @@ from vlm_local.bench.subject import draw_observation
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError
 from vlm_local.policy import Policy
-from vlm_local.policy_options import PolicyOptions, ResolvedOptions
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.progress import open_bar
+from vlm_local.resolved_options import ResolvedOptions
 
 _WARM_UP = 3  # steps of each episode: the first reads the whole prompt, and a robot's rhythm must be known
 _DEFAULT = "ecot"

@@ -21,8 +21,9 @@ from vlm_local.files import write_json
 from vlm_local.lab.evidence.archive import build_manifest, pack, seal
 from vlm_local.lab.results import ResultFolder
 from vlm_local.plain import hide_secrets
-from vlm_local.policy_options import PolicyOptions, ResolvedOptions
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.provenance import describe_machine
+from vlm_local.resolved_options import ResolvedOptions
 
 SETTINGS = "doctor.json"
 

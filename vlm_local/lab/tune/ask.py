@@ -10,8 +10,9 @@ from vlm_local.errors import ConfigError, DataError, EngineError, RequestError
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.lab.tune.episodes import DEVELOPMENT, Split, score_episode, time_steps
 from vlm_local.lab.tune.rungs import Setting
-from vlm_local.policy_options import PolicyOptions, ResolvedOptions
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.provenance import choose_deciding
+from vlm_local.resolved_options import ResolvedOptions
 from vlm_local.types import Episode
 
 REFUSED, TIMED = "refused", "timed"  # rows beside those of DEVELOPMENT and HELD_OUT
