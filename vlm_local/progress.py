@@ -1,5 +1,6 @@
 """Progress of work that takes longer than a few seconds, on stderr: what it is, how far, how fast, how long to go."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sized
 from typing import Any, TypeVar
 
@@ -12,6 +13,11 @@ def set_quiet(quiet: bool) -> None:
     """Show no progress from now on, or show it again."""
     global _quiet
     _quiet = quiet
+
+
+def is_shown() -> bool:
+    """Whether there is a terminal for progress, and it may be shown."""
+    return not _quiet and sys.stderr.isatty()
 
 
 def open_bar(label: str, total: int | None = None, unit: str = "step", **settings: Any) -> Any:

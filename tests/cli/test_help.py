@@ -114,7 +114,7 @@ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _vlm_local; echo "${COMPREPLY[@]}"
     ("line", "completed"),
     [
         ("vlm-local se", "serve"),
-        ("vlm-local train ", "finetune detector tiny init-tiny"),
+        ("vlm-local train ", "finetune detector tiny mean init-tiny"),
         ("vlm-local serve --engine-", "--engine-url"),
         ("vlm-local serve --engine ", "local openai"),
         ("vlm-local train finetune --lo", "--lora"),

@@ -1,12 +1,15 @@
 """The embedded checkpoint's folder: tokenizer, picture size, weights from a seed."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
+from tests.tiny_models import tiny_checkpoint
 from vlm_local.cli import main
 from vlm_local.decoding.trie import check_prefixes, tokenize_sentences
 from vlm_local.engines.processing import Processing
@@ -14,7 +17,7 @@ from vlm_local.engines.processors import load_processor
 from vlm_local.files import find_shipped
 from vlm_local.primitives import list_phrases
 from vlm_local.prompts import build_prompt, load_template
-from vlm_local.training.tiny import write_tiny
+from vlm_local.training.tiny import SIDECAR, write_tiny
 from vlm_local.types import GenerationRequest, Observation
 
 SHIPPED = find_shipped("checkpoints") / "tiny"
@@ -98,3 +101,24 @@ def test_a_folder_in_use_is_not_written_over(tmp_path, capsys):
     assert main(["train", "init-tiny", "--out", str(tmp_path)]) == 2
     assert "holds something already" in capsys.readouterr().err
     assert (tmp_path / "model.safetensors").read_text() == "trained for weeks"
+
+
+def test_a_mean_lies_between_the_models(folder, tmp_path, capsys):
+    write_tiny(tmp_path / "other", seed=4)
+    out = tmp_path / "mean"
+    assert main(["train", "mean", str(folder), str(tmp_path / "other"), "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"out": str(out), "models": 2}
+    one, other, mean = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "other", out))
+    assert one.keys() == mean.keys()
+    for name, weights in mean.items():
+        torch.testing.assert_close(weights, (one[name] + other[name]) / 2)
+    assert json.loads((out / "vlm_local.json").read_text()) == SIDECAR | {"trained": True}
+
+
+@pytest.mark.parametrize(
+    ("others", "said"), [([], "two or more"), (["qwen2-vl"], "other weights"), (["nothing"], "nothing")]
+)
+def test_no_mean_of_one_model_or_of_two_architectures(folder, tmp_path, capsys, others, said):
+    models = [str(folder), *(str(tiny_checkpoint(name) if name == "qwen2-vl" else tmp_path / name) for name in others)]
+    assert main(["train", "mean", *models, "--out", str(tmp_path / "mean")]) == 2
+    assert said in capsys.readouterr().err and not (tmp_path / "mean").exists()

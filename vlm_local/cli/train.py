@@ -24,6 +24,10 @@ def add_commands(subparsers) -> None:
     _add_finetune(ways.add_parser("finetune", help="fine-tune a model folder on recorded episodes with ECoT's labels"))
     add_detector(ways.add_parser("detector", help="fine-tune a success detector on labelled pictures"))
     _add_tiny(ways.add_parser("tiny", help="train the embedded checkpoint in the simulator"))
+    mean = ways.add_parser("mean", help="write a model whose weights are the mean of several trained ones")
+    mean.add_argument("models", type=Path, nargs="+", metavar="FOLDER", help="of one architecture; two or more")
+    mean.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    mean.set_defaults(run=_run_mean)
     init = ways.add_parser("init-tiny", help="write the embedded checkpoint's folder with untrained weights")
     init.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     init.add_argument("--seed", type=seed(), default=0)
@@ -66,11 +70,26 @@ def _add_tiny(parser) -> None:
     parser.set_defaults(run=_run_tiny, goes_on="the same command goes on from the last finished round")
 
 
+def _run_mean(args) -> None:
+    from vlm_local.training.tiny import write_mean
+
+    if len(args.models) < 2:
+        raise ConfigError("one model is its own mean; name two or more")
+    _refuse_filled(args.out)
+    write_mean(args.models, args.out)
+    table = f"{args.out}: .venv/bin/python -m vlm_local sim --policy {args.out} --task all"
+    print_result(args, table, {"out": str(args.out), "models": len(args.models)})
+
+
+def _refuse_filled(folder: Path) -> None:
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} holds something already; choose another --out")
+
+
 def _run_init_tiny(args) -> None:
     from vlm_local.training.tiny import write_tiny
 
-    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
-        raise ConfigError(f"{args.out} holds something already; choose another --out")
+    _refuse_filled(args.out)
     write_tiny(args.out, args.seed)
     print(f"wrote untrained weights and the tokenizer, processor and prompt around them to {args.out}")
 

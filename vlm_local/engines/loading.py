@@ -14,6 +14,7 @@ from vlm_local.engines.processing import is_chat
 from vlm_local.engines.processors import AnswerFrame, check_pictures, find_frame, load_processor
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
+from vlm_local.progress import is_shown
 
 QUANTIZE = ("none", "8bit", "4bit")
 
@@ -64,6 +65,8 @@ def _read_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
     folder, method = checkpoint.folder, checkpoint.quant_method
     kind = f"{folder}, quantised by {method}," if method else str(folder)
     options = {} if quantization is None else {"quantization_config": quantization}
+    if not is_shown():
+        transformers.utils.logging.disable_progress_bar()
     try:
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             folder, dtype=dtype, device_map={"": device}, local_files_only=True, output_loading_info=True, **options

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from vlm_local.checkpoint import open_checkpoint
+from vlm_local.engines.loading import load_model
+from vlm_local.errors import ConfigError
 from vlm_local.training import tokenizer as words
 
 IMAGE_PX = 128
@@ -82,6 +86,25 @@ def write_weights(start: Path, model: Qwen2VLForConditionalGeneration, folder: P
     fields = json.loads((start / "vlm_local.json").read_text(encoding="utf-8"))
     write_sidecar(folder, {**fields, "trained": trained, "results": {}})
     _save(model, folder)
+
+
+def write_mean(folders: Sequence[Path], folder: Path) -> None:
+    """A folder as the first of `folders` whose weights are the mean of all of theirs, with no results.
+
+    Of models that were trained on from one another such a mean often keeps what each does best (Wortsman et al., Model
+    soups, 2022). Raises ConfigError where their weights are not of the same names and shapes.
+    """
+    first, *others = (load_model(open_checkpoint(each), device="cpu", dtype="float32").model for each in folders)
+    parameters = dict(first.named_parameters())
+    for path, other in zip(folders[1:], others, strict=True):
+        theirs = dict(other.named_parameters())
+        if {name: each.shape for name, each in theirs.items()} != {n: p.shape for n, p in parameters.items()}:
+            raise ConfigError(f"{path} has other weights than {folders[0]}: there is no mean of two architectures")
+        for name, parameter in parameters.items():
+            parameter.data += theirs[name].data
+    for parameter in parameters.values():
+        parameter.data /= len(folders)
+    write_weights(folders[0], first, folder, trained=True)
 
 
 def _save(model: Qwen2VLForConditionalGeneration, folder: Path) -> None:
