@@ -1,4 +1,4 @@
-"""`--slow`: also the tests that take minutes. `bash tests/run.sh --slow` runs them with the others."""
+"""Which tests run: the fast ones, with `--slow` those that the CI runs too, with `--long` all."""
 
 import gc
 import logging
@@ -14,12 +14,22 @@ os.environ.pop("SSL_CERT_FILE", None)
 os.environ["SSL_CERT_DIR"] = os.path.dirname(__file__)
 
 
+# Marker and option -> what it is about. Each option also runs the tests of those before it.
+_KINDS = {
+    "slow": "takes over a second, or is a further case of its kind",
+    "long": "takes long: soaks, killed trainings, every command of the documents",
+}
+
+
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run the tests that take minutes")
+    for kind, about in _KINDS.items():
+        parser.addoption(f"--{kind}", action="store_true", help=f"also run each test that {about}")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes minutes; runs with --slow only")
+    for kind, about in _KINDS.items():
+        config.addinivalue_line("markers", f"{kind}: {about}; --{kind} runs it")
+    config.option.slow = config.option.slow or config.option.long
 
 
 def pytest_collection_finish():
@@ -32,7 +42,8 @@ def pytest_collection_finish():
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption("--slow"):
-        for item in items:
-            if item.get_closest_marker("slow"):
-                item.add_marker(pytest.mark.skip(reason="takes minutes: --slow runs it"))
+    for kind in _KINDS:
+        if not config.getoption(f"--{kind}"):
+            for item in items:
+                if item.get_closest_marker(kind):
+                    item.add_marker(pytest.mark.skip(reason=f"{_KINDS[kind]}: --{kind} runs it"))

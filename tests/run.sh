@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests in the project's virtual environment: bash tests/run.sh [options of pytest].
-# --slow also runs what takes minutes.
+# --slow also runs what takes over a second, as the CI does; --long also what takes minutes.
 # --cuda-dry runs the GPU path's own instead, without a GPU where there is none.
 # With --doors first: other harnesses' own packages against a running server.
 # With --metaworld first: Meta-World's own package behind `sim` and `ceiling`.
@@ -44,7 +44,7 @@ unset PYTHONDONTWRITEBYTECODE
 workers=$("$python" -c 'import os; print(os.cpu_count() + 2)')
 pytest=("$python" -m pytest -n "$workers" --dist worksteal)
 case "${1:-}" in
-"" | --slow) ;;
+"" | --slow | --long) ;;
 *) exec "${pytest[@]}" "$@" ;; # a part of the tests
 esac
 # The type check takes half a minute of one core: beside the tests, which wait now and then.

@@ -74,7 +74,7 @@ def test_a_near_tie_may_differ_from_outlines_and_nothing_else():
     assert is_faulty(results) and "WRONG" in conclude(results)[0] and "1 of 2 pictures" in conclude(results)[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_that_always_says_one_thing_is_told_so_and_the_archive_can_be_verified(blind, tmp_path, capsys):
     status, lines, result = examine(capsys, blind, tmp_path / "out", "--device", "cpu")
     assert [line.partition(",")[0] for line in lines[:5]] == [name for name in STAGES if name != "eval"]
@@ -93,7 +93,7 @@ def test_a_model_that_always_says_one_thing_is_told_so_and_the_archive_can_be_ve
         verify(tmp_path / "out")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_embedded_model_passes_and_a_stage_that_failed_is_made_again(data, tmp_path, capsys):
     [file] = data.glob("*.tfrecord*")
     whole = file.read_bytes()
@@ -112,7 +112,7 @@ def test_the_embedded_model_passes_and_a_stage_that_failed_is_made_again(data, t
     assert verify(tmp_path / "out.evidence.zip").report["eval"]["steps"] >= 2
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_done_before_a_kill_is_not_done_again(tmp_path, capsys):
     command = [sys.executable, "-m", "vlm_local", "doctor", "--model", "tiny", "--out", str(tmp_path / "out"), *LEAST]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

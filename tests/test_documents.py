@@ -200,7 +200,7 @@ def _run_command(words, server):
         assert ask(server.port, "POST", route, body, {"Content-Type": "application/json"})[0] == 200
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("document", DOCUMENTS, ids=str)
 def test_every_command_runs(document, place):
     """In the order of the document, so that later ones find what earlier ones wrote."""

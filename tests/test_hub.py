@@ -159,6 +159,7 @@ def test_what_the_hub_refuses_is_a_paragraph(run, name, sentence):
     assert sentence in ended.stderr and "Traceback" not in ended.stderr
 
 
+@pytest.mark.slow
 def test_a_data_set_is_read_by_its_name(run, tmp_path):
     recordings.write_lerobot(tmp_path / "lerobot", [recordings.make_states(8, 0)], "v3.0", "image")
     command = ("label", f"lerobot:{DATA_SET}", "--out", "labels.jsonl")

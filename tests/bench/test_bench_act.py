@@ -1,8 +1,11 @@
 import json
 
+import pytest
+
 from vlm_local.cli import main
 
 
+@pytest.mark.slow
 def test_it_measures_a_real_server_and_ends_in_one_json_object(capsys):
     flags = ["--model", "stop", "--requests", "10", "--clients", "1,2", "--seconds", "0.5", "--rounds", "1"]
     assert main(["bench", "act", *flags]) == 0

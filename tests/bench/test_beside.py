@@ -5,7 +5,7 @@ import pytest
 from vlm_local.cli import main
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_servers_are_asked_in_turns_and_compared(capsys):
     assert main(["bench", "act", "--model", "stop", "--beside", "random", "--requests", "5"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -14,7 +14,7 @@ def test_two_servers_are_asked_in_turns_and_compared(capsys):
     assert result["round_trip_ratio"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_both_doors_of_a_server_are_asked_in_turns_and_measured_alike(capsys):
     assert main(["bench", "act", "--model", "stop", "--doors", "--requests", "5"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -34,6 +34,7 @@ def labels(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_all_ways_play_the_same_steps(labels, capsys):
     flags = ["--model", str(tiny_checkpoint("qwen2-vl")), "--sequences", str(labels), "--rounds", "4"]
     assert main(["bench", "decode", *flags]) == 0
@@ -51,6 +52,7 @@ def test_all_ways_play_the_same_steps(labels, capsys):
     assert 0.0 <= result["draft_hit_rate"] <= 1.0 and result["posterior_fast_missing_mass"]["n"] == 4
 
 
+@pytest.mark.slow
 def test_a_run_with_pictures_is_played_unsteered(tmp_path, capsys):
     from numpy import zeros
 

@@ -13,7 +13,7 @@ from vlm_local.policy_options import PolicyOptions
 ACTION = [0.0125, 0, 0, 0, 0, 0, 1]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_short_soak_passes():
     pytest.importorskip("openai", reason="the sidecar is reached through the openai package")
     settings = SoakSettings(robots=3, minutes=0.12, hz=8, fault_rate=0.04, kill_every_s=4)
@@ -25,7 +25,7 @@ def test_a_short_soak_passes():
     json.dumps(result)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_short_soak_passes_where_the_servers_own_engine_is_killed():
     settings = SoakSettings(robots=2, minutes=0.3, hz=4, fault_rate=0, kill_every_s=5, sidecar=False)
     result = soak(PolicyOptions(deadline_ms=3000), settings)

@@ -10,7 +10,7 @@ from vlm_local.policy_options import PolicyOptions
 SETTINGS = MixedSettings(robots=2, seconds=1.5, rounds=1, hz=4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_robots_beside_everybody_else_lose_nothing():
     result = measure(PolicyOptions(model="random"), SETTINGS)
     assert result["lost"] == {"alone": 0, "mixed": 0, "elsewhere": 0} and result["latency_ms"]["mixed"]["n"] > 0

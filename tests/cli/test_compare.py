@@ -116,6 +116,7 @@ def test_files_for_a_paper(paper):
         assert "Majority" in (folder / f"{name}.svg").read_text()
 
 
+@pytest.mark.slow
 def test_the_same_comparison_writes_the_same_bytes(paper, evaluations, tmp_path):
     _write_paper(evaluations, tmp_path)
     names = {file.name for file in tmp_path.iterdir()}
@@ -148,6 +149,7 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(runs, capsys, names,
     assert status == 2 and re.search(says, told)
 
 
+@pytest.mark.slow
 def test_jobs_of_a_station_are_paired_by_their_seeds(tmp_path, capsys):
     with serving.serve() as server:
         for name, episodes, steps in (("first", "2", "3"), ("second", "2", "3"), ("longer", "1", "4")):

@@ -116,6 +116,7 @@ def test_a_command_that_keeps_nothing_ends_as_soon(silent_server):
     assert interrupt(process).splitlines() == ["", "vlm-local doctor: stopped"]
 
 
+@pytest.mark.slow
 def test_while_episodes_of_a_ceiling_are_played(tmp_path):
     process = start("ceiling", "--tasks", "reach", "--level", "easy", "--workers", 2, "--out", tmp_path / "out")
     until(lambda: (tmp_path / "out" / "rows.jsonl").exists() or process.poll() is not None)

@@ -100,6 +100,7 @@ cli.start()
 """
 
 
+@pytest.mark.slow
 def test_a_forward_that_still_runs_does_not_abort_the_process():
     """The interpreter's own end calls C++'s terminate where a thread comes back from torch."""
     process = subprocess.run([sys.executable, "-c", TORCH], capture_output=True, text=True)

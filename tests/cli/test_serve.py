@@ -85,6 +85,7 @@ def test_it_says_where_it_is_records_and_ends_with_0(start, tmp_path):
     assert len(lines) == 1 and json.loads(lines[0])["phrase"] == "move up"
 
 
+@pytest.mark.slow
 def test_a_hold_and_a_closed_gripper_outlast_a_killed_server(start, tmp_path):
     def act():
         return json.loads(ask(port, "POST", "/act?details=1", build_body(proprio=None))[2])
@@ -106,6 +107,7 @@ def test_a_hold_and_a_closed_gripper_outlast_a_killed_server(start, tmp_path):
     assert told["fault"] is None and told["action"][6] == 1
 
 
+@pytest.mark.slow
 def test_servers_that_start_together_record_into_folders_of_their_own(start, tmp_path):
     ports = [_wait_ready(process) for process in [start(), start()]]
     for port in ports:

@@ -25,7 +25,7 @@ def played(tmp_path_factory):
     return out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_better_policy_is_found_and_the_same_command_plays_nothing_again(played, capsys):
     decision = json.loads((played / "decision.json").read_text())
     assert (decision["winner"], decision["by"], decision["policies"]["B"]) == ("B", "success", "oracle")
@@ -40,12 +40,14 @@ def test_the_better_policy_is_found_and_the_same_command_plays_nothing_again(pla
     assert "10 shared episodes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_equal_policies_are_not_told_apart(tmp_path, capsys):
     status, out, _ = _play(capsys, tmp_path, "stop", "stop", *SHORT)
     assert status == 0 and "not told apart in 6 pairs" in out and "no difference of success rates is found" in out
     assert json.loads((tmp_path / "decision.json").read_text())["winner"] is None
 
 
+@pytest.mark.slow
 def test_a_policy_that_fails_is_not_judged(tmp_path, capsys):
     with serving.serve() as server:
         server.engine.fault = EngineError("out of memory")

@@ -54,6 +54,7 @@ def test_a_thought_crosses_the_pipe_piece_by_piece_beside_steps(engine):
     assert engine.generate([ask()])[0].sentence == "perhaps"
 
 
+@pytest.mark.slow
 def test_a_model_answers_as_it_does_in_this_process():
     options = PolicyOptions(model=str(tiny_checkpoint("qwen2-vl")), device="cpu", dtype="float32")
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)

@@ -31,6 +31,7 @@ def test_every_part_is_done_and_writes_its_result(tmp_path):
     assert results["gpu-serve.json"]["memory_given_back"]
 
 
+@pytest.mark.slow
 def test_a_machine_without_a_gpu_is_told_so_and_an_unknown_part_too(tmp_path):
     ended = run("--out", str(tmp_path), CUDA_VISIBLE_DEVICES="")
     assert ended.returncode == 1 and "--rehearse needs none" in ended.stderr

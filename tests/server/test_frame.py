@@ -11,7 +11,6 @@ from tests.embodiments.station import RESET_MEASURED, Wrist, e2m, from_bridge, m
 from tests.embodiments.test_frame import AWAY_M, VECTORS
 from tests.server.observing import observe
 from tests.serving import PROPRIO, build_body, serve, until
-from tests.slow import slow
 from vlm_local.cli import main
 from vlm_local.embodiments import find_file
 from vlm_local.server.service import ServerSettings
@@ -147,7 +146,8 @@ def _drive_forward(server, seed: int, episode: int) -> None:
         wrist.act(answer["action"])
 
 
-@pytest.mark.parametrize("seeds", [2, slow(10)])
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [2, 10])
 def test_labels_of_a_stations_recording_are_right_with_the_frame_and_not_without(seeds, tmp_path, capsys):
     right = {}
     for name in ("auto", "bridge-widowx"):

@@ -107,6 +107,7 @@ def test_a_repeat_waits_for_the_first_that_is_still_under_way(way):
     assert (answers[0]["step"], _count_steps(server), len(server.engine.requests)) == (0, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_job_survives_a_tunnel_that_is_gone_for_a_while(way, tmp_path):
     server, link, port = way
     breaks = threading.Thread(target=lambda: (until(lambda: len(server.records) > 14), link.break_down(3.0)))

@@ -41,6 +41,7 @@ def test_a_seed_is_an_episode(task):
         assert np.array_equal(one["image"], other["image"])
 
 
+@pytest.mark.slow
 def test_every_level_draws_another_episode():
     shown = []
     for level in LEVELS:

@@ -50,6 +50,7 @@ def train(folder, out, family="paligemma", *more):
     return main(["train", "detector", *map(str, words), "--device", "cpu", "--offline"])
 
 
+@pytest.mark.slow
 def test_the_command_trains_with_autoevals_settings_and_scores_what_it_has_not_seen(records, tmp_path, capsys):
     out = tmp_path / "out"
     assert train(records, out, "qwen2-vl", "--epochs", "1", "--lora", "0") == 0
@@ -66,7 +67,7 @@ def test_the_command_trains_with_autoevals_settings_and_scores_what_it_has_not_s
     assert told["num_steps"] == 1 and told["warmup_steps"] == 2 and told["samples_per_step"] == 16
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("family", ["paligemma", "smolvlm2", "qwen2-vl"])
 def test_the_tuned_detector_tells_pictures_apart(family, records, tmp_path, capsys):
     out = tmp_path / "out"

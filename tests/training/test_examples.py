@@ -69,6 +69,7 @@ def test_a_thing_that_is_not_there_is_not_named_as_one_that_is(names):
     assert not any(PRESENT & _find_words(text) for text in texts)
 
 
+@pytest.mark.slow
 def test_negatives_say_stop_and_mean_nothing_and_others_are_as_collected(shard):
     rng = np.random.default_rng(0)
     answers = {(q.task, *q.names.items(), q.phrase) for asked in shard.questions for q in asked}

@@ -56,7 +56,8 @@ def _ask(folder, colour):
         policies.close()
 
 
-@pytest.mark.parametrize("family", ["qwen2-vl", slow("paligemma"), slow("smolvlm2")])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma", "smolvlm2"])
 def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
     _tune(tiny_checkpoint(family), tmp_path, samples, save_every=40)
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
@@ -90,7 +91,8 @@ class KilledAt:
         return self._samples.draw(step, num_samples)
 
 
-@pytest.mark.parametrize("lora", [slow(0), 4])
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [0, 4])
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(lora, samples, tmp_path):
     base = tiny_checkpoint("qwen2-vl")
     _tune(base, tmp_path / "whole", samples, num_steps=8, lora=lora)

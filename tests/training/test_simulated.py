@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.slow import slow
 from vlm_local.actions import build_action
 from vlm_local.errors import ConfigError
 from vlm_local.primitives import parse_phrase
@@ -91,6 +90,7 @@ def test_a_seed_fixes_a_shard_and_a_file_keeps_it(tmp_path):
     assert (build(2).proprio != shard.proprio).any()
 
 
+@pytest.mark.slow
 def test_the_learner_moves_the_robot_and_the_oracle_labels_what_it_sees():
     seen = []
 
@@ -150,7 +150,8 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
     assert (tmp_path / "whole" / "state.pt").read_bytes() == state and not (tmp_path / "whole" / "untrained").exists()
 
 
-@pytest.mark.parametrize("task", ["open_drawer", slow("eggplant_in_sink")])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["open_drawer", "eggplant_in_sink"])
 def test_a_task_without_a_red_thing_is_learnt_from_the_first_round(task, tmp_path):
     write_tiny(tmp_path / "start", seed=0)
     (tmp_path / "start" / "README.md").write_text("The card of other weights.")

@@ -87,6 +87,7 @@ def test_axes_are_wrong_for_themselves_or_in_the_same_steps():
     assert all_wrong["step"] < 0.02 and all_wrong["together"] > 0.35
 
 
+@pytest.mark.slow
 def test_a_known_confusion_is_predicted_within_the_interval():
     """Half of all steps random on x: observed with other chance than predicted."""
     counts = np.repeat(np.eye(3, dtype=int)[None] * 60, len(AXES), axis=0)

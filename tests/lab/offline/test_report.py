@@ -100,6 +100,7 @@ def test_frames_are_shown_worst_first_with_their_pictures(made):
     assert frames[0]["marginals"][0] == [0.2, 0.5, 0.3]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_missing() is not None, reason=f"{find_missing()} is not installed")
 def test_the_page_works_in_a_browser(made, tmp_path):
     browser = Browser(tmp_path)

@@ -216,7 +216,7 @@ evaluate(EvaluationPlan("policy", "data"), Path(out), lambda report: open_episod
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_evaluation_goes_on_without_losing_or_doubling_a_row(data_set, tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     command = [sys.executable, "-c", EVALUATE, str(data_set)]

@@ -116,7 +116,7 @@ def test_nothing_else_of_the_first_view_may_be_shown():
         check_alone({"history": 2, "frames": {"num": 1}})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_is_asked_behind_its_reasoning_and_verified_again(tmp_path):
     out = tmp_path / "out"
     command = ["spatial", "--policy", str(tiny_checkpoint("qwen2-vl")), "--think", "ecot", "--think-tokens", "6"]

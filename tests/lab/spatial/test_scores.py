@@ -93,6 +93,7 @@ def value(line) -> float:
     return pytest.approx(line["value"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_every_change_says_something_in_every_scene(views):
     changes = score(views, oracle)["changes"]
     wanted = {"mirror": "y", "across-x": "x", "across-y": "y", "lowered": "z", "swap-colours": "xy", "name-other": "xy"}

@@ -38,6 +38,7 @@ def test_a_policy_that_always_goes_left(result):
     assert "scene mirrored" in page and "no answer is right" in page
 
 
+@pytest.mark.slow
 def test_a_frozen_set_is_drawn_again_bit_for_bit_or_refused(result, tmp_path, capsys):
     frozen = tmp_path / "set.json"
     frozen.write_bytes((result / "set.json").read_bytes())
@@ -75,6 +76,7 @@ def test_a_set_with_a_number_of_scenes_that_is_none_is_refused(scenes, tmp_path,
     assert "2 scenes or more" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_scenes_may_be_added_to_a_finished_study(result, tmp_path):
     out = shutil.copytree(result, tmp_path / "out")
     same = ("--level", "easy", "--seed", 4)
@@ -101,6 +103,7 @@ class StoppedAfter:
         return self._policy.act(observation)
 
 
+@pytest.mark.slow
 def test_a_study_that_was_stopped_goes_on_where_it_was(result, tmp_path, capsys):
     scene_set, out = SceneSet("easy", 4, 2), tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):

@@ -8,7 +8,6 @@ import pytest
 
 from tests.server.test_answers import serve_answers
 from tests.serving import SteeredEngine, serve, until
-from tests.slow import slow
 from vlm_local.cli import main
 from vlm_local.lab.station.arm import StationArm
 from vlm_local.lab.station.scene import RESET_STEPS
@@ -28,6 +27,7 @@ class SlowEngine(SteeredEngine):
         return super().generate(requests)
 
 
+@pytest.mark.slow
 def test_on_a_wall_clock_the_world_does_not_wait_for_an_answer(tmp_path):
     measured = {}
     with serve(SlowEngine()) as server:
@@ -58,6 +58,7 @@ def test_a_thing_falls_and_the_arm_stands_while_an_answer_is_awaited():
     np.testing.assert_allclose(arm.state[:3], before[:3], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_tunnel_that_is_gone_ends_a_job_and_behind_the_relay_it_does_not(tmp_path):
     with serve() as server:
         flags = ("--episodes", "2", "--drop-tunnel", "1.5")
@@ -69,6 +70,7 @@ def test_a_tunnel_that_is_gone_ends_a_job_and_behind_the_relay_it_does_not(tmp_p
     assert relayed["answer_ms"]["max"] > 1000
 
 
+@pytest.mark.slow
 def test_two_stations_at_once_are_two_robots_with_an_episode_each(tmp_path):
     with serve() as server:
         status, report, _ = _play(
@@ -89,6 +91,7 @@ def test_two_stations_at_once_are_two_robots_with_an_episode_each(tmp_path):
         assert [step[1:] for step in steps] == [(episode, step) for episode in range(2) for step in range(5)]
 
 
+@pytest.mark.slow
 def test_the_oracle_puts_the_scene_back_between_episodes(tmp_path):
     with serve() as server:
         server.engine.phrase = "stop"
@@ -99,7 +102,8 @@ def test_the_oracle_puts_the_scene_back_between_episodes(tmp_path):
     assert sink["scene_resets"] == {"tries": 0, "persons_called": 0}  # the eggplant has not left the basket
 
 
-@pytest.mark.parametrize("num_steps", [10, slow(110)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [10, 110])
 def test_another_servers_policy_puts_the_scene_back(tmp_path, monkeypatch, num_steps):
     monkeypatch.setitem(RESET_STEPS, "drawer", num_steps)
     with serve() as server, serve() as idle:

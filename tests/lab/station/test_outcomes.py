@@ -24,6 +24,7 @@ def job(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_rollout_finds_its_episode_and_no_other(job, tmp_path, capsys):
     assert main(["outcomes", str(job / "run"), str(job), "--out", str(tmp_path / "table.json")]) == 0
     table = json.loads((tmp_path / "table.json").read_text())

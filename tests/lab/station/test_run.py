@@ -55,6 +55,7 @@ def test_without_the_frame_the_same_twin_tilts_to_and_fro(tmp_path):
     assert bridge == [0.125, 0.0, 0.125, 0.0, 0.125]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_job(tmp_path):
     with serve() as server:
         for name in ("first", "second"):

@@ -91,6 +91,7 @@ def result(place, flags, seen):
     return place / "out"
 
 
+@pytest.mark.slow
 def test_a_contrast_is_found_that_takes_a_constant_out(result):
     report = json.loads((result / "report.json").read_text())
     marks, shown, thinking, contrast = report["rungs"]
@@ -198,7 +199,7 @@ def test_a_file_of_settings_that_is_none_is_refused(tmp_path, capsys, content, s
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_contrast_is_found_for_the_embedded_model_with_a_constant(tmp_path):
     """On recorded episodes of the simulator's oracle, whose labels this model was not trained on."""
     words = "sim --policy oracle --task lift --episodes 12 --films 12 --seed 63000 --workers 1 -q --out"
