@@ -125,6 +125,7 @@ def run(hub, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_a_model_is_fetched_once_and_only_what_it_needs(run, hub):
     first = run("fetch", "qwen2-vl")
     assert first.returncode == 0, first.stderr

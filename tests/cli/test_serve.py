@@ -149,6 +149,7 @@ def test_what_does_not_finish_in_four_seconds_gets_a_503_and_the_process_still_e
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_log_that_nobody_reads_holds_nothing_up(start):
     process = start("--record", "off")
     port = _wait_ready(process)
@@ -190,6 +191,7 @@ def test_a_load_that_fails_is_a_paragraph_and_a_2(start):
     assert error.rstrip().splitlines()[-1] == "vlm-local serve: loading the model failed: MemoryError: no room"
 
 
+@pytest.mark.slow
 def test_a_token_from_a_file_or_the_environment_is_on_no_command_line(start, tmp_path, monkeypatch):
     (tmp_path / "token").write_text("of-the-file\n")
     by_file = start("--record", "off", "--token-file", str(tmp_path / "token"))
@@ -202,6 +204,7 @@ def test_a_token_from_a_file_or_the_environment_is_on_no_command_line(start, tmp
         assert ask(port, "GET", f"/t/{token}/metadata")[0] == 200
 
 
+@pytest.mark.slow
 def test_no_request_forges_a_line_of_the_log_or_puts_a_token_there(start):
     process = start("--record", "off", "--token", "verysecret1")
     port = _wait_ready(process)

@@ -106,6 +106,7 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(lora, samples, t
     assert steps[0] == steps[1]
 
 
+@pytest.mark.slow
 def test_a_training_goes_on_with_other_portions_and_with_nothing_else_changed(samples, tmp_path):
     base, out = tiny_checkpoint("qwen2-vl"), tmp_path / "out"
     _tune(base, out, samples, num_steps=6)

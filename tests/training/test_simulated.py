@@ -77,6 +77,7 @@ def test_frames_go_on_after_a_success_and_there_stop_is_right():
     assert after and all(shard.questions[index][1].phrase != "stop" for index in after)  # to close it
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_a_shard_and_a_file_keeps_it(tmp_path):
     def build(seed, learner=None):
         return collect({"reach": 1.0, "open_drawer": 1.0}, {"normal": 1.0, "varied": 1.0}, 12, 128, (0, seed), learner)

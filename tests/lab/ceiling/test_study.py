@@ -40,6 +40,7 @@ def play(path, episodes: int):
         return study.collect()
 
 
+@pytest.mark.slow
 def test_rows_report_and_pages(result):
     rows = [json.loads(line) for line in (result / "rows.jsonl").read_text().splitlines()]
     report = json.loads((result / "report.json").read_text())
@@ -67,6 +68,7 @@ def test_episodes_added_elsewhere_are_said_beside(result, tmp_path):
         assert [part["git"] for part in again.get("continued_with", [])] == others
 
 
+@pytest.mark.slow
 def test_what_is_whole_in_a_folder(result, tmp_path):
     assert find_played(result) == CeilingPlan(("close_drawer",), "easy", 1, 3)
     (tmp_path / "ceiling.json").write_bytes((result / "ceiling.json").read_bytes())
@@ -110,6 +112,7 @@ def test_what_makes_no_sense_is_a_sentence(arguments, message, tmp_path, capsys)
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_something_else_is_refused(result, tmp_path, capsys):
     (tmp_path / "thesis.txt").write_text("mine")
     assert ceiling(tmp_path) == 2
@@ -118,6 +121,7 @@ def test_a_folder_of_something_else_is_refused(result, tmp_path, capsys):
     assert "holds a result with other settings: seed was 3 and is 4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_rows_changed_by_hand_are_refused(result, tmp_path, capsys):
     (tmp_path / "ceiling.json").write_bytes((result / "ceiling.json").read_bytes())
     line = (result / "rows.jsonl").read_text()

@@ -60,6 +60,7 @@ def test_a_run_of_the_oracle(tmp_path, capsys):
     assert "| oracle | - | 40 to 40 | 100.0 %" in board.read_text()
 
 
+@pytest.mark.slow
 def test_films_of_a_run(tmp_path):
     out = tmp_path / "run"
     flags = ["--policy", "oracle", "--task", "reach", "--episodes", "1", "--workers", "1", "--seed", "40"]

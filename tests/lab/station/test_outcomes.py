@@ -36,6 +36,7 @@ def test_every_rollout_finds_its_episode_and_no_other(job, tmp_path, capsys):
     assert "robot-0" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_another_jobs_files_are_refused(job, tmp_path, capsys):
     with observe(tmp_path / "run", decide="sample") as server:
         server.act()
