@@ -47,6 +47,7 @@ def test_a_model_becomes_a_policy_that_says_what_it_is(folder):
     )
 
 
+@pytest.mark.slow
 def test_a_contrast_takes_out_what_a_model_says_to_a_blank_picture():
     """At alpha 1 and with such a picture nothing of its weights is left: models that differ say the same."""
     grey = Observation(np.full((64, 64, 3), 127, np.uint8), "lift the cup")

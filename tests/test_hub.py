@@ -141,6 +141,7 @@ def test_a_model_is_fetched_once_and_only_what_it_needs(run, hub):
     assert len(hub.asked) == num_asked  # the second time nobody is asked
 
 
+@pytest.mark.slow
 def test_a_download_that_was_cut_off_goes_on(run, hub):
     hub.cut = len(hub.files["model.safetensors"]) // 2
     ended = run("fetch", "qwen2-vl")

@@ -95,6 +95,7 @@ def test_a_thought_that_failed_or_is_never_written_costs_no_step_anything():
     assert robot.step(14).extra["reasoning"] is None
 
 
+@pytest.mark.slow
 def test_a_model_thinks_before_the_next_step_where_no_robot_waits():
     model = str(tiny_checkpoint("smolvlm2"))
     policies = open_policies(PolicyOptions(model=model, think="ecot", think_every=2, think_tokens=6, frames=1))

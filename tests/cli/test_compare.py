@@ -89,6 +89,7 @@ def paper(evaluations, tmp_path_factory):
     return folder, _write_paper(evaluations, folder)
 
 
+@pytest.mark.slow
 def test_files_for_a_paper(paper):
     folder, out = paper
     assert all(file.name in out for file in folder.iterdir())

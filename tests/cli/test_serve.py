@@ -133,6 +133,7 @@ def test_what_is_in_flight_at_sigterm_is_answered(start):
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_what_does_not_finish_in_four_seconds_gets_a_503_and_the_process_still_ends_with_0(start):
     process = start("--record", "off", seconds="60")
     port = _wait_ready(process)
@@ -175,6 +176,7 @@ def test_lines_that_were_dropped_are_counted():
     assert len(told) < 3000 and 0 < sum(int(line.split()[0]) for line in told if "dropped" in line) < 3000
 
 
+@pytest.mark.slow
 def test_sigint_while_it_loads(start):
     process = start("--record", "off")
     until(lambda: process.stdout.readline().startswith("loading"), 60)
@@ -184,6 +186,7 @@ def test_sigint_while_it_loads(start):
     assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_load_that_fails_is_a_paragraph_and_a_2(start):
     process = start("--record", "off", seconds="fail")
     _, error = process.communicate(timeout=60)
@@ -270,6 +273,7 @@ def test_a_port_that_is_taken(start):
     assert f"cannot listen on 127.0.0.1 port {port}" in error and "--port" in error
 
 
+@pytest.mark.slow
 def test_a_websocket_beside_http_answers_with_so_many_steps_as_a_phrase_is_held(start):
     process = start("--websocket-port", "0", "--steps-per-phrase", "3", "--record", "off")
     url = next(line for line in process.stdout if line.startswith("websocket: ")).split()[1]

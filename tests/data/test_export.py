@@ -122,6 +122,7 @@ def test_a_film_has_a_frame_a_step_and_shows_the_picture(run, tmp_path):
         assert abs(int(frame[320, 320, 0]) - 40 * step) < 6
 
 
+@pytest.mark.slow
 def test_what_was_said_and_done_changes_the_panel():
     image = np.zeros((64, 64, 3), np.uint8)
     panels = [draw_step(image, _line("left", step))[640:] for step in range(3)]

@@ -11,6 +11,7 @@ import pytest
 
 from tests.server.observing import observe
 from tests.serving import ask, build_body, exchange, read_answer, serve, until
+from tests.slow import slow
 from vlm_local.server.access import MAX_SMALL_BODY, Gate
 from vlm_local.server.live import Hub
 from vlm_local.server.service import ServerSettings
@@ -155,7 +156,7 @@ def test_a_stranger_costs_no_memory_and_hears_why():
             stranger.close()
 
 
-@pytest.mark.parametrize(("name", "value"), [("UNREAD_S", 0.2), ("MAX_HELD", 1_000_000)])
+@pytest.mark.parametrize(("name", "value"), [("UNREAD_S", 0.2), slow("MAX_HELD", 1_000_000)])
 def test_who_takes_nothing_of_its_answer_is_hung_up_on(limit, name, value):
     with observe() as server:
         server.act(image=np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8))

@@ -133,6 +133,7 @@ def test_who_may_not_drive_may_not_hold_or_release():
         assert server.post("/t/secret-token/s/left/hold")[0] == 200
 
 
+@pytest.mark.slow
 def test_made_up_names_end_somewhere_and_all_can_still_be_held():
     with serve() as server:
         statuses = {server.post(f"/s/made-up-{number}/hold")[0] for number in range(1030)}

@@ -125,6 +125,7 @@ def test_plain_clients_get_a_plain_list(server, image):
     np.testing.assert_array_equal(server.engine.requests[-1].image, IMAGE)
 
 
+@pytest.mark.slow
 def test_the_largest_image_in_the_largest_form(server):
     image = np.zeros((4096, 4096, 3), np.uint8)
     status, _, body = server.post("/act", build_body(image))

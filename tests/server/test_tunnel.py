@@ -184,6 +184,7 @@ def test_ssh_ends_with_its_server_however_that_ends(sshd):
     until(lambda: not _listens(remote_port))
 
 
+@pytest.mark.slow
 def test_serve_keeps_a_tunnel_and_ends_it(sshd, tmp_path):
     wrapper = tmp_path / "bin" / "ssh"  # stands for what a user has in ~/.ssh
     wrapper.parent.mkdir()

@@ -86,6 +86,7 @@ def test_negatives_say_stop_and_mean_nothing_and_others_are_as_collected(shard):
     assert all(question in negatives for example in strange for question in example.asked)
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_what_is_drawn(shard):
     def draw(seed):
         rng = np.random.default_rng(seed)

@@ -10,7 +10,6 @@ import pytest
 import safetensors.torch
 
 from tests import recordings
-from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import open_policies
 from vlm_local.checkpoint import open_checkpoint
@@ -171,7 +170,8 @@ def tiny(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("more", [slow([]), ["--lora", "2", "--bfloat16"]])
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [[], ["--lora", "2", "--bfloat16"]])
 def test_the_command_tunes_the_embedded_model_on_rlds(more, tmp_path, tiny, bridge, capsys):
     out = tmp_path / "out"
     arguments = ["--model", str(tiny), "--data", str(bridge), "--out", str(out), "--steps", "2"]

@@ -52,6 +52,7 @@ def test_a_projection_says_only_what_it_can_and_what_is_wanted(grammar):
         assert all(sign in (0, right) for sign, right in zip(said, wanted, strict=True))
 
 
+@pytest.mark.slow
 def test_always_the_opposite_never_succeeds():
     for seed in (0, 1, 2):
         plain, lost = play_settings("reach", "normal", seed, (PLAIN, build_error("x", OPPOSITE, 1.0)))

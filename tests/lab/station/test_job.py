@@ -141,6 +141,7 @@ def test_a_detector_that_is_not_there_would_have_ended_the_job(tmp_path, monkeyp
     assert status == 1 and [event["request"] for event in report["would_have_ended"]] == ["detector"]
 
 
+@pytest.mark.slow
 def test_a_command_runs_at_its_step_and_the_name_is_sent(tmp_path):
     mark = tmp_path / "ran"
     with serve() as server:
@@ -158,6 +159,7 @@ def test_where_to_restart_is_refused_with_what_is_expected(words, tmp_path, caps
     assert "expected EPISODE:STEP" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_films_and_a_page_show_the_job(tmp_path):
     with serve() as server:
         _play(server.url, tmp_path / "job", "open_drawer", "--episodes", "2")
@@ -168,6 +170,7 @@ def test_films_and_a_page_show_the_job(tmp_path):
     assert "<h1>A station's job: open drawer</h1>" in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "phrase", "edge_m"),
     # The highest y of the drawer's box, 0.0770, lies 55 mm further left in our scene; the sink's lowest is a station's.
