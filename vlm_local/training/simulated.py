@@ -92,7 +92,7 @@ class Course:
 
 
 _MEMORY_COURSE = Course(
-    num_rounds=16,
+    num_rounds=24,
     mixes={0: {"reach_shown": 0.42, "put_back": 0.42, "push": 0.08, "reach": 0.08}},
     levels={"normal": 1.0},
     frames=300,
