@@ -143,7 +143,7 @@ def test_a_model_is_shown_examples_and_frames_and_says_so(data_set):
     assert about["frames"] == {"num": 1, "every": 1, "choice": "last"}
 
 
-@pytest.mark.slow  # tests/engines/test_process.py has pictures cross the pipe by default
+@pytest.mark.long  # tests/engines/test_process.py has pictures cross the pipe by default
 def test_an_engine_in_its_own_process_is_shown_the_same(data_set):
     options = PolicyOptions(model=str(tiny_checkpoint("qwen2-vl")), examples=f"{data_set}:2", frames=2, dtype="float32")
 

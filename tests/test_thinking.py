@@ -165,7 +165,7 @@ def test_the_recording_of_an_episode_holds_its_reasoning(tmp_path):
     assert [line.get("reasoning_step") for line in lines] == [None, 0, 0, 2]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_robot_that_keeps_its_rhythm_is_thought_for_between_its_steps(capsys):
     flags = ["--model", str(tiny_checkpoint("smolvlm2")), "--hz", "1.5", "--rounds", "1", "--episode-steps", "12"]
     assert main(["bench", "think", *flags, "--think-tokens", "6", "--think-every", "2"]) == 0

@@ -45,7 +45,7 @@ def installed(tmp_path_factory):
     return folder / "venv" / "bin"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_installed_wheel_serves_simulates_labels_and_evaluates(installed, tmp_path):
     command = installed / "vlm-local"
     where = _run([installed / "python", "-c", "import vlm_local; print(vlm_local.__file__)"], tmp_path)

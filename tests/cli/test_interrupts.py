@@ -132,7 +132,7 @@ def kill_helpers(process):
                 child.kill()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_helper_that_is_killed_ends_the_command_with_a_sentence(tmp_path):
     process = start("ceiling", "--tasks", "reach", "--level", "easy", "--workers", 2, "--out", tmp_path / "out")
     until(lambda: process.poll() is not None or kill_helpers(process))
@@ -151,7 +151,7 @@ def test_helpers_end_with_a_command_that_is_killed(tmp_path):
     until(lambda: not is_any_left(process.pid))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_while_the_frames_of_a_round_are_collected(tmp_path):
     process = start("train", "tiny", "--task", "lift", "--rounds", 2, "--out", tmp_path / "run")
     until(lambda: (tmp_path / "run" / "shards").exists() or process.poll() is not None)
@@ -160,7 +160,7 @@ def test_while_the_frames_of_a_round_are_collected(tmp_path):
     assert "Traceback" not in error
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_while_a_model_is_tuned(tmp_path, data_set):
     assert main(["train", "init-tiny", "--out", str(tmp_path / "tiny")]) == 0
     flags = ("--model", tmp_path / "tiny", "--data", data_set, "--out", tmp_path / "out", "--samples", 64)

@@ -96,7 +96,7 @@ def test_forgetting_an_episode_ends_its_thought(worker, listening):
         listening.think("robot/1")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_engine_in_its_own_process_writes_the_same(listening):
     def write(engine):
         outcome = engine.think("robot/1", build_thought(12))

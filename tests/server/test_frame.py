@@ -147,7 +147,7 @@ def _drive_forward(server, seed: int, episode: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [2, 10])
+@pytest.mark.parametrize("seeds", [2, pytest.param(10, marks=pytest.mark.long)])
 def test_labels_of_a_stations_recording_are_right_with_the_frame_and_not_without(seeds, tmp_path, capsys):
     right = {}
     for name in ("auto", "bridge-widowx"):

@@ -103,7 +103,7 @@ def test_the_oracle_puts_the_scene_back_between_episodes(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("num_steps", [10, 110])
+@pytest.mark.parametrize("num_steps", [10, pytest.param(110, marks=pytest.mark.long)])
 def test_another_servers_policy_puts_the_scene_back(tmp_path, monkeypatch, num_steps):
     monkeypatch.setitem(RESET_STEPS, "drawer", num_steps)
     with serve() as server, serve() as idle:
