@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from tests.tiny_models import tiny_checkpoint
+from vlm_local.checkpoint import open_checkpoint
 from vlm_local.cli import main
 from vlm_local.decoding.trie import check_prefixes, tokenize_sentences
 from vlm_local.engines.processing import Processing
@@ -122,3 +124,10 @@ def test_no_mean_of_one_model_or_of_two_architectures(folder, tmp_path, capsys, 
     models = [str(folder), *(str(tiny_checkpoint(name) if name == "qwen2-vl" else tmp_path / name) for name in others)]
     assert main(["train", "mean", *models, "--out", str(tmp_path / "mean")]) == 2
     assert said in capsys.readouterr().err and not (tmp_path / "mean").exists()
+
+
+def test_a_mean_of_models_without_our_own_file_is_a_model(tmp_path):
+    models = [str(tiny_checkpoint("qwen2-vl", seed)) for seed in (0, 1)]
+    assert main(["train", "mean", *models, "--out", str(tmp_path / "mean")]) == 0
+    first, mean = (open_checkpoint(path).sha256 for path in (Path(models[0]), tmp_path / "mean"))
+    assert first != mean and not list((tmp_path / "mean").glob("*.index.json"))

@@ -82,8 +82,9 @@ def show_first_picture(start: Path, folder: Path) -> Path:
 
 def write_weights(start: Path, model: Qwen2VLForConditionalGeneration, folder: Path, trained: bool) -> None:
     """A folder as `start` with the weights of `model`. Results and model card of the start's weights stay behind."""
-    shutil.copytree(start, folder, ignore=shutil.ignore_patterns("*.safetensors", "README.md"), dirs_exist_ok=True)
-    fields = json.loads((start / "vlm_local.json").read_text(encoding="utf-8"))
+    shutil.copytree(start, folder, ignore=shutil.ignore_patterns("*.safetensors*", "README.md"), dirs_exist_ok=True)
+    sidecar = start / "vlm_local.json"
+    fields = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
     write_sidecar(folder, {**fields, "trained": trained, "results": {}})
     _save(model, folder)
 
@@ -92,9 +93,14 @@ def write_mean(folders: Sequence[Path], folder: Path) -> None:
     """A folder as the first of `folders` whose weights are the mean of all of theirs, with no results.
 
     Of models that were trained on from one another such a mean often keeps what each does best (Wortsman et al., Model
-    soups, 2022). Raises ConfigError where their weights are not of the same names and shapes.
+    soups, 2022). Raises ConfigError where their weights are not of the same names and shapes, and for adapters and
+    quantised models, whose folders hold other files.
     """
-    first, *others = (load_model(open_checkpoint(each), device="cpu", dtype="float32").model for each in folders)
+    checkpoints = [open_checkpoint(each) for each in folders]
+    for checkpoint in checkpoints:
+        if checkpoint.adapter or checkpoint.quant_method:
+            raise ConfigError(f"{checkpoint.folder} is an adapter or quantised; a mean needs whole models' weights")
+    first, *others = (load_model(each, device="cpu", dtype="float32").model for each in checkpoints)
     parameters = dict(first.named_parameters())
     for path, other in zip(folders[1:], others, strict=True):
         theirs = dict(other.named_parameters())
