@@ -31,10 +31,11 @@ class Part:
 _SMALL = "--shape small --layers 1 --rounds 2"
 _PARTS = (
     Part("values", 100, "tests.gpu.values", small="--requests 1"),
+    Part("limit-2b", 60, "vlm_local", "bench limit --shape qwen2-vl-2b", "--shape small --layers 1"),
+    Part("decode-2b", 100, "vlm_local", "bench decode --shape qwen2-vl-2b --rounds 40", _SMALL),
+    Part("values-fused", 90, "tests.gpu.values", "--fused", "--requests 1 qwen2-vl"),
     Part("profile-2b", 50, "vlm_local", "bench profile --shape qwen2-vl-2b --rounds 80", _SMALL),
-    Part("decode-2b", 90, "vlm_local", "bench decode --shape qwen2-vl-2b --rounds 40", _SMALL),
     Part("rows-2b", 60, "vlm_local", "bench rows --shape qwen2-vl-2b --rounds 20", f"{_SMALL} --counts 1,4"),
-    Part("limit-2b", 40, "vlm_local", "bench limit --shape qwen2-vl-2b", "--shape small --layers 1"),
     Part("serve", 60, "tests.gpu.serve", small="--requests 20"),
     Part("decode-7b", 90, "vlm_local", "bench decode --shape qwen2-vl-7b --rounds 20", _SMALL),
 )

@@ -28,15 +28,18 @@ _LIKELY = 1e-3  # of the less likely ones a logarithm says little
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("families", nargs="*", default=FAMILIES, help="[all]")
     parser.add_argument("--requests", type=int, default=5, help="of each family and dtype [5]")
-    num_requests = parser.parse_args().requests
+    parser.add_argument("--fused", action="store_true", help="with layers that torch.compile has fused")
+    args = parser.parse_args()
     device = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     set_up_device(device)
     families = {}
-    about = {"benchmark": "values", "device": str(device), "requests": num_requests, **describe_machine()}
-    for family in FAMILIES:
-        exact = compare(family, device, torch.float32, num_requests)
-        rough = compare(family, device, torch.bfloat16, num_requests)
+    told = {"requests": args.requests, "fused": args.fused}
+    about = {"benchmark": "values", "device": str(device), **told, **describe_machine()}
+    for family in args.families:
+        torch.compiler.reset()  # what was compiled for one family is only in the way of the next
+        exact, rough = (compare(family, device, dtype, **told) for dtype in (torch.float32, torch.bfloat16))
         is_right = exact["disagreements"] == 0 and exact["largest difference"] <= _LARGEST_DIFFERENCE
         is_right &= all(each[name] == 0 for each in (exact, rough) for name in each if name.endswith("but near ties"))
         families[family] = {"float32": exact, "bfloat16": rough, "right": is_right}
@@ -44,7 +47,7 @@ def main() -> int:
     return 0 if all(each["right"] for each in families.values()) else 1
 
 
-def compare(family: str, device: torch.device, dtype: torch.dtype, num_requests: int) -> dict[str, float]:
+def compare(family: str, device: torch.device, dtype: torch.dtype, requests: int, fused: bool) -> dict[str, float]:
     """One episode: each step is drafted by what was said before, on kept KV.
 
     The last step's answer is compared by all its probabilities, which outlines needs many forwards for;
@@ -54,17 +57,17 @@ def compare(family: str, device: torch.device, dtype: torch.dtype, num_requests:
     loaded.model.to(device)
     loaded = replace(loaded, device=device)
     processing = Processing(loaded.processor, family, dtype)
-    decoder, reference = TreeDecoder(loaded, is_static=True), OutlinesDecoder(loaded)
+    decoder, reference = TreeDecoder(loaded, is_static=True, is_fused=fused), OutlinesDecoder(loaded)
     mine: list[Generation] = []
     theirs: list[Generation] = []
-    for seed in range(num_requests):
+    for seed in range(requests):
         drafts = tuple(each.sentence for each in mine[::-1])
-        posterior = "exact" if seed == num_requests - 1 else "off"
+        posterior = "exact" if seed == requests - 1 else "off"
         [prepared] = prepare(processing, draw_request(seed, episode="a", drafts=drafts, posterior=posterior))
         mine += decoder.decode([prepared])
         theirs += reference.decode([prepared])
     sentences = [[each.sentence for each in answers] for answers in (mine, theirs)]
-    together = decoder.decode(prepare(processing, *(draw_request(seed) for seed in range(num_requests))))
+    together = decoder.decode(prepare(processing, *(draw_request(seed) for seed in range(requests))))
     one, other = mine[-1].probabilities, theirs[-1].probabilities
     likely = other > _LIKELY
     return {

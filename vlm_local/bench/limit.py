@@ -1,5 +1,6 @@
-"""How fast a step could be: the device's bandwidth and arithmetic, and what the language model takes of them."""
+"""How fast a step could be: the device's bandwidth and arithmetic, and what the model's halves take of them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -9,6 +10,7 @@ import torch
 from vlm_local.bench import Measured
 from vlm_local.bench.subject import Subject
 from vlm_local.decoding.families import Family, PreparedRequest
+from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.static import StaticForwards
 
@@ -36,16 +38,28 @@ class DeviceRates:
 
 
 def measure(subject: Subject) -> Measured:
-    """Times a copy, a matrix product, and the language model over chunks of LENGTHS."""
+    """Times a copy, a matrix product, the language model over chunks of LENGTHS and the vision tower over a picture.
+
+    Both halves run as they are and fused; on a CPU fused layers are traced and not compiled.
+    """
     rates = measure_rates(subject)
     family = Family(subject.loaded)
-    num_weights, num_bytes = _count_language(family)
-    forwards = StaticForwards(family, captures=subject.loaded.device.type == "cuda")
+    prepared = subject.prepare(subject.draw_request(np.random.default_rng(0), "a"))
+    on_gpu = subject.loaded.device.type == "cuda"
+    kinds = {
+        "": StaticForwards(family, captures=on_gpu),
+        "fused_": StaticForwards(family, captures=on_gpu, fused=FusedLayers(family)),
+    }
+    halves = {f"{length} tokens": _build_forward(family, length) for length in LENGTHS}
+    halves["vision"] = lambda forwards: forwards.encode_images([prepared])
+    least_ms = _find_least(subject, prepared, rates)
     chunks = {}
-    for length in LENGTHS:
-        ms = _median_ms(subject, _build_forward(family, forwards, length))
-        least_ms = rates.find_least_ms(num_weights, num_bytes, length)
-        chunks[str(length)] = {"ms": round(ms, 3), "least_ms": round(least_ms, 3), "share": round(least_ms / ms, 3)}
+    for name, run in halves.items():
+        times = {kind: _median_ms(subject, functools.partial(run, forwards)) for kind, forwards in kinds.items()}
+        chunks[name] = {"least_ms": round(least_ms[name], 3)}
+        for kind, ms in times.items():
+            chunks[name] |= {f"{kind}ms": round(ms, 3), f"{kind}share": round(least_ms[name] / ms, 3)}
+    num_weights, num_bytes = _count_language(family)
     result = {
         "benchmark": "limit",
         **subject.about,
@@ -53,13 +67,14 @@ def measure(subject: Subject) -> Measured:
         "product_tflop_per_s": round(rates.operations_per_s / 1e12, 2),
         "language_weights": num_weights,
         "language_bytes": num_bytes,
-        "graphs": forwards.metadata,
-        "tokens": chunks,
+        "graphs": {f"{kind}layers": forwards.metadata for kind, forwards in kinds.items()},
+        "forwards": chunks,
     }
     lines = [f"copy {result['copy_gb_per_s']:.0f} GB/s, product {result['product_tflop_per_s']:.1f} TFLOP/s"]
     lines += [
-        f"{length:>6} tokens {told['ms']:9.2f} ms, at least {told['least_ms']:7.2f}: {told['share']:.0%} reached"
-        for length, told in chunks.items()
+        f"{name:>12}: at least {told['least_ms']:7.2f} ms, {told['ms']:7.2f} as it is ({told['share']:.0%} reached), "
+        f"{told['fused_ms']:7.2f} fused ({told['fused_share']:.0%})"
+        for name, told in chunks.items()
     ]
     return lines, result
 
@@ -73,15 +88,24 @@ def find_least_step_ms(subject: Subject, prepared: PreparedRequest, rates: Devic
     """The least milliseconds of a step: one pass of the vision tower over the picture, one of the language model over
     the picture and the text behind it. The text before it is kept from the step before.
     """
+    language = _count_language(Family(subject.loaded))
+    tokens = len(prepared.input_ids) - prepared.before_length
+    return rates.find_least_ms(*language, tokens) + _find_least_vision_ms(subject, prepared, rates)
+
+
+def _find_least_vision_ms(subject: Subject, prepared: PreparedRequest, rates: DeviceRates) -> float:
     family = Family(subject.loaded)
-    language = _count_language(family)
     others = [family.embedding.weight, *family.head.parameters(), *family.language_model.parameters()]
     known = {id(each) for each in others}
     vision = [each for each in subject.loaded.model.parameters() if id(each) not in known]
-    tokens = len(prepared.input_ids) - prepared.before_length
-    return rates.find_least_ms(*language, tokens) + rates.find_least_ms(
-        *_count(vision), _count_patches(subject, prepared)
-    )
+    return rates.find_least_ms(*_count(vision), _count_patches(subject, prepared))
+
+
+def _find_least(subject: Subject, prepared: PreparedRequest, rates: DeviceRates) -> dict[str, float]:
+    """Of each half that `measure` times."""
+    language = _count_language(Family(subject.loaded))
+    least_ms = {f"{length} tokens": rates.find_least_ms(*language, length) for length in LENGTHS}
+    return least_ms | {"vision": _find_least_vision_ms(subject, prepared, rates)}
 
 
 def _count_patches(subject: Subject, prepared: PreparedRequest) -> int:
@@ -116,7 +140,7 @@ def _measure_product(subject: Subject) -> float:
     return 2e3 * side**3 / _median_ms(subject, lambda: one @ other)
 
 
-def _build_forward(family: Family, forwards: StaticForwards, length: int) -> Callable[[], object]:
+def _build_forward(family: Family, length: int) -> Callable[[StaticForwards], object]:
     """A chunk of made-up tokens behind KV that is kept, one row."""
     generator = np.random.default_rng(length)
     shape = (family.num_layers, 2, family.num_kv_heads, _KEPT, family.head_dim)
@@ -127,7 +151,7 @@ def _build_forward(family: Family, forwards: StaticForwards, length: int) -> Cal
     chunk = Chunk(generator.integers(1_000, 30_000, (1, length)), positions, visible, near)
     last = [np.array([length - 1])]
 
-    def run() -> object:
+    def run(forwards: StaticForwards) -> object:
         kv = forwards.open([kept], _KEPT + length)
         assert kv is not None  # _KEPT and the lengths measured fit a static buffer
         return kv.run(chunk, (), last)

@@ -31,12 +31,13 @@ _WAYS = {
     "posterior_fast": {"episode": None, "posterior": "fast"},
     "posterior_exact": {"episode": None, "posterior": "exact"},
 }
+_WAYS_OF_A_GPU = {"served_fused": {"posterior": "fast"}}  # with compiled layers: decoding/fused.py
 _NO_DRAFT = Budget(draft=1, step=1)
 _READ_BLANK = "read_blank"  # what `served_contrast` needs once an instruction
 
 
 class Contest:
-    """Times of all ways on the same steps. times_ms, cpu_ms, generations: way -> one a timed step.
+    """Times of all ways on the same steps. ways: what each changes. times_ms, cpu_ms, generations: way -> one a step.
 
     cpu_ms is what this process used of its cores: the better measure where others are at work, too.
     """
@@ -46,6 +47,7 @@ class Contest:
         self._subject = subject
         self._steers = steers
         self._steering = Steering()
+        self.ways = _WAYS | (_WAYS_OF_A_GPU if subject.loaded.device.type == "cuda" else {})
         self._decoders = self._build_decoders()
         self._blanks = BlankReadings(subject.prepare, self._decoders["served_contrast"])
         self.times_ms: dict[str, list[float]] = defaultdict(list)
@@ -62,8 +64,9 @@ class Contest:
             "outlines": SteeredOutlines(loaded, self._steering),
             "trie": steer_tree(TreeDecoder(loaded, _NO_DRAFT), self._steering),
             "served_growing": steer_tree(TreeDecoder(loaded, is_static=False), self._steering),
+            "served_fused": steer_tree(TreeDecoder(loaded, is_fused=True), self._steering),
         }
-        return {way: own.get(way, shared) for way in _WAYS}
+        return {way: own.get(way, shared) for way in self.ways}
 
     def play(self, episodes: Sequence[PlayedEpisode], num_steps: int) -> None:
         """Warm up on one step, then time whole episodes, spread evenly, until `num_steps` were timed."""
@@ -74,7 +77,7 @@ class Contest:
         policy = self._subject.build_policy(self._race, self._forget, **changes)
         play_episode(policy, chosen[0], 1, self._say)
         self.num_disagreements = self.num_followed = 0
-        for way in (*_WAYS, "prefill", _READ_BLANK):
+        for way in (*self.ways, "prefill", _READ_BLANK):
             for told in (self.times_ms, self.cpu_ms, self.generations):
                 told[way].clear()
         with open_bar("decode", num_steps) as bar:
@@ -103,7 +106,7 @@ class Contest:
             "prefill": lambda: self._prefill(prepared),
             _READ_BLANK: lambda: self._decoders["served_contrast"].read_blank(blank),
         }
-        for way, changes in _WAYS.items():
+        for way, changes in self.ways.items():
             own = {
                 "episode": f"{way} {request.episode}",
                 "contrast": 0.0,
@@ -117,7 +120,7 @@ class Contest:
         for way in order[first:] + order[:first]:
             answers[way] = self._time(way, runs[way])
             self.generations[way].append(answers[way])
-        said = {answers[way].sentence for way in _WAYS if "contrast" not in _WAYS[way]}
+        said = {answers[way].sentence for way, changes in self.ways.items() if "contrast" not in changes}
         self.num_disagreements += len(said) > 1
         self.num_followed += answers["draft"].sentence == self._steering.target
         return answers["draft"]
@@ -150,14 +153,14 @@ def summarise_contest(contest: Contest) -> dict[str, Any]:
     exact = contest.generations["posterior_exact"]
     missing = np.array([each.missing_mass for each in contest.generations["posterior_fast"]])
     return {
-        "x_prefill": {way: summarise(np.array(contest.times_ms[way]) / prefill) for way in _WAYS},
+        "x_prefill": {way: summarise(np.array(contest.times_ms[way]) / prefill) for way in contest.ways},
         "x_prefill_read_blank": summarise(np.array(contest.times_ms[_READ_BLANK]) / prefill),
         "contrast_x_served": summarise(np.divide(contest.times_ms["served_contrast"], contest.times_ms["served_fast"])),
-        "x_prefill_cpu": {way: summarise(np.array(contest.cpu_ms[way]) / cpu_prefill) for way in _WAYS},
+        "x_prefill_cpu": {way: summarise(np.array(contest.cpu_ms[way]) / cpu_prefill) for way in contest.ways},
         "ms": {way: summarise_ms(times) for way, times in contest.times_ms.items()},
         "forwards_per_step": {
             way: round(float(np.mean([each.stats["forwards"] for each in contest.generations[way]])), 3)
-            for way in _WAYS
+            for way in contest.ways
         },
         "draft_hit_rate": float(np.mean([each.stats["draft_hit"] for each in drafts])),
         "near_tie_rate": float(np.mean([each.stats["near_tie"] for each in drafts])),

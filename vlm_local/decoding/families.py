@@ -130,6 +130,7 @@ class Family:
     window: sliding attention's window where some layers have one (PaliGemma 2), else None.
     num_deep_levels: layers behind which image features are added once more (Qwen3-VL).
     num_layers, num_kv_heads, head_dim: of the language model, the shape of its KV.
+    vision_layers: of the vision tower, none where it cannot be captured as a graph. vision_config: its configuration.
     softcap: bound of tanh on the logits (Gemma 2), or None.
     """
 
@@ -156,7 +157,13 @@ class Family:
         self._get_features = inner.get_image_features
         self._describe_grid = functools.lru_cache(_MAX_LAYOUTS)(self._compute_grid_constants)
         # SmolVLM looks for empty tiles by their values, which a CPU must read back.
-        self.can_capture_vision = loaded.family != "smolvlm2"
+        self.can_capture_vision = not loaded.family.startswith("smolvlm")
+        self.vision_config = model.config.vision_config
+        self.vision_layers: list[Any] = []
+        if self.axes == 3:
+            self.vision_layers = list(self._vision_tower.blocks)
+        elif self.can_capture_vision:
+            self.vision_layers = list(inner.vision_tower.encoder.layers)
 
     def encode_images(self, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
         """Of each one's picture, the present one of a request. One pass of the vision tower for each layout."""
@@ -189,16 +196,20 @@ class Family:
             for row, tokens in enumerate(output.pooler_output)
         ]
 
-    def _compute_grid_constants(self, grid: tuple[int, ...], count: int) -> Mapping[str, torch.Tensor]:
+    def _compute_grid_constants(self, grid: tuple[int, ...], count: int) -> Mapping[str, Any]:
         """What Qwen's vision towers derive from the pictures' grids, made once: they would read the grid
         back from a GPU in every layer. What is an index is on the model's device, what is a length on the CPU.
         """
         tower, grids = self._vision_tower, torch.tensor([grid] * count)
-        constants = {"image_grid_thw": grids}
+        constants: dict[str, Any] = {"image_grid_thw": grids, "pictures": count}
+        constants["max_seqlen"] = num_patches = int(grids[0].prod())  # asked for by name, read by nobody here
         constants["position_ids"] = get_vision_position_ids(grids, self._merge).to(self.device)
         if hasattr(tower, "window_size"):  # Qwen2.5
             index, lengths = get_vision_window_index(grids, self._merge, tower.window_size, tower.patch_size)
             constants |= {"window_index": index.to(self.device), "cu_window_seqlens": lengths.cpu()}
+            ends = lengths[1:].unique().to(self.device)
+            windows = torch.bucketize(torch.arange(num_patches, device=self.device), ends, right=True)
+            constants |= {"windows": windows, "max_window_seqlen": num_patches}
         if hasattr(tower, "num_grid_per_side"):  # Qwen3
             indices, weights = get_vision_interpolation_indices_and_weights(
                 grids,

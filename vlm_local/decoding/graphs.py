@@ -6,6 +6,7 @@ and computes again with whatever stands in the buffers that it reads.
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,9 @@ _WARM_UP_RUNS = 2  # before a capture, so that libraries have chosen their kerne
 class GraphPool:
     """CUDA graphs that share one pool of memory: they are replayed one after the other, never together."""
 
-    def __init__(self, captures: bool):
-        self._captures = captures
+    def __init__(self, captures: bool, around: Callable[[], AbstractContextManager] = nullcontext):
+        """around: what is open while something is computed and captured."""
+        self._captures, self._around = captures, around
         self._pool = torch.cuda.graph_pool_handle() if captures else None
         self.captured = self.uncaptured = 0
 
@@ -30,15 +32,20 @@ class GraphPool:
         compute: reads and writes buffers that stay where they are; running it again changes nothing. Its
             result is overwritten by the next graph, so whoever needs it longer copies it.
         """
+
+        def compute_inside() -> Any:
+            with self._around():
+                return compute()
+
         if not self._captures:
-            return compute
+            return compute_inside
         try:
-            return self._capture(compute)
+            return self._capture(compute_inside)
         except RuntimeError as error:  # out of memory is one, too
             _log.warning("a forward could not be captured as a CUDA graph and runs operation by operation: %s", error)
             torch.cuda.synchronize()
             self.uncaptured += 1
-            return compute
+            return compute_inside
 
     def _capture(self, compute: Callable[[], Any]) -> Callable[[], Any]:
         current, side = torch.cuda.current_stream(), torch.cuda.Stream()

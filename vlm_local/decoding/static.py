@@ -16,6 +16,7 @@ import torch
 
 from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout, PreparedRequest, find_layout
 from vlm_local.decoding.forward import DynamicKV, PlacedImage, run_language_model
+from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.graphs import GraphPool, StagedBuffer
 from vlm_local.decoding.layout import Chunk
 
@@ -44,8 +45,9 @@ def round_rows(count: int) -> int:
 class StaticForwards:
     """One model's buffers and graphs, made when they are first needed and kept. Not for several threads."""
 
-    def __init__(self, family: Family, captures: bool, max_batch: int = 1):
-        """captures: record and replay CUDA graphs; else every forward runs operation by operation.
+    def __init__(self, family: Family, captures: bool, max_batch: int = 1, fused: FusedLayers | None = None):
+        """captures: record and replay CUDA graphs; else every forward runs operation by operation. fused: what its
+        layers run in, None for layers as they are.
 
         max_batch: for so many rows the usual graphs are captured as soon as the first request shows how long
         prompts are; others when they are first needed.
@@ -54,7 +56,7 @@ class StaticForwards:
         # Largest first: the smaller graphs then find room in the memory that it has left in the pool.
         self._usual_rows = sorted({round_rows(count) for count in range(1, min(max_batch, MAX_ROWS) + 1)}, reverse=True)
         self._captures = captures
-        self._graphs = GraphPool(captures)
+        self._graphs = GraphPool(captures, fused.running) if fused else GraphPool(captures)
         self._caches: dict[tuple[int, int], _StaticCache] = {}
         self._steps: dict[tuple, _Step] = {}
         self._towers: dict[PictureLayout, dict[int, _Tower]] = {}

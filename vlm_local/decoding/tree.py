@@ -18,6 +18,7 @@ import torch
 from vlm_local.decoding.distribution import Prior, certify, decide, select_nodes
 from vlm_local.decoding.families import Family, LoadedModel, PreparedRequest
 from vlm_local.decoding.forward import Head
+from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.session import DecodeTask, GrammarCache, PrefixStore, Session, build_task
 from vlm_local.decoding.static import StaticForwards
 from vlm_local.decoding.trie import MAX_GRAMMARS, TokenTrie, build_trie, tokenize_sentences
@@ -63,18 +64,21 @@ class TreeDecoder:
         keep_bytes: int = 1 << 28,
         is_static: bool | None = None,
         max_batch: int = 1,
+        is_fused: bool = False,
     ):
         """budget: None for the device's own. keep_bytes: memory for what is kept of all episodes together.
 
         is_static: forwards of fixed shapes, replayed as graphs on a GPU; None for a GPU only.
-        max_batch: requests at once that a GPU is made ready for with the first one.
+        max_batch: requests at once that a GPU is made ready for with the first one. is_fused: compile the layers of
+        these forwards, which a GPU has yet to say is worth it.
         """
         self._loaded = loaded
         self._family = Family(loaded)
         on_gpu = loaded.device.type == "cuda"
         self._budget = budget or (GPU_BUDGET if on_gpu else Budget())
         is_static = on_gpu if is_static is None else is_static
-        self._forwards = StaticForwards(self._family, on_gpu, max_batch) if is_static else None
+        fused = FusedLayers(self._family) if is_static and is_fused else None
+        self._forwards = StaticForwards(self._family, on_gpu, max_batch, fused) if is_static else None
         self._store = PrefixStore(keep_bytes)
         self.writer = ThoughtWriter(loaded, self._family, self._store)
         self._near_tie = NEAR_TIE[loaded.dtype]
