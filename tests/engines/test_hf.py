@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+import transformers
 
 from tests.slow import FAMILIES, slow
 from tests.tiny_models import FAMILIES as ALL
@@ -96,6 +97,18 @@ def _widen(adapter):
     weights = {name: torch.cat([each, each], dim=-1) for name, each in safetensors.torch.load_file(file).items()}
     safetensors.torch.save_file(weights, file)
     return adapter
+
+
+@pytest.mark.parametrize("family", [family for family in ALL if family.startswith("qwen")])
+def test_a_patch_is_seen_as_transformers_sees_it(family):
+    """Each is multiplied with the weights of a convolution."""
+    loaded, processing = _open_processing(family)
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(tiny_checkpoint(family)).eval()
+    vision = processing.prepare(REQUEST).vision
+    shown = {name: vision[name] for name in ("pixel_values", "image_grid_thw")}
+    with torch.inference_mode():
+        mine, expected = (each.model.get_image_features(**shown).pooler_output[0] for each in (loaded.model, theirs))
+    torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.fixture

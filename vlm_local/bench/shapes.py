@@ -11,7 +11,7 @@ from tokenizers.models import Unigram
 from transformers.initialization import no_init_weights
 
 from vlm_local.decoding.families import LoadedModel, PreparedPicture, PreparedRequest
-from vlm_local.engines.loading import set_up_device
+from vlm_local.engines.loading import multiply_patches, set_up_device
 from vlm_local.errors import ConfigError
 from vlm_local.types import GenerationRequest
 
@@ -80,6 +80,7 @@ def build_shape(name: str, layers: int | None, device: torch.device, dtype: torc
     with no_init_weights(), device:
         model = transformers.Qwen2VLForConditionalGeneration._from_config(config, dtype=dtype)
     model.eval().requires_grad_(False)
+    multiply_patches(model)
     _fill(model)
     tokenizer = _build_tokenizer(shape.vocabulary)
     model.generation_config = transformers.GenerationConfig(eos_token_id=_END, pad_token_id=_END)

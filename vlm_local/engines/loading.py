@@ -54,6 +54,7 @@ def load_model(
     model.eval().requires_grad_(False)
     if quantize == "4bit" or checkpoint.quant_method == "bitsandbytes-4bit":
         settle_4bit(model, chosen)
+    multiply_patches(model)
     tokenizer, family = processor.tokenizer, checkpoint.family
     check_pictures(processor.image_processor, model.config, checkpoint.folder)
     tokenizer.eos_token_id = _find_end_token(model, tokenizer, frame.end_token_id, checkpoint)
@@ -82,6 +83,23 @@ def _read_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
             f"them; what is served would not be this model"
         )
     return model
+
+
+class _PatchProduct(torch.nn.Conv3d):
+    """A convolution of patches (n, ...) each as large as its kernel: a matrix product, which torch.conv3d takes several
+    times as long for (docs/decisions.md).
+    """
+
+    def _conv_forward(self, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        product = torch.nn.functional.linear(input.flatten(1), weight.flatten(1), bias)
+        return product[:, :, None, None, None]
+
+
+def multiply_patches(model: torch.nn.Module) -> None:
+    """Qwen's vision towers see each patch by a matrix product; their weights and names stay."""
+    for module in model.modules():
+        if type(module) is torch.nn.Conv3d:
+            module.__class__ = _PatchProduct
 
 
 def _choose_device(name: str) -> torch.device:
