@@ -101,8 +101,9 @@ def decoder(request, monkeypatch):
         monkeypatch.setattr(tree, "Family", DryFamily)
         monkeypatch.setattr(TreeDecoder, "session_type", DrySession)
     on_gpu = LoadedModel(**{**vars(loaded), "device": CUDA})
+    build = TreeDecoder if HAS_GPU else under_mode(TreeDecoder)
     # Graphs and pinned memory need a driver: what tests/gpu.sh is for.
-    return TreeDecoder(on_gpu, is_static=HAS_GPU), lambda *requests: prepare(processing, *requests)
+    return build(on_gpu, is_static=HAS_GPU), lambda *requests: prepare(processing, *requests)
 
 
 def test_prefill_with_draft_then_steps(decoder):
