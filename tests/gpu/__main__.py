@@ -30,7 +30,7 @@ class Part:
 
 _SMALL = "--shape small --layers 1 --rounds 2"
 _PARTS = (
-    Part("values", 100, "tests.gpu.values", small="--requests 1"),
+    Part("values", 100, "tests.gpu.values", small="--requests 1 qwen2-vl paligemma2"),
     Part("limit-2b", 60, "vlm_local", "bench limit --shape qwen2-vl-2b", "--shape small --layers 1"),
     Part("decode-2b", 100, "vlm_local", "bench decode --shape qwen2-vl-2b --rounds 40", _SMALL),
     Part("values-fused", 90, "tests.gpu.values", "--fused", "--requests 1 qwen2-vl"),

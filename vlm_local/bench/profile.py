@@ -44,26 +44,33 @@ _WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchroniz
 
 
 def measure(subject: Subject, num_steps: int) -> Measured:
-    """Play one episode with `serve`'s own settings three times: untouched, part by part, and traced.
+    """Play one episode with `serve`'s own settings: untouched, with one thread of the CPU, part by part, and traced.
 
     Part by part the GPU is waited for at both ends of each, so their sum is more than the step.
     """
     player = _Player(subject)
     player.play(_WARM_UP)
     step_ms = player.play(num_steps)
+    with _one_thread():
+        one_thread_ms = player.play(num_steps)
     parts: dict[str, list[float]] = defaultdict(list)
     with _around_parts(lambda name: _timed(subject, parts[name])):
         player.play(num_steps)
     parts_ms = {name: sum(times) / num_steps for name, times in parts.items()}
     traced, trace = _trace(player)
-    result = {
+    result: dict[str, Any] = {
         "benchmark": "profile",
         **subject.about,
         "step_ms": summarise_ms(step_ms),
+        "one_thread_ms": summarise_ms(one_thread_ms),
         "parts": {name: {"ms": round(ms, 3), **traced[name]} for name, ms in parts_ms.items()},
         **trace,
     }
-    lines = [f"step: p50 {result['step_ms']['p50']:.2f} ms; by part, with a wait behind each:"]
+    medians, slow = ([result[name][which] for name in ("step_ms", "one_thread_ms")] for which in ("p50", "p99"))
+    lines = [
+        f"step: p50 {medians[0]:.2f} ms, p99 {slow[0]:.2f}; with one thread {medians[1]:.2f} and {slow[1]:.2f}",
+        "by part, with a wait behind each:",
+    ]
     lines += [
         f"  {name:16}{told['ms']:9.2f} ms{told['kernels']:9.1f} kernels{told['gpu_ms']:9.2f} ms of the GPU"
         for name, told in result["parts"].items()
@@ -97,6 +104,16 @@ class _Player:
         [generation], taken_ms, _ = self._subject.time(lambda: self._decoder.decode([prepared]))
         self._times_ms.append(taken_ms)
         return generation
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    count = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(count)
 
 
 @contextmanager

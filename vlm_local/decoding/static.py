@@ -24,7 +24,7 @@ MAX_ROWS = 16  # more requests at once run in forward.py
 MAX_COLUMNS = 2048  # longer prompts, too
 WIDTH = 512  # columns of the narrowest buffer; others have a multiple
 MAX_LAYOUTS = 4  # of pictures, each with towers of its own; whoever sends more shapes gets no more memory of the GPU
-RESERVE = 320  # columns for nodes behind a prompt, unless all are wanted: the fast posterior's budget, padded
+RESERVE = 512  # columns for nodes behind a prompt, unless all are wanted: all that the fast posterior reads on a GPU
 # Captured with the first request, so that no robot waits for it: chunks with a picture, and what follows them.
 _LONGEST_FIRST, _LONGEST_NEXT = 768, 256
 

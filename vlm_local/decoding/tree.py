@@ -39,17 +39,18 @@ class Budget:
     """How many nodes of the trie a forward takes along. Chosen by measurement: docs/benchmarks.md.
 
     draft: with the prompt. step: with each further forward, as long as it costs what one token does.
-    fast: with either while the fast posterior is wanted; fast_total: after which it gives up.
+    fast, fast_step: the same while the fast posterior is wanted; fast_total: after which it gives up.
     """
 
     draft: int = 32
     step: int = 16
     fast: int = 64
+    fast_step: int = 64
     fast_total: int = 192
 
 
 # A GPU waits for the weights to come from its memory, so that nodes cost little and forwards much.
-GPU_BUDGET = Budget(draft=96, step=64, fast=192, fast_total=576)
+GPU_BUDGET = Budget(draft=96, step=64, fast=320, fast_step=192, fast_total=512)
 
 
 class TreeDecoder:
@@ -202,10 +203,11 @@ class TreeDecoder:
         if focus is None:
             return None
         budget, trie = self._budget, task.grammar.trie
-        limit = budget.draft if task.num_forwards == 0 else budget.step
+        first, further = budget.draft, budget.step
         if task.request.posterior == "fast":
-            limit = budget.fast
-        elif task.request.posterior == "exact":
+            first, further = budget.fast, budget.fast_step
+        limit = first if task.num_forwards == 0 else further
+        if task.request.posterior == "exact":
             limit = len(trie)
         return select_nodes(trie, task.grammar.prior.weigh(task.request.drafts, task.expected), focus, limit)
 
