@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -131,3 +132,19 @@ def test_a_mean_of_models_without_our_own_file_is_a_model(tmp_path):
     assert main(["train", "mean", *models, "--out", str(tmp_path / "mean")]) == 0
     first, mean = (open_checkpoint(path).sha256 for path in (Path(models[0]), tmp_path / "mean"))
     assert first != mean and not list((tmp_path / "mean").glob("*.index.json"))
+
+
+def test_no_mean_of_an_adapter_or_of_quantised_weights(tmp_path, capsys):
+    whole = tiny_checkpoint("qwen2-vl")
+    quantised = shutil.copytree(whole, tmp_path / "quantised")
+    config = json.loads((quantised / "config.json").read_text())
+    packed = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": packed}))
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    shutil.copy(whole / "model.safetensors", adapter / "adapter_model.safetensors")
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(whole)}))
+    for other in (quantised, adapter):
+        assert main(["train", "mean", str(whole), str(other), "--out", str(tmp_path / "mean")]) == 2
+        said = capsys.readouterr().err
+        assert str(other) in said and "whole models" in said and not (tmp_path / "mean").exists()

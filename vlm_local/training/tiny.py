@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vlm_local.checkpoint import open_checkpoint
+from vlm_local.checkpoint import ADAPTER, open_checkpoint
 from vlm_local.engines.loading import load_model
 from vlm_local.errors import ConfigError
 from vlm_local.training import tokenizer as words
@@ -96,10 +96,11 @@ def write_mean(folders: Sequence[Path], folder: Path) -> None:
     soups, 2022). Raises ConfigError where their weights are not of the same names and shapes, and for adapters and
     quantised models, whose folders hold other files.
     """
-    checkpoints = [open_checkpoint(each) for each in folders]
-    for checkpoint in checkpoints:
-        if checkpoint.adapter or checkpoint.quant_method:
-            raise ConfigError(f"{checkpoint.folder} is an adapter or quantised; a mean needs whole models' weights")
+    checkpoints = []
+    for each in folders:
+        if (each / ADAPTER).exists() or (checkpoint := open_checkpoint(each)).quant_method:
+            raise ConfigError(f"{each} is an adapter or quantised; a mean needs the weights of whole models")
+        checkpoints.append(checkpoint)
     first, *others = (load_model(each, device="cpu", dtype="float32").model for each in checkpoints)
     parameters = dict(first.named_parameters())
     for path, other in zip(folders[1:], others, strict=True):
