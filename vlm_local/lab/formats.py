@@ -56,5 +56,4 @@ def format_name(name: str) -> str:
 
 
 def format_p(value: float) -> str:
-    """A p-value."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -35,6 +35,11 @@ class BlockTask(Task):
 
     kind = "blocks"
 
+    def sample(self, world, level, rng):
+        """The target is named by its colour; another block would be another answer."""
+        self.sample_blocks(world, level, rng)
+        self.phrase_instruction(level, rng, {"colour": self.colours[0]}, {"colour": self.colours[1]})
+
     def sample_blocks(self, world: World, level: Level, rng: np.random.Generator) -> None:
         """Three blocks and perhaps distractors, where `fits` has nothing against it."""
         names = list(COLOURS)[: None if level.more_colours else _USUAL_COLOURS]
@@ -83,10 +88,6 @@ class Reach(BlockTask):
         "approach the block that is {colour}",
         "the {colour} one, please: go there",
     )
-
-    def sample(self, world, level, rng):
-        self.sample_blocks(world, level, rng)
-        self.phrase_instruction(level, rng, {"colour": self.colours[0]}, {"colour": self.colours[1]})
 
     def is_done(self, world):
         return _is_over(world, f"block{self.target}")
@@ -139,10 +140,6 @@ class Lift(BlockTask):
     stages = ("reached", "grasped", "lifted")
     words = combine(("lift", "pick up", "raise", "lift up", "grasp and lift"), _NAMED)
     unseen = ("take the {colour} cube off the table", "the {colour} block, please: up with it")
-
-    def sample(self, world, level, rng):
-        self.sample_blocks(world, level, rng)
-        self.phrase_instruction(level, rng, {"colour": self.colours[0]}, {"colour": self.colours[1]})
 
     def is_done(self, world):
         return self._rise(world, self.target) > _LIFTED_M and world.count_pads("block0") == 2
