@@ -6,7 +6,6 @@ lock from the robots whose time is measured. Prints "ready" and, in the end, wha
 
 import base64
 import http.client
-import io
 import json
 import socket
 import sys
@@ -19,9 +18,9 @@ from itertools import cycle
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
 
 from vlm_local.bench.rough_robot import MALFORMED, paint_picture
+from vlm_local.data.images import encode_file
 from vlm_local.wire import encode_array
 
 SLOW_HEADERS, SLOW_BODIES = 100, 20  # connections
@@ -103,9 +102,7 @@ class Strangers:
 def _list_requests() -> dict[str, tuple[list[Request], float]]:
     """What is asked -> its requests, in turn, and how many a second."""
     image = paint_picture(7)
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    url = "data:image/png;base64," + base64.b64encode(encode_file(image, "PNG")).decode()
     tried = json.dumps({"image": url, "instruction": "lift the cup"}).encode()
     asked = {"image": encode_array(image), "question": "is the drawer open?"}
     many = ["".join(chr(0x1F300 + 7 * first + second) for second in range(60)) for first in range(64)]
