@@ -40,8 +40,7 @@ class Strangers:
         self._address = (parts.hostname or "", parts.port or 80)
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        asking = {name: (requests, hz) for name, (requests, hz) in _list_requests().items()}
-        jobs: list[tuple[Callable, tuple]] = [(self._ask, (name, *what)) for name, what in asking.items()]
+        jobs: list[tuple[Callable, tuple]] = [(self._ask, (name, *what)) for name, what in _list_requests().items()]
         jobs += [(self._drip, ("slow headers", b"POST /act HTTP/1.1\r\nX: ", SLOW_HEADERS))]
         body = b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n"
         jobs += [(self._drip, ("slow bodies", body, SLOW_BODIES)), *[(self._view, ())] * VIEWERS]
