@@ -27,7 +27,7 @@ _PUSHED_M = 0.05
 _REACHED_HEIGHT_M = REACH_HEIGHT_M + 0.010
 
 _REACHING = ("reach", "move to", "go to", "touch", "head for", "come to", "move the gripper to", "bring the gripper to")
-_NAMED = ("the {colour} block", "the {colour} brick", "the {colour} thing", "the {colour} object")
+NAMED = ("the {colour} block", "the {colour} brick", "the {colour} thing", "the {colour} object")
 
 
 class BlockTask(Task):
@@ -82,7 +82,7 @@ class Reach(BlockTask):
 
     name = "reach"
     stages = ("reached",)
-    words = combine(_REACHING, _NAMED)
+    words = combine(_REACHING, NAMED)
     unseen = (
         "put your gripper at the {colour} cube",
         "approach the block that is {colour}",
@@ -138,7 +138,7 @@ class Lift(BlockTask):
 
     name = "lift"
     stages = ("reached", "grasped", "lifted")
-    words = combine(("lift", "pick up", "raise", "lift up", "grasp and lift"), _NAMED)
+    words = combine(("lift", "pick up", "raise", "lift up", "grasp and lift"), NAMED)
     unseen = ("take the {colour} cube off the table", "the {colour} block, please: up with it")
 
     def is_done(self, world):
@@ -162,7 +162,7 @@ class Push(BlockTask):
 
     name = "push"
     stages = ("reached", "pushed")
-    words = combine(("push", "move", "slide"), _NAMED, ("to the {side}", "{side}", "towards the {side}"))
+    words = combine(("push", "move", "slide"), NAMED, ("to the {side}", "{side}", "towards the {side}"))
     unseen = ("shove the {colour} cube {side}wards", "the {colour} block should be further {side}")
 
     def sample(self, world, level, rng):
