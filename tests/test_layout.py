@@ -33,7 +33,6 @@ LAYERS = (
         "remote_policy",
         "policy_options",
         "resolved_options",
-        "settings_file",
         "assembly",
     },
     {"server", "lab", "training", "bench", "doctor", "checkup"},

@@ -1,7 +1,7 @@
 import pytest
 
 from vlm_local import machine
-from vlm_local.machine import Speed, estimate_rate, examine, measure_free_memory
+from vlm_local.machine import TOKENS_PER_STEP, DeviceRates, examine, measure_free_memory
 from vlm_local.models import MODELS
 
 
@@ -15,13 +15,14 @@ def test_free_memory_stays_within_a_containers_limit(tmp_path, monkeypatch):
     assert measure_free_memory("cpu") > 2500
 
 
-def test_a_rate_is_bound_by_arithmetic_or_by_memory():
-    assert estimate_rate(1000, 1.0, Speed(2 * 1000 * machine.TOKENS_PER_STEP, 1e9)) == pytest.approx(1)
-    assert estimate_rate(1, 100.0, Speed(1e12, 50.0)) == pytest.approx(0.5)
+def test_a_step_is_bound_by_arithmetic_or_by_memory():
+    rates = DeviceRates(1e9, 2 * 1000 * TOKENS_PER_STEP)
+    assert rates.find_least_ms(1000, 1.0, TOKENS_PER_STEP) == pytest.approx(1000)
+    assert DeviceRates(50.0, 1e12).find_least_ms(1, 100.0, TOKENS_PER_STEP) == pytest.approx(2000)
 
 
 def test_a_machine_is_examined_to_the_end(monkeypatch):
-    monkeypatch.setattr(machine, "_measure_speed", lambda device, dtype: Speed(1e12, 1e10))
+    monkeypatch.setattr(machine, "_measure_rates", lambda device, dtype: DeviceRates(1e10, 1e12))
     monkeypatch.setattr(machine, "measure_free_memory", lambda device: int(5e9))
     findings = {finding.name: finding for finding in examine()}
     assert {"python", "torch", "bitsandbytes", "memory", "disk", "embedded checkpoint", "speed"} <= set(findings)
@@ -32,7 +33,7 @@ def test_a_machine_is_examined_to_the_end(monkeypatch):
 
 def test_a_missing_package_is_named_with_its_mend(monkeypatch):
     monkeypatch.setattr(machine, "_PACKAGES", (("no-such-package", "pip install it"),))
-    monkeypatch.setattr(machine, "_measure_speed", lambda device, dtype: Speed(1e12, 1e10))
+    monkeypatch.setattr(machine, "_measure_rates", lambda device, dtype: DeviceRates(1e10, 1e12))
     (finding,) = (each for each in examine() if each.name == "no-such-package")
     assert finding.verdict == "FAIL" and "pip install it" in str(finding)
 

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.tiny_models import tiny_checkpoint
-from vlm_local.checkpoint import FAMILIES, open_checkpoint
+from tests.tiny_models import FAMILIES, tiny_checkpoint
+from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
 from vlm_local.files import find_shipped
 from vlm_local.models import MODELS, find_checkpoint, find_local, find_model, name_base

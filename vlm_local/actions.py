@@ -49,7 +49,6 @@ class StepTable:
             raise ConfigError(f"tilt_axis must be 'roll' or 'pitch', not {self.tilt_axis!r}")
 
     def choose(self, phrase: str) -> "StepTable":
-        """The table for this phrase."""
         if not is_slight(phrase):
             return self
         return self.slightly or self.build_slight()

@@ -16,7 +16,6 @@ from vlm_local.errors import ConfigError
 from vlm_local.files import MAX_JSON_BYTES, parse_json, read_json_object
 
 CONFIG, ADAPTER, SIDECAR = "config.json", "adapter_config.json", "vlm_local.json"
-FAMILIES = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm", "smolvlm2")
 
 _FAMILY_OF_TYPE = {
     "qwen2_vl": "qwen2-vl",
@@ -58,7 +57,7 @@ _HASH_BLOCKS, _HASH_BLOCK = 64, 64 << 10
 class Checkpoint:
     """A whole model folder, or a LoRA adapter's folder with its whole base.
 
-    name: how it was asked for. family: one of FAMILIES. adapter: the adapter's folder or None.
+    name: how it was asked for. family: as find_family names it. adapter: the adapter's folder or None.
     sidecar: contents of vlm_local.json (_SIDECAR_TYPES says which fields), empty without one. An adapter's own
         counts, not its base's.
     quant_method: how the model's weights are quantised in the folder, one of QUANT_METHODS, else None.

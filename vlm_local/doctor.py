@@ -11,14 +11,13 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from io import BytesIO
 from time import perf_counter
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
 
 from vlm_local.client import PolicyClient, PolicyError, parse_action
+from vlm_local.data.images import encode_file
 from vlm_local.machine import Finding
 from vlm_local.wire import encode_array
 
@@ -104,7 +103,7 @@ def build_cases() -> tuple[Case, ...]:
     submission = pack(np.zeros_like(image), "test connection", proprio=np.zeros(8))
     openvla = {"unnorm_key": "bridge_orig"}
     seven = np.append(proprio[:6], 1.0)
-    png, jpeg = (_encode_file(image, kind) for kind in ("PNG", "JPEG"))
+    png, jpeg = (base64.b64encode(encode_file(image, kind)).decode() for kind in ("PNG", "JPEG"))
     json_numpy = (*_REQUESTS, _JSON)
     return (
         Case("autoeval submission test", submission, json_numpy, arrays, AUTOEVAL_TIMEOUT_S),
@@ -118,12 +117,6 @@ def build_cases() -> tuple[Case, ...]:
         Case("plain, base64 jpeg", pack(jpeg), (_JSON,), ("list",)),
         Case("plain, data url", pack(f"data:image/png;base64,{png}"), (_JSON,), ("list",)),
     )
-
-
-def _encode_file(image: np.ndarray, kind: str) -> str:
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, kind)
-    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def judge_action(body: bytes, forms: tuple[str, ...]) -> str:

@@ -1,13 +1,18 @@
-"""A user's choices about a policy, as they were made.
+"""A user's choices about a policy, as they were made on a command line or stand in a file.
 
 An option that is None comes from the checkpoint's vlm_local.json, else from DEFAULTS.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from vlm_local.embodiments import AUTO
 from vlm_local.errors import ConfigError
+from vlm_local.examples import parse_examples
+from vlm_local.files import read_json_object, write_json
 from vlm_local.models import DEFAULT
 
 DEFAULTS = {
@@ -32,6 +37,7 @@ DEFAULTS = {
     "steps_per_phrase": 1,
     "max_batch": 8,
 }
+RESULTS = "results"  # what was measured with these options, for people
 
 
 @dataclass(frozen=True)
@@ -79,9 +85,46 @@ class PolicyOptions:
     deadline_ms: float | None = None
 
 
+# Each option's types. Of the machine, and not of the model's answers, are the others.
+_TYPES = {
+    name: tuple(kind for kind in get_args(hint) if kind is not NoneType)
+    for name, hint in get_type_hints(PolicyOptions).items()
+    if name not in ("engine", "engine_url", "device", "max_batch", "offline", "deadline_ms")
+}
+
+
 def refuse(options: PolicyOptions, unused: Sequence[str], before: str, after: str) -> None:
     """Raise ConfigError for flags that were given: they stand between `before` and `after`."""
     plain = PolicyOptions()
     given = [f"--{name.replace('_', '-')}" for name in unused if getattr(options, name) != getattr(plain, name)]
     if given:
         raise ConfigError(f"{before} {', '.join(given)}{after}".lstrip())
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Options by their names in PolicyOptions. A relative `prompt` or `examples` file stands beside this file.
+
+    Raises ConfigError for a file that holds anything else.
+    """
+    try:
+        told = read_json_object(path)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--settings {path} cannot be read: {error}") from None
+    options = {name: value for name, value in told.items() if name != RESULTS and value is not None}
+    for name, value in options.items():
+        if name not in _TYPES:
+            raise ConfigError(f"--settings {path}: there is no option {name!r}; it may hold {', '.join(_TYPES)}")
+        types = (int, float) if float in _TYPES[name] else _TYPES[name]
+        if not isinstance(value, types) or isinstance(value, bool):
+            raise ConfigError(f"--settings {path}: {name!r} is {value!r}, which is of the wrong type")
+    if "prompt" in options and (path.parent / options["prompt"]).is_file():
+        options["prompt"] = str(path.parent / options["prompt"])
+    if "examples" in options and (path.parent / parse_examples(options["examples"])[0]).is_file():
+        options["examples"] = str(path.parent / options["examples"])
+    return options
+
+
+def write_settings(path: Path, options: Mapping[str, Any], results: Mapping[str, Any]) -> None:
+    """options: as `read_settings` gives them, None for what is not chosen. Others than a file may hold are left out."""
+    chosen = {name: options[name] for name in _TYPES if options.get(name) is not None}
+    write_json(path, {**chosen, RESULTS: results})

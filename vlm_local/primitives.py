@@ -5,12 +5,14 @@ that labels are comparable with theirs.
 """
 
 import itertools
+from collections.abc import Iterable, Iterator
 from functools import cache
+from typing import Any
 
 import numpy as np
 
-from vlm_local.errors import DataError, GrammarError
-from vlm_local.types import Primitive
+from vlm_local.errors import DataError, GrammarError, Report
+from vlm_local.types import Episode, Primitive
 
 # Per axis: sign -> word. The first three share one "move" part.
 _MOVE_WORDS = (
@@ -112,3 +114,20 @@ def label_episode(states: np.ndarray) -> tuple[list[Primitive], list[bool]]:
     labels = [label_window(states[start : start + WINDOW]) for start in starts]
     full = [start + WINDOW <= len(states) for start in starts]
     return [*labels, labels[-1]], [*full, False]
+
+
+def iterate_labels(episodes: Iterable[Episode], report: Report) -> Iterator[dict[str, Any]]:
+    """A row a step: episode, step, phrase, full_window. Episodes without a label go to `report`."""
+    for episode in episodes:
+        try:
+            labels, full_windows = label_episode(episode.states)
+        except DataError as error:
+            report(DataError(f"{episode.source}: {error}"))
+            continue
+        for step, (label, full_window) in enumerate(zip(labels, full_windows, strict=True)):
+            yield {
+                "episode": episode.index,
+                "step": step,
+                "phrase": format_phrase(label),
+                "full_window": full_window,
+            }

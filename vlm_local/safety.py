@@ -92,7 +92,6 @@ class Guard:
     def __init__(self, policy: Policy, workspace: Workspace | None = None, max_step: tuple[float, ...] = MAX_STEP):
         """max_step: x, y, z (m), roll, pitch, yaw (rad)."""
         self._policy = policy
-        self._workspace = workspace
         self._max_step = np.array(max_step, dtype=np.float64)
         self._box = None if workspace is None else np.array([workspace.x_m, workspace.y_m, workspace.z_m])  # (3, 2)
 

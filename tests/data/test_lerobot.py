@@ -6,9 +6,9 @@ import pytest
 
 from tests import recordings
 from vlm_local.data import Selection, count_episodes, open_data_set, open_episodes
-from vlm_local.data.labels import iterate_labels
 from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError
+from vlm_local.primitives import iterate_labels
 
 BRIDGE_NAMES = {"motors": ["x", "y", "z", "roll", "pitch", "yaw", "pad", "gripper"]}
 LENGTHS = (7, 40, 5)

@@ -7,9 +7,9 @@ import pytest
 from tests import recordings
 from vlm_local.cli import main
 from vlm_local.data import count_episodes, open_data_set, open_episodes
-from vlm_local.data.labels import iterate_labels
 from vlm_local.data.tfrecord import mask_crc
 from vlm_local.errors import DataError
+from vlm_local.primitives import iterate_labels
 
 BRIDGE = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "bridge_dev"
 

@@ -5,10 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
+from tests.decoding.tiny import PHRASES, bias_tree, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import slow
 from tests.tiny_models import FAMILIES as ALL
-from vlm_local.bench.steering import bias_tree
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.engines.blank import BlankReadings

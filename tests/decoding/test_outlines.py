@@ -34,7 +34,7 @@ def _tokenize(loaded, processing):
 
 def _open_matcher(decoder, tokens):
     """What outlines asks for the mask of one answer."""
-    mask = decoder.build_mask(tokens)
+    [mask] = decoder.list_processors(build_token_grammar(tokens))
     mask._setup(1)
     return mask.ll_matchers[0]
 

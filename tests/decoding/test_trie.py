@@ -5,7 +5,7 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
 from tests.slow import slow
-from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.decoding.outlines import OutlinesDecoder, build_token_grammar
 from vlm_local.decoding.trie import build_trie, tokenize_sentences
 from vlm_local.errors import GrammarError
 
@@ -51,7 +51,7 @@ def test_outlines_mask_is_the_trie_at_every_node(family, sentences):
     said = torch.full((len(leaves), int(trie.depth.max())), loaded.eos_token_id)
     for row, node in enumerate(leaves):
         said[row, : trie.depth[node]] = torch.from_numpy(trie.token[trie.list_path(int(node))])
-    processor = OutlinesDecoder(loaded).build_mask(tokens)
+    [processor] = OutlinesDecoder(loaded).list_processors(build_token_grammar(tokens))
     scores = torch.zeros(len(leaves), loaded.model.config.get_text_config().vocab_size)
     seen = set()
     for length in range(said.shape[1] + 1):

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,8 @@ import transformers
 
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.decoding.families import LoadedModel, PreparedRequest
+from vlm_local.decoding.session import Session
+from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.engines.processing import Processing, is_chat
 from vlm_local.engines.processors import AnswerFrame, find_frame, load_processor
 from vlm_local.grammar import load_grammar
@@ -54,3 +57,17 @@ def draw_request(seed: int, side: int = 64, before: str = "Answer in one phrase.
 
 def prepare(processing: Processing, *requests: GenerationRequest) -> list[PreparedRequest]:
     return [processing.prepare(request) for request in requests]
+
+
+def bias_tree(decoder: TreeDecoder, token: int, constant: float) -> TreeDecoder:
+    """A model that prefers one token whatever it sees: a constant on its logit, behind every node of every trie."""
+
+    class BiasedSession(Session):
+        def score(self, nodes: Sequence[np.ndarray], hidden: Sequence[torch.Tensor]) -> list[np.ndarray]:
+            scores = super().score(nodes, hidden)
+            for task, logits in zip(self.tasks, scores, strict=True):
+                logits[:, task.grammar.trie.live_tokens == token] += constant
+            return scores
+
+    decoder.session_type = BiasedSession
+    return decoder

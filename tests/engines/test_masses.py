@@ -16,7 +16,6 @@ from vlm_local.engines.masses import (
     split,
     weigh,
 )
-from vlm_local.errors import EngineError
 
 WORDS = ("go", "go on", "stop")
 
@@ -34,13 +33,6 @@ def probabilities(positions, said="go", temperature=1.0):
 def test_every_token_counts_for_the_sentences_it_leads_to():
     positions = [position("go", go=0.7, stop=0.25), position("END", END=0.6, _on=0.4)]
     assert probabilities(positions) == pytest.approx([0.42, 0.28, 0.25])
-
-
-@pytest.mark.parametrize("logprob", [math.nan, math.inf, 0.5])
-def test_log_probabilities_that_are_none_are_a_fault(logprob):
-    positions = [Position(Token(b"go", -0.1), (Token(b"go", -0.1), Token(b"stop", logprob)))]
-    with pytest.raises(EngineError, match="log-probabilities that are none"):
-        probabilities(positions)
 
 
 def test_a_sentence_that_could_have_ended_earlier_is_counted_too():

@@ -11,7 +11,7 @@ import psutil
 import torch
 
 from vlm_local.bench.act import BenchServer, Client, list_processes, load_steps, measure_alone, start_server
-from vlm_local.bench.rounds import summarise_ms
+from vlm_local.bench.subject import summarise_ms
 from vlm_local.errors import EngineError
 from vlm_local.policy_options import PolicyOptions
 from vlm_local.provenance import describe_machine

@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 
 from vlm_local.bench import Measured
-from vlm_local.bench.rounds import summarise_ms
 from vlm_local.bench.steering import Steering, steer_tree
-from vlm_local.bench.subject import PHRASE, Subject, draw_observation
+from vlm_local.bench.subject import PHRASE, Subject, draw_observation, summarise_ms
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.progress import track
 from vlm_local.prompts import Example

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -13,28 +12,13 @@ from vlm_local.decoding.families import Family, PreparedRequest
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.static import StaticForwards
+from vlm_local.machine import DeviceRates
 
 LENGTHS = (16, 64, 128, 192, 256, 384, 512, 1024)  # tokens of a chunk: a few nodes to a whole prompt and draft
 _KEPT = 256  # columns of KV before it
 _COPIED = {"cuda": 2 << 30, "cpu": 1 << 28}  # bytes, far more than a cache holds
 _SIDE = {"cuda": 8192, "cpu": 1024}  # of the square matrices that are multiplied
 _WARM_UP, _RUNS = 3, 10
-
-
-@dataclass(frozen=True)
-class DeviceRates:
-    """What a device was measured to do in a second: bytes copied (read and written), operations of a matrix product."""
-
-    bytes_per_s: float
-    operations_per_s: float
-
-    def find_least_ms(self, num_weights: int, num_bytes: int, num_tokens: int) -> float:
-        """The least milliseconds of a forward over `num_tokens`, of which each meets every weight.
-
-        The larger of two: all weights read once, and two operations a weight and token. Attention is left out
-        (below 3 % at these lengths).
-        """
-        return 1e3 * max(num_bytes / self.bytes_per_s, 2 * num_weights * num_tokens / self.operations_per_s)
 
 
 def measure(subject: Subject) -> Measured:

@@ -12,10 +12,9 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from vlm_local.bench import Measured
-from vlm_local.bench.rounds import summarise_ms
 from vlm_local.bench.sequences import load_sequences
 from vlm_local.bench.steering import Steering, steer_tree
-from vlm_local.bench.subject import Subject, play_episode
+from vlm_local.bench.subject import Subject, play_episode, summarise_ms
 from vlm_local.decoding import session, tree
 from vlm_local.decoding.distribution import TrieDistribution
 from vlm_local.decoding.families import Family

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlm_local.bench import Measured
-from vlm_local.bench.rounds import summarise_ms
 from vlm_local.bench.steering import Steering, steer_tree
-from vlm_local.bench.subject import PHRASE, Subject
+from vlm_local.bench.subject import PHRASE, Subject, summarise_ms
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.progress import track
 

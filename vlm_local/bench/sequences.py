@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from vlm_local.data import open_episodes
-from vlm_local.data.labels import iterate_labels
 from vlm_local.data.runs import read_run
 from vlm_local.errors import ConfigError, refuse
 from vlm_local.files import parse_json, read_foreign_json_lines
-from vlm_local.primitives import format_phrase
+from vlm_local.primitives import format_phrase, iterate_labels
 from vlm_local.types import Primitive
 
 GENERATED = "generated: a phrase is held for 1 to 5 steps, then one axis changes"

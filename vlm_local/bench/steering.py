@@ -76,17 +76,3 @@ class SteeredOutlines(OutlinesDecoder):
         if said == self._target[: len(said)] and len(said) < len(self._target):
             scores[:, self._target[len(said)]] += BONUS
         return scores
-
-
-def bias_tree(decoder: TreeDecoder, token: int, constant: float) -> TreeDecoder:
-    """A model that prefers one token whatever it sees: a constant on its logit, behind every node of every trie."""
-
-    class BiasedSession(Session):
-        def score(self, nodes: Sequence[np.ndarray], hidden: Sequence[torch.Tensor]) -> list[np.ndarray]:
-            scores = super().score(nodes, hidden)
-            for task, logits in zip(self.tasks, scores, strict=True):
-                logits[:, task.grammar.trie.live_tokens == token] += constant
-            return scores
-
-    decoder.session_type = BiasedSession
-    return decoder

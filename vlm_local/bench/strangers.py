@@ -6,7 +6,6 @@ lock from the robots whose time is measured. Prints "ready" and, in the end, wha
 
 import base64
 import http.client
-import io
 import json
 import socket
 import sys
@@ -19,9 +18,9 @@ from itertools import cycle
 from urllib.parse import urlsplit
 
 import numpy as np
-from PIL import Image
 
 from vlm_local.bench.rough_robot import MALFORMED, paint_picture
+from vlm_local.data.images import encode_file
 from vlm_local.wire import encode_array
 
 SLOW_HEADERS, SLOW_BODIES = 100, 20  # connections
@@ -41,8 +40,7 @@ class Strangers:
         self._address = (parts.hostname or "", parts.port or 80)
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        asking = {name: (requests, hz) for name, (requests, hz) in _list_requests().items()}
-        jobs: list[tuple[Callable, tuple]] = [(self._ask, (name, *what)) for name, what in asking.items()]
+        jobs: list[tuple[Callable, tuple]] = [(self._ask, (name, *what)) for name, what in _list_requests().items()]
         jobs += [(self._drip, ("slow headers", b"POST /act HTTP/1.1\r\nX: ", SLOW_HEADERS))]
         body = b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 200000\r\n\r\n"
         jobs += [(self._drip, ("slow bodies", body, SLOW_BODIES)), *[(self._view, ())] * VIEWERS]
@@ -103,9 +101,7 @@ class Strangers:
 def _list_requests() -> dict[str, tuple[list[Request], float]]:
     """What is asked -> its requests, in turn, and how many a second."""
     image = paint_picture(7)
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    url = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    url = "data:image/png;base64," + base64.b64encode(encode_file(image, "PNG")).decode()
     tried = json.dumps({"image": url, "instruction": "lift the cup"}).encode()
     asked = {"image": encode_array(image), "question": "is the drawer open?"}
     many = ["".join(chr(0x1F300 + 7 * first + second) for second in range(60)) for first in range(64)]

@@ -87,6 +87,12 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
+def summarise_ms(times: Sequence[float]) -> dict[str, float]:
+    """Milliseconds of single steps -> their quantiles."""
+    p50, p95, p99 = np.percentile(times, [50, 95, 99])
+    return {"p50": round(p50, 3), "p95": round(p95, 3), "p99": round(p99, 3), "n": len(times)}
+
+
 def _build_from_shape(options: PolicyOptions, shape: str, layers: int | None) -> Subject:
     parts = ResolvedOptions(replace(options, model="random"))
     best = {"device": "cuda:0" if torch.cuda.device_count() else "cpu", "dtype": "bfloat16"}

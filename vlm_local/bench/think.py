@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.bench import Measured
-from vlm_local.bench.rounds import summarise_ms
-from vlm_local.bench.subject import draw_observation
+from vlm_local.bench.subject import draw_observation, summarise_ms
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import ConfigError
 from vlm_local.policy import Policy

@@ -7,8 +7,7 @@ from typing import Any
 
 from vlm_local.actions import GripperLatch, build_action
 from vlm_local.bench.limit import find_least_step_ms, measure_rates
-from vlm_local.bench.rounds import summarise_ms
-from vlm_local.bench.subject import Subject
+from vlm_local.bench.subject import Subject, summarise_ms
 from vlm_local.decoding.families import PreparedRequest
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder

@@ -13,7 +13,7 @@ from time import perf_counter
 from typing import Any
 
 from vlm_local.checkup.findings import conclude, describe, is_faulty
-from vlm_local.checkup.parts import PARTS
+from vlm_local.checkup.scores import PARTS
 from vlm_local.checkup.stages import Stages
 from vlm_local.data import Selection, open_data_set
 from vlm_local.errors import ConfigError

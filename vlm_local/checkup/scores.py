@@ -1,7 +1,8 @@
-"""Rows of pictures that two decoders answered -> whether they agree, how fast each was, and how one-sided the answers.
+"""Results of the stages that are made of many -> their numbers: rows of pictures, and reports of other commands.
 
-A row: picture, task, phrase (of the tree decoder), outlines (its phrase), near_tie (whether the tree decoder saw that
-it could not tell the best two apart), oracle (the right phrase), ms and outlines_ms of each decoding.
+A row is of a picture that two decoders answered: picture, task, phrase (of the tree decoder), outlines (its phrase),
+near_tie (whether the tree decoder saw that it could not tell the best two apart), oracle (the right phrase), ms and
+outlines_ms of each decoding.
 """
 
 from collections import Counter
@@ -11,6 +12,9 @@ from typing import Any
 import numpy as np
 
 Row = Mapping[str, Any]
+Report = Mapping[str, Any]
+
+PARTS = ("spatial", "eval", "sim")  # names of their folders, and kinds of their results
 
 
 def count_disagreements(mine: Sequence[str], theirs: Sequence[str], near_ties: Sequence[bool]) -> dict[str, int]:
@@ -42,3 +46,19 @@ def _find_most(phrases: Iterable[str]) -> dict[str, Any]:
     counts = Counter(phrases)
     phrase, count = counts.most_common(1)[0]
     return {"phrase": phrase, "share": count / counts.total()}
+
+
+def summarise_part(kind: str, report: Report) -> dict[str, Any]:
+    """report: report.json of a part."""
+    if kind == "spatial":
+        return {"scenes": report["scenes"], **{name: report[name] for name in ("turned", "moved", "left", "right")}}
+    if kind == "eval":
+        exact = {"exact": report["exact"], "repeat_last": report["baselines"]["repeat_last"]["exact"]}
+        return {"steps": report["steps"], "episodes": report["episodes"], **exact}
+    tasks = report["tasks"].values()
+    counts = {
+        name: sum(score[key]["count"] for score in tasks)
+        for name, key in (("won", "success"), ("oracle", "oracle"), ("random", "random"))
+    }
+    played = sum(score["episodes"] - score["faulted"] for score in tasks)
+    return {**counts, "played": played, "faulted": report["faulted"], "tasks": len(report["tasks"])}

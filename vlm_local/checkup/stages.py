@@ -11,9 +11,8 @@ from time import perf_counter
 from typing import Any
 
 from vlm_local.bench.subject import Subject, free_memory, load_subject
-from vlm_local.checkup.parts import summarise_part
 from vlm_local.checkup.pictures import compare_decoders, time_steps
-from vlm_local.checkup.scores import score_pictures
+from vlm_local.checkup.scores import score_pictures, summarise_part
 from vlm_local.data import Selection, open_data_set
 from vlm_local.environments import OURS, find_suite
 from vlm_local.lab.closed_loop.run import RolloutPlan, run_rollouts

@@ -35,9 +35,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def _label(args: argparse.Namespace) -> None:
     from vlm_local.data import count_episodes, open_data_set
-    from vlm_local.data.labels import iterate_labels
     from vlm_local.data.lerobot_language import check_target, write_motions
     from vlm_local.files import encode_json, open_replacing
+    from vlm_local.primitives import iterate_labels
     from vlm_local.progress import open_bar
 
     if not (args.out or args.write):

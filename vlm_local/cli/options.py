@@ -158,7 +158,7 @@ def fill_from_settings(args: argparse.Namespace) -> None:
     """Flags that were not given come from the file of --settings. Raises ConfigError."""
     if getattr(args, "settings", None) is None:
         return
-    from vlm_local.settings_file import read_settings
+    from vlm_local.policy_options import read_settings
 
     for name, value in read_settings(Path(args.settings)).items():
         if getattr(args, name) is None:

@@ -21,6 +21,7 @@ _OUTCOMES = {"success": (76, 199, 154), "lost": _BAD, "late": _BAD, "faulted": (
 _TOLD = {"late": "not done in time", "faulted": "no answer"}
 _AXES = ("x", "y", "z", "roll", "pitch", "yaw")
 _FULL = (0.0125,) * 3 + (0.125,) * 3  # a bar's full length: one phrase's step
+_GIF_PX = 320  # wide
 _COLOURS, _SAMPLED = 192, 24  # of a GIF: its palette's size, and the pages that it is made from
 _LEFTWARD = ("y", "yaw")  # plus is left and counterclockwise, and is drawn to the left
 
@@ -50,10 +51,10 @@ def write_film(path: str | Path, steps: Iterable[tuple[np.ndarray, Mapping[str, 
     return count
 
 
-def write_gif(path: str | Path, steps: Iterable[tuple[np.ndarray, Mapping[str, Any]]], width: int = 320) -> None:
-    """The same as a GIF that runs for ever, `width` pixels wide; for pages that play no MP4."""
+def write_gif(path: str | Path, steps: Iterable[tuple[np.ndarray, Mapping[str, Any]]]) -> None:
+    """The same as a GIF that runs for ever, and smaller; for pages that play no MP4."""
     pages = [Image.fromarray(draw_step(image, line)) for image, line in steps]
-    small = [page.resize((width, page.height * width // page.width), Image.Resampling.LANCZOS) for page in pages]
+    small = [page.resize((_GIF_PX, page.height * _GIF_PX // page.width), Image.Resampling.LANCZOS) for page in pages]
     sampled = [*small[:: len(small) // _SAMPLED + 1], small[-1]]
     montage = Image.fromarray(np.concatenate([np.asarray(page) for page in sampled]))
     # One palette for all pages: with one for each, still surfaces would flicker. Its colours lie far apart; those that

@@ -1,12 +1,15 @@
-"""Frames of recordings: encoded or raw -> uint8 RGB, checked."""
+"""Frames of recordings: encoded or raw -> uint8 RGB, checked; and back into a file."""
 
 import io
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vlm_local.errors import DataError
+from vlm_local.files import open_regular
 
 MIN_SIDE, MAX_SIDE = 16, 4096
 MAX_IMAGE_BYTES = 100 << 20  # twice the largest image without compression
@@ -32,6 +35,23 @@ def decode_image(data: bytes, source: str) -> np.ndarray:
             return check_image(np.asarray(image), source)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{source}: not a readable PNG or JPEG image ({error})") from None
+
+
+def read_image(path: Path) -> np.ndarray:
+    """The picture in a file. Raises DataError."""
+    try:
+        with open_regular(path) as file:
+            data = file.read(MAX_IMAGE_BYTES + 1)
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}") from None
+    return decode_image(data, str(path))
+
+
+def encode_file(image: np.ndarray, kind: str, **options: Any) -> bytes:
+    """uint8 (H, W, 3) -> a file. kind: "PNG" or "JPEG". options: as Pillow takes them."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, kind, **options)
+    return file.getvalue()
 
 
 def choose_camera(cameras: Iterable[str], camera: str | None, source: str) -> str:

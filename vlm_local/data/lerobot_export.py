@@ -1,6 +1,5 @@
 """Recorded episodes -> a LeRobot v3.0 data set: a Parquet file an episode, frames in it as PNG, lossless."""
 
-import io
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
 
+from vlm_local.data.images import encode_file
 from vlm_local.data.runs import RecordedEpisode, choose_action
 from vlm_local.errors import DataError, Report
 from vlm_local.files import write_json
@@ -96,7 +95,9 @@ class _Book:
 
     def _write(self, columns: dict[str, np.ndarray], images: list[np.ndarray]) -> None:
         arrays = {name: pa.array(list(values), _arrow_type(values)) for name, values in columns.items()}
-        cells = [{"bytes": _encode_png(image), "path": f"frame-{step:06d}.png"} for step, image in enumerate(images)]
+        cells = [
+            {"bytes": encode_file(image, "PNG"), "path": f"frame-{step:06d}.png"} for step, image in enumerate(images)
+        ]
         arrays[IMAGE] = pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
         number, length = len(self.places), len(images)
         where = {"chunk_index": number // _CHUNK, "file_index": number % _CHUNK}
@@ -204,9 +205,3 @@ def _arrow_type(values: np.ndarray) -> pa.DataType:
 def _write_table(path: Path, table: pa.Table, **options) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(table, path, **options)
-
-
-def _encode_png(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()

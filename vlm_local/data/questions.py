@@ -14,9 +14,8 @@ import numpy as np
 
 from vlm_local.data.autoeval import load_pickle
 from vlm_local.data.corrections import LABELS, list_logged, read_corrections
-from vlm_local.data.images import MAX_IMAGE_BYTES, check_image, decode_image
+from vlm_local.data.images import check_image, read_image
 from vlm_local.errors import DataError, Report
-from vlm_local.files import open_regular
 
 _PICTURES = (".png", ".jpg", ".jpeg")
 
@@ -203,13 +202,8 @@ def _find_classes(folder: Path) -> LabelledFolder:
 
 
 def _read_picture(path: Path, answer: str) -> LabelledImage:
-    try:
-        with open_regular(path) as file:
-            data = file.read(MAX_IMAGE_BYTES + 1)
-    except OSError as error:
-        raise DataError(f"{path}: {error}") from None
     source = f"{path.parent.name}/{path.name}"
-    return LabelledImage(decode_image(data, str(path)), answer, source, source)
+    return LabelledImage(read_image(path), answer, source, source)
 
 
 def _ends_episode(step: Any) -> bool:

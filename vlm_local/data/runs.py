@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vlm_local.data.images import MAX_IMAGE_BYTES, decode_image, require_one_size
+from vlm_local.data.images import read_image, require_one_size
 from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
 from vlm_local.embodiments import AUTO, load_embodiment
 from vlm_local.embodiments.rotations import base_to_bridge
 from vlm_local.errors import DataError, Report
-from vlm_local.files import encode_json, open_regular, read_json_lines, read_json_object, write_json
+from vlm_local.files import encode_json, read_json_lines, read_json_object, write_json
 from vlm_local.types import Episode
 
 MAX_REFUSAL_BYTES = 4 << 20  # in each of two files: some 20,000 refusals
@@ -293,17 +293,8 @@ def _cut_at_gap(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines[: next(gaps, len(lines))]
 
 
-def _frame_loader(folder: Path) -> Callable[[int], np.ndarray]:
-    def load_image(step: int) -> np.ndarray:
-        path = folder / f"{step:06d}.png"
-        try:
-            with open_regular(path) as file:
-                data = file.read(MAX_IMAGE_BYTES + 1)
-        except OSError as error:
-            raise DataError(f"{path}: {error.strerror}") from None
-        return decode_image(data, str(path))
-
-    return load_image
+def _frame_loader(frames: Path) -> Callable[[int], np.ndarray]:
+    return lambda step: read_image(frames / f"{step:06d}.png")
 
 
 def list_folders(episodes: Path) -> list[tuple[str, int, Path]]:

@@ -7,7 +7,7 @@ decoder that appends trees to a prompt needs them by themselves.
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -167,17 +167,12 @@ class Family:
 
     def encode_images(self, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
         """Of each one's picture, the present one of a request. One pass of the vision tower for each layout."""
-        groups = defaultdict(list)
-        for index, item in enumerate(prepared):
-            groups[find_layout(item)].append(index)
-        features: list = [None] * len(prepared)
-        for layout, members in groups.items():
-            stacked = torch.cat([prepared[index].vision["pixel_values"] for index in members]).to(self.device)
-            masks = [prepared[index].vision.get("pixel_attention_mask") for index in members]
-            mask = None if masks[0] is None else torch.cat(masks).to(self.device)
-            for index, each in zip(members, self.encode_pixels(stacked, layout, len(members), mask), strict=True):
-                features[index] = each
-        return features
+        return encode_by_layout(prepared, self._encode_alike)
+
+    def _encode_alike(self, layout: PictureLayout, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
+        stacked = torch.cat([each.vision["pixel_values"] for each in prepared]).to(self.device)
+        masks = [mask for each in prepared if (mask := each.vision.get("pixel_attention_mask")) is not None]
+        return self.encode_pixels(stacked, layout, len(prepared), torch.cat(masks).to(self.device) if masks else None)
 
     def encode_pixels(
         self, pixels: torch.Tensor, layout: PictureLayout, count: int, mask: torch.Tensor | None = None
@@ -267,7 +262,19 @@ def join_features(features: Sequence[ImageFeatures]) -> ImageFeatures:
     return ImageFeatures(torch.cat([each.tokens for each in features]), tuple(map(torch.cat, deep)))
 
 
+def encode_by_layout(
+    prepared: Sequence[Prepared], encode: Callable[[PictureLayout, list[Any]], list[ImageFeatures]]
+) -> list[ImageFeatures]:
+    """Features of each one's picture, in order. encode: is given all of one layout at once."""
+    groups: dict[PictureLayout, list[int]] = defaultdict(list)
+    for index, item in enumerate(prepared):
+        groups[find_layout(item)].append(index)
+    features: dict[int, ImageFeatures] = {}
+    for layout, members in groups.items():
+        features |= zip(members, encode(layout, [prepared[index] for index in members]), strict=True)
+    return [features[index] for index in range(len(prepared))]
+
+
 def find_layout(prepared: Prepared) -> PictureLayout:
-    """The layout of a picture."""
     grid = prepared.vision.get("image_grid_thw")
     return PictureLayout(tuple(prepared.vision["pixel_values"].shape), () if grid is None else tuple(grid[0].tolist()))

@@ -40,13 +40,6 @@ class OutlinesDecoder:
     def forget(self, episode: str) -> None:
         """Nothing is kept."""
 
-    def build_mask(self, tokens: Sequence[Sequence[int]]):
-        """Token sequences -> the logits processor that allows just these, each with an end token.
-
-        It counts tokens from its first call on: one for each answer.
-        """
-        return self._backend.get_cfg_logits_processor(build_token_grammar(tokens))
-
     def _answer(self, prepared: PreparedRequest) -> Generation:
         start = perf_counter()
         request = prepared.request

@@ -8,13 +8,12 @@ without capture, which is how tests compare it with forward.py.
 """
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
-from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout, PreparedRequest, find_layout
+from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout, PreparedRequest, encode_by_layout
 from vlm_local.decoding.forward import DynamicKV, PlacedImage, run_language_model
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.graphs import GraphPool, StagedBuffer
@@ -122,15 +121,7 @@ class StaticForwards:
         """As `Family.encode_images`."""
         if not self.family.can_capture_vision:
             return self.family.encode_images(prepared)
-        groups = defaultdict(list)
-        for index, item in enumerate(prepared):
-            groups[find_layout(item)].append(index)
-        features: list = [None] * len(prepared)
-        for layout, members in groups.items():
-            encoded = self._encode_alike(layout, [prepared[index] for index in members])
-            for index, each in zip(members, encoded, strict=True):
-                features[index] = each
-        return features
+        return encode_by_layout(prepared, self._encode_alike)
 
     def _encode_alike(self, layout: PictureLayout, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
         if layout not in self._towers and len(self._towers) == MAX_LAYOUTS:

@@ -31,6 +31,7 @@ from vlm_local.types import Generation
 # each of six small families).
 NEAR_TIE = {torch.float32: 2e-5, torch.float16: 0.02, torch.bfloat16: 0.12}
 
+_KEPT_BYTES = 1 << 28  # of the KV that is kept of all episodes together
 _MAX_EPISODES = 64  # whose last step is remembered for the next one's draft: 18 kB each
 
 
@@ -62,16 +63,14 @@ class TreeDecoder:
         self,
         loaded: LoadedModel,
         budget: Budget | None = None,
-        keep_bytes: int = 1 << 28,
         is_static: bool | None = None,
         max_batch: int = 1,
         is_fused: bool = False,
     ):
-        """budget: None for the device's own. keep_bytes: memory for what is kept of all episodes together.
+        """budget: None for the device's own. max_batch: requests at once that a GPU is made ready for.
 
         is_static: forwards of fixed shapes, replayed as graphs on a GPU; None for a GPU only.
-        max_batch: requests at once that a GPU is made ready for with the first one. is_fused: compile the layers of
-        these forwards, which a GPU has yet to say is worth it.
+        is_fused: compile the layers of these forwards, which a GPU has yet to say is worth it.
         """
         self._loaded = loaded
         self._family = Family(loaded)
@@ -80,7 +79,7 @@ class TreeDecoder:
         is_static = on_gpu if is_static is None else is_static
         fused = FusedLayers(self._family) if is_static and is_fused else None
         self._forwards = StaticForwards(self._family, on_gpu, max_batch, fused) if is_static else None
-        self._store = PrefixStore(keep_bytes)
+        self._store = PrefixStore(_KEPT_BYTES)
         self.writer = ThoughtWriter(loaded, self._family, self._store)
         self._near_tie = NEAR_TIE[loaded.dtype]
         self._grammars: dict[tuple, GrammarCache | str] = {}

@@ -1,21 +1,23 @@
-"""Engines answer a request with one of its sentences: the Protocols that hf, openai, scripted and process fulfil, and
-how an engine's answer, or what it failed with, reaches the one who asked. Pictures reach no engine but scaled down.
+"""Engines answer a request with one of its sentences: the Protocols that hf, openai, scripted and process fulfil, what
+no model is given (large pictures, control tokens), and how an answer, or a failure, reaches the one who asked.
 
 Imports no torch; the module of each engine imports what it needs.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from time import monotonic
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from vlm_local.errors import EngineError, VLMLocalError
+from vlm_local.errors import EngineError, RequestError, VLMLocalError
 from vlm_local.types import Generation, GenerationRequest, Thought, ThoughtRequest
 
 logger = logging.getLogger(__name__)
@@ -25,6 +27,14 @@ Answer = TypeVar("Answer")
 
 OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
 MAX_PIXELS = 1280 * 28 * 28  # of a picture: 1,280 image tokens on Qwen
+
+# Innermost first: taking <b> out of <|<b>|> may leave a token, which the next pass finds.
+_MARKED = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
+# What tokens look like where the tokenizer is not known: <|im_end|>, </s>, <start_of_turn>, [INST];
+# DeepSeek writes a wide bar (U+FF5C).
+_LOOKS_LIKE_ONE = re.compile(r"<[|\uff5c/]*[\w▁.-]+[|\uff5c/]*>|\[/?[A-Z][A-Z_]+\]")
+_MAX_CHECKED = 64
+_PLACEHOLDER = re.compile(r"image|img|vision|video", re.IGNORECASE)
 
 
 class Engine(Protocol):
@@ -97,6 +107,43 @@ def scale_down(image: np.ndarray) -> np.ndarray:
     scale = (MAX_PIXELS / (height * width)) ** 0.5
     size = (max(1, int(width * scale)), max(1, int(height * scale)))
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX))
+
+
+class ControlTokenFilter:
+    """Turns control tokens into plain words, however they are nested: <|<|im_end|>|> becomes im_end."""
+
+    def __init__(self, tokens: Collection[str] | None):
+        """tokens: of the model's tokenizer; None where it is not known: then whatever looks like one."""
+        self._tokens = None if tokens is None else frozenset(tokens)
+        # Those that _MARKED does not find; one that is only space or a single letter is no mark.
+        bare = [re.escape(token) for token in tokens or () if len(token.strip()) > 1 and not _MARKED.fullmatch(token)]
+        self._pattern = re.compile("|".join([_MARKED.pattern, *sorted(bare, key=len, reverse=True)]))
+        self.check_sentences = lru_cache(_MAX_CHECKED)(self._check_sentences)  # robots ask for the same list each step
+
+    def __call__(self, text: str) -> str:
+        """Raises RequestError for a placeholder of a picture: where it stands, the model would look for one."""
+        while (plain := self._pattern.sub(self._make_plain, text)) != text:
+            text = plain
+        return text
+
+    def _check_sentences(self, sentences: tuple[str, ...]) -> None:
+        """Raises RequestError where what may be answered holds a control token."""
+        for sentence in sentences:
+            if any(self._is_token(match[0]) for match in self._pattern.finditer(sentence)):
+                raise RequestError(f"{sentence!r} holds a control token of the model and cannot be answered")
+
+    def _is_token(self, word: str) -> bool:
+        known = _LOOKS_LIKE_ONE.fullmatch(word) if self._tokens is None else word in self._tokens
+        return bool(known)
+
+    def _make_plain(self, match: re.Match) -> str:
+        word = match[0]
+        if not self._is_token(word):
+            return word
+        if _PLACEHOLDER.search(word):
+            raise RequestError(f"the words hold {word!r}, which stands for a picture in a prompt; leave it out")
+        plain = word.strip("<|\uff5c>[]")
+        return plain if plain != word else ""
 
 
 @contextmanager

@@ -14,13 +14,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vlm_local.errors import EngineError
-
-_MOST = 0.01  # of a log-probability; rounding takes a certain token a little above 0
-
 
 class Token(NamedTuple):
-    """text: the token's bytes. logprob: natural logarithm, after the server's constraint; -inf for never."""
+    """text: the token's bytes. logprob: natural logarithm, at most 0, after the server's constraint; -inf for never."""
 
     text: bytes
     logprob: float
@@ -87,11 +83,7 @@ def weigh(spelling: Spelling, said: bytes, positions: Sequence[Position], temper
     said: the spelt answer; the list is empty where the positions do not spell it. temperature:
         divides the logarithms of every position's listed tokens, which are normalised again unless
         it is 1.
-
-    Raises EngineError for log-probabilities that are none: NaN, or well above 0.
     """
-    if not all(token.logprob <= _MOST for position in positions for token in position.top):
-        raise EngineError("the server gave log-probabilities that are none (NaN, or above 0)")
     masses: list[Mass] = []
     path, reach, first, last = b"", 1.0, 0, len(spelling.texts)
     for position in positions:

@@ -14,7 +14,7 @@ from importlib.metadata import version
 from time import perf_counter
 from typing import Any
 
-from vlm_local.engines import Outcome, as_engine_error
+from vlm_local.engines import ControlTokenFilter, Outcome, as_engine_error
 from vlm_local.engines.chat_api import Completion
 from vlm_local.engines.gaps import StepGaps, write_thought
 from vlm_local.engines.masses import (
@@ -30,7 +30,6 @@ from vlm_local.engines.masses import (
 from vlm_local.engines.pool import ServerPool
 from vlm_local.engines.remote import Reply, Server, build_messages, encode_image
 from vlm_local.errors import ConfigError, EngineError, RequestError
-from vlm_local.plain import ControlTokenFilter
 from vlm_local.types import Generation, GenerationRequest, Prompt, Thought, ThoughtRequest
 
 _DEADLINE_S = 10.0  # a robot that waits longer than this for a step has a fault, not an answer

@@ -10,9 +10,8 @@ import numpy as np
 import torch
 
 from vlm_local.decoding.families import PreparedPicture, PreparedRequest
-from vlm_local.engines import scale_down
+from vlm_local.engines import ControlTokenFilter, scale_down
 from vlm_local.errors import RequestError
-from vlm_local.plain import ControlTokenFilter
 from vlm_local.types import GenerationRequest, Picture, Prompt
 
 MAX_ASPECT = 190  # Qwen's image processor refuses 200

@@ -8,13 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from typing import NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
-from PIL import Image
 
+from vlm_local.data.images import encode_file
 from vlm_local.engines.chat_api import DIALECTS, Completion, Dialect, read_completion, read_reason, shorten
 from vlm_local.engines.masses import Position, build_spelling, is_constrained, tells_end
 from vlm_local.errors import ConfigError, RemoteError
@@ -251,9 +250,7 @@ def build_base_url(url: str) -> str:
 
 def encode_image(image: np.ndarray) -> str:
     """uint8 (H, W, 3) RGB -> a PNG data URL: lossless, so that the server sees what we saw."""
-    file = BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode("ascii")
+    return "data:image/png;base64," + base64.b64encode(encode_file(image, "PNG", compress_level=1)).decode("ascii")
 
 
 @lru_cache(64)

@@ -120,7 +120,7 @@ class PickOracle:
         if self._is_shut:
             return self._aim_closed()
         if self._open_steps < _OPENING_STEPS:
-            return self._stay(False)
+            return self._stay_open()
         grasp = self._data.xpos[self._thing] + self._grasp.position
         is_done = self._is_low and (self._place[2] - grasp[2] < self._step_m / 2 or self._stalled_steps >= _STALL_STEPS)
         if self._is_low:
@@ -130,15 +130,15 @@ class PickOracle:
             return Aim(np.array([*self._place[:2], hover]), self._yaw_goal, False)
         return Aim(np.array([*grasp[:2], hover]), self._grasp.yaw, False)
 
-    def _stay(self, is_shut: bool) -> Aim:
-        return Aim(self._place, self._yaw_goal, is_shut)
+    def _stay_open(self) -> Aim:
+        return Aim(self._place, self._yaw_goal, False)
 
     def _aim_closed(self) -> Aim:
         if self._shut_steps < _CLOSING_STEPS:
             height = self._data.xpos[self._thing][2] + self._grasp.position[2]
             return Aim(np.array([*self._shut_at[:2], height]), self._yaw_goal, True)
         if self._lost_steps >= _LOST_STEPS:
-            return self._stay(False)
+            return self._stay_open()
         thing, goal = self._data.xpos[self._thing], self._data.xpos[self._goal]
         to_goal = goal - thing
         is_over = np.abs(to_goal[:2]).max() < _OVER_M
@@ -147,7 +147,7 @@ class PickOracle:
         rise = clear - bottom
         if is_over:
             if self._drop_m is not None or self._touches(self._goal_geoms, self._own):
-                return self._stay(False)
+                return self._stay_open()
             return Aim(self._place + np.append(to_goal[:2], -1.0), self._yaw_goal, True)
         sideways = to_goal[:2] if rise < _CLEAR_M / 2 else np.zeros(2)
         return Aim(self._place + np.append(sideways, rise), self._yaw_goal, True)

@@ -27,9 +27,9 @@ def format_fixed(value: float | None, decimals: int = 2) -> str:
     return "-" if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}"
 
 
-def format_range(interval: Interval, decimals: int = 2) -> str:
+def format_range(interval: Interval) -> str:
     """An interval of plain numbers, e.g. "0.12 to 0.34"; "" for None or edges that read the same."""
-    return format_edges(interval, lambda edge: format_fixed(edge, decimals))
+    return format_edges(interval, format_fixed)
 
 
 def format_edges(interval: Interval, write: Callable[[float], str]) -> str:
@@ -56,5 +56,4 @@ def format_name(name: str) -> str:
 
 
 def format_p(value: float) -> str:
-    """A p-value."""
     return "< 0.001" if value < 0.001 else f"{value:.3f}"

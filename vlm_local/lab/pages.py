@@ -16,6 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from vlm_local.data.images import encode_file
 from vlm_local.files import encode_json, open_replacing, write_json
 from vlm_local.lab import formats
 from vlm_local.provenance import HOW_MADE
@@ -91,9 +92,7 @@ def encode_thumbnail(image: np.ndarray) -> str:
     """uint8 (H, W, 3) -> base64 of a small JPEG."""
     picture = Image.fromarray(image)
     picture.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(encode_file(np.asarray(picture), "JPEG", quality=_JPEG_QUALITY)).decode()
 
 
 @styled

@@ -91,10 +91,9 @@ def _fill_scores(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     """Cells of the table of scores: measure, n, and a score with its interval for each result."""
     yield "measure", "n", *_names(result).values()
     for measure in _list_measures(result):
-        write = format_span if measure["is_share"] else format_range
         cells = []
         for score in measure["scores"]:
-            span = write(score["interval"], 1 if measure["is_share"] else 2)
+            span = format_span(score["interval"], 1) if measure["is_share"] else format_range(score["interval"])
             cells.append(format_score(measure, score["value"]) + (f" ({span})" if span else ""))
         yield measure["name"], str(measure["n"]), *cells
 

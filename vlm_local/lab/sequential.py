@@ -46,12 +46,12 @@ def find_confidence_interval(leads: np.ndarray, every: int = 1, alpha: float = A
     return [-1.0 if low == _GRID[0] else low, 1.0 if high == _GRID[-1] else high]
 
 
-def simulate_power(difference: float, num_pairs: int, alpha: float = ALPHA, seed: int = 0) -> tuple[float, float]:
+def simulate_power(difference: float, num_pairs: int, alpha: float = ALPHA) -> tuple[float, float]:
     """(share of comparisons that are decided within num_pairs, mean number of pairs played until then or the end).
 
     difference: of success rates around 50 %, the two of a pair independent of each other, which is the hardest case.
     """
-    random, decisions = np.random.default_rng(seed), []
+    random, decisions = np.random.default_rng(0), []
     for _ in range(_NUM_SIMULATED // _AT_ONCE):
         draws = random.random((2, _AT_ONCE, num_pairs))
         leads = (draws[0] < 0.5 + difference / 2) * 1.0 - (draws[1] < 0.5 - difference / 2)
@@ -60,7 +60,7 @@ def simulate_power(difference: float, num_pairs: int, alpha: float = ALPHA, seed
     return float((decided > 0).mean()), float(np.where(decided > 0, decided, num_pairs).mean())
 
 
-def find_detectable_effect(num_pairs: int, alpha: float = ALPHA, power: float = POWER) -> float | None:
-    """The smallest difference of success rates, in steps of 5 points, that num_pairs decide with this power."""
+def find_detectable_effect(num_pairs: int, alpha: float = ALPHA) -> float | None:
+    """The smallest difference of success rates, in steps of 5 points, that num_pairs decide with POWER."""
     differences = (step / 20 for step in range(1, 20))
-    return next((value for value in differences if simulate_power(value, num_pairs, alpha)[0] >= power), None)
+    return next((value for value in differences if simulate_power(value, num_pairs, alpha)[0] >= POWER), None)

@@ -15,7 +15,7 @@ from vlm_local.primitives import parse_phrase
 from vlm_local.types import Decision, Observation
 
 ORACLE = "oracle"
-_MAX_ROBOTS = 16  # of a server of ours, unless it was started with another --max-robots
+_MAX_ROBOTS = 16  # of a server of ours, as ServerSettings has it
 
 
 class PolicySource:

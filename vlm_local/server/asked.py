@@ -3,7 +3,6 @@
 A correction is a line of labels.jsonl beside the picture, which `train detector` and `eval-answers` read.
 """
 
-import io
 import threading
 import time
 from collections.abc import Sequence
@@ -11,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from flask import Flask, Response, request
-from PIL import Image
 
 from vlm_local.answers import MAX_CHOICE, Answer, Question
 from vlm_local.data.corrections import LABELS, Correction, add_correction, list_logged, read_corrections
+from vlm_local.data.images import encode_file
 from vlm_local.data.questions import Task, find_asked
 from vlm_local.errors import DataError, RequestError
 from vlm_local.server.service import send_json
@@ -86,7 +84,7 @@ class RecentAnswers:
         ]
 
     def encode_picture(self, name: str) -> bytes:
-        return _encode(self._find(name).question.image)
+        return encode_file(self._find(name).question.image, "PNG", compress_level=1)
 
     def correct(self, name: str, answer: str) -> None:
         each = self._find(name)
@@ -99,7 +97,7 @@ class RecentAnswers:
                 picture = (
                     f"{time.time_ns() // 1_000_000}-{name}.png"  # a run goes on after a restart, which counts anew
                 )
-                (self._folder / picture).write_bytes(_encode(each.question.image))
+                (self._folder / picture).write_bytes(encode_file(each.question.image, "PNG", compress_level=1))
                 each.picture = picture
             add_correction(self._folder, Correction(each.picture, each.question.text, each.question.choices, answer))
             each.label = answer
@@ -198,9 +196,3 @@ def _read_labels(folder: Path) -> dict[str, str]:
 def _check_choice(answer: str, choices: Sequence[str]) -> None:
     if answer not in choices:
         raise RequestError(f"the right answer is one of {', '.join(choices)}, not {answer!r}")
-
-
-def _encode(image: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG", compress_level=1)
-    return file.getvalue()

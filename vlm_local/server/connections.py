@@ -26,6 +26,7 @@ from waitress.channel import HTTPChannel
 from waitress.parser import HTTPRequestParser
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
 from waitress.utilities import BadRequest, RequestEntityTooLarge
+from waitress.wasyncore import poll2
 
 from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
@@ -43,6 +44,7 @@ PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is 
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
+_LOOK_EVERY_S = 1.0  # at least, for connections that are too slow
 _SPARE_THREADS = 4  # in each of two pools, for what is refused at once, and /health
 _URGENT = ("/act", "/reset", "/hold", "/release", "/health")
 _GIVE_UP_READING = 2**30  # bytes of a refused body; the connection is closed instead
@@ -281,6 +283,13 @@ class TwoPoolDispatcher:
     def shutdown(self, cancel_pending: bool = True, timeout: int = 5) -> None:
         for threads in (self._robots, self._others):
             threads.shutdown(cancel_pending, timeout)
+
+
+def run_loop(server, sockets: dict) -> None:
+    """Waitress's loop over the listener and all connections, which also wakes for the next read of a large body."""
+    while sockets:
+        is_paced = any(channel.has_large_body for channel in list(server.active_channels.values()))
+        poll2(PACE_S if is_paced else _LOOK_EVERY_S, sockets)
 
 
 def _make_room(channels: list[Channel]) -> None:

@@ -1,6 +1,5 @@
 """Keeps the last 64 steps of each robot and streams them to open pages (server-sent events). Knows no HTTP."""
 
-import io
 import queue
 import threading
 import time
@@ -9,8 +8,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from vlm_local.data.images import encode_file
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json
 from vlm_local.server.records import Record, Refusal
@@ -110,12 +109,9 @@ class Hub:
             frame = self._frames.get(robot)
         if frame is None:
             raise RequestError(f"robot {robot!r} has sent no frame yet", 404)
-        file = io.BytesIO()
         if lossless:
-            Image.fromarray(frame).save(file, "PNG", compress_level=1)
-        else:
-            Image.fromarray(frame).save(file, "JPEG", quality=_JPEG_QUALITY)
-        return file.getvalue()
+            return encode_file(frame, "PNG", compress_level=1)
+        return encode_file(frame, "JPEG", quality=_JPEG_QUALITY)
 
     def close(self) -> None:
         """End every stream now."""

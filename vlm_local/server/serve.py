@@ -15,11 +15,11 @@ from typing import Any
 
 from flask import Flask
 from waitress.server import create_server
-from waitress.wasyncore import close_all, poll2
+from waitress.wasyncore import close_all
 
 from vlm_local.errors import ConfigError
 from vlm_local.processes import trim_heaps
-from vlm_local.server.connections import MAX_CONNECTIONS, PACE_S, Channel, TwoPoolDispatcher
+from vlm_local.server.connections import MAX_CONNECTIONS, Channel, TwoPoolDispatcher, run_loop
 from vlm_local.server.live import MAX_VIEWERS
 from vlm_local.server.observers import ObservedApp
 from vlm_local.server.routes import MAX_QUESTIONS
@@ -38,7 +38,6 @@ _TRIM_EVERY_S = 5.0
 _READ_AT_ONCE = 2**18  # a 256x256 request in two reads
 _KEEP_IN_MEMORY = 2**23  # larger bodies wait in a temporary file
 _SPARE_CONNECTIONS = 64  # where all others have a request that is being answered
-_LOOK_EVERY_S = 1.0  # at least, for connections that are too slow
 _IDLE_CONNECTION_S = 300  # a person resets the scene between two episodes
 
 
@@ -95,15 +94,8 @@ class HTTPServer:
             ident=None,
         )
         self._server.channel_class = partial(Channel, self.service.settings)
-        self._thread = threading.Thread(target=self._run, name="http", daemon=True)
+        self._thread = threading.Thread(target=run_loop, args=(self._server, self._sockets), name="http", daemon=True)
         self._thread.start()
-
-    def _run(self) -> None:
-        """Waitress's loop, which also wakes for the next read of a large body."""
-        while self._sockets:
-            channels = list(self._server.active_channels.values())
-            is_paced = any(channel.has_large_body for channel in channels)
-            poll2(PACE_S if is_paced else _LOOK_EVERY_S, self._sockets)
 
     def stop(self) -> None:
         """Close every connection, after drain() has let those inside leave."""

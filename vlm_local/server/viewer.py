@@ -4,14 +4,13 @@ import base64
 import re
 import socket
 from collections.abc import Sequence
-from io import BytesIO
 from pathlib import Path
 
 import jinja2
 from flask import Flask, request
-from PIL import Image
 from waitress.server import create_server
 
+from vlm_local.data.images import encode_file
 from vlm_local.data.runs import RecordedEpisode
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json, open_replacing
@@ -77,9 +76,7 @@ def write_episode(path: Path, episode: RecordedEpisode, name: str) -> int:
 
 def _encode_frame(image) -> str:
     """uint8 (H, W, 3) -> the address of a JPEG in the page itself."""
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=_JPEG_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return f"data:image/jpeg;base64,{base64.b64encode(encode_file(image, 'JPEG', quality=_JPEG_QUALITY)).decode()}"
 
 
 def _wrap_script(name: str) -> str:

@@ -20,9 +20,7 @@ from websockets.sync.server import Server, ServerConnection, serve
 from vlm_local.errors import RequestError
 from vlm_local.server.access import Address, RateLimit, check_origin, parse_address
 from vlm_local.server.dialects import DIALECTS, INTERNAL_ERROR, ROUTES, Client, Peer
-from vlm_local.server.frames import (
-    MAX_FRAME,
-)
+from vlm_local.server.frames import MAX_FRAME
 from vlm_local.server.service import Service
 
 logger = logging.getLogger(__name__)

@@ -27,13 +27,18 @@ _PUSHED_M = 0.05
 _REACHED_HEIGHT_M = REACH_HEIGHT_M + 0.010
 
 _REACHING = ("reach", "move to", "go to", "touch", "head for", "come to", "move the gripper to", "bring the gripper to")
-_NAMED = ("the {colour} block", "the {colour} brick", "the {colour} thing", "the {colour} object")
+NAMED = ("the {colour} block", "the {colour} brick", "the {colour} thing", "the {colour} object")
 
 
 class BlockTask(Task):
     """Blocks of different colours on the table; `target` is the one that is meant."""
 
     kind = "blocks"
+
+    def sample(self, world, level, rng):
+        """The target is named by its colour; another block would be another answer."""
+        self.sample_blocks(world, level, rng)
+        self.phrase_instruction(level, rng, {"colour": self.colours[0]}, {"colour": self.colours[1]})
 
     def sample_blocks(self, world: World, level: Level, rng: np.random.Generator) -> None:
         """Three blocks and perhaps distractors, where `fits` has nothing against it."""
@@ -77,16 +82,12 @@ class Reach(BlockTask):
 
     name = "reach"
     stages = ("reached",)
-    words = combine(_REACHING, _NAMED)
+    words = combine(_REACHING, NAMED)
     unseen = (
         "put your gripper at the {colour} cube",
         "approach the block that is {colour}",
         "the {colour} one, please: go there",
     )
-
-    def sample(self, world, level, rng):
-        self.sample_blocks(world, level, rng)
-        self.phrase_instruction(level, rng, {"colour": self.colours[0]}, {"colour": self.colours[1]})
 
     def is_done(self, world):
         return _is_over(world, f"block{self.target}")
@@ -137,12 +138,8 @@ class Lift(BlockTask):
 
     name = "lift"
     stages = ("reached", "grasped", "lifted")
-    words = combine(("lift", "pick up", "raise", "lift up", "grasp and lift"), _NAMED)
+    words = combine(("lift", "pick up", "raise", "lift up", "grasp and lift"), NAMED)
     unseen = ("take the {colour} cube off the table", "the {colour} block, please: up with it")
-
-    def sample(self, world, level, rng):
-        self.sample_blocks(world, level, rng)
-        self.phrase_instruction(level, rng, {"colour": self.colours[0]}, {"colour": self.colours[1]})
 
     def is_done(self, world):
         return self._rise(world, self.target) > _LIFTED_M and world.count_pads("block0") == 2
@@ -165,7 +162,7 @@ class Push(BlockTask):
 
     name = "push"
     stages = ("reached", "pushed")
-    words = combine(("push", "move", "slide"), _NAMED, ("to the {side}", "{side}", "towards the {side}"))
+    words = combine(("push", "move", "slide"), NAMED, ("to the {side}", "{side}", "towards the {side}"))
     unseen = ("shove the {colour} cube {side}wards", "the {colour} block should be further {side}")
 
     def sample(self, world, level, rng):

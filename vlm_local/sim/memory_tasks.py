@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from vlm_local.sim.block_tasks import SIDES, Push, Reach
+from vlm_local.sim.block_tasks import NAMED, SIDES, Push, Reach
 from vlm_local.sim.furniture import BLOCK_HALF_M, NUM_BLOCKS
 from vlm_local.sim.task import combine
 
@@ -18,7 +18,6 @@ _MARK = (1.0, 0.15, 0.85)  # pink: no block and no distractor has it
 _MOVED_M = 0.07
 _BACK_M = (0.025, 0.05)  # this near to its old place, along the way and across, a block is back
 _WRONG_M = 0.04  # less than the least way back: who tries both ways has lost by then
-_NAMED = ("the {colour} block", "the {colour} brick", "the {colour} thing", "the {colour} object")
 
 
 class ReachShown(Reach):
@@ -50,7 +49,7 @@ class PutBack(Push):
     stages = ("reached", "put back")
     cue_steps = _CUE_STEPS
     chance: ClassVar[float] = 1 / len(SIDES)
-    words = combine(("put", "push", "move", "slide", "bring"), _NAMED, ("back", "back to its old place"))
+    words = combine(("put", "push", "move", "slide", "bring"), NAMED, ("back", "back to its old place"))
     unseen = ("return the {colour} cube to where it was", "the {colour} block should be where it stood before")
 
     def sample(self, world, level, rng):

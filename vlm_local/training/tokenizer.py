@@ -1,7 +1,6 @@
 """The tiny model's own tokenizer: byte-level BPE in which a word or a measured number is one token."""
 
 import json
-from collections.abc import Iterable
 from itertools import pairwise
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, trainers
@@ -35,9 +34,9 @@ test connection task state history xnot ynot znot pnot wnot gnot
 """
 
 
-def build_tokenizer(texts: Iterable[str] = ()) -> PreTrainedTokenizerFast:
-    """Learn merges from the phrases, WORDS and `texts` until every word is one token; add NUMBERS."""
-    corpus = [*list_phrases(), *WORDS.split(), *(f" {word}" for word in WORDS.split()), *texts]
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Learn merges from the phrases and WORDS until every word is one token; add NUMBERS."""
+    corpus = [*list_phrases(), *WORDS.split(), *(f" {word}" for word in WORDS.split())]
     learner = _byte_level(BPE())
     learner.train_from_iterator(
         corpus,

@@ -9,9 +9,9 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests import recordings
+from tests.decoding.tiny import bias_tree
 from tests.tiny_models import tiny_checkpoint
 from vlm_local import data, examples
-from vlm_local.bench.steering import bias_tree
 from vlm_local.cli import build_parser, main
 from vlm_local.cli.options import fill_from_settings, read_policy_options
 from vlm_local.decoding.tree import TreeDecoder

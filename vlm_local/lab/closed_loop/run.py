@@ -43,8 +43,8 @@ Progress = Callable[[Mapping[str, Any], int, int], None]
 class RolloutPlan:
     """What is played. films: episodes of each task of which frames and film are kept; gif: also as GIF.
 
-    env: the suite that the tasks are of. noise: share of phrases replaced by random ones. control: one of
-    controls.CONTROLS.
+    env: the suite that the tasks are of. noise: share of phrases replaced by random ones. control: as
+    `--control` takes it.
     """
 
     policy: str

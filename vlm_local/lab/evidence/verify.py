@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.checkup.findings import conclude
-from vlm_local.checkup.parts import PARTS, summarise_part
-from vlm_local.checkup.scores import score_pictures
+from vlm_local.checkup.scores import PARTS, score_pictures, summarise_part
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import read_json_lines
 from vlm_local.lab.closed_loop.rescore import rescore as rescore_sim

@@ -1,11 +1,8 @@
 """What a station's camera sends: 640x480 pixels as JPEG, squeezed to the square that policy and detector see."""
 
-import io
-
 import numpy as np
-from PIL import Image
 
-from vlm_local.data.images import squeeze
+from vlm_local.data.images import decode_image, encode_file, squeeze
 from vlm_local.sim.rendering import Camera
 from vlm_local.sim.scene import CAMERA
 from vlm_local.sim.world import World
@@ -25,10 +22,9 @@ class StationCamera:
 
     def take(self) -> np.ndarray:
         """uint8 (256, 256, 3) RGB of the present."""
-        file = io.BytesIO()
-        picture = Image.fromarray(self._camera.render(self._world.data))
-        picture.save(file, "JPEG", quality=_QUALITY, subsampling=_SUBSAMPLING)
-        return squeeze(np.asarray(Image.open(file)), IMAGE_SIZE)
+        seen = self._camera.render(self._world.data)
+        sent = encode_file(seen, "JPEG", quality=_QUALITY, subsampling=_SUBSAMPLING)
+        return squeeze(decode_image(sent, "the station's camera"), IMAGE_SIZE)
 
     def close(self) -> None:
         self._camera.close()

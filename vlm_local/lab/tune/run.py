@@ -20,10 +20,9 @@ from vlm_local.lab.tune.report import write_report
 from vlm_local.lab.tune.rungs import EXAMPLES, Base, Rung, Setting, describe_setting, find_rungs
 from vlm_local.lab.tune.scores import choose, compare, describe, summarise_times
 from vlm_local.models import DEFAULT
-from vlm_local.policy_options import PolicyOptions
+from vlm_local.policy_options import PolicyOptions, write_settings
 from vlm_local.provenance import describe_machine, tell_making
 from vlm_local.resolved_options import ResolvedOptions
-from vlm_local.settings_file import write_settings
 
 SETTINGS, CHOSEN = "tune.json", "vlm_local.json"
 _OF_THE_MACHINE = ("device", "max_batch", "offline", "deadline_ms")  # options that decide no answer
