@@ -2,15 +2,19 @@
 
 import json
 
+import numpy as np
 import pytest
+import torch
 
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.bench.sequences import GENERATED, load_sequences
 from vlm_local.bench.shapes import _build_tokenizer
+from vlm_local.bench.subject import load_subject
 from vlm_local.cli import main
 from vlm_local.data.runs import RunWriter
 from vlm_local.decoding.trie import build_trie, tokenize_sentences
 from vlm_local.errors import ConfigError
+from vlm_local.policy_options import PolicyOptions
 from vlm_local.primitives import list_phrases
 
 WAYS = [
@@ -88,6 +92,14 @@ def test_the_shape_spells_phrases_as_qwen_does():
     trie = build_trie(phrases, tokens, 151_645)
     assert (len(trie), trie.branching.sum(), trie.needed.sum(), len(trie.live_tokens)) == (2297, 594, 838, 26)
     assert sum(map(len, tokens)) / len(tokens) == pytest.approx(10.62, abs=0.01)
+
+
+def test_prompts_of_a_shape_end_alike():
+    """As a chat template's do: else each step would build a trie of its own and know nothing of the step before."""
+    subject = load_subject(PolicyOptions(), "small", 1)
+    generator = np.random.default_rng(0)
+    one, other = (subject.prepare(subject.draw_request(generator, "a")).input_ids for _ in range(2))
+    assert one[-1] == other[-1] and not torch.equal(one, other)
 
 
 def test_a_report_holds_every_figure_and_says_where_from(tmp_path, capsys):

@@ -117,7 +117,7 @@ def test_what_a_partial_belief_says_is_never_too_much_and_ends_exact(seed, limit
 
 
 def known(distribution):
-    return distribution.spread(distribution.sharpen(1.0))[1]
+    return distribution.spread()[1]
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60))

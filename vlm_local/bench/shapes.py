@@ -117,14 +117,17 @@ def _build_tokenizer(vocabulary: int) -> transformers.PreTrainedTokenizerFast:
 
 
 def prepare_for_shape(loaded: LoadedModel, request: GenerationRequest) -> PreparedRequest:
-    """The request's text as random tokens of the shipped prompt's length, its images as random patches."""
+    """The request's text as random tokens of the shipped prompt's length, its images as random patches.
+
+    The last token is always the same, as a chat template's is: a decoder keeps one trie of the phrases for it.
+    """
     prompt = request.prompt
     image = np.full(_GRID[1] * _GRID[2] // 4, _IMAGE)
     before = [_draw_tokens(prompt.before, _BEFORE)]
     for part in prompt.earlier:
         before.append(_draw_tokens(part, len(part) // _CHARACTERS) if isinstance(part, str) else image)
     length = sum(map(len, before))
-    input_ids = np.concatenate([*before, image, _draw_tokens(prompt.after, _AFTER)])
+    input_ids = np.concatenate([*before, image, _draw_tokens(prompt.after, _AFTER - 1), [_FIRST_TEXT]])
     vision = _draw_patches(loaded, request.image) | {
         "mm_token_type_ids": torch.from_numpy(input_ids == _IMAGE).long()[None]
     }

@@ -40,6 +40,7 @@ class TrieDistribution:
         self._taken_out = taken_out
         self.read = ~trie.branching
         self.edge_log = np.where(trie.branching[trie.edge_node], np.nan, 0.0)
+        self._spread: dict[float, tuple[np.ndarray, np.ndarray]] = {}  # by temperature, until more is read
 
     def learn(self, nodes: np.ndarray, logits: np.ndarray) -> None:
         """Fill in the edges of `nodes` from the model's logits.
@@ -61,20 +62,26 @@ class TrieDistribution:
             values -= self._taken_out[edges]
         self.edge_log[edges] = _log_softmax(values, begin, degree)
         self.read[nodes] = True
+        self._spread.clear()
 
-    def sharpen(self, temperature: float) -> np.ndarray:
-        """(E,) probabilities with every token's logits divided by `temperature`; 0 where unread."""
+    def spread(self, temperature: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+        """Probability of each node (N,) and of each sentence (S,), with every token's logits divided by `temperature`.
+
+        Exact where every node on the way was read, else 0. Not to be written to.
+        """
+        if temperature not in self._spread:
+            self._spread[temperature] = self._multiply(self._sharpen(temperature))
+        return self._spread[temperature]
+
+    def _sharpen(self, temperature: float) -> np.ndarray:
+        """(E,) probabilities; 0 where unread."""
         trie = self.trie
         values = self.edge_log
         if temperature != 1.0:
             values = _log_softmax(values / temperature, trie.edges[:-1], np.diff(trie.edges))
         return np.nan_to_num(np.exp(values), nan=0.0)
 
-    def spread(self, edge_probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Edge probabilities (E,) -> probability of each node (N,) and of each sentence (S,).
-
-        Exact where every node on the way was read, else 0.
-        """
+    def _multiply(self, edge_probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         trie = self.trie
         mass = np.ones(len(trie))
         for start, end in zip(trie.levels[1:-1], trie.levels[2:], strict=True):
@@ -128,7 +135,7 @@ def decide_greedy(distribution: TrieDistribution) -> Choice:
 
 def decide_map(distribution: TrieDistribution, slack: float = 0.0) -> Choice:
     """The most probable sentence: certain once no unread node holds more mass than it (best-first)."""
-    mass, sentences = distribution.spread(distribution.sharpen(1.0))
+    mass, sentences = distribution.spread()
     frontier = np.where(distribution.read, 0.0, mass)
     best = int(sentences.argmax())
     rival = np.delete(sentences, best).max(initial=0.0)
@@ -142,7 +149,7 @@ def decide_map(distribution: TrieDistribution, slack: float = 0.0) -> Choice:
 def decide_sample(distribution: TrieDistribution, uniform: float, temperature: float) -> Choice:
     """Inverse CDF over the sentences in their order; exact bounds on it decide as soon as they can."""
     trie = distribution.trie
-    mass, sentences = distribution.spread(distribution.sharpen(temperature))
+    mass, sentences = distribution.spread(temperature)
     frontier = np.where(distribution.read, 0.0, mass)
     count = len(sentences)
     lower = (sentences + np.bincount(trie.last, frontier, minlength=count)).cumsum()  # of the CDF at s
@@ -157,7 +164,7 @@ def decide_sample(distribution: TrieDistribution, uniform: float, temperature: f
 
 def certify(distribution: TrieDistribution, posterior: str) -> np.ndarray | None:
     """Probability (N,) of the unread nodes that a "fast" or "exact" posterior still needs, None when it needs none."""
-    mass, _ = distribution.spread(distribution.sharpen(1.0))
+    mass, _ = distribution.spread()
     frontier = np.where(distribution.read, 0.0, mass)
     allowed = FAST_MISSING if posterior == "fast" else 0.0
     return frontier if frontier.sum() > allowed else None

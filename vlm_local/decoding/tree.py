@@ -149,7 +149,7 @@ class TreeDecoder:
         episode = task.request.episode
         if episode is not None:
             self._expected.pop(episode, None)
-            mass, _ = task.distribution.spread(task.distribution.sharpen(1.0))
+            mass, _ = task.distribution.spread()
             self._expected[episode] = task.grammar.trie, mass
             if len(self._expected) > _MAX_EPISODES:
                 self._expected.popitem(last=False)
@@ -240,7 +240,7 @@ class TreeDecoder:
         self._expect(task)
         probabilities = missing = None
         if task.request.posterior != "off":
-            _, probabilities = task.distribution.spread(task.distribution.sharpen(1.0))
+            _, probabilities = task.distribution.spread()
             missing = max(0.0, 1.0 - float(probabilities.sum()))
         stats = {
             "forwards": task.num_forwards,
