@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tests.decoding.tiny import draw_request, load_tiny, prepare
+from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
 from tests.tiny_models import FAMILIES
 from vlm_local.checkup.scores import count_disagreements
 from vlm_local.decoding.outlines import OutlinesDecoder
@@ -60,11 +60,13 @@ def compare(family: str, device: torch.device, dtype: torch.dtype, num_requests:
     for seed in range(num_requests):
         drafts = tuple(each.sentence for each in mine[::-1])
         posterior = "exact" if seed == num_requests - 1 else "off"
-        [prepared] = prepare(processing, draw_request(seed, episode="a", drafts=drafts, posterior=posterior))
+        request = draw_request(seed, sentences=PHRASES, episode="a", drafts=drafts, posterior=posterior)
+        [prepared] = prepare(processing, request)
         mine += decoder.decode([prepared])
         theirs += reference.decode([prepared])
     sentences = [[each.sentence for each in answers] for answers in (mine, theirs)]
-    together = decoder.decode(prepare(processing, *(draw_request(seed) for seed in range(num_requests))))
+    requests = (draw_request(seed, sentences=PHRASES) for seed in range(num_requests))
+    together = decoder.decode(prepare(processing, *requests))
     one, other = mine[-1].probabilities, theirs[-1].probabilities
     likely = other > _LIKELY
     return {
