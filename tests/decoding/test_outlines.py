@@ -97,7 +97,7 @@ def test_the_grammar_shares_what_may_follow():
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_is_what_the_model_says_token_by_token(family):
     decoder, loaded, processing = _open(family)
-    for prepared in prepare(processing, *(draw_request(seed) for seed in range(2))):
+    for prepared in prepare(processing, *(draw_request(seed, sentences=PHRASES) for seed in range(2))):
         tokens = _tokenize(loaded, processing)
         allowed, said = list_allowed(tokens, loaded.eos_token_id), ()
         while loaded.eos_token_id not in said:

@@ -94,8 +94,8 @@ def test_map_finds_the_most_probable_sentence_and_its_lead(seed, limit):
 @settings(max_examples=40, deadline=None)
 def test_sample_is_the_inverse_cdf_in_the_order_of_the_sentences(seed, limit):
     world = World(seed)
-    for temperature, uniform in itertools.product((0.5, 1.0, 2.0), (0.0, 0.1, 0.37, 0.5, 0.9, 1 - 2**-53)):
-        cdf = world.score(temperature).cumsum()
+    cumulative = {temperature: world.score(temperature).cumsum() for temperature in (0.5, 1.0, 2.0)}
+    for (temperature, cdf), uniform in itertools.product(cumulative.items(), (0.0, 0.1, 0.37, 0.5, 0.9, 1 - 2**-53)):
         expected = np.searchsorted(cdf / cdf[-1], uniform, side="right")
         choice, _ = world.play(lambda distribution, u=uniform, t=temperature: decide_sample(distribution, u, t), limit)
         assert choice.sentence == expected

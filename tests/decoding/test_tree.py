@@ -24,7 +24,8 @@ def test_greedy_says_what_outlines_says(family, seed):
     for head in range(4):
         shuffle_head(loaded, 10 * seed + head)
         decoder = TreeDecoder(loaded, Budget(draft=(1, 16, 32, 600)[head], step=(1, 2, 16, 16)[head]))
-        prepared = prepare(processing, *(draw_request(100 * head + n, drafts=PHRASES[n::200]) for n in seeds))
+        options = [{"sentences": PHRASES, "drafts": PHRASES[n::200]} for n in seeds]
+        prepared = prepare(processing, *(draw_request(100 * head + n, **each) for n, each in enumerate(options)))
         answers = [decoder.decode([each])[0].sentence for each in prepared]
         assert answers == [each.sentence for each in outlines.decode(prepared)]
         said |= set(answers)

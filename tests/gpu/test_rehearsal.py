@@ -19,15 +19,29 @@ def run(*arguments, timeout=600, **environment):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
-@pytest.mark.slow
-def test_every_part_is_done_and_writes_its_result(tmp_path):
-    ended = run("--rehearse", "--out", str(tmp_path))
+def rehearse(out, *parts):
+    """Results by file name of the parts, or of all, each of which must be done."""
+    ended = run("--rehearse", "--out", str(out), *parts)
     told = json.loads(ended.stdout.splitlines()[-1])
     assert ended.returncode == 0 and all(outcome.startswith("done") for outcome in told["parts"].values()), told
-    results = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    results = {path.name: json.loads(path.read_text()) for path in out.iterdir()}
     assert set(results) == {f"gpu-{name}.json" for name in told["parts"]}
     assert all(each["card"] and each["benchmark"] and each["versions"] for each in results.values())
-    assert all(family["right"] for family in results["gpu-values.json"]["families"].values())
+    return results
+
+
+@pytest.mark.slow
+def test_parts_that_are_named_are_done_and_write_their_results(tmp_path):
+    results = rehearse(tmp_path, "limit-2b", "serve")
+    assert set(results) == {"gpu-limit-2b.json", "gpu-serve.json"}
+
+
+@pytest.mark.long
+def test_every_part_is_done_and_writes_its_result(tmp_path):
+    results = rehearse(tmp_path)
+    assert len(results) == 8
+    for name in ("values", "values-fused"):
+        assert all(family["right"] for family in results[f"gpu-{name}.json"]["families"].values())
     assert results["gpu-serve.json"]["memory_given_back"]
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from tests.decoding.tiny import draw_request, load_tiny, prepare
+from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
 from tests.tiny_models import FAMILIES
 from vlm_local.checkup.scores import count_disagreements
 from vlm_local.decoding.outlines import OutlinesDecoder
@@ -63,11 +63,13 @@ def compare(family: str, device: torch.device, dtype: torch.dtype, requests: int
     for seed in range(requests):
         drafts = tuple(each.sentence for each in mine[::-1])
         posterior = "exact" if seed == requests - 1 else "off"
-        [prepared] = prepare(processing, draw_request(seed, episode="a", drafts=drafts, posterior=posterior))
+        request = draw_request(seed, sentences=PHRASES, episode="a", drafts=drafts, posterior=posterior)
+        [prepared] = prepare(processing, request)
         mine += decoder.decode([prepared])
         theirs += reference.decode([prepared])
     sentences = [[each.sentence for each in answers] for answers in (mine, theirs)]
-    together = decoder.decode(prepare(processing, *(draw_request(seed) for seed in range(requests))))
+    batch = (draw_request(seed, sentences=PHRASES) for seed in range(requests))
+    together = decoder.decode(prepare(processing, *batch))
     one, other = mine[-1].probabilities, theirs[-1].probabilities
     likely = other > _LIKELY
     return {

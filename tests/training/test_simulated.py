@@ -126,7 +126,7 @@ def _train(start, folder, num_rounds, seed=0, recipe=RECIPE, **fields):
     return SimulatedTraining(start, folder, course, recipe, seed).run()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(tmp_path):
     write_tiny(tmp_path / "start", seed=0)
     whole = _train(tmp_path / "start", tmp_path / "whole", 3)

@@ -4,6 +4,9 @@ Frame: the arm's base, +x forward, +y left, +z up from the table top; metres. Ev
 episode varies (poses, colours, light, camera) is a field of the compiled model, see levels.py.
 """
 
+import copy
+from functools import cache
+
 import mujoco
 import numpy as np
 
@@ -22,7 +25,12 @@ _CYLINDER = mujoco.mjtGeom.mjGEOM_CYLINDER
 
 
 def build_scene(kind: str) -> mujoco.MjModel:
-    """kind: a name in furniture.FURNITURE."""
+    """A model of its own, which an episode may vary. kind: a name in furniture.FURNITURE."""
+    return copy.copy(_compile_scene(kind))
+
+
+@cache  # a copy takes a fraction of the time, and there are few kinds
+def _compile_scene(kind: str) -> mujoco.MjModel:
     spec = load_arm()
     _set_options(spec)
     _add_surfaces(spec)
