@@ -116,7 +116,7 @@ def test_prefill_with_draft_then_steps(decoder):
 def test_posteriors(decoder):
     decode, ready = decoder
     fast, exact = decode.decode(ready(*(draw_request(0, posterior=kind) for kind in ("fast", "exact"))))
-    assert exact.probabilities.sum() == pytest.approx(1.0) and fast.probabilities.sum() <= 1.0
+    assert exact.probabilities.sum() == pytest.approx(1.0) and fast.probabilities.sum() <= 1.0 + 1e-9
 
 
 def test_a_ragged_batch_with_kept_kv(decoder):
