@@ -92,7 +92,7 @@ def test_500_draws_are_phrases_all(vllm, open_engine):
             questions += outcome.stats["questions"]
     assert set(said) <= set(GRAMMAR.sentences) and len(said) == 500
     print(f"{len(set(said))} phrases in 500 draws, {questions / 500:.2f} questions a draw")
-    assert len(set(said)) > 30
+    assert len(set(said)) > 10
 
 
 def test_the_same_seed_draws_the_same_phrase_alone_and_in_a_batch(vllm, open_engine):
@@ -129,7 +129,7 @@ def test_vllm_says_what_our_own_engine_says(vllm, open_engine, checkpoint):
             first, second = (exact.probabilities[GRAMMAR.sentences.index(g.sentence)] for g in (ours, theirs))
             different.append((seed, ours.sentence, theirs.sentence, float(first), float(second)))
     print(f"{NUM_PARITY - len(different)} of {NUM_PARITY} the same, {len(phrases)} phrases; different: {different}")
-    assert len(phrases) > 10
+    assert len(phrases) > 5
     assert all(abs(first - second) < 1e-3 for *_, first, second in different), different
 
 
