@@ -8,9 +8,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.decoding.test_static import EXACT, check
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
-from tests.slow import FAMILIES
+from tests.tiny_models import FAMILIES
 from vlm_local.decoding.fused import attend_over_tree
 from vlm_local.decoding.tree import TreeDecoder
+
+WITH_WINDOWS = "qwen2.5-vl"  # in some layers of its vision tower
+OTHERS = [family for family in FAMILIES if family != WITH_WINDOWS]
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def traced():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [WITH_WINDOWS, *(pytest.param(each, marks=pytest.mark.long) for each in OTHERS)])
 def test_fused_equals_plain(family, traced):
     """An episode on kept KV with pictures of two sizes, then several robots; each layer is one piece."""
     loaded, processing = share_tiny(family)
