@@ -196,8 +196,9 @@ class Family:
         back from a GPU in every layer. What is an index is on the model's device, what is a length on the CPU.
         """
         tower, grids = self._vision_tower, torch.tensor([grid] * count)
-        constants: dict[str, Any] = {"image_grid_thw": grids, "pictures": count}
-        constants["max_seqlen"] = num_patches = int(grids[0].prod())  # asked for by name, read by nobody here
+        num_patches = int(grids[0].prod())
+        # For fused layers (fused.py): their attention asks for `pictures`, and is given longest lengths in vain.
+        constants: dict[str, Any] = {"image_grid_thw": grids, "pictures": count, "max_seqlen": num_patches}
         constants["position_ids"] = get_vision_position_ids(grids, self._merge).to(self.device)
         if hasattr(tower, "window_size"):  # Qwen2.5
             index, lengths = get_vision_window_index(grids, self._merge, tower.window_size, tower.patch_size)
