@@ -11,6 +11,7 @@ import pytest
 from tests.server.observing import observe
 from tests.serving import build_body, serve, until
 from vlm_local.data.runs import read_run
+from vlm_local.server.callers import Callers
 from vlm_local.server.service import ServerSettings
 
 DRAWER, SINK = "open the drawer", "put the eggplant in the blue sink"
@@ -166,3 +167,32 @@ def test_a_closed_connection_frees_its_place():
             station.close()
         assert server.act("/s/left/act?details=1")["robot"] == "left"
         assert server.act("/s/right/act?details=1")["robot"] == "right"
+
+
+class Line:
+    """A connection as the server sees it."""
+
+    def __init__(self):
+        self.is_open = True
+
+    def close(self):
+        self.is_open = False
+
+
+def test_a_connection_that_is_about_to_close_is_waited_for():
+    """A relay closes it a moment after the client, which has opened the next one by then."""
+    callers = Callers(max_robots=8, idle_s=60)
+    other = Line()
+    assert callers.find(other, DRAWER) == "robot"
+    other.close()
+    for number, line in enumerate([Line() for _ in range(4)]):
+        assert (callers.reset(line) if number == 2 else callers.find(line, DRAWER)) == "robot"
+        threading.Timer(0.03, line.close).start()
+
+
+def test_nobody_waits_for_a_station_that_keeps_its_connection(monkeypatch):
+    callers = Callers(max_robots=8, idle_s=60)
+    station = Line()
+    assert [callers.find(station, DRAWER) for _ in range(2)] == ["robot", "robot"]
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits"))
+    assert [callers.find(Line(), instruction) for instruction in (DRAWER, SINK)] == ["robot.2", "robot.3"]

@@ -14,17 +14,22 @@ from vlm_local.server.access import DEFAULT_ROBOT
 
 # An instruction that comes back this soon after another one belongs to a second robot: a job's does not alternate.
 ALTERNATES_S = 10.0
+# A client that opens a connection for each request may be here again before a relay has closed the one before. So a new
+# connection waits so long for one that has brought a single request, with the same instruction, so recently.
+_CLOSES_S, _RECENT_S = 0.1, 1.0
+_LOOKS = 10
 
 
 @dataclass(eq=False)
 class _Caller:
-    """A robot as its requests come in. connection: the last one, None through a proxy. last: monotonic seconds.
+    """A robot as its requests come in. connection: the last one, None through a proxy; num_asked: requests on it.
 
-    before: instruction of the episode before, and when it was said last.
+    last: monotonic seconds. before: instruction of the episode before, and when it was said last.
     """
 
     name: str
     connection: Any = None
+    num_asked: int = 0
     instruction: str | None = None
     last: float = 0.0
     is_reset: bool = False
@@ -34,6 +39,10 @@ class _Caller:
     def is_free(self) -> bool:
         """Whether its connection has closed, or it never had one of its own."""
         return self.connection is None or not self.connection.is_open
+
+    def says(self, instruction: str | None) -> bool:
+        """Whether a request with this instruction may be its own."""
+        return instruction is None or self.instruction in (instruction, None)
 
 
 class Callers:
@@ -62,23 +71,28 @@ class Callers:
         connection: of the request; anything with `is_open`; None where a proxy shares its connections among robots,
         so that the instruction alone decides. instruction: None for that of the episode.
         """
+        self._wait_for_closing(connection, instruction)
         with self._lock:
             caller = self._choose(connection, instruction)
             if instruction is not None and instruction != caller.instruction:
                 if caller.instruction is not None:
                     caller.before = caller.instruction, caller.last
                 caller.instruction = instruction
-            caller.connection, caller.last, caller.is_reset = connection, self._clock(), False
-            return caller.name
+            return self._note(caller, connection, is_reset=False)
 
     def reset(self, connection: Any) -> str:
         """The name of the robot whose connection says that an episode begins."""
+        self._wait_for_closing(connection, None)
         with self._lock:
             mine = self._list(lambda caller: connection is not None and caller.connection is connection)
             free = self._list(lambda caller: caller.is_free)
             caller = next(iter(mine or free), None) or self._add()
-            caller.connection, caller.last, caller.is_reset = connection, self._clock(), True
-            return caller.name
+            return self._note(caller, connection, is_reset=True)
+
+    def _note(self, caller: _Caller, connection: Any, is_reset: bool) -> str:
+        caller.num_asked = caller.num_asked + 1 if caller.connection is connection else 1
+        caller.connection, caller.last, caller.is_reset = connection, self._clock(), is_reset
+        return caller.name
 
     def is_free(self, name: str) -> bool:
         """Whether a robot of this name was given it here, and its connection has closed."""
@@ -86,14 +100,26 @@ class Callers:
             caller = self._callers.get(name)
             return caller is not None and caller.is_free
 
-    def _choose(self, connection: Any, instruction: str | None) -> _Caller:
-        def is_said(caller: _Caller) -> bool:
-            return instruction is None or caller.instruction in (instruction, None)
+    def _wait_for_closing(self, connection: Any, instruction: str | None) -> None:
+        for _ in range(_LOOKS):
+            if not self._is_closing(connection, instruction):
+                return
+            time.sleep(_CLOSES_S / _LOOKS)
 
+    def _is_closing(self, connection: Any, instruction: str | None) -> bool:
+        """Whether a new connection may be the next one of the robot that was here last, once that one's has closed."""
+        with self._lock:
+            said = self._list(lambda caller: caller.says(instruction))
+            if connection is None or not said or any(caller.connection is connection for caller in said):
+                return False
+            last = said[0]
+            return last.num_asked == 1 and not last.is_free and self._clock() - last.last < _RECENT_S
+
+    def _choose(self, connection: Any, instruction: str | None) -> _Caller:
         mine = self._list(lambda caller: connection is not None and caller.connection is connection)
         free = self._list(lambda caller: caller.is_free)
         left = self._list(lambda caller: caller.is_reset or self._clock() - caller.last > self._idle_s)
-        same = (caller for callers in (mine, free, left) for caller in callers if is_said(caller))
+        same = (caller for callers in (mine, free, left) for caller in callers if caller.says(instruction))
         if (caller := next(same, None)) is not None:
             return caller
         # The same robot with another task, unless two tasks alternate.
