@@ -4,8 +4,8 @@ No branch here depends on a tensor's values, and nothing is read back to the CPU
 file runs on a GPU without a stop, and under fake tensors without a GPU.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -160,19 +160,26 @@ def _added_behind_layers(family: Family, added: Sequence[torch.Tensor]) -> Itera
             hook.remove()
 
 
-@contextmanager
-def _attending_in_groups(family: Family) -> Iterator[None]:
+def _attending_in_groups(family: Family) -> AbstractContextManager[None]:
     """While open, a family's language model on a CPU that attends by torch's sdpa does not write its KV heads out.
 
     transformers copies each KV head once for every query head that shares it, where there is a mask. On a CPU that is
     a third of the attention's time over a long prompt, and torch can do without. On a GPU torch's kernels cannot.
     """
-    config = family.language_model.config
-    if family.device.type != "cpu" or config._attn_implementation != "sdpa":
+    on_cpu = family.device.type == "cpu"
+    return attending_by(family.language_model.config, _GROUPED, _attend) if on_cpu else nullcontext()
+
+
+@contextmanager
+def attending_by(config: Any, name: str, attend: Callable[..., tuple[torch.Tensor, None]]) -> Iterator[None]:
+    """While open, a model of this configuration that attends by torch's sdpa attends by `attend`, which transformers
+    knows as `name`; one with an attention of its own keeps it.
+    """
+    if config._attn_implementation != "sdpa":
         yield
         return
-    AttentionInterface.register(_GROUPED, _attend)
-    config._attn_implementation = _GROUPED
+    AttentionInterface.register(name, attend)
+    config._attn_implementation = name
     try:
         yield
     finally:

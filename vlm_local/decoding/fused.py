@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import flex_attention
-from transformers import AttentionInterface
 
 from vlm_local.decoding.families import Family
+from vlm_local.decoding.forward import attending_by
 
 _TREE = "flex_over_a_tree"
 _PIECES = "flash_in_pieces"  # Qwen's towers tell where a picture ends only to an attention with "flash" in its name
@@ -35,8 +35,8 @@ class FusedLayers:
             for kind in {type(layer) for layer in self._layers}
         }
         self._attentions = [
-            *([(family.language_model.config, _TREE)] if on_gpu else []),
-            *([(family.vision_config, _PIECES)] if family.axes == 3 else []),
+            *([(family.language_model.config, _TREE, attend_over_tree)] if on_gpu else []),
+            *([(family.vision_config, _PIECES, attend_in_pieces)] if family.axes == 3 else []),
         ]
 
     @contextmanager
@@ -44,25 +44,12 @@ class FusedLayers:
         """While open, the model's layers run compiled; one that cannot be compiled runs as it is, with a warning."""
         with ExitStack() as stack:
             stack.enter_context(torch._dynamo.config.patch(_DYNAMO))
-            for config, name in self._attentions:
-                stack.enter_context(_attending_by(config, name))
+            for attention in self._attentions:
+                stack.enter_context(attending_by(*attention))
             for layer in self._layers:
                 layer.forward = functools.partial(self._forwards[type(layer)], layer)
                 stack.callback(delattr, layer, "forward")
             yield
-
-
-@contextmanager
-def _attending_by(config: Any, name: str) -> Iterator[None]:
-    """A model that attends by torch's sdpa attends by `name`; one with an attention of its own keeps it."""
-    if config._attn_implementation != "sdpa":
-        yield
-        return
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = "sdpa"
 
 
 def attend_over_tree(
@@ -113,7 +100,3 @@ def attend_in_pieces(
     one, other, third = (each[0].unflatten(1, (pictures, -1)).transpose(0, 1) for each in (query, key, value))
     attended = torch.nn.functional.scaled_dot_product_attention(one, other, third, attn_mask=mask, scale=scaling)
     return attended.transpose(1, 2).flatten(0, 1)[None], None
-
-
-AttentionInterface.register(_TREE, attend_over_tree)
-AttentionInterface.register(_PIECES, attend_in_pieces)
