@@ -59,20 +59,20 @@ class StaticForwards:
         self._caches: dict[tuple[int, int], _StaticCache] = {}
         self._steps: dict[tuple, _Step] = {}
         self._towers: dict[PictureLayout, dict[int, _Tower]] = {}
-        self._num_refused = {"eager_pictures": 0, "eager_size": 0}
+        self.counts = {"eager_pictures": 0, "eager_size": 0, "grown": 0}
 
     @property
     def metadata(self) -> dict[str, int]:
         """captured, uncaptured: graphs, and forwards that could not become one. kv_bytes: of all buffers of KV.
         eager_pictures, eager_size: batches of requests that ran without these buffers, because earlier pictures had
-        to be read, or because of too many rows or columns.
+        to be read, or because of too many rows or columns. grown: those that left them for want of columns.
         """
         kv_bytes = sum(cache.kv.nbytes for cache in self._caches.values())
         return {
             "captured": self._graphs.captured,
             "uncaptured": self._graphs.uncaptured,
             "kv_bytes": kv_bytes,
-            **self._num_refused,
+            **self.counts,
         }
 
     def open(
@@ -83,10 +83,10 @@ class StaticForwards:
         kept: for each row the KV that it begins with, (layers, 2, heads, n, head_dim), or None.
         num_columns: that the longest row is expected to need.
         """
-        width = WIDTH * math.ceil(num_columns / WIDTH)
+        width = WIDTH * math.ceil((num_columns + 1) / WIDTH)  # the last column is for padding
         is_too_large = len(kept) > MAX_ROWS or width > MAX_COLUMNS
         if is_too_large or has_unread:
-            self._num_refused["eager_size" if is_too_large else "eager_pictures"] += 1
+            self.counts["eager_size" if is_too_large else "eager_pictures"] += 1
             return None
         if self._captures and not self._caches:
             self._capture_usual(width)
@@ -184,8 +184,8 @@ class StaticKV:
                 self.filled = max(self.filled, count)
 
     def fits(self, chunk: Chunk) -> bool:
-        """Whether there are columns for a chunk and its padding."""
-        return self.filled + round_up(chunk.token_ids.shape[1], self._cache.rows) <= self._cache.width
+        """Whether there are columns for a chunk, and one behind it for padding that finds no other."""
+        return self.filled + chunk.token_ids.shape[1] < self._cache.width
 
     def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """As `DynamicKV.run`."""
@@ -207,6 +207,7 @@ class StaticKV:
 
     def grow(self) -> DynamicKV:
         """The same rows and columns as KV that can take any number more."""
+        self._forwards.counts["grown"] += 1
         return DynamicKV(self._forwards.family, [self._cache.kv[:, :, row, :, : self.filled] for row in self._rows])
 
 
@@ -256,7 +257,7 @@ class _Step:
         token_ids, feature, positions, columns, read = self._split(numbers)
         token_ids[rows, :count] = chunk.token_ids
         positions[:, rows, :count] = chunk.positions
-        columns[:] = filled + np.arange(self.length)
+        columns[:] = np.minimum(filled + np.arange(self.length), self._cache.width - 1)
         read[: len(places)] = places
         visible = self._visible.host
         visible[:] = False
