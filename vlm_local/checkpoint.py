@@ -22,6 +22,8 @@ _FAMILY_OF_TYPE = {
     "qwen2_5_vl": "qwen2.5-vl",
     "qwen3_vl": "qwen3-vl",
     "paligemma": "paligemma",
+    "gemma3": "gemma3",
+    "internvl": "internvl",
     "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",
 }

@@ -13,7 +13,7 @@ from vlm_local.errors import EngineError
 from vlm_local.types import Picture, Prompt
 
 FIELDS = (("TASK", 5), ("MOVE REASONING", 4))
-CHAT = ["qwen3-vl", "smolvlm2", slow("qwen2-vl"), slow("qwen2.5-vl"), slow("smolvlm")]
+CHAT = ["qwen3-vl", "smolvlm2", slow("qwen2-vl"), slow("qwen2.5-vl"), slow("smolvlm"), slow("gemma3"), slow("internvl")]
 
 
 def finish(pieces):
@@ -39,7 +39,8 @@ def build_request(seed: int = 1, text: str = "", num_earlier: int = 1):
 
 def write_plainly(loaded, prepared) -> list[str]:
     """The same by whole forwards of transformers' own model."""
-    banned = [token for token in loaded.tokenizer.added_tokens_decoder if token != loaded.eos_token_id]
+    added = loaded.tokenizer.added_tokens_decoder.items()
+    banned = [number for number, token in added if number != loaded.eos_token_id and token.content.strip()]
     ids, lines = prepared.input_ids.tolist(), []
     vision = prepared.join_vision()
     for place, (name, limit) in enumerate(FIELDS):
@@ -47,8 +48,8 @@ def write_plainly(loaded, prepared) -> list[str]:
         said = []
         for _ in range(limit):
             inputs = dict(vision)
-            if "mm_token_type_ids" in inputs:
-                inputs["mm_token_type_ids"] = (torch.tensor([ids]) == loaded.model.config.image_token_id).long()
+            for types in {"mm_token_type_ids", "token_type_ids"} & inputs.keys():
+                inputs[types] = (torch.tensor([ids]) == loaded.model.config.image_token_id).long()
             logits = loaded.model(input_ids=torch.tensor([ids]), **inputs).logits[0, -1, : len(loaded.tokenizer)]
             logits[banned] = -torch.inf
             token = int(logits.argmax())

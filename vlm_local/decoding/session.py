@@ -121,7 +121,8 @@ def build_task(
     positions, behind = family.position_prompt(prepared)
     keys = family.hash_columns(prepared)
     kept = store.find(prepared.request.episode, keys[: count_reusable(family, prepared)]) if store else None
-    row = Row(grammar.trie, ids, positions, behind, 0 if kept is None else kept.shape[3])
+    blocks = family.find_blocks(prepared)
+    row = Row(grammar.trie, ids, positions, behind, blocks, 0 if kept is None else kept.shape[3])
     return DecodeTask(prepared, grammar, keys, kept, row, TrieDistribution(grammar.trie, find_taken_out(prepared)))
 
 
@@ -179,7 +180,7 @@ class Session:
         family, tasks = self._family, self.tasks
         missing = [task.row.list_missing(each) for task, each in zip(tasks, nodes, strict=True)]
         start = self._kv.filled
-        chunk = lay_out([task.row for task in tasks], missing, start, family.is_bidirectional, family.window)
+        chunk = lay_out([task.row for task in tasks], missing, start, family.window)
         if isinstance(self._kv, StaticKV) and not self._kv.fits(chunk):
             self._kv = self._kv.grow()
         images = self._place_images() if self._is_fresh else ()
