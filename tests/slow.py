@@ -12,5 +12,5 @@ def slow(*values):
 FAMILIES = [
     "qwen2-vl",
     "paligemma2",
-    *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "paligemma", "gemma3", "internvl", "smolvlm")),
+    *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "qwen3.5", "paligemma", "gemma3", "internvl", "smolvlm")),
 ]

@@ -18,9 +18,10 @@ from tokenizers.trainers import BpeTrainer
 
 from vlm_local.primitives import list_phrases
 
-QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
 PALIGEMMA = ("paligemma", "paligemma2")
 SMOLVLM = ("smolvlm", "smolvlm2")
+KEEP_NOTHING = (*PALIGEMMA, "qwen3.5")  # of a prompt from one step to the next
 FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "internvl", *SMOLVLM)
 
 _WIDTH = 64
@@ -179,7 +180,7 @@ def _learn_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
     learner.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
     special = {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "mask": "<mask>"}
     reserved = [*special.values(), "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = BpeTrainer(vocab_size=420, special_tokens=reserved, show_progress=False)
+    trainer = BpeTrainer(vocab_size=421, special_tokens=reserved, show_progress=False)
     learner.train_from_iterator(_list_texts(), trainer)
     learnt = json.loads(learner.to_str())["model"]
     merges = [tuple(merge) for merge in learnt["merges"]]
@@ -215,11 +216,11 @@ def _normalise(mean: float, std: float) -> dict:
 
 
 def _list_qwen_files(family: str) -> dict[str, dict]:
-    processor = {"qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL", "qwen3-vl": "Qwen3VL"}[family] + "Processor"
+    processor = {"qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL"}.get(family, "Qwen3VL") + "Processor"
     tokenizer = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     image = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": processor}
     image |= {"temporal_patch_size": 2, "merge_size": 2} | _normalise(0.45, 0.27)
-    if family == "qwen3-vl":
+    if family in ("qwen3-vl", "qwen3.5"):
         image |= {"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
     else:
         image |= {"patch_size": 14, "min_pixels": 3136, "max_pixels": 12845056}
@@ -324,6 +325,18 @@ def _build_qwen3(vocab_size: int, ids: dict[str, int]):
     return transformers.Qwen3VLForConditionalGeneration(transformers.Qwen3VLConfig(vision_config=vision, **options))
 
 
+def _build_qwen35(vocab_size: int, ids: dict[str, int]):
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
+    vision |= {"num_position_embeddings": 256, "initializer_range": _INIT}
+    options = _describe_qwen(vocab_size, ids, interleaved=True)
+    text = options["text_config"]
+    text["rope_parameters"] |= {"partial_rotary_factor": 1.0}
+    text |= {"head_dim": 16, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+    text |= {"num_hidden_layers": 3, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
+    text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    return transformers.Qwen3_5ForConditionalGeneration(transformers.Qwen3_5Config(vision_config=vision, **options))
+
+
 def _build_paligemma(vocab_size: int, ids: dict[str, int], text_type: str = "gemma"):
     text = _describe_text(vocab_size, ids) | {"model_type": text_type, "head_dim": 16, "bos_token_id": ids["bos"]}
     if text_type == "gemma2":  # a window shorter than the prompt, so that it matters
@@ -387,6 +400,7 @@ _BUILDERS = {
     "qwen2-vl": _build_qwen2,
     "qwen2.5-vl": _build_qwen25,
     "qwen3-vl": _build_qwen3,
+    "qwen3.5": _build_qwen35,
     "paligemma": _build_paligemma,
     "paligemma2": functools.partial(_build_paligemma, text_type="gemma2"),
     "gemma3": _build_gemma3,

@@ -21,6 +21,7 @@ _FAMILY_OF_TYPE = {
     "qwen2_vl": "qwen2-vl",
     "qwen2_5_vl": "qwen2.5-vl",
     "qwen3_vl": "qwen3-vl",
+    "qwen3_5": "qwen3.5",
     "paligemma": "paligemma",
     "gemma3": "gemma3",
     "internvl": "internvl",

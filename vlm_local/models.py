@@ -56,6 +56,8 @@ MODELS = (
     Model("qwen3-vl", "Qwen/Qwen3-VL-2B-Instruct", "qwen3-vl", 1_811_939_328, 315_592_704, alias="qwen3-vl-2b"),
     Model("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "qwen3-vl", 4_044_357_632, 393_458_176),
     Model("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "qwen3-vl", 7_517_270_016, 1_249_853_680),
+    Model("qwen3.5", "Qwen/Qwen3.5-4B", "qwen3.5", 3_898_343_424, 640_922_112, alias="qwen3.5-4b"),
+    Model("qwen3.5-9b", "Qwen/Qwen3.5-9B", "qwen3.5", 7_369_682_944, 2_040_130_800),
     Model("paligemma", "google/paligemma-3b-mix-224", "paligemma", 2_395_238_400, 528_228_080, 4, True),
     Model("paligemma2", "google/paligemma2-3b-mix-224", "paligemma2", 2_438_000_640, 594_241_776, 2, True),
     Model("gemma3", "google/gemma-3-4b-it", "gemma3", 3_622_662_144, 677_417_328, gated=True, alias="gemma3-4b"),

@@ -16,12 +16,15 @@ from vlm_local.decoding.trie import TokenTrie
 class Chunk:
     """The new tokens of one forward: B rows of T, padded; K columns of KV, these tokens last.
 
-    token_ids: int64 (B, T). positions: int64 (axes, B, T).
+    token_ids: int64 (B, T). positions: int64 (axes, B, T). num_prompt, num_nodes: int (B,), how many of a row's
+        tokens are of its prompt, and how many nodes follow them; the rest is padding.
     visible: bool (B, T, K), who sees whom. near: the same within the sliding window, or None.
     """
 
     token_ids: np.ndarray
     positions: np.ndarray
+    num_prompt: np.ndarray
+    num_nodes: np.ndarray
     visible: np.ndarray
     near: np.ndarray | None
 
@@ -93,7 +96,7 @@ def lay_out(rows: Sequence[Row], nodes: Sequence[np.ndarray], filled: int, windo
                 near[index][: pending[index], row.prompt_columns] = see_prompt(
                     row.blocks, row.kept, len(row.prompt_ids), window
                 )
-    return Chunk(token_ids, positions, visible, near)
+    return Chunk(token_ids, positions, np.array(pending), np.array([len(new) for new in nodes]), visible, near)
 
 
 def _lay_prompt(row: Row, filled: int, token_ids, positions, visible) -> None:

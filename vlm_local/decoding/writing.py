@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from vlm_local.decoding.families import Family, ImageFeatures, LoadedModel, PreparedRequest, join_features
-from vlm_local.decoding.forward import DynamicKV, PlacedImage
+from vlm_local.decoding.forward import PlacedImage
 from vlm_local.decoding.layout import Chunk, see_prompt
+from vlm_local.decoding.recurrent import open_kv
 from vlm_local.decoding.session import PrefixStore, count_reusable, list_unread
 from vlm_local.errors import EngineError
 from vlm_local.plain import make_line
@@ -101,7 +102,7 @@ class _Reading:
         self._keys = family.hash_columns(prepared)
         self.num_reusable = count_reusable(family, prepared)
         kept = store.find(prepared.request.episode, self._keys[: self.num_reusable])
-        self._kv = DynamicKV(family, [kept])
+        self._kv = open_kv(family, [kept])
 
     @property
     def filled(self) -> int:
@@ -149,7 +150,7 @@ class _Reading:
         blocks = np.pad(self._blocks, (0, written), constant_values=-1)
         visible = see_prompt(blocks, start, start + count)
         near = None if window is None else see_prompt(blocks, start, start + count, window)[None]
-        chunk = Chunk(ids[None], positions[:, None], visible[None], near)
+        chunk = Chunk(ids[None], positions[:, None], np.array([count]), np.array([0]), visible[None], near)
         [hidden] = self._kv.run(chunk, images, [np.array([count - 1])])
         return hidden
 

@@ -47,6 +47,7 @@ _PROCESSORS = {
     "qwen2-vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessorPil", ()),
     "qwen2.5-vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", ()),
     "qwen3-vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", ("patch_size", "image_mean", "image_std")),
+    "qwen3.5": ("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", ("patch_size", "image_mean", "image_std")),
     "paligemma": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
     "paligemma2": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
     "gemma3": ("Gemma3Processor", "Gemma3ImageProcessorPil", ("size",)),
