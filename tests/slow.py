@@ -9,4 +9,8 @@ def slow(*values):
 
 
 # For tests of what families share: by default a chat model and one whose prompt's tokens all see each other.
-FAMILIES = ["qwen2-vl", "paligemma2", *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "paligemma", "smolvlm"))]
+FAMILIES = [
+    "qwen2-vl",
+    "paligemma2",
+    *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "qwen3.5", "paligemma", "gemma3", "internvl", "smolvlm")),
+]

@@ -12,16 +12,17 @@ from pathlib import Path
 
 import torch
 import transformers
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 
 from vlm_local.primitives import list_phrases
 
-QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
 PALIGEMMA = ("paligemma", "paligemma2")
 SMOLVLM = ("smolvlm", "smolvlm2")
-FAMILIES = (*QWEN, *PALIGEMMA, *SMOLVLM)
+KEEP_NOTHING = (*PALIGEMMA, "qwen3.5")  # of a prompt from one step to the next
+FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "internvl", *SMOLVLM)
 
 _WIDTH = 64
 _INIT = 0.15  # wide enough that phrases differ in probability, narrow enough that none has it all
@@ -39,6 +40,14 @@ _SMOL_CHAT = (
     "{% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
     "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+_INTERN_CHAT = _CHATML.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n")
+_GEMMA_CHAT = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}"
+    "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
 
 # What the tokenizers learn from: a prompt as it might be, fixed, so that they stay the same.
@@ -93,8 +102,9 @@ def write_checkpoint(family: str, folder: Path, seed: int = 0) -> Path:
     ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
     torch.manual_seed(seed)
     model = _BUILDERS[family](tokenizer.get_vocab_size(), ids)
+    ends = [ids["document_end"], ids["eos"]] if family == "gemma3" else ids["eos"]
     model.generation_config = transformers.GenerationConfig(
-        eos_token_id=ids["eos"], pad_token_id=ids["pad"], bos_token_id=ids.get("bos")
+        eos_token_id=ends, pad_token_id=ids["pad"], bos_token_id=ids.get("bos")
     )
     model.save_pretrained(folder)
     return folder
@@ -111,19 +121,25 @@ def _list_texts() -> list[str]:
 def _build_tokenizer(family: str) -> tuple[Tokenizer, dict[str, str]]:
     if family in PALIGEMMA:
         return _build_gemma_tokenizer()
+    if family == "gemma3":
+        return _build_gemma3_tokenizer()
     if family in SMOLVLM:
         special = {"bos": "<|im_start|>", "eos": "<end_of_utterance>", "pad": "<|endoftext|>", "image": "<image>"}
         extra = ["<fake_token_around_image>", "<global-img>"]
         split = pre_tokenizers.Digits(individual_digits=True)
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     else:
-        special = {"eos": "<|im_end|>", "pad": "<|endoftext|>", "image": "<|image_pad|>", "video": "<|video_pad|>"}
-        special |= {"start": "<|vision_start|>", "end": "<|vision_end|>"}
+        special = {"eos": "<|im_end|>", "pad": "<|endoftext|>"}
+        if family == "internvl":
+            special |= {"image": "<IMG_CONTEXT>", "video": "<video>", "start": "<img>", "end": "</img>"}
+        else:
+            special |= {"image": "<|image_pad|>", "video": "<|video_pad|>"}
+            special |= {"start": "<|vision_start|>", "end": "<|vision_end|>"}
         extra = ["<|im_start|>"]
         split = pre_tokenizers.Split(Regex(_QWEN_SPLIT), behavior="isolated")
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = Tokenizer(BPE())
-    if family in QWEN:
+    if family not in SMOLVLM:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
     tokenizer.decoder = decoders.ByteLevel()
@@ -135,15 +151,36 @@ def _build_tokenizer(family: str) -> tuple[Tokenizer, dict[str, str]]:
 
 
 def _build_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
+    """PaliGemma's, with its names of places."""
+    tokenizer, special = _learn_gemma_tokenizer()
+    tokenizer.add_tokens([f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)])
+    tokenizer.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
+    return tokenizer, special | {"image": "<image>"}
+
+
+def _build_gemma3_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
+    """Gemma 3's: empty lines are tokens, every text begins with <bos>."""
+    tokenizer, special = _learn_gemma_tokenizer()
+    special |= {"begin": "<start_of_image>", "end": "<end_of_image>", "image": "<image_soft_token>"}
+    special |= {"turn": "<start_of_turn>", "eos": "<end_of_turn>", "document_end": "<eos>"}
+    names = [special[name] for name in ("begin", "end", "image", "turn", "eos")]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    tokenizer.add_tokens([AddedToken("\n" * count, normalized=False) for count in (1, 2, 3)])
+    begin = ("<bos>", tokenizer.token_to_id("<bos>"))
+    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A $B", [begin])
+    return tokenizer, special
+
+
+def _learn_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
     """Gemma's type: spaces become metaspace, unknown characters fall back to bytes."""
     learner = Tokenizer(BPE(unk_token="<unk>", fuse_unk=True))
     learner.normalizer = normalizers.Replace(" ", "▁")
     words = pre_tokenizers.Split("▁", behavior="merged_with_next")
     marks = pre_tokenizers.Split(Regex(r"[^▁\p{L}\p{N}]"), behavior="isolated")
     learner.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
-    special = {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>"}
+    special = {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "mask": "<mask>"}
     reserved = [*special.values(), "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = BpeTrainer(vocab_size=420, special_tokens=reserved, show_progress=False)
+    trainer = BpeTrainer(vocab_size=421, special_tokens=reserved, show_progress=False)
     learner.train_from_iterator(_list_texts(), trainer)
     learnt = json.loads(learner.to_str())["model"]
     merges = [tuple(merge) for merge in learnt["merges"]]
@@ -153,9 +190,7 @@ def _build_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
     tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in special.values()])
-    tokenizer.add_tokens([f"<loc{i:04}>" for i in range(1024)] + [f"<seg{i:03}>" for i in range(128)])
-    tokenizer.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
-    return tokenizer, special | {"image": "<image>"}
+    return tokenizer, special
 
 
 # --- the small files beside the weights -----------------------------------------------------------
@@ -166,6 +201,10 @@ def _list_processor_files(family: str) -> dict[str, dict]:
         return _list_qwen_files(family)
     if family in SMOLVLM:
         return _list_smolvlm_files(family)
+    if family == "gemma3":
+        return _list_gemma3_files()
+    if family == "internvl":
+        return _list_internvl_files()
     tokenizer = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
     image = {"image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor"}
     image |= {"size": {"height": 56, "width": 56}, "image_seq_length": 16, "resample": 3}
@@ -177,11 +216,11 @@ def _normalise(mean: float, std: float) -> dict:
 
 
 def _list_qwen_files(family: str) -> dict[str, dict]:
-    processor = {"qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL", "qwen3-vl": "Qwen3VL"}[family] + "Processor"
+    processor = {"qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL"}.get(family, "Qwen3VL") + "Processor"
     tokenizer = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     image = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": processor}
     image |= {"temporal_patch_size": 2, "merge_size": 2} | _normalise(0.45, 0.27)
-    if family == "qwen3-vl":
+    if family in ("qwen3-vl", "qwen3.5"):
         image |= {"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
     else:
         image |= {"patch_size": 14, "min_pixels": 3136, "max_pixels": 12845056}
@@ -189,6 +228,33 @@ def _list_qwen_files(family: str) -> dict[str, dict]:
         "tokenizer_config.json": tokenizer,
         "preprocessor_config.json": image,
         "chat_template.json": {"chat_template": _CHATML},
+    }
+
+
+def _list_gemma3_files() -> dict[str, dict]:
+    tokenizer = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
+    names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
+    image = {"image_processor_type": "Gemma3ImageProcessor", "processor_class": "Gemma3Processor"}
+    image |= {"size": {"height": 112, "width": 112}, "image_seq_length": 16, "resample": 2, "do_pan_and_scan": None}
+    return {
+        "tokenizer_config.json": tokenizer | {"extra_special_tokens": names} | names,
+        "preprocessor_config.json": image | _normalise(0.5, 0.5),
+        "processor_config.json": {"image_seq_length": 16, "processor_class": "Gemma3Processor"},
+        "chat_template.json": {"chat_template": _GEMMA_CHAT},
+    }
+
+
+def _list_internvl_files() -> dict[str, dict]:
+    tokenizer = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+    names |= {"video_token": "<video>"}
+    image = {"image_processor_type": "GotOcr2ImageProcessor", "processor_class": "InternVLProcessor"}
+    image |= {"size": {"height": 64, "width": 64}, "crop_to_patches": False, "min_patches": 1, "max_patches": 12}
+    return {
+        "tokenizer_config.json": tokenizer | {"extra_special_tokens": names},
+        "preprocessor_config.json": image | _normalise(0.45, 0.22),
+        "processor_config.json": {"image_seq_length": 16, "processor_class": "InternVLProcessor"},
+        "chat_template.json": {"chat_template": _INTERN_CHAT},
     }
 
 
@@ -259,6 +325,18 @@ def _build_qwen3(vocab_size: int, ids: dict[str, int]):
     return transformers.Qwen3VLForConditionalGeneration(transformers.Qwen3VLConfig(vision_config=vision, **options))
 
 
+def _build_qwen35(vocab_size: int, ids: dict[str, int]):
+    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
+    vision |= {"num_position_embeddings": 256, "initializer_range": _INIT}
+    options = _describe_qwen(vocab_size, ids, interleaved=True)
+    text = options["text_config"]
+    text["rope_parameters"] |= {"partial_rotary_factor": 1.0}
+    text |= {"head_dim": 16, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
+    text |= {"num_hidden_layers": 3, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
+    text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    return transformers.Qwen3_5ForConditionalGeneration(transformers.Qwen3_5Config(vision_config=vision, **options))
+
+
 def _build_paligemma(vocab_size: int, ids: dict[str, int], text_type: str = "gemma"):
     text = _describe_text(vocab_size, ids) | {"model_type": text_type, "head_dim": 16, "bos_token_id": ids["bos"]}
     if text_type == "gemma2":  # a window shorter than the prompt, so that it matters
@@ -276,6 +354,38 @@ def _build_paligemma(vocab_size: int, ids: dict[str, int], text_type: str = "gem
     return transformers.PaliGemmaForConditionalGeneration(config)
 
 
+def _build_gemma3(vocab_size: int, ids: dict[str, int]):
+    text = _describe_text(vocab_size, ids) | {"head_dim": 16, "bos_token_id": ids["bos"], "query_pre_attn_scalar": 16}
+    # A window longer than a picture and shorter than the prompt, as in the real ones.
+    text |= {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 112, "patch_size": 14, "vision_use_head": False}
+    config = transformers.Gemma3Config(
+        text_config=text,
+        vision_config=vision,
+        mm_tokens_per_image=16,
+        image_token_index=ids["image"],
+        boi_token_index=ids["begin"],
+        eoi_token_index=ids["end"],
+        eos_token_id=[ids["document_end"], ids["eos"]],
+        initializer_range=_INIT,
+    )
+    model = transformers.Gemma3ForConditionalGeneration(config)
+    torch.nn.init.normal_(model.model.multi_modal_projector.mm_input_projection_weight, std=_INIT)  # else it is blind
+    return model
+
+
+def _build_internvl(vocab_size: int, ids: dict[str, int]):
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"image_size": 64, "patch_size": 8, "initializer_range": _INIT}
+    text = _describe_text(vocab_size, ids) | {"model_type": "qwen2", "bos_token_id": None}
+    text |= {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}}
+    config = transformers.InternVLConfig(
+        vision_config=vision, text_config=text, image_token_id=ids["image"], image_seq_length=16
+    )
+    return transformers.InternVLForConditionalGeneration(config)
+
+
 def _build_smolvlm(vocab_size: int, ids: dict[str, int], kind: str = "SmolVLM"):
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision |= {"image_size": 64, "patch_size": 8}
@@ -290,8 +400,11 @@ _BUILDERS = {
     "qwen2-vl": _build_qwen2,
     "qwen2.5-vl": _build_qwen25,
     "qwen3-vl": _build_qwen3,
+    "qwen3.5": _build_qwen35,
     "paligemma": _build_paligemma,
     "paligemma2": functools.partial(_build_paligemma, text_type="gemma2"),
+    "gemma3": _build_gemma3,
+    "internvl": _build_internvl,
     "smolvlm": functools.partial(_build_smolvlm, kind="Idefics3"),
     "smolvlm2": _build_smolvlm,
 }

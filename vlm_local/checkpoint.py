@@ -21,7 +21,10 @@ _FAMILY_OF_TYPE = {
     "qwen2_vl": "qwen2-vl",
     "qwen2_5_vl": "qwen2.5-vl",
     "qwen3_vl": "qwen3-vl",
+    "qwen3_5": "qwen3.5",
     "paligemma": "paligemma",
+    "gemma3": "gemma3",
+    "internvl": "internvl",
     "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",
 }
@@ -147,7 +150,8 @@ def find_family(config: Mapping[str, Any], folder: Path) -> str:
     family = _FAMILY_OF_TYPE.get(model_type) if isinstance(model_type, str) else None
     if family is None:
         raise ConfigError(
-            f"{folder / CONFIG} says model_type {model_type!r}; supported are {', '.join(_FAMILY_OF_TYPE)}"
+            f"{folder / CONFIG} says model_type {model_type!r}; supported are {', '.join(_FAMILY_OF_TYPE)}. Any other "
+            "model drives a robot by --engine openai, where vLLM or another server answers for it (docs/engines.md)"
         )
     text = config.get("text_config")
     is_second = family == "paligemma" and isinstance(text, dict) and text.get("model_type") == "gemma2"

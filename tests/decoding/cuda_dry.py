@@ -12,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
 from tests.tiny_models import FAMILIES
-from vlm_local.decoding import forward, session, tree
+from vlm_local.decoding import forward, recurrent, session, tree
 from vlm_local.decoding.families import Family, ImageFeatures, LoadedModel
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.engines.processing import Processing
@@ -97,6 +97,7 @@ def decoder(request, monkeypatch):
         put_on_fake_gpu(loaded.model)
         for name in ("__init__", "run", "copy_columns", "narrow"):
             monkeypatch.setattr(forward.DynamicKV, name, under_mode(getattr(forward.DynamicKV, name)))
+        monkeypatch.setattr(recurrent.RecurrentKV, "run", under_mode(recurrent.RecurrentKV.run))
         monkeypatch.setattr(tree, "Head", under_mode(tree.Head))
         monkeypatch.setattr(tree, "Family", DryFamily)
         monkeypatch.setattr(TreeDecoder, "session_type", DrySession)
@@ -130,7 +131,7 @@ def test_a_ragged_batch_with_kept_kv(decoder):
     answers = decode.decode(ready(*requests))
     assert all(each.sentence in request.sentences for request, each in zip(requests, answers, strict=True))
     again = decode.decode(ready(*requests[:2]))
-    keeps = not decode._family.is_bidirectional
+    keeps = not (decode._family.is_bidirectional or decode._family.is_recurrent)
     assert [each.stats["reused_tokens"] > 0 for each in again] == [keeps, keeps]
 
 

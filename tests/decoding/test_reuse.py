@@ -8,7 +8,7 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import FAMILIES
-from tests.tiny_models import PALIGEMMA
+from tests.tiny_models import KEEP_NOTHING
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.session import PrefixStore, count_reusable
 from vlm_local.decoding.tree import TreeDecoder
@@ -36,7 +36,7 @@ def test_an_episode_answers_as_if_nothing_were_kept(family):
         assert kept.sentence == fresh.sentence and fresh.stats["reused_tokens"] == 0
         np.testing.assert_allclose(kept.probabilities, fresh.probabilities, atol=1e-5)
         reused.append(kept.stats["reused_tokens"])
-    assert reused[0] == 0 and (any(reused) is (family not in PALIGEMMA))
+    assert reused[0] == 0 and (any(reused) is (family not in KEEP_NOTHING))
     if any(reused):
         assert reused[3] > reused[1] > 0  # what was there before is used, what is new is read
         assert reused[4] < reused[1]  # up to the changed byte and no further
@@ -66,7 +66,7 @@ def test_nothing_at_or_behind_an_image_token_is_ever_stored(family):
     [kept] = [entry.keys for entry in decoder._store._entries.values()] or [np.array([])]
     assert image_id not in kept
     first_image = int((prepared.input_ids == image_id).int().argmax())
-    assert len(kept) == (0 if family in PALIGEMMA else first_image) == count_reusable(Family(loaded), greedy)
+    assert len(kept) == (0 if family in KEEP_NOTHING else first_image) == count_reusable(Family(loaded), greedy)
 
 
 def test_stored_kv_is_the_text_alone():

@@ -13,6 +13,7 @@ from tests.tiny_models import tiny_checkpoint
 from vlm_local.decoding.families import LoadedModel, PreparedRequest
 from vlm_local.decoding.session import Session
 from vlm_local.decoding.tree import TreeDecoder
+from vlm_local.engines.loading import fix_rotary
 from vlm_local.engines.processing import Processing, is_chat
 from vlm_local.engines.processors import AnswerFrame, find_frame, load_processor
 from vlm_local.grammar import load_grammar
@@ -33,9 +34,11 @@ def share_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedM
     """The same model for every test that leaves it as it is."""
     folder, device = tiny_checkpoint(family, seed), torch.device("cpu")
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
+    fix_rotary(model)
     processor = load_processor(folder, family)
     frame = find_frame(processor, folder) if is_chat(family) else AnswerFrame()
-    end_token = model.generation_config.eos_token_id
+    end_token = frame.end_token_id or model.generation_config.eos_token_id
+    processor.tokenizer.eos_token_id = end_token
     loaded = LoadedModel(model, processor.tokenizer, processor, family, device, dtype, end_token, frame.lead)
     return loaded, Processing(processor, family, dtype)
 

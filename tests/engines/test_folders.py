@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from tests.hearing import differ, hear
+from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.families import LoadedModel
@@ -156,7 +157,14 @@ def test_a_familys_image_processor_is_its_own_whatever_the_file_calls_it(family,
 
 @pytest.mark.parametrize(
     ("family", "key"),
-    [("qwen3-vl", "image_mean"), ("qwen3-vl", "patch_size"), ("paligemma", "size"), ("smolvlm2", "max_image_size")],
+    [
+        ("qwen3-vl", "image_mean"),
+        ("qwen3-vl", "patch_size"),
+        ("paligemma", "size"),
+        ("smolvlm2", "max_image_size"),
+        slow("gemma3", "size"),
+        slow("internvl", "image_std"),
+    ],
 )
 def test_what_an_image_processor_cannot_guess_is_asked_for(family, key, tmp_path):
     folder = _copy(family, tmp_path)
@@ -175,6 +183,22 @@ def test_pictures_of_another_size_than_the_model_reads_are_refused(tmp_path):
     folder = _copy("paligemma", tmp_path)
     _edit(folder / "preprocessor_config.json", size={"height": 28, "width": 28})
     with pytest.raises(ConfigError, match=r"size is 28 .* has image_size 56"):
+        _load(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "file", "name"),
+    [
+        ("paligemma", "preprocessor_config.json", "image_seq_length"),
+        ("internvl", "processor_config.json", "image_seq_length"),
+        slow("gemma3", "processor_config.json", "image_seq_length"),
+        slow("smolvlm2", "processor_config.json", "image_seq_len"),
+    ],
+)
+def test_another_number_of_placeholders_than_the_model_makes_tokens_is_refused(family, file, name, tmp_path):
+    folder = _copy(family, tmp_path)
+    _edit(folder / file, **{name: 9})
+    with pytest.raises(ConfigError, match=r"writes 9 placeholders for a picture.* makes 16 tokens"):
         _load(folder)
 
 

@@ -180,8 +180,8 @@ def test_the_tokens_before_the_image_are_the_same_for_every_image(family):
     count = first.before_length
     assert count == other.before_length and torch.equal(first.input_ids[:count], other.input_ids[:count])
     assert (count > 0) == ("paligemma" not in family)
-    assert loaded.processor.image_token_id not in first.input_ids[:count]
-    assert first.input_ids[count] == loaded.processor.image_token_id
+    assert loaded.model.config.image_token_id not in first.input_ids[:count]
+    assert first.input_ids[count] == loaded.model.config.image_token_id
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -206,7 +206,7 @@ def test_control_tokens_in_the_users_words_are_only_words(family):
     control = [
         token.content
         for token in loaded.tokenizer.added_tokens_decoder.values()
-        if not re.search("image|img|vision|video", token.content)
+        if token.content.strip() and not re.search("(?i)image|img|vision|video", token.content)
     ]
     plain = replace(REQUEST, prompt=Prompt("", "open the drawer", "test"))
     expected = processing.prepare(plain).input_ids.tolist()

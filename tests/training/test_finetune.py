@@ -56,7 +56,7 @@ def _ask(folder, colour):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma", "smolvlm2"])
+@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma", "smolvlm2", "gemma3", "internvl", "qwen3.5"])
 def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
     _tune(tiny_checkpoint(family), tmp_path, samples, save_every=40)
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")

@@ -132,7 +132,8 @@ def _build_forward(family: Family, length: int) -> Callable[[StaticForwards], ob
     visible = np.concatenate([np.ones((length, _KEPT), dtype=bool), np.tri(length, dtype=bool)], axis=1)[None]
     positions = np.broadcast_to(_KEPT + np.arange(length), (family.axes, 1, length))
     near = None if family.window is None else visible
-    chunk = Chunk(generator.integers(1_000, 30_000, (1, length)), positions, visible, near)
+    token_ids, counts = generator.integers(1_000, 30_000, (1, length)), (np.array([length]), np.array([0]))
+    chunk = Chunk(token_ids, positions, *counts, visible, near)
     last = [np.array([length - 1])]
 
     def run(forwards: StaticForwards) -> object:

@@ -28,7 +28,7 @@ _MAX_LAYOUTS = 64  # of pictures, whose constants are kept: robots have few came
 class LoadedModel:
     """A checkpoint in memory, ready to answer.
 
-    family: "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm" or "smolvlm2".
+    family: as checkpoint.find_family names it.
     eos_token_id: the one token that ends an answer, as the chat template has it; the tokenizer's own, too.
     lead: what the model writes between the prompt's end and an answer: " " behind "Assistant:".
     """
@@ -87,8 +87,8 @@ class PreparedRequest:
 
     @staticmethod
     def _join(name: str, values: list[torch.Tensor]) -> torch.Tensor:
-        """Qwen's patches and grids follow one another; SmolVLM's pictures (1, n, ...) are padded to one size."""
-        if values[0].dim() < 4:
+        """Pictures, or Qwen's patches and grids, follow one another; SmolVLM's (1, n, ...) are padded to one size."""
+        if values[0].dim() < 4 or (name == "pixel_values" and values[0].dim() == 4):
             return torch.cat(values)
         sizes = [max(value.shape[axis] for value in values) for axis in (-2, -1)]
         padded = [
@@ -127,10 +127,12 @@ class Family:
 
     axes: how many numbers a position has: 3 for M-RoPE, else 1.
     is_bidirectional: the prompt is one block that attends to all of itself (PaliGemma).
-    window: sliding attention's window where some layers have one (PaliGemma 2), else None.
+    window: sliding attention's window where some layers have one (PaliGemma 2, Gemma 3), else None.
+    is_recurrent: some layers keep a state instead of KV (Qwen3.5). conv_kernel: tokens that their convolution sees.
     num_deep_levels: layers behind which image features are added once more (Qwen3-VL).
     num_layers, num_kv_heads, head_dim: of the language model, the shape of its KV.
-    vision_layers: of the vision tower, none where it cannot be captured as a graph. vision_config: its configuration.
+    vision_layers: of the vision tower, none where it cannot be captured as a graph, and none of InternVL's, in which
+        transformers has hooks that torch.compile cannot trace. vision_config: its configuration.
     softcap: bound of tanh on the logits (Gemma 2), or None.
     """
 
@@ -145,7 +147,10 @@ class Family:
         self.image_token_id = model.config.image_token_id
         self.axes = 3 if loaded.family.startswith("qwen") else 1
         self.is_bidirectional = loaded.family.startswith("paligemma")
-        self.window = getattr(text, "sliding_window", None) if loaded.family == "paligemma2" else None
+        self.window = text.sliding_window if loaded.family in ("paligemma2", "gemma3") else None
+        self.is_recurrent = loaded.family == "qwen3.5"
+        self.conv_kernel = getattr(text, "linear_conv_kernel_dim", 0)
+        self._joins_pictures = loaded.family == "gemma3"
         self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
         self.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.softcap = getattr(text, "final_logit_softcapping", None)
@@ -162,7 +167,7 @@ class Family:
         self.vision_layers: list[Any] = []
         if self.axes == 3:
             self.vision_layers = list(self._vision_tower.blocks)
-        elif self.can_capture_vision:
+        elif self.can_capture_vision and loaded.family != "internvl":
             self.vision_layers = list(inner.vision_tower.encoder.layers)
 
     def encode_images(self, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
@@ -228,6 +233,17 @@ class Family:
             counts = [each.num_tokens for each in prepared.earlier]
             earlier[places] = np.repeat([-each.key for each in prepared.earlier], counts)
         return keys
+
+    def find_blocks(self, prepared: PreparedRequest) -> np.ndarray:
+        """int (L,): the same number for tokens of a prompt that see one another, whichever comes first; -1 for others.
+
+        PaliGemma's prompt is one such block, each picture of Gemma 3 is.
+        """
+        is_image = prepared.input_ids.numpy() == self.image_token_id
+        if self.is_bidirectional:
+            return np.zeros(len(is_image), dtype=np.int64)
+        begins = is_image & ~np.concatenate([[False], is_image[:-1]])
+        return np.where(is_image & self._joins_pictures, np.cumsum(begins), -1)
 
     def position_prompt(self, prepared: PreparedRequest) -> tuple[np.ndarray, int]:
         """Positions (axes, L) of a prompt's tokens, and the position of the token that follows it.

@@ -116,7 +116,9 @@ def run_language_model(
     window where the family has it. deep: (B, T, hidden) to add behind each of the first layers.
     """
     masks = [_build_mask(family, each) for each in visible]
-    mask = {"full_attention": masks[0], "sliding_attention": masks[1]} if len(masks) > 1 else masks[0]
+    mask: Any = {"full_attention": masks[0], "sliding_attention": masks[1]} if len(masks) > 1 else masks[0]
+    if family.is_recurrent:
+        mask = {"full_attention": mask, "linear_attention": None}
     with _attending_in_groups(family), _added_behind_layers(family, deep):
         return family.language_model(
             inputs_embeds=embeds,

@@ -16,12 +16,15 @@ from vlm_local.decoding.trie import TokenTrie
 class Chunk:
     """The new tokens of one forward: B rows of T, padded; K columns of KV, these tokens last.
 
-    token_ids: int64 (B, T). positions: int64 (axes, B, T).
+    token_ids: int64 (B, T). positions: int64 (axes, B, T). num_prompt, num_nodes: int (B,), how many of a row's
+        tokens are of its prompt, and how many nodes follow them; the rest is padding.
     visible: bool (B, T, K), who sees whom. near: the same within the sliding window, or None.
     """
 
     token_ids: np.ndarray
     positions: np.ndarray
+    num_prompt: np.ndarray
+    num_nodes: np.ndarray
     visible: np.ndarray
     near: np.ndarray | None
 
@@ -29,12 +32,22 @@ class Chunk:
 class Row:
     """One request's tokens in the cache."""
 
-    def __init__(self, trie: TokenTrie, prompt_ids: np.ndarray, positions: np.ndarray, behind: int, kept: int):
+    def __init__(
+        self,
+        trie: TokenTrie,
+        prompt_ids: np.ndarray,
+        positions: np.ndarray,
+        behind: int,
+        blocks: np.ndarray,
+        kept: int,
+    ):
         """prompt_ids: (L,). positions: (axes, L). behind: position of the token after the prompt.
-        kept: how many leading tokens are in the first columns already; fewer than L.
+        blocks: int (L,), as `see_prompt` takes them. kept: how many leading tokens are in the first columns already;
+            fewer than L.
         """
         self.trie = trie
-        self.prompt_ids, self.positions, self.behind, self.kept = prompt_ids, positions, behind, kept
+        self.prompt_ids, self.positions, self.behind = prompt_ids, positions, behind
+        self.blocks, self.kept = blocks, kept
         self.columns = np.full(len(trie), -1)  # of each node; the root's is the prompt's last token
         self.prompt_columns = np.arange(kept)
         self.rank = np.arange(kept)  # by column: how many tokens of its own path stand before it
@@ -46,9 +59,19 @@ class Row:
         return wanted[self.columns[wanted] < 0]
 
 
-def lay_out(
-    rows: Sequence[Row], nodes: Sequence[np.ndarray], filled: int, is_bidirectional: bool, window: int | None
-) -> Chunk:
+def see_prompt(blocks: np.ndarray, start: int, stop: int, window: int | None = None) -> np.ndarray:
+    """bool (stop - start, stop): whom the tokens from `start` on see of a prompt's first `stop`.
+
+    Each sees itself and what is before it, within the sliding window if there is one, and all of its own block.
+    blocks: int (at least `stop`,), the same number for the tokens of a block, -1 for tokens of none.
+    """
+    own, place = blocks[start:stop, None], np.arange(start, stop)[:, None]
+    distance = place - np.arange(stop)
+    is_before = distance >= 0 if window is None else (distance >= 0) & (distance < window)
+    return is_before | ((own == blocks[:stop]) & (own >= 0))
+
+
+def lay_out(rows: Sequence[Row], nodes: Sequence[np.ndarray], filled: int, window: int | None) -> Chunk:
     """Give columns from `filled` on to what is missing of each row's prompt, then to its nodes.
 
     nodes: for each row, ids as `list_missing` returns them.
@@ -63,24 +86,26 @@ def lay_out(
     for index, (row, new) in enumerate(zip(rows, nodes, strict=True)):
         row.rank = np.pad(row.rank, (0, filled + length - len(row.rank)))
         if pending[index]:
-            _lay_prompt(row, filled, token_ids[index], positions[:, index], visible[index], is_bidirectional)
+            _lay_prompt(row, filled, token_ids[index], positions[:, index], visible[index])
         here = slice(pending[index], pending[index] + len(new))
         _lay_nodes(row, new, filled, here, token_ids[index], positions[:, index], visible[index])
         if near is not None and window is not None:
             distance = row.rank[filled:, None] - row.rank[None]
             near[index] = visible[index] & (distance < window)
-            near[index, : pending[index]] = visible[index, : pending[index]]  # a block ignores the window
-    return Chunk(token_ids, positions, visible, near)
+            if pending[index]:
+                near[index][: pending[index], row.prompt_columns] = see_prompt(
+                    row.blocks, row.kept, len(row.prompt_ids), window
+                )
+    return Chunk(token_ids, positions, np.array(pending), np.array([len(new) for new in nodes]), visible, near)
 
 
-def _lay_prompt(row: Row, filled: int, token_ids, positions, visible, is_bidirectional: bool) -> None:
+def _lay_prompt(row: Row, filled: int, token_ids, positions, visible) -> None:
     count = len(row.prompt_ids) - row.kept
     columns = filled + np.arange(count)
     token_ids[:count] = row.prompt_ids[row.kept :]
     positions[:, :count] = row.positions[:, row.kept :]
-    visible[:count, : row.kept] = True
-    visible[:count, columns] = True if is_bidirectional else np.tri(count, dtype=bool)
     row.prompt_columns = np.concatenate([row.prompt_columns, columns])
+    visible[:count, row.prompt_columns] = see_prompt(row.blocks, row.kept, len(row.prompt_ids))
     row.rank[columns] = row.kept + np.arange(count)
     row.columns[0] = columns[-1]
 

@@ -168,7 +168,8 @@ class OutlinesDecoder:
             name: value.repeat(count, *[1] * (value.dim() - 1)) if not name.endswith("token_type_ids") else value
             for name, value in self._place(prepared).items()
         }
-        for name, kind in (("mm_token_type_ids", 0), ("token_type_ids", 1)):  # answers: text; PaliGemma's suffix
+        is_suffix = loaded.family.startswith("paligemma")  # for others an answer is of type 0, text
+        for name, kind in (("mm_token_type_ids", 0), ("token_type_ids", int(is_suffix))):
             if name in inputs:
                 answer_types = inputs[name].new_full((count, longest), kind)
                 inputs[name] = torch.cat([inputs[name].expand(count, -1), answer_types], dim=1)

@@ -10,8 +10,9 @@ import torch
 
 from vlm_local.decoding.distribution import Choice, Prior, TrieDistribution
 from vlm_local.decoding.families import Family, PreparedPicture, PreparedRequest, join_features
-from vlm_local.decoding.forward import DynamicKV, Head, PlacedImage
+from vlm_local.decoding.forward import Head, PlacedImage
 from vlm_local.decoding.layout import Row, lay_out
+from vlm_local.decoding.recurrent import open_kv
 from vlm_local.decoding.static import RESERVE, StaticForwards, StaticKV
 from vlm_local.decoding.trie import TokenTrie
 from vlm_local.types import GenerationRequest
@@ -121,7 +122,8 @@ def build_task(
     positions, behind = family.position_prompt(prepared)
     keys = family.hash_columns(prepared)
     kept = store.find(prepared.request.episode, keys[: count_reusable(family, prepared)]) if store else None
-    row = Row(grammar.trie, ids, positions, behind, 0 if kept is None else kept.shape[3])
+    blocks = family.find_blocks(prepared)
+    row = Row(grammar.trie, ids, positions, behind, blocks, 0 if kept is None else kept.shape[3])
     return DecodeTask(prepared, grammar, keys, kept, row, TrieDistribution(grammar.trie, find_taken_out(prepared)))
 
 
@@ -135,9 +137,9 @@ def find_taken_out(prepared: PreparedRequest) -> np.ndarray | None:
 
 def count_reusable(family: Family, prepared: PreparedRequest) -> int:
     """Leading tokens whose KV the present image cannot have touched: those before its first placeholder, and none
-    where the prompt attends to all of itself.
+    where the prompt attends to all of itself or is read into a state.
     """
-    if family.is_bidirectional:
+    if family.is_bidirectional or family.is_recurrent:
         return 0
     places = np.flatnonzero(prepared.input_ids.numpy() == family.image_token_id)
     num_earlier = sum(picture.num_tokens for picture in prepared.earlier)
@@ -171,7 +173,7 @@ class Session:
         num_columns = max(map(_expect_columns, tasks))
         self._unread = [list_unread(family, task.prepared, task.row.kept) for task in tasks]
         has_unread = any(self._unread)
-        self._kv = (forwards and forwards.open(kept, num_columns, has_unread)) or DynamicKV(family, kept)
+        self._kv = (forwards and forwards.open(kept, num_columns, has_unread)) or open_kv(family, kept)
         self._is_fresh = True
 
     def read(self, nodes: Sequence[np.ndarray]) -> None:
@@ -179,7 +181,7 @@ class Session:
         family, tasks = self._family, self.tasks
         missing = [task.row.list_missing(each) for task, each in zip(tasks, nodes, strict=True)]
         start = self._kv.filled
-        chunk = lay_out([task.row for task in tasks], missing, start, family.is_bidirectional, family.window)
+        chunk = lay_out([task.row for task in tasks], missing, start, family.window)
         if isinstance(self._kv, StaticKV) and not self._kv.fits(chunk):
             self._kv = self._kv.grow()
         images = self._place_images() if self._is_fresh else ()

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from vlm_local.decoding.families import Family, ImageFeatures, LoadedModel, PreparedRequest, join_features
-from vlm_local.decoding.forward import DynamicKV, PlacedImage
-from vlm_local.decoding.layout import Chunk
+from vlm_local.decoding.forward import PlacedImage
+from vlm_local.decoding.layout import Chunk, see_prompt
+from vlm_local.decoding.recurrent import open_kv
 from vlm_local.decoding.session import PrefixStore, count_reusable, list_unread
 from vlm_local.errors import EngineError
 from vlm_local.plain import make_line
@@ -34,7 +35,9 @@ class ThoughtWriter:
         self._family, self._store = family, store
         self._chunk = _CHUNK.get(loaded.device.type, _GPU_CHUNK)
         self._num_tokens = len(loaded.tokenizer)  # the head may have more rows
-        banned = [token for token in loaded.tokenizer.added_tokens_decoder if token != self._end]
+        added = loaded.tokenizer.added_tokens_decoder.items()
+        # Not what ends a line: Gemma's vocabulary has it among the added tokens.
+        banned = [number for number, token in added if number != self._end and token.content.strip()]
         self._banned = torch.tensor(banned, dtype=torch.long, device=loaded.device)
 
     def write(self, prepared: PreparedRequest, fields: Sequence[tuple[str, int]], max_tokens: int) -> Pieces:
@@ -95,10 +98,11 @@ class _Reading:
         self._family, self._prepared = family, prepared
         self._ids = prepared.input_ids.numpy()
         self._positions, self._behind = family.position_prompt(prepared)
+        self._blocks = family.find_blocks(prepared)
         self._keys = family.hash_columns(prepared)
         self.num_reusable = count_reusable(family, prepared)
         kept = store.find(prepared.request.episode, self._keys[: self.num_reusable])
-        self._kv = DynamicKV(family, [kept])
+        self._kv = open_kv(family, [kept])
 
     @property
     def filled(self) -> int:
@@ -117,10 +121,16 @@ class _Reading:
         features = join_features(seen) if seen else None
         while self.filled < end:
             yield "read"
-            stop = min(self.filled + chunk, end)
+            stop = self._find_stop(min(self.filled + chunk, end))
             here = np.flatnonzero((places >= self.filled) & (places < stop))
             images = [_place(features, here, places[here] - self.filled)] if features and len(here) else []
             self._run(self._ids[self.filled : stop], self._positions[:, self.filled : stop], images)
+
+    def _find_stop(self, stop: int) -> int:
+        """From where on a part of the prompt may end: a block's tokens are read together."""
+        block = self._blocks[stop - 1]
+        behind = np.flatnonzero(self._blocks[stop:] != block)
+        return stop if block < 0 else stop + (int(behind[0]) if len(behind) else len(self._blocks) - stop)
 
     def append(self, ids: Sequence[int]) -> torch.Tensor:
         """Hidden state (1, hidden) behind the last of these tokens, which follow the prompt."""
@@ -135,9 +145,12 @@ class _Reading:
         store.keep(episode, self._keys[: self.num_reusable], self._kv.copy_columns(0, columns), is_ahead=True)
 
     def _run(self, ids: np.ndarray, positions: np.ndarray, images: Sequence[PlacedImage]) -> torch.Tensor:
-        count = len(ids)
-        visible = np.tri(count, self.filled + count, self.filled, dtype=bool)  # each sees itself and all before it
-        chunk = Chunk(ids[None], positions[:, None], visible[None], None)
+        count, start, window = len(ids), self.filled, self._family.window
+        written = max(0, start + count - len(self._blocks))
+        blocks = np.pad(self._blocks, (0, written), constant_values=-1)
+        visible = see_prompt(blocks, start, start + count)
+        near = None if window is None else see_prompt(blocks, start, start + count, window)[None]
+        chunk = Chunk(ids[None], positions[:, None], np.array([count]), np.array([0]), visible[None], near)
         [hidden] = self._kv.run(chunk, images, [np.array([count - 1])])
         return hidden
 

@@ -18,6 +18,7 @@ from vlm_local.progress import is_shown
 
 QUANTIZE = ("none", "8bit", "4bit")
 
+_LONGEST = 1 << 14  # columns: no prompt with its pictures has as many
 _SMALL = 1 << 30  # bytes of float32 weights up to which the CPU keeps them
 
 
@@ -55,8 +56,9 @@ def load_model(
     if quantize == "4bit" or checkpoint.quant_method == "bitsandbytes-4bit":
         settle_4bit(model, chosen)
     multiply_patches(model)
+    fix_rotary(model)
     tokenizer, family = processor.tokenizer, checkpoint.family
-    check_pictures(processor.image_processor, model.config, checkpoint.folder)
+    check_pictures(processor, model.config, checkpoint.folder)
     tokenizer.eos_token_id = _find_end_token(model, tokenizer, frame.end_token_id, checkpoint)
     return LoadedModel(model, tokenizer, processor, family, place, chosen, tokenizer.eos_token_id, frame.lead)
 
@@ -100,6 +102,16 @@ def multiply_patches(model: torch.nn.Module) -> None:
     for module in model.modules():
         if type(module) is torch.nn.Conv3d:
             module.__class__ = _PatchProduct
+
+
+def fix_rotary(model: torch.nn.Module) -> None:
+    """InternVL's rotary embedding is "dynamic": each forward asks the GPU for the last position, which no graph can
+    hold. Within the length that the model was trained for it is the default one.
+    """
+    module: Any
+    for module in model.modules():
+        if getattr(module, "rope_type", None) == "dynamic" and module.original_max_seq_len >= _LONGEST:
+            module.rope_type = "default"
 
 
 def _choose_device(name: str) -> torch.device:

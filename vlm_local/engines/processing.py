@@ -44,12 +44,25 @@ def apply_template(processor: Any, messages: list[dict], add_generation_prompt: 
     return text
 
 
+def find_placeholder(processor: Any) -> str:
+    """What stands in a text for a picture, its tokens written as one: Gemma 3 has paragraphs and marks around them."""
+    whole = getattr(processor, "full_image_sequence", None)
+    if whole is None:
+        return processor.image_token
+    token = processor.tokenizer.image_token
+    return whole.replace(token * processor.image_seq_length, token)
+
+
 @dataclass(frozen=True, eq=False)
 class _ReadPicture:
-    """A picture as the model reads it. input_ids: what its placeholder in a text becomes."""
+    """A picture as the model reads it. input_ids: what its placeholder in a text becomes.
+
+    types: under which name the model is told which tokens are a picture's, None where it is not.
+    """
 
     input_ids: torch.Tensor
     vision: Mapping[str, torch.Tensor]
+    types: str | None
 
     @property
     def num_bytes(self) -> int:
@@ -69,9 +82,11 @@ class Processing:
         self._dtype = dtype
         self._is_chat = is_chat(family)
         self._read: OrderedDict[int, _ReadPicture] = OrderedDict()  # by key; the last used stands last
+        self._image_id = processor.image_token_ids[0]
+        self._placeholder = find_placeholder(processor)
         # Of a placeholder alone: what a tokenizer writes around it.
-        alone = processor.tokenizer(processor.image_token)["input_ids"]
-        place = alone.index(processor.image_token_id)
+        alone = processor.tokenizer(self._placeholder)["input_ids"]
+        place = alone.index(self._image_id)
         self._num_around = place, len(alone) - 1 - place
 
     def prepare(self, request: GenerationRequest) -> PreparedRequest:
@@ -81,12 +96,16 @@ class Processing:
         self._filter_tokens.check_sentences(request.sentences)
         if request.prompt.pictures:
             return self._prepare_sequence(request)
+        text = self.render(request.prompt)
         inputs = self._processor(
-            text=[self.render(request.prompt)], images=[self._fit(request.image)], return_tensors="pt"
+            text=[text],
+            images=[self._fit(request.image)],
+            return_tensors="pt",
+            add_special_tokens=not self._has_begun(text),
         )
         input_ids = inputs["input_ids"][0]
         vision = {name: self._convert(value) for name, value in inputs.items() if name not in _NOT_FOR_THE_MODEL}
-        is_image = input_ids == self._processor.image_token_id
+        is_image = input_ids == self._image_id
         _check_length(int((~is_image).sum()))
         return PreparedRequest(request, input_ids, int(is_image.int().argmax()), vision)
 
@@ -97,8 +116,10 @@ class Processing:
         shown = request.prompt.pictures
         earlier = [self._read_again(picture) for picture in shown]
         present = self._read_picture(request.image)
-        text_ids = torch.tensor(self._processor.tokenizer(self.render(request.prompt))["input_ids"])
-        image_id = self._processor.image_token_id
+        text = self.render(request.prompt).replace(self._processor.image_token, self._placeholder)
+        add = not self._has_begun(text)
+        text_ids = torch.tensor(self._processor.tokenizer(text, add_special_tokens=add)["input_ids"])
+        image_id = self._image_id
         places = (text_ids == image_id).nonzero()[:, 0].tolist()
         ends = zip(places, [*places[1:], len(text_ids)], strict=True)
         parts = [text_ids[: places[0]]]
@@ -107,7 +128,7 @@ class Processing:
         input_ids = torch.cat(parts)
         is_image = input_ids == image_id
         _check_length(int((~is_image).sum()))
-        types = {"mm_token_type_ids": is_image[None].long()} if "image_grid_thw" in present.vision else {}
+        types = {present.types: is_image[None].long()} if present.types else {}
         counts = [int((each.input_ids == image_id).sum()) for each in [*earlier, present]]
         first = int(is_image.nonzero()[-counts[-1]])
         pictures = [
@@ -129,12 +150,11 @@ class Processing:
         token = self._processor.image_token
         inputs = self._processor(text=[token], images=[self._fit(pixels)], return_tensors="pt")
         ids, (num_before, num_behind) = inputs["input_ids"][0], self._num_around
+        types = next((name for name in inputs if name.endswith("token_type_ids")), None)
         vision = {
-            name: self._convert(value)
-            for name, value in inputs.items()
-            if name not in _NOT_FOR_THE_MODEL and not name.endswith("token_type_ids")
+            name: self._convert(value) for name, value in inputs.items() if name not in (*_NOT_FOR_THE_MODEL, types)
         }
-        return _ReadPicture(ids[num_before : len(ids) - num_behind], vision)
+        return _ReadPicture(ids[num_before : len(ids) - num_behind], vision, types)
 
     def render(self, prompt: Prompt) -> str:
         """Prompt -> the model's whole text with one placeholder for each picture."""
@@ -148,6 +168,11 @@ class Processing:
         ]
         messages = [{"role": "user", "content": content}]
         return apply_template(self._processor, messages, add_generation_prompt=True)
+
+    def _has_begun(self, text: str) -> bool:
+        """Whether the template wrote the token that the tokenizer would put before a text, as Gemma's does."""
+        begin = self._processor.tokenizer.bos_token
+        return self._is_chat and begin is not None and text.startswith(begin)
 
     def _make_plain(self, text: str) -> str:
         plain = self._filter_tokens(text)

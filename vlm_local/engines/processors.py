@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 import transformers
 
 from vlm_local.engines.processing import THOUGHTS_CLOSE, THOUGHTS_OPEN, apply_template, is_chat
@@ -38,6 +39,7 @@ _CONVERSATIONS = (
 )
 
 _ANSWER = "stop"
+_SEQUENCE = ("image_seq_length", "image_seq_len")  # names of the number of tokens that a picture takes
 
 # Of each family: its processor, its image processor, and what the latter cannot do without in the folder's file,
 # because the class would take another model's value for it.
@@ -45,8 +47,11 @@ _PROCESSORS = {
     "qwen2-vl": ("Qwen2VLProcessor", "Qwen2VLImageProcessorPil", ()),
     "qwen2.5-vl": ("Qwen2_5_VLProcessor", "Qwen2VLImageProcessorPil", ()),
     "qwen3-vl": ("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", ("patch_size", "image_mean", "image_std")),
+    "qwen3.5": ("Qwen3VLProcessor", "Qwen2VLImageProcessorPil", ("patch_size", "image_mean", "image_std")),
     "paligemma": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
     "paligemma2": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
+    "gemma3": ("Gemma3Processor", "Gemma3ImageProcessorPil", ("size",)),
+    "internvl": ("InternVLProcessor", "GotOcr2ImageProcessorPil", ("size", "image_mean", "image_std")),
     "smolvlm": ("Idefics3Processor", "Idefics3ImageProcessorPil", ("max_image_size",)),
     "smolvlm2": ("SmolVLMProcessor", "SmolVLMImageProcessorPil", ("max_image_size",)),
 }
@@ -62,8 +67,7 @@ def load_processor(folder: Path, family: str) -> Any:
     kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed)
     try:
         processor = kind.from_pretrained(folder, local_files_only=True)
-        if family.startswith("smolvlm"):
-            _avoid_splitting(processor.image_processor)
+        _avoid_splitting(processor, family)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ConfigError(f"{folder} has no usable tokenizer and image processor: {error!r}") from error
     if is_chat(family):
@@ -73,11 +77,17 @@ def load_processor(folder: Path, family: str) -> Any:
     return processor
 
 
-def _avoid_splitting(images: Any) -> None:
-    """Splitting blows a 256x256 picture up to 2048x2048 and 17 tiles, which show nothing more and take six
-    times as long to prepare. One tile is enough.
+def _avoid_splitting(processor: Any, family: str) -> None:
+    """Show a picture once. SmolVLM blows one of 256x256 up to 2048x2048 and 17 tiles, which show nothing more and take
+    six times as long to prepare; InternVL cuts one of 640x480 into 13 of 448x448.
     """
-    images.do_image_splitting, images.size = False, {"longest_edge": images.max_image_size["longest_edge"]}
+    images = processor.image_processor
+    if family.startswith("smolvlm"):
+        images.do_image_splitting, images.size = False, {"longest_edge": images.max_image_size["longest_edge"]}
+    elif family == "internvl":
+        processor.images_kwargs = {"crop_to_patches": False}
+    elif family == "gemma3":
+        processor.images_kwargs = {**processor.images_kwargs, "do_pan_and_scan": False}
 
 
 def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> type:
@@ -88,9 +98,18 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> ty
     has_video = "video_processor" in inspect.signature(stock.__init__).parameters
 
     class Bound(stock):
-        def __init__(self, image_processor=None, tokenizer=None, chat_template=None, image_seq_len=None, **kwargs):
-            if image_seq_len is not None:
-                kwargs["image_seq_len"] = image_seq_len
+        # Named, because transformers hands on only what a signature names: tokens of a picture, in two spellings.
+        def __init__(
+            self,
+            image_processor=None,
+            tokenizer=None,
+            chat_template=None,
+            image_seq_len=None,
+            image_seq_length=None,
+            **kwargs,
+        ):
+            told = zip(_SEQUENCE, (image_seq_length, image_seq_len), strict=True)
+            kwargs |= {name: count for name, count in told if count is not None}
             parts = (image_processor, tokenizer, None) if has_video else (image_processor, tokenizer)
             super().__init__(*parts, chat_template=chat_template, **kwargs)
 
@@ -109,20 +128,39 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> ty
     return Bound
 
 
-def check_pictures(images: Any, config: Any, folder: Path) -> None:
-    """Raises ConfigError where the image processor cuts pictures otherwise than the model's vision tower reads them."""
-    vision = config.vision_config
+def check_pictures(processor: Any, config: Any, folder: Path) -> None:
+    """Raises ConfigError where the processor cuts pictures otherwise than the model's vision tower reads them, or gives
+    them another number of places in the prompt.
+    """
+    images, vision = processor.image_processor, config.vision_config
     cuts = {key: getattr(images, key, None) for key in ("patch_size", "merge_size", "temporal_patch_size")}
     cuts["size"] = dict(images.size).get("height")  # None for families that take pictures of any size
     names = {"merge_size": "spatial_merge_size", "size": "image_size"}
     for key, cut in cuts.items():
         name = names.get(key, key)
         read = getattr(vision, name, None)
-        if cut is not None and read is not None and cut != read:
+        if cut is not None and read is not None and cut != np.ravel(read)[0]:
             raise ConfigError(
                 f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but vision_config in "
                 f"config.json has {name} {read}; make them the same"
             )
+
+    places = next((each for name in _SEQUENCE if (each := getattr(processor, name, None)) is not None), None)
+    if places is not None and places != (count := _count_features(config)):
+        raise ConfigError(
+            f"{folder}: the processor writes {places} placeholders for a picture (image_seq_length or image_seq_len in "
+            f"processor_config.json or preprocessor_config.json), but the model makes {count} tokens of it"
+        )
+
+
+def _count_features(config: Any) -> int:
+    """Tokens of a picture, in a family that makes the same number of each."""
+    if count := getattr(config, "mm_tokens_per_image", None):
+        return count
+    vision = config.vision_config
+    size, patch = (np.ravel(each)[0] for each in (vision.image_size, vision.patch_size))  # InternVL's are pairs
+    ratio = getattr(config, "downsample_ratio", None) or 1 / getattr(config, "scale_factor", 1)
+    return round((size // patch * ratio) ** 2)
 
 
 @dataclass(frozen=True)

@@ -204,8 +204,8 @@ class Batches:
         }
         for name, value in prepared.vision.items():
             if name in _FOR_TOKENS:
-                # 1 is what PaliGemma calls the answer, which it reads from left to right; 0 is Qwen's text.
-                kind = 1 if name == "token_type_ids" else 0
+                # 1 is what PaliGemma calls the answer, which it reads from left to right; 0 is others' text.
+                kind = int(loaded.family.startswith("paligemma"))
                 value = nn.functional.pad(value[0].cpu(), (0, len(tail)), value=kind)
             row[name] = value
         return row
