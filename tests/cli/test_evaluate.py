@@ -101,6 +101,15 @@ def test_a_run_that_ended_before_its_first_row_leaves_the_folder_free(data_set, 
     assert json.loads((tmp_path / "out/report.json").read_text())["policy"]["name"] == "move up"
 
 
+def test_a_finished_evaluation_is_not_taken_for_one_of_other_settings(data_set, tmp_path, capsys):
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop") == 0
+    (tmp_path / "steps.json").write_text('{"x_m": 0.02}')
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", "--steps", str(tmp_path / "steps.json")) == 2
+    assert "steps.x_m was 0.0125 and is 0.02" in capsys.readouterr().err
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", "--decide", "map") == 2
+    assert 'decide was "greedy" and is "map"' in capsys.readouterr().err
+
+
 def test_what_a_kill_leaves_before_the_settings_are_written_leaves_the_folder_free(data_set, tmp_path):
     out = tmp_path / "out"
     out.mkdir()
