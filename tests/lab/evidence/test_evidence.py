@@ -103,6 +103,8 @@ def test_pictures_can_stay_behind(simulation, tmp_path):
         ("evaluation", "rows.jsonl", '"phrase_source"', f'"probability": 1{400 * "0"}, "phrase_source"', "not those"),
         ("evaluation", "evaluation.json", '"every": 1', '"every": 0', "are not those of `eval`"),
         ("evaluation", "report.json", '"exact": ', f'"deep": {10**5 * "["}{10**5 * "]"}, "exact": ', "nested too deep"),
+        ("simulation", "meta.json", '"control": "none"', '"control": "<b>"', "there is no control '<b>'"),
+        ("simulation", "meta.json", '"noise": 0.0', '"noise": -1', "with noise -1"),
         ("simulation", "meta.json", '"reach"', '"reach", "reach"', "each once"),
         ("simulation", "meta.json", '"max_steps": 14', '"max_steps": 1000000000', "has at most 10000 steps"),
         ("simulation", "report.json", '"reach": 1.0', '"reach": 0.5', "reach is 0.5"),

@@ -20,7 +20,7 @@ from vlm_local.data.film import write_film, write_gif
 from vlm_local.data.runs import RunWriter
 from vlm_local.environments import OURS, find_suite, name_episode, name_robot
 from vlm_local.errors import ConfigError, EngineError, RequestError
-from vlm_local.lab.closed_loop.controls import RandomPhrases, apply_control
+from vlm_local.lab.closed_loop.controls import CONTROLS, RandomPhrases, apply_control
 from vlm_local.lab.closed_loop.environment import State
 from vlm_local.lab.closed_loop.process import EnvironmentProcess, borrow_environment
 from vlm_local.lab.closed_loop.report import write_report
@@ -61,6 +61,8 @@ class RolloutPlan:
 
     def __post_init__(self):
         find_suite(self.env).check(self.tasks, self.level, self.max_steps)
+        if self.control not in CONTROLS or not 0 <= self.noise <= 1:
+            raise ConfigError(f"there is no control {self.control!r} with noise {self.noise!r}")
         # An episode that counted twice would narrow the intervals.
         if not 0 < len(set(self.tasks)) == len(self.tasks) or self.episodes < 1:
             raise ConfigError(f"a run has episodes of one task or more, each once; not {self.episodes} of {self.tasks}")

@@ -112,7 +112,9 @@ def _describe_data(plan: EvaluationPlan, about: Mapping[str, Any]) -> dict[str, 
 
 def _list_settings(known: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
     """What must be the same in all parts, as far as the plan says it, and what is known of the policy unloaded."""
-    plan = {name: value for name, value in made["plan"].items() if name not in _MAY_GROW}
+    # More episodes may have another majority, and no two of its phrases belong in one result.
+    grows = () if made["plan"]["policy"] == "majority" else _MAY_GROW
+    plan = {name: value for name, value in made["plan"].items() if name not in grows}
     told = choose_deciding(made.get("policy", {}))
     return plan | {name: told.get(name) for name in (*choose_deciding(known), *_ONLY_WHERE_USED) if known}
 

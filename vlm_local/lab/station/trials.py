@@ -11,15 +11,14 @@ from vlm_local.files import read_json_lines
 from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report, stack_scores
 from vlm_local.plain import hide_secrets
 
-# With another reset policy a seed is another scene, and another detector calls something else a success.
-_SETTINGS = ("task", "max_steps", "clock", "reset_policy", "detector")
+_SETTINGS = ("task", "max_steps", "clock", "reset_policy")  # with another reset policy a seed is another scene
 
 
 def load_trials(folder: Path) -> Trials:
     """folder: the --out of `station`. Raises DataError for one without an episode that was answered throughout.
 
-    Scores: "success" at the end of the episode, as AutoEval judges, and "reached": at any step. Episodes in which
-    something would have ended the job are no trials.
+    Scores: "success" in truth at the end of the episode, when AutoEval judges, and "reached": at any step. Episodes in
+    which something would have ended the job are no trials.
     """
     report = read_report(folder)
     plan = report["station"]
