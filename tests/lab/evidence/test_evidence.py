@@ -92,6 +92,7 @@ def test_pictures_can_stay_behind(simulation, tmp_path):
     ("source", "file", "old", "new", "message"),
     [
         ("evaluation", "report.json", '"exact": ', '"exact": 1', "exact is"),
+        ("evaluation", "report.json", '"exact": ', f'"exact": 1{400 * "0"}, "was": ', "are not those"),
         ("evaluation", "report.json", '"seed": 0', '"seed": 1', "seed is 1 and comes out as 0"),
         ("evaluation", "report.json", '"three_axis"', '"four_axis"', "four_axis is nothing that is scored"),
         ("evaluation", "rows.jsonl", '"step": 1,', '"step": 2,', "not every step once.* episode 0, step 1"),

@@ -58,10 +58,10 @@ def _verify_folder(path: Path, folder: Path, manifest: Mapping[str, Any], progre
     try:
         report = read_json_object(folder / "report.json")
         scored, stated = _RESCORE[kind](folder, report, progress)
+        scored = json.loads(json.dumps(scored))  # tuples become lists, as in the report
+        differing = list(_compare({**scored, **stated}, report, ""))
     except (ConfigError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{path}: its files are not those of `{kind}` ({error!r})") from None
-    scored = json.loads(json.dumps(scored))  # tuples become lists, as in the report
-    differing = list(_compare({**scored, **stated}, report, ""))
     if differing:
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise DataError(
