@@ -89,6 +89,14 @@ def open_policies(
     return _build_policies(resolved, worker)
 
 
+def describe_options(options: PolicyOptions) -> dict[str, Any]:
+    """What a policy of these options, other than a server, says of itself but for its engine; loads nothing.
+
+    Raises ConfigError as open_policies.
+    """
+    return _resolve(options, between_steps=False).metadata
+
+
 def share_engine(worker: EngineWorker, options: PolicyOptions) -> Policies:
     """Policies of other options, such as another prompt, on an engine that is loaded. What the options say of the
     loading is not looked at. `close` ends the engine for all who share it.

@@ -153,14 +153,18 @@ def test_what_cannot_be_compared_is_refused_with_the_reason(runs, capsys, names,
 @pytest.mark.slow
 def test_jobs_of_a_station_are_paired_by_their_seeds(tmp_path, capsys):
     with serving.serve() as server:
-        for name, episodes, steps in (("first", "2", "3"), ("second", "2", "3"), ("longer", "1", "4")):
+        jobs = {"first": ("2", "3"), "second": ("2", "3"), "longer": ("1", "4"), "put": ("1", "3")}
+        for name, (episodes, steps) in jobs.items():
             job = ["--task", "open_drawer", "--episodes", episodes, "--max-steps", steps, "--test-every", "0"]
+            job += ["--reset-policy", "oracle"] * (name == "put")
             assert main(["station", server.url, *job, "--out", str(tmp_path / name)]) == 0
     status, out, _ = _compare(capsys, tmp_path, "first", "second")
     assert status == 0 and "2 shared episodes; task open_drawer, max steps 3, clock step" in out
     assert json.loads(out.splitlines()[-1])["measures"][1]["name"] == "reached"
     status, _, told = _compare(capsys, tmp_path, "first", "longer")
     assert status == 2 and "max_steps is 3 in first and 4 in longer" in told
+    status, _, told = _compare(capsys, tmp_path, "first", "put")  # whose seeds are other scenes
+    assert status == 2 and 'reset_policy is "scripted" in first and "oracle" in put' in told
 
 
 def test_results_of_different_commands_are_refused(runs, studies, capsys):

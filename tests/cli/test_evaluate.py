@@ -1,4 +1,5 @@
 import json
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -98,6 +99,39 @@ def test_a_run_that_ended_before_its_first_row_leaves_the_folder_free(data_set, 
     assert _eval(data_set, tmp_path / "out", *wrong) == 2
     assert _eval(data_set, tmp_path / "out", "--policy", "move up") == 0
     assert json.loads((tmp_path / "out/report.json").read_text())["policy"]["name"] == "move up"
+
+
+def test_a_finished_evaluation_is_not_taken_for_one_of_other_settings(data_set, tmp_path, capsys):
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop") == 0
+    (tmp_path / "steps.json").write_text('{"x_m": 0.02}')
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", "--steps", str(tmp_path / "steps.json")) == 2
+    assert "steps.x_m was 0.0125 and is 0.02" in capsys.readouterr().err
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", "--decide", "map") == 2
+    assert 'decide was "greedy" and is "map"' in capsys.readouterr().err
+
+
+def test_what_a_kill_leaves_before_the_settings_are_written_leaves_the_folder_free(data_set, tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (".lock", "rows.jsonl", "episodes.jsonl"):
+        (out / name).touch()
+    (out / "evaluation.json.new").write_text('{"plan": ')
+    assert _eval(data_set, out, "--policy", "move up") == 0
+    (out / "evaluation.json").unlink()
+    assert _eval(data_set, out, "--policy", "move up") == 2  # rows without settings are somebody's
+
+
+def test_on_a_full_disk_it_ends_with_a_sentence_and_goes_on_when_there_is_room(data_set, tmp_path, capsys):
+    assert _eval(data_set, tmp_path / "whole", "--policy", "random") == 0
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, before[1]))
+    try:
+        assert _eval(data_set, tmp_path / "out", "--policy", "random") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large; the same command goes on" in capsys.readouterr().err
+    assert _eval(data_set, tmp_path / "out", "--policy", "random") == 0
+    assert (tmp_path / "out/rows.jsonl").read_bytes() == (tmp_path / "whole/rows.jsonl").read_bytes()
 
 
 def test_calibrate_writes_a_table_that_steps_takes(data_set, tmp_path, capsys):

@@ -47,8 +47,15 @@ def test_the_mean_lies_in_the_interval_at_all_times(means):
     leads = np.where(random.random((4000, len(chances))) < chances, 1.0, -1.0)
     capital = grow_capital(leads, float(np.mean(means)))[:, len(means) - 1 :: len(means)]
     assert (capital.max(axis=1) >= THRESHOLD).mean() <= ALPHA
-    low, high = find_confidence_interval(leads[0], len(means))
+    low, high = find_confidence_interval(leads[0], every=len(means))
     assert low < np.mean(means) < high < low + 0.5
+
+
+def test_policies_that_are_each_better_in_half_of_the_tasks_are_not_told_apart():
+    leads = np.tile([1.0] * 20 + [-1.0] * 20, 3)  # of 40 tasks in turn
+    assert find_decision(leads) == 8  # in the midst of the first seed
+    assert find_decision(leads, every=40) == 0
+    assert find_decision(np.ones(120), every=40) == 40
 
 
 def test_a_difference_of_20_points_costs_fewer_episodes_than_a_fixed_number_with_the_same_power():

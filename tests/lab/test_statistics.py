@@ -13,6 +13,7 @@ from vlm_local.lab.statistics import (
     describe_rate,
     find_bins,
     find_calibration_gap,
+    find_mean_interval,
     find_paired_interval,
     wilson,
 )
@@ -27,6 +28,20 @@ from vlm_local.lab.statistics import (
 )
 def test_wilson(successes, num, low, high):
     assert wilson(successes, num) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("num", [2, 3, 5, 30])
+def test_the_interval_of_a_mean_holds_what_it_promises_for_few_values(num):
+    values = np.random.default_rng(0).normal(size=(4000, num))
+    held = [low <= 0 <= high for low, high in map(find_mean_interval, values)]
+    assert np.mean(held) == pytest.approx(0.95, abs=0.01)
+
+
+def test_a_million_pairs_do_not_overflow():
+    first = np.arange(1_000_000) % 2 == 0
+    second = np.arange(1_000_000) % 3 == 0
+    low, high = find_paired_interval(first, second)
+    assert low < first.mean() - second.mean() < high and 0.001 < high - low < 0.004
 
 
 def test_no_trials_say_nothing():

@@ -60,7 +60,7 @@ def test_phrases_move_the_hand_the_way_they_say(tmp_path, capsys):
 def test_an_episode_is_longer_than_meta_world_allows(tmp_path, capsys):
     command = ["sim", "--env", "metaworld", "--policy", "stop", "--max-steps", "501", "--out", str(tmp_path / "run")]
     assert main(command) == 2
-    assert "ends after 500 steps" in capsys.readouterr().err
+    assert "has at most 500 steps" in capsys.readouterr().err
 
 
 def test_the_ceiling_study_goes_on_and_writes_its_tables(tmp_path, capsys):

@@ -53,7 +53,7 @@ def _eval(args: argparse.Namespace) -> None:
     from vlm_local.lab.offline import baselines
     from vlm_local.lab.offline.report import format_report
     from vlm_local.lab.offline.run import EvaluationPlan, evaluate
-    from vlm_local.lab.sources import open_source
+    from vlm_local.lab.sources import describe_unloaded, open_source
     from vlm_local.progress import open_bar
 
     options = read_policy_options(args)
@@ -83,6 +83,7 @@ def _eval(args: argparse.Namespace) -> None:
             open_data,
             lambda: open_source(options),
             args.workers,
+            known={} if args.model in baselines.NAMES else describe_unloaded(options),
             about_data=about,
             progress=shown.update,
             warn=lambda text: shown.write(escape_controls(f"left out: {text}"), file=sys.stderr),

@@ -31,6 +31,7 @@ from vlm_local.errors import DataError, Report
 from vlm_local.files import encode_json, read_json_lines, read_json_object, write_json
 from vlm_local.types import Episode
 
+RECORDED_RUN = "recorded run"  # the format, in what is told of a data set
 MAX_REFUSAL_BYTES = 4 << 20  # in each of two files: some 20,000 refusals
 
 # Run lengths alone, after the filters: a photo takes a third of the time of the default and no more room.
@@ -238,7 +239,7 @@ def _show(value: Any) -> str:
 def open_data_set(path: Path, selection: Selection, report: Report) -> DataSet:
     """`read_run` as what can be labelled; episodes without measured states go to `report`."""
     refuse_selection(selection, f"{path} is a recorded run, which", "camera", "split", "state_layout")
-    about = {"format": "recorded run", "camera": None, "splits": [], "state_layout": "pose"}
+    about = {"format": RECORDED_RUN, "camera": None, "splits": [], "state_layout": "pose"}
     return DataSet(about, _read_episodes(read_run(path, report), selection.embodiment, report))
 
 

@@ -64,9 +64,9 @@ class Suite:
     """Tasks that share a robot.
 
     stages: task -> names of its stages, in order. apart: those of them that are not meant by "all". levels: of
-    difficulty. max_steps: control steps of an episode, where the user says nothing else; limit: the most that the
-    environment allows. embodiment: name of the robot's file, None where the policy's own choice holds. table: steps of
-    the oracle. open: (task, level, pixels a side or None for no pictures) -> environment.
+    difficulty. max_steps: control steps of an episode, where the user says nothing else; limit: the most that there
+    may be. embodiment: name of the robot's file, None where the policy's own choice holds. table: steps of the oracle.
+    open: (task, level, pixels a side or None for no pictures) -> environment.
     """
 
     name: str
@@ -74,11 +74,11 @@ class Suite:
     levels: tuple[str, ...]
     control_hz: float
     max_steps: int
-    limit: int | None
     embodiment: str | None
     table: StepTable
     open: Callable[[str, str, int | None], TaskEnvironment]
     apart: tuple[str, ...] = ()
+    limit: int = 10_000  # half an hour at 5 Hz; who verifies a result has to play as many
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -107,8 +107,8 @@ class Suite:
                 raise ConfigError(
                     f"task must be one of {', '.join(self.stages)}, not {task!r}{suggest(task, self.stages)}"
                 )
-        if self.limit is not None and max_steps is not None and max_steps > self.limit:
-            raise ConfigError(f"an episode of {self.name} ends after {self.limit} steps: --max-steps {max_steps}")
+        if max_steps is not None and max_steps > self.limit:
+            raise ConfigError(f"an episode of {self.name} has at most {self.limit} steps: --max-steps {max_steps}")
 
 
 def import_package(env: str, *names: str) -> tuple[Any, ...]:

@@ -192,7 +192,6 @@ SUITE = Suite(
     levels=("normal",),
     control_hz=20,
     max_steps=MAX_STEPS,
-    limit=None,
     embodiment="libero",
     table=_PHRASE,
     open=lambda task, level, image_size: LiberoEnv(task, image_size),

@@ -46,7 +46,6 @@ SUITE = Suite(
     levels=tuple(LEVELS),
     control_hz=5,
     max_steps=120,
-    limit=None,
     embodiment=None,
     table=StepTable(),
     open=_Simulated,

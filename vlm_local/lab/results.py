@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.files import LOCK, encode_json, lock_folder, open_replacing, read_json_lines, write_json
+from vlm_local.files import encode_json, lock_folder, open_replacing, read_json_lines, read_json_object, write_json
 from vlm_local.provenance import join_parts, list_differences
 
 Settings = Mapping[str, Any]
@@ -35,7 +35,11 @@ class ResultFolder:
         self.settings: dict[str, Any] = {}
         self._study = study
         self._settings_path = path / settings_name
-        is_free = not path.exists() or (path.is_dir() and all(entry.name == LOCK for entry in path.iterdir()))
+        # What a kill leaves behind before the settings are written is no result: empty files, and theirs half written.
+        half_written = f"{settings_name}.new"
+        is_free = not path.exists() or (
+            path.is_dir() and all(entry.name == half_written or _is_empty_file(entry) for entry in path.iterdir())
+        )
         if not is_free and not self._settings_path.is_file():
             raise ConfigError(f"{path} holds something else than a result of `{study}`; choose another --out")
         try:
@@ -47,8 +51,11 @@ class ResultFolder:
     def __enter__(self) -> "ResultFolder":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        """Raises DataError for an error of the disk, such as one that is full."""
         self._lock.close()
+        if isinstance(error, OSError):
+            raise DataError(f"{self.path}: {error}; the same command goes on once it is mended") from error
 
     def begin(
         self, here: Settings, decide: Callable[[Settings], Settings], has_results: bool, grows: tuple[str, ...] = ()
@@ -92,6 +99,10 @@ class ResultFolder:
 
     def _refuse(self, why: str) -> ConfigError:
         return ConfigError(f"{self._settings_path} is of no result of `{self._study}` ({why}); choose another --out")
+
+
+def _is_empty_file(path: Path) -> bool:
+    return path.is_file() and path.stat().st_size == 0
 
 
 class RowFile:
@@ -197,8 +208,8 @@ def find_layout(folder: Path, kinds: Sequence[str] = tuple(LAYOUTS)) -> Layout:
     for layout in (layout for kind, layout in LAYOUTS.items() if kind in kinds):
         name, key = layout.marks
         try:
-            marked = key in json.loads((folder / name).read_bytes())
-        except (OSError, ValueError, TypeError):
+            marked = key in read_json_object(folder / name)
+        except (OSError, ValueError):
             continue
         missing = [name for name in layout.needs if not (folder / name).is_file()]
         if marked and not missing:

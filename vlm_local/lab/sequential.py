@@ -27,17 +27,20 @@ def grow_capital(leads: np.ndarray, mean: float = 0.0) -> np.ndarray:
     return largest + np.log(np.exp(growth - largest).mean(axis=0))
 
 
-def find_decision(leads: np.ndarray, alpha: float = ALPHA) -> np.ndarray:
-    """After how many pairs the policies are told apart, int (...); 0 where they are not. leads: float (..., N)."""
-    reached = grow_capital(leads) >= -np.log(alpha)
-    return np.where(reached.any(axis=-1), reached.argmax(axis=-1) + 1, 0)
-
-
-def find_confidence_interval(leads: np.ndarray, every: int = 1, alpha: float = ALPHA) -> list[float]:
-    """Where the mean lead lies after these pairs, float (N,); true at all times at once with probability 1 - alpha.
+def find_decision(leads: np.ndarray, alpha: float = ALPHA, every: int = 1) -> np.ndarray:
+    """After how many pairs the policies are told apart, int (...); 0 where they are not. leads: float (..., N).
 
     every: leads of this many tasks in turn, whose means may differ, are looked at after the last of them only: then the
     bet on their common mean is no better than fair, since a product is largest where its factors are alike.
+    """
+    reached = grow_capital(leads)[..., every - 1 :: every] >= -np.log(alpha)
+    return np.where(reached.any(axis=-1), (reached.argmax(axis=-1) + 1) * every, 0)
+
+
+def find_confidence_interval(leads: np.ndarray, alpha: float = ALPHA, every: int = 1) -> list[float]:
+    """Where the mean lead lies after these pairs, float (N,); true at all times at once with probability 1 - alpha.
+
+    every: as `find_decision`.
     """
     threshold = -np.log(alpha)
     kept = [mean for mean in _GRID if grow_capital(leads, mean)[every - 1 :: every].max(initial=0.0) < threshold]

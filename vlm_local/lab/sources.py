@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
-from vlm_local.assembly import Policies, is_url, open_policies, refuse_all_but
+from vlm_local.assembly import Policies, describe_options, is_url, open_policies, refuse_all_but
 from vlm_local.environments import Suite
 from vlm_local.errors import ConfigError
 from vlm_local.policy import HoldPhrase, Policy
@@ -53,6 +53,16 @@ def open_source(options: PolicyOptions, suite: Suite | None = None) -> PolicySou
     if suite and options.embodiment is None:
         options = replace(options, embodiment=suite.embodiment)
     return _Server(options) if is_url(options.model) else _Model(options)
+
+
+def describe_unloaded(options: PolicyOptions) -> Mapping[str, Any]:
+    """What the policy will say of itself, as far as its files tell; nothing of a server, or where a file is missing."""
+    if options.model == ORACLE or is_url(options.model):
+        return {}
+    try:
+        return describe_options(options)
+    except ConfigError:  # raised again where somebody is to be asked
+        return {}
 
 
 class _Model(PolicySource):

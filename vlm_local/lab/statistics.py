@@ -43,9 +43,21 @@ def describe_rate(successes: int, num: int) -> dict[str, Any]:
 
 
 def find_mean_interval(values: np.ndarray) -> list[float]:
-    """Interval of the mean of two or more values (N,), by the normal approximation."""
-    half = _Z * values.std(ddof=1) / math.sqrt(len(values))
+    """Student's interval of the mean of two or more values (N,)."""
+    half = _find_t(len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
     return [float(values.mean() - half), float(values.mean() + half)]
+
+
+def _find_t(freedom: int) -> float:
+    """97.5 % quantile of Student's distribution, to 0.2 %: Abramowitz and Stegun (1964), 26.7.5."""
+    if freedom < 3:
+        return (12.7062, 4.3027)[freedom - 1]
+    coefficients = ((1, 1), (5, 16, 3), (3, 19, 17, -15), (79, 776, 1482, -1920, -945))
+    corrections = (_Z * np.polyval(row, _Z**2) for row in coefficients)
+    return _Z + sum(
+        term / divisor / freedom**power
+        for power, (term, divisor) in enumerate(zip(corrections, (4, 96, 384, 92160), strict=True), 1)
+    )
 
 
 def find_paired_interval(first: np.ndarray, second: np.ndarray) -> list[float]:
@@ -55,8 +67,8 @@ def find_paired_interval(first: np.ndarray, second: np.ndarray) -> list[float]:
     paired data" (1998), method 10: Wilson's intervals of both rates, and the correlation of the trials.
     """
     num = len(first)
-    both, neither = (first & second).sum(), (~first & ~second).sum()
-    only_first, only_second = (first & ~second).sum(), (~first & second).sum()
+    both, neither = float((first & second).sum()), float((~first & ~second).sum())  # whose product no int would hold
+    only_first, only_second = float((first & ~second).sum()), float((~first & second).sum())
     product = both * neither - only_first * only_second
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
     if product > 0:

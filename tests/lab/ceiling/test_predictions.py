@@ -56,6 +56,13 @@ def test_an_evaluation_of_a_simulation_is_counted_with_the_oracle_of_that_run(no
     assert counts[5, 0, 1] > 0  # the oracle closes the gripper where the label would say nothing
 
 
+def test_a_simulation_that_is_not_there_is_not_taken_for_other_data(noisy, tmp_path):
+    folder = make_evaluation(tmp_path / "eval", tmp_path / "moved", "move forward")
+    write_json(folder / "report.json", {"data": {"format": "recorded run"}})
+    with pytest.raises(DataError, match="which is not there from here"):
+        load_confusion_matrices(folder)
+
+
 def test_other_data_has_labels_and_no_task(tmp_path):
     confusions = load_confusion_matrices(make_evaluation(tmp_path / "eval", tmp_path / "bridge", "move forward"))
     assert list(confusions.counts) == ["any"] and confusions.counts["any"].sum(axis=0)[0, 1].tolist() == [0, 0, 12]

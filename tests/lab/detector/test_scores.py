@@ -209,6 +209,9 @@ def test_rows_scores_and_report_are_written(tmp_path):
     asked = []
     more = evaluate(tmp_path / "in", out, lambda image: asked.append(image) or Answer("open", told, 0.0, {}))
     assert more["images"] == 4 and len(asked) == 1, "only the picture that was added is asked about"
+    Image.fromarray(picture(8)).save(tmp_path / "in" / "open" / "7.png")  # as in another folder with the same names
+    more = evaluate(tmp_path / "in", out, lambda image: asked.append(image) or Answer("closed", told, 0.0, {}))
+    assert more["images"] == 4 and more["accuracy"] == 0.5 and len(asked) == 2
 
 
 def test_a_broken_detector_ends_the_run(tmp_path):

@@ -92,10 +92,22 @@ def test_pictures_can_stay_behind(simulation, tmp_path):
     ("source", "file", "old", "new", "message"),
     [
         ("evaluation", "report.json", '"exact": ', '"exact": 1', "exact is"),
+        ("evaluation", "report.json", '"exact": ', f'"exact": 1{400 * "0"}, "was": ', "are not those"),
         ("evaluation", "report.json", '"seed": 0', '"seed": 1', "seed is 1 and comes out as 0"),
         ("evaluation", "report.json", '"three_axis"', '"four_axis"', "four_axis is nothing that is scored"),
-        ("evaluation", "rows.jsonl", '"step": 1,', '"step": 2,', "a step twice"),
+        ("evaluation", "rows.jsonl", '"step": 1,', '"step": 2,', "not every step once.* episode 0, step 1"),
+        ("evaluation", "rows.jsonl", '"step": 9,', '"step": 10,', "not every step once.* episode 0, step 9"),
         ("evaluation", "rows.jsonl", '"label": "', '"label": "stop, ', "is no evaluation's rows"),
+        ("evaluation", "rows.jsonl", '"previous_label": null', '"previous_label": "stop"', "episode 0, step 0 is not"),
+        ("evaluation", "rows.jsonl", '"full_window": true', '"full_window": false', "episode 0, step 0 is not as its"),
+        ("evaluation", "rows.jsonl", '"phrase_source"', '"probability": 1.5, "phrase_source"', "outside of 0 to 1"),
+        ("evaluation", "rows.jsonl", '"phrase_source"', f'"probability": 1{400 * "0"}, "phrase_source"', "not those"),
+        ("evaluation", "evaluation.json", '"every": 1', '"every": 0', "are not those of `eval`"),
+        ("evaluation", "report.json", '"exact": ', f'"deep": {10**5 * "["}{10**5 * "]"}, "exact": ', "nested too deep"),
+        ("simulation", "meta.json", '"control": "none"', '"control": "<b>"', "there is no control '<b>'"),
+        ("simulation", "meta.json", '"noise": 0.0', '"noise": -1', "with noise -1"),
+        ("simulation", "meta.json", '"reach"', '"reach", "reach"', "each once"),
+        ("simulation", "meta.json", '"max_steps": 14', '"max_steps": 1000000000', "has at most 10000 steps"),
         ("simulation", "report.json", '"reach": 1.0', '"reach": 0.5', "reach is 0.5"),
         ("simulation", "meta.json", '"seed": 40', '"seed": 41', "is of another episode"),
         ("simulation", "episodes/reach-0/meta.json", '"oracle_steps": ', '"oracle_steps": 1', "played again"),
@@ -110,6 +122,15 @@ def test_what_is_changed_before_packing_does_not_follow(source, file, old, new, 
     pack(folder, tmp_path / "spoiled.zip")
     with pytest.raises(DataError, match=message):
         verify(tmp_path / "spoiled.zip")
+
+
+def test_an_evaluation_without_its_wrong_rows_is_refused(evaluation, tmp_path):
+    folder = shutil.copytree(evaluation, tmp_path / "better")
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    kept = [row for row in rows if row["episode"] or row["step"] != 4]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
+    with pytest.raises(DataError, match=r"not every step once.* episode 0, step 4"):
+        verify(folder)
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")

@@ -255,6 +255,9 @@ def test_going_on_with_other_settings_is_refused(data_set, tmp_path):
         _evaluate(data_set, tmp_path / "out", "oracle-label", seed=1)
     again = _evaluate(data_set, tmp_path / "out", "oracle-label")
     assert again["exact"] == 1 and again["steps"] == 36
+    _evaluate(data_set, tmp_path / "common", "majority", limit=1)
+    with pytest.raises(ConfigError, match="limit was 1 and is 2"):  # of which another phrase may be the commonest
+        _evaluate(data_set, tmp_path / "common", "majority", limit=2)
 
 
 def test_rows_of_two_checkpoints_are_never_mixed(data_set, tmp_path):

@@ -153,8 +153,11 @@ def test_a_study_is_evidence(result, tmp_path):
     try:
         for old, new, message in (
             ('"y": [0.0, 0.0, 1.0]', '"y": [1.0, 0.0, 0.0]', "does not follow"),
-            ('"y": [0.0, 0.0, 1.0]', '"y": [0.0, 0.0, 2.0]', "do not add up to 1"),
-            ('"instruction": "reach', '"instruction": "please reach', "but the row says 'please reach"),
+            ('"y": [0.0, 0.0, 1.0]', '"y": [0.0, 0.0, 2.0]', "add up to 1"),
+            ('"y": [0.0, 0.0, 1.0]', '"y": [NaN, NaN, NaN]', "add up to 1"),  # which would be in no score
+            ('"y": [0.0, 0.0, 1.0]', '"y": [0.0, 0.0, 0.0, 1.0]', "add up to 1"),
+            ('"instruction": "reach', '"instruction": "please reach', "but the row says .*'please reach"),
+            ('"right": "move', '"right": "do not move', "but the row says .*'do not move"),
         ):
             rows.write_text(kept.replace(old, new, 1))
             with pytest.raises(DataError, match=message):

@@ -15,6 +15,7 @@ from vlm_local.embodiments import load_embodiment
 from vlm_local.errors import EngineError
 from vlm_local.lab.station.arm import StationArm
 from vlm_local.lab.station.camera import StationCamera
+from vlm_local.server.access import Gate
 from vlm_local.server.service import ServerSettings
 from vlm_local.sim.environment import SimEnv
 
@@ -44,6 +45,17 @@ def test_a_constant_phrase_turns_the_simulated_gripper_about_its_axis(phrase, tm
     np.testing.assert_allclose(np.diff(commanded, axis=0), [TURNS[phrase]] * 3, atol=1e-6)
     # The joints lag behind while they start.
     np.testing.assert_allclose(np.diff(measured, axis=0)[1:], [TURNS[phrase]] * 2, atol=0.02)
+
+
+@pytest.mark.slow
+def test_the_result_of_a_server_with_a_token_does_not_hold_the_token(tmp_path, capsys):
+    with serve(settings=ServerSettings(gate=Gate("verysecret1"))) as server:
+        url = f"{server.url}/t/verysecret1"
+        job = ["--episodes", "1", "--max-steps", "2", "--restart-at", "0:0", f"true {url}", "--detector", url]
+        assert _station(url, tmp_path / "job", *job) in (0, 1)
+    printed = capsys.readouterr()
+    assert "/t/***" in printed.out and "verysecret1" not in printed.out + printed.err
+    assert not [file for file in tmp_path.rglob("*") if file.is_file() and b"verysecret1" in file.read_bytes()]
 
 
 def test_without_the_frame_the_same_twin_tilts_to_and_fro(tmp_path):

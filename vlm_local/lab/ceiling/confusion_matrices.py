@@ -8,16 +8,15 @@ threshold. In any other data set the labels are the truth ("labels"); its tasks 
 every task.
 """
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vlm_local.data.runs import read_run
+from vlm_local.data.runs import RECORDED_RUN, read_run
 from vlm_local.errors import DataError, refuse
-from vlm_local.files import read_json_lines
+from vlm_local.files import read_json_lines, read_json_object
 from vlm_local.lab.results import find_layout
 from vlm_local.primitives import parse_phrase
 from vlm_local.types import AXES
@@ -77,7 +76,13 @@ def _read_simulation(folder: Path) -> Iterator[Answers]:
 
 def _read_evaluation(folder: Path) -> tuple[str, list[Answers]]:
     rows = [row for row in read_json_lines(folder / "rows.jsonl") if row["phrase"]]
-    data = Path(json.loads((folder / "evaluation.json").read_bytes())["plan"]["data"])
+    data = Path(read_json_object(folder / "evaluation.json")["plan"]["data"])
+    about = read_json_object(folder / "report.json").get("data", {})
+    if about.get("format") == RECORDED_RUN and not data.is_dir():
+        raise DataError(
+            f"{folder} is of the recorded run {data}, which is not there from here: whether it is one of `sim`, whose "
+            "oracle is the truth, cannot be seen"
+        )
     if not _is_simulation(data):
         return LABELS, [(ANY_TASK, row["episode"], row["label"], row["phrase"]) for row in rows]
     recorded = {episode.index: (episode.meta["task"], episode.lines) for episode in read_run(data, refuse)}
@@ -90,6 +95,6 @@ def _read_evaluation(folder: Path) -> tuple[str, list[Answers]]:
 
 def _is_simulation(data: Path) -> bool:
     try:
-        return "simulator" in json.loads((data / "meta.json").read_bytes())
-    except (OSError, ValueError, TypeError):
+        return "simulator" in read_json_object(data / "meta.json")
+    except (OSError, ValueError):
         return False

@@ -13,6 +13,8 @@ from vlm_local.policy import Policy
 from vlm_local.primitives import parse_phrase
 from vlm_local.types import Decision, Observation
 
+CONTROLS = ("none", "blank-image", "wrong-instruction")
+
 
 def apply_control(control: str, state: State) -> Observation:
     """What the policy is shown under `--control`."""

@@ -1,16 +1,16 @@
 """The report of `sim`, once more from the actions in its episodes: they are carried out again."""
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vlm_local.environments import OURS, find_suite, name_episode
+from vlm_local.environments import find_suite, name_episode
 from vlm_local.errors import DataError
-from vlm_local.files import read_json_lines
+from vlm_local.files import read_json_lines, read_json_object
 from vlm_local.lab.closed_loop.environment import Environment
+from vlm_local.lab.closed_loop.run import RolloutPlan
 from vlm_local.lab.closed_loop.scores import score_run
 
 _UNSEEN_PX = 64  # no picture is drawn
@@ -20,14 +20,13 @@ def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, A
     """What the report must be: fields that were scored again, and fields that only say how it was made.
 
     Episodes are played again but for those that faulted, which no rate counts."""
-    meta = json.loads((folder / "meta.json").read_bytes())
-    plan = meta["simulator"]
-    env = plan.get("env", OURS)  # older results do not say it
-    environment = Environment(env, plan["level"], _UNSEEN_PX)
+    meta = read_json_object(folder / "meta.json")
+    plan = RolloutPlan(**meta["simulator"])
+    environment = Environment(plan.env, plan.level, _UNSEEN_PX)
     episodes = []
-    total = len(plan["tasks"]) * plan["episodes"]
+    total = len(plan.list_episodes())
     for told, lines in _read_episodes(folder, plan):
-        again = {} if told["outcome"] == "faulted" else replay_episode(environment, told, lines, plan["max_steps"])
+        again = {} if told["outcome"] == "faulted" else replay_episode(environment, told, lines, plan.max_steps)
         differing = [name for name, value in again.items() if told.get(name) != value]
         if differing:
             name = differing[0]
@@ -38,22 +37,21 @@ def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, A
             )
         episodes.append(told | again)
         progress(len(episodes), total)
-    return score_run(episodes, find_suite(env).stages_of(plan["tasks"])), meta
+    return score_run(episodes, find_suite(plan.env).stages_of(plan.tasks)), meta
 
 
-def _read_episodes(folder: Path, plan: dict[str, Any]) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
+def _read_episodes(folder: Path, plan: RolloutPlan) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     """meta.json and the lines of steps.jsonl of every episode of the plan; each must be there, with its seed."""
-    for task in plan["tasks"]:
-        for number in range(plan["episodes"]):
-            place = folder / "episodes" / name_episode(task, number)
-            told = json.loads((place / "meta.json").read_bytes())
-            wanted = {"task": task, "number": number, "level": plan["level"], "seed": plan["seed"] + number}
-            if {name: told.get(name) for name in wanted} != wanted:
-                raise DataError(f"{place.name}/meta.json is of another episode than {wanted}")
-            lines = list(read_json_lines(place / "steps.jsonl"))
-            if told["outcome"] != "faulted" and len(lines) != told["steps"]:
-                raise DataError(f"{place.name} has {len(lines)} lines in steps.jsonl and says {told['steps']} steps")
-            yield told, lines
+    for task, number in plan.list_episodes():
+        place = folder / "episodes" / name_episode(task, number)
+        told = read_json_object(place / "meta.json")
+        wanted = {"task": task, "number": number, "level": plan.level, "seed": plan.seed + number}
+        if {name: told.get(name) for name in wanted} != wanted:
+            raise DataError(f"{place.name}/meta.json is of another episode than {wanted}")
+        lines = list(read_json_lines(place / "steps.jsonl"))
+        if told["outcome"] != "faulted" and len(lines) != told["steps"]:
+            raise DataError(f"{place.name} has {len(lines)} lines in steps.jsonl and says {told['steps']} steps")
+        yield told, lines
 
 
 def replay_episode(

@@ -19,8 +19,8 @@ from typing import Any
 from vlm_local.data.film import write_film, write_gif
 from vlm_local.data.runs import RunWriter
 from vlm_local.environments import OURS, find_suite, name_episode, name_robot
-from vlm_local.errors import DataError, EngineError, RequestError
-from vlm_local.lab.closed_loop.controls import RandomPhrases, apply_control
+from vlm_local.errors import ConfigError, EngineError, RequestError
+from vlm_local.lab.closed_loop.controls import CONTROLS, RandomPhrases, apply_control
 from vlm_local.lab.closed_loop.environment import State
 from vlm_local.lab.closed_loop.process import EnvironmentProcess, borrow_environment
 from vlm_local.lab.closed_loop.report import write_report
@@ -61,6 +61,11 @@ class RolloutPlan:
 
     def __post_init__(self):
         find_suite(self.env).check(self.tasks, self.level, self.max_steps)
+        if self.control not in CONTROLS or not 0 <= self.noise <= 1:
+            raise ConfigError(f"there is no control {self.control!r} with noise {self.noise!r}")
+        # An episode that counted twice would narrow the intervals.
+        if not 0 < len(set(self.tasks)) == len(self.tasks) or self.episodes < 1:
+            raise ConfigError(f"a run has episodes of one task or more, each once; not {self.episodes} of {self.tasks}")
 
     def list_episodes(self) -> list[tuple[str, int]]:
         """(task, number) of every episode."""
@@ -144,8 +149,6 @@ def _play(
             robot.start()
         for _ in left:
             ended = done.get()
-            if isinstance(ended, OSError):
-                raise DataError(f"{folder}: {ended}; the same command goes on from here once it is mended") from ended
             if isinstance(ended, BaseException):
                 raise ended
             count(ended)

@@ -73,12 +73,12 @@ def decide(results: Sequence[Trials], num_pairs: int, num_tasks: int) -> dict[st
     for name in MEASURES:
         scores = [result.scores[name][place] for result, place in zip(results, places, strict=True)]
         leads = _sort_by_seed([results[0].keys[at] for at in places[0]], scores[0][:, 0] - scores[1][:, 0])
-        after = int(find_decision(leads, ALPHA_EACH))
+        after = int(find_decision(leads, ALPHA_EACH, num_tasks))
         measures[name] = {
             **{letter: float(score[:, 0].mean()) for letter, score in zip(LETTERS, scores, strict=True)},
             "difference": float(leads.mean()),
-            "interval": find_confidence_interval(leads, num_tasks, ALPHA_EACH),
-            "capital": float(np.exp(min(grow_capital(leads).max(), 700.0))),
+            "interval": find_confidence_interval(leads, ALPHA_EACH, num_tasks),
+            "capital": float(np.exp(min(grow_capital(leads)[num_tasks - 1 :: num_tasks].max(), 700.0))),
         }
         if after:
             decided.append((after, name, LETTERS[0] if leads[:after].sum() > 0 else LETTERS[1]))

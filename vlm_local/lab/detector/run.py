@@ -1,5 +1,6 @@
 """A detector asked about every labelled picture of a folder: rows, scores, report."""
 
+import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -59,15 +60,20 @@ def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:
 def _ask_all(
     images: Iterable[LabelledImage], ask: Ask, file: RowFile, progress: Callable[[], object]
 ) -> tuple[list[Row], list[Shown]]:
-    """Rows of all pictures, and the pictures worth a look. A picture that was answered before is not asked again."""
-    known = {(row["source"], row["label"]): row for row in file.rows}
+    """Rows of all pictures, and the pictures worth a look.
+
+    A picture that was answered before is not asked again. It is known by its pixels: another folder has the same names.
+    """
+    known = {(row["source"], row["label"], row.get("sha256")): row for row in file.rows}
     rows: list[Row] = []
     worst: list[Shown] = []
     faults = 0
     for labelled in images:
-        row = known.get((labelled.source, labelled.answer))
+        sha256 = _hash(labelled.image)
+        row = known.get((labelled.source, labelled.answer, sha256))
         if row is None:
-            row = {"source": labelled.source, "label": labelled.answer, **_ask(ask, labelled.image)}
+            picture = {"source": labelled.source, "label": labelled.answer, "sha256": sha256}
+            row = {**picture, **_ask(ask, labelled.image)}
             file.add(row)
         rows.append(row)
         faults = faults + 1 if row["answer"] is None else 0
@@ -79,6 +85,10 @@ def _ask_all(
         _keep_worst(worst, Shown(labelled.image, row))
         progress()
     return rows, worst
+
+
+def _hash(image: np.ndarray) -> str:
+    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()
 
 
 def _ask(ask: Ask, image: np.ndarray) -> dict[str, Any]:

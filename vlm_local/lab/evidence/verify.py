@@ -11,7 +11,7 @@ from typing import Any
 from vlm_local.checkup.findings import conclude
 from vlm_local.checkup.scores import PARTS, score_pictures, summarise_part
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.files import read_json_lines
+from vlm_local.files import read_json_lines, read_json_object
 from vlm_local.lab.closed_loop.rescore import rescore as rescore_sim
 from vlm_local.lab.evidence.archive import build_manifest, seal, unpack
 from vlm_local.lab.offline.rescore import rescore as rescore_eval
@@ -56,12 +56,12 @@ def verify(path: Path, progress: Progress = lambda done, total: None) -> Verifie
 def _verify_folder(path: Path, folder: Path, manifest: Mapping[str, Any], progress: Progress) -> VerifiedResult:
     kind = manifest["kind"]
     try:
-        report = json.loads((folder / "report.json").read_bytes())
+        report = read_json_object(folder / "report.json")
         scored, stated = _RESCORE[kind](folder, report, progress)
-    except (ConfigError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        scored = json.loads(json.dumps(scored))  # tuples become lists, as in the report
+        differing = list(_compare({**scored, **stated}, report, ""))
+    except (ConfigError, OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         raise DataError(f"{path}: its files are not those of `{kind}` ({error!r})") from None
-    scored = json.loads(json.dumps(scored))  # tuples become lists, as in the report
-    differing = list(_compare({**scored, **stated}, report, ""))
     if differing:
         more = f" and {len(differing) - _SHOWN} more" if len(differing) > _SHOWN else ""
         raise DataError(

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from vlm_local.types import Episode
 
 SETTINGS = "evaluation.json"
 _MAY_GROW = ("limit", "episodes")
+_ONLY_WHERE_USED = ("examples", "frames", "think")  # which a policy without them does not name
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ def evaluate(
     open_data: OpenData,
     open_source: Callable[[], PolicySource],
     workers: int = 1,
+    known: Mapping[str, Any] | None = None,
     about_data: Mapping[str, Any] | None = None,
     progress: Callable[[float], object] = lambda episodes: None,
     warn: Callable[[str], None] = lambda text: None,
@@ -65,6 +68,7 @@ def evaluate(
 
     open_data: from a collector of records that cannot be read to the episodes of the plan; called again for the
     frames in the report. open_source: called only where a baseline is not enough and something is left to ask.
+    known: what the policy will say of itself, so that a result of other settings is refused also where nothing is left.
     about_data: what is read of the data set, for the report. progress: is given the share of an episode that was
     done. warn: is told what is left out. Raises ConfigError where the folder holds another result, EngineError where
     the policy fails again and again.
@@ -77,8 +81,8 @@ def evaluate(
 
     with ResultFolder(path, "eval", SETTINGS) as folder:
         with closing(RowWriter(path, progress)) as writer:
-            here = {"plan": asdict(plan), **describe_machine()}
-            folder.begin(here, _list_settings, bool(writer.done), grows=("plan",))
+            here = {"plan": asdict(plan), **({"policy": known} if known else {}), **describe_machine()}
+            folder.begin(here, partial(_list_settings, known or {}), bool(writer.done), grows=("plan",))
             if plan.policy in baselines.NAMES:
                 answerers = [_build_baseline(plan, open_data)]
                 answer_episodes(open_data(collect), lambda: answerers, writer, plan.every)
@@ -106,9 +110,13 @@ def _describe_data(plan: EvaluationPlan, about: Mapping[str, Any]) -> dict[str, 
     return {**where, **about, "every": plan.every, "limit": plan.limit}
 
 
-def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:
-    """What must be the same in all parts, as far as the plan says it."""
-    return {name: value for name, value in made["plan"].items() if name not in _MAY_GROW}
+def _list_settings(known: Mapping[str, Any], made: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same in all parts, as far as the plan says it, and what is known of the policy unloaded."""
+    # More episodes may have another majority, and no two of its phrases belong in one result.
+    grows = () if made["plan"]["policy"] == "majority" else _MAY_GROW
+    plan = {name: value for name, value in made["plan"].items() if name not in grows}
+    told = choose_deciding(made.get("policy", {}))
+    return plan | {name: told.get(name) for name in (*choose_deciding(known), *_ONLY_WHERE_USED) if known}
 
 
 def _build_baseline(plan: EvaluationPlan, open_data: OpenData) -> Answerer:

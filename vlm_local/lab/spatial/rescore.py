@@ -1,12 +1,12 @@
 """The report of `spatial`, once more from its rows and its scenes, which are built again."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import DataError
-from vlm_local.files import read_json_lines
+from vlm_local.files import read_json_lines, read_json_object
 from vlm_local.lab.spatial.faithfulness import REASONING, find_rights, score_cases
+from vlm_local.lab.spatial.run import describe_view
 from vlm_local.lab.spatial.scores import score_study
 from vlm_local.lab.spatial.sets import Gallery, SceneSet, require_frozen
 
@@ -16,25 +16,25 @@ def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, A
 
     Instructions and right answers are the simulator's own again; pictures are not drawn.
     """
-    made = json.loads((folder / "study.json").read_bytes())
+    made = read_json_object(folder / "study.json")
     rows = list(read_json_lines(folder / "rows.jsonl"))
     told = {(row["scene"], row["change"]): row for row in rows}
     gallery = Gallery(SceneSet(**made["set"]), drawn=False)
     number = 0
     for number, (scene, view) in enumerate(gallery.show_all(), 1):
         row = told.pop((scene, view.change.name), {})
-        signs = None if view.signs is None else list(view.signs)
-        if (row.get("instruction"), row.get("signs")) != (view.observation.instruction, signs):
-            raise DataError(
-                f"rows.jsonl: scene {scene}, {view.change.name} asks {view.observation.instruction!r} and {signs} is "
-                f"right, but the row says {row.get('instruction')!r} and {row.get('signs')}"
-            )
+        shown = describe_view(scene, view)
+        here = {name: row.get(name) for name in shown}
+        if here != shown:
+            raise DataError(f"rows.jsonl: the scene is {shown}, but the row says {here}")
         progress(number, len(rows))
     if told or len(rows) != number:
         raise DataError("rows.jsonl has rows of scenes that the set does not have, or a row twice")
     require_frozen(SceneSet(**made["set"]), gallery.frozen, DataError)
-    if any(abs(sum(values) - 1) > 1e-4 or min(values) < 0 for row in rows for values in row["marginals"].values()):
-        raise DataError("rows.jsonl has probabilities that do not add up to 1")
+    told_values = [values for row in rows for values in row["marginals"].values()]
+    # Said so that NaN, which any comparison with is false, is refused: a scene without numbers would be in no score.
+    if not all(len(of) == 3 and min(of) >= 0 and abs(sum(of) - 1) <= 1e-4 for of in told_values):
+        raise DataError("rows.jsonl has probabilities that are no three numbers from 0 on that add up to 1")
     scores = score_study(rows, made["set"]["seed"])
     if (folder / REASONING).exists():
         try:

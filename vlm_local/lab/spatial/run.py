@@ -78,9 +78,10 @@ def ask(
     rows, left = [], iter(known)
     for index, view in gallery.show_all():
         old = next(left, None)
-        shown = {"scene": index, "change": view.change.name, "instruction": view.observation.instruction}
+        shown = describe_view(index, view)
         if old is None:
-            rows.append(shown | _describe(view, answer(view, index)))
+            decision = answer(view, index)
+            rows.append(shown | {"phrase": decision.phrase, "marginals": read_marginals(decision)})
             keep(rows[-1])
         elif shown.items() <= old.items():
             rows.append(dict(old))
@@ -94,12 +95,14 @@ def ask(
     return rows
 
 
-def _describe(view: View, decision: Decision) -> dict[str, Any]:
+def describe_view(scene: int, view: View) -> dict[str, Any]:
+    """What a row says of the view itself."""
     return {
+        "scene": scene,
+        "change": view.change.name,
+        "instruction": view.observation.instruction,
         "signs": None if view.signs is None else list(view.signs),
         "right": None if view.signs is None else format_phrase(view.signs),
-        "phrase": decision.phrase,
-        "marginals": read_marginals(decision),
     }
 
 

@@ -9,7 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from vlm_local.lab.station.report import write_job_page
 from vlm_local.lab.station.scene import OPPOSITES, Judge, SceneReset
 from vlm_local.lab.station.way import ServerGone, Way
 from vlm_local.lab.statistics import describe_rate
+from vlm_local.plain import hide_secrets
 from vlm_local.provenance import describe_machine
 from vlm_local.sim.environment import SimEnv
 
@@ -71,6 +72,12 @@ class JobPlan:
                 f"--restart-at {episode}:{step} is never reached in {self.episodes} episodes of {self.max_steps} "
                 "steps, both counted from 0"
             )
+
+    def hide_secrets(self) -> "JobPlan":
+        """Without tokens in its addresses and its command, as a report may say it."""
+        restart_at = self.restart_at and (*self.restart_at[:2], hide_secrets(self.restart_at[2]))
+        addresses = {name: hide_secrets(getattr(self, name)) for name in ("url", "reset_policy", "detector")}
+        return replace(self, restart_at=restart_at, **addresses)
 
 
 @dataclass
@@ -245,7 +252,7 @@ class _Job:
         tally, plan, num_episodes = self.tally, self._plan, len(self.tally.episodes)
         ms = np.array(tally.ms)
         return {
-            "station": {**vars(plan), "eval_id": self._eval_id},
+            "station": {**vars(plan.hide_secrets()), "eval_id": self._eval_id},
             "workspace_m": None if self._arm.box is None else self._arm.box.T.round(4),
             "gone": gone,
             "success": describe_rate(tally.successes, num_episodes),

@@ -11,12 +11,14 @@ from vlm_local.files import read_json_lines
 from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report, stack_scores
 from vlm_local.plain import hide_secrets
 
+_SETTINGS = ("task", "max_steps", "clock", "reset_policy")  # with another reset policy a seed is another scene
+
 
 def load_trials(folder: Path) -> Trials:
     """folder: the --out of `station`. Raises DataError for one without an episode that was answered throughout.
 
-    Scores: "success" at the end of the episode, as AutoEval judges, and "reached": at any step. Episodes in which
-    something would have ended the job are no trials.
+    Scores: "success" in truth at the end of the episode, when AutoEval judges, and "reached": at any step. Episodes in
+    which something would have ended the job are no trials.
     """
     report = read_report(folder)
     plan = report["station"]
@@ -35,7 +37,7 @@ def load_trials(folder: Path) -> Trials:
         kind="station",
         noun="episode",
         truth_noun="first state",
-        settings={**{name: plan[name] for name in ("task", "max_steps", "clock")}, "box": _name_box(report)},
+        settings={**{name: plan[name] for name in _SETTINGS}, "box": _name_box(report)},
         about=describe_making(report, {"name": hide_secrets(plan["url"])}),
         measures=(Measure("success"), Measure("reached")),
         keys=keys,
