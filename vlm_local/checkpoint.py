@@ -4,6 +4,7 @@ Reads config and safetensors headers only; knows no torch.
 """
 
 import hashlib
+import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ _SIDECAR_TYPES = {
     "embodiment": str,
     "results": dict,
 }
+FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")  # what a model's folder consists of
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 _HASH_WHOLE = 256 << 20  # bytes of weights up to which every byte is hashed
@@ -268,6 +270,16 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     if prompt and (folder / prompt).is_file():
         sidecar["prompt"] = str(folder / prompt)
     return sidecar
+
+
+def copy_around_weights(source: Path, folder: Path) -> None:
+    """Copy what a model's folder holds beside its weights; not what was trained or recorded in folders of it."""
+    for pattern in FILES:
+        for file in (*source.glob(pattern), *source.glob(f"additional_chat_templates/{pattern}")):
+            if ".safetensors" not in file.name:
+                target = folder / file.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
 
 
 def _read_json(file: Path) -> dict[str, Any]:

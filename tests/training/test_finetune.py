@@ -39,11 +39,11 @@ def samples():
     return RecordedSamples([_record(0, 0, 255), _record(1, 2, 0)], load_template(PROMPT), 0, seed=0)
 
 
-def _tune(folder, out, samples, num_steps=40, save_every=5, **fields):
+def _tune(folder, out, samples, num_steps=40, save_every=5, prompt=PROMPT, **fields):
     recipe = Recipe(num_steps, 3e-3, warmup_steps=5, log_every=10, save_every=save_every)
     checkpoint = open_checkpoint(folder)
     tuning = Tuning(recipe, **{"samples": 6, "at_once": 3, **fields})
-    finetune(checkpoint, samples, tuning, PROMPT, 0, out, seed=0, data={"sha256": "of these samples"})
+    finetune(checkpoint, samples, tuning, prompt, 0, out, seed=0, data={"sha256": "of these samples"})
 
 
 def _ask(folder, colour):
@@ -119,6 +119,32 @@ def test_a_training_goes_on_with_other_portions_and_with_nothing_else_changed(sa
         with pytest.raises(ConfigError, match=f"other settings: {said}"):
             _tune(**{"folder": base, "out": out, "samples": samples, "num_steps": 6, **changes})
     assert (out / "model.safetensors").read_bytes() == weights
+
+
+def test_a_tuned_folder_has_the_prompt_and_the_log_of_its_own_training(samples, tmp_path):
+    """And nothing that was trained or recorded in the folder of its base."""
+    base, prompt, out = tmp_path / "base", tmp_path / "mine.txt", tmp_path / "out"
+    shutil.copytree(tiny_checkpoint("qwen2-vl"), base)
+    for name in (
+        "prompt.txt",
+        "training/log.jsonl",
+        "training/state.pt",
+        "checkpoint-500/config.json",
+        "optimizer.bin",
+    ):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text("the base's")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "other.jinja").write_text("of several")
+    (base / "chat_template.json").rename(base / "unused.json")
+    (base / "chat_template.jinja").write_text(json.loads((base / "unused.json").read_text())["chat_template"])
+    prompt.write_text("[before]\nMine: $instruction\n[after]\nGo.\n")
+    _tune(base, out, samples, num_steps=2, prompt=prompt)
+    assert json.loads((out / "vlm_local.json").read_text())["prompt"] == "prompt.txt"
+    assert (out / "prompt.txt").read_text() == prompt.read_text()
+    assert (out / "additional_chat_templates" / "other.jinja").exists()
+    assert not (out / "checkpoint-500").exists() and not (out / "optimizer.bin").exists()
+    _tune(base, out, samples, num_steps=2, prompt=prompt)  # its own settings: the same command goes on
 
 
 def test_a_training_that_skipped_its_steps_writes_no_model(samples, tmp_path):
