@@ -91,6 +91,7 @@ def test_the_hash_tells_weights_apart_and_leaves_the_sidecar_out(folder):
 def test_a_large_file_is_hashed_by_its_header_and_samples(folder, monkeypatch):
     monkeypatch.setattr("vlm_local.checkpoint._HASH_WHOLE", 1000)
     monkeypatch.setattr("vlm_local.checkpoint._HASH_BLOCK", 64)
+    (folder / "small.safetensors").write_bytes(bytes(8))  # shorter than a sample, beside it
     before = open_checkpoint(folder).sha256
     file = folder / "model.safetensors"
     data = bytearray(file.read_bytes())

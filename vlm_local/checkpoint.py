@@ -294,7 +294,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 def _hash_file(digest, file: Path, whole: bool) -> None:
     size = file.stat().st_size
     with file.open("rb") as stream:
-        if whole or file.suffix != ".safetensors":
+        if whole or file.suffix != ".safetensors" or size <= _HASH_BLOCK:
             while block := stream.read(1 << 20):
                 digest.update(block)
             return
