@@ -127,7 +127,7 @@ class Family:
 
     axes: how many numbers a position has: 3 for M-RoPE, else 1.
     is_bidirectional: the prompt is one block that attends to all of itself (PaliGemma).
-    window: sliding attention's window where some layers have one (PaliGemma 2), else None.
+    window: sliding attention's window where some layers have one (PaliGemma 2, some Qwen), else None.
     num_deep_levels: layers behind which image features are added once more (Qwen3-VL).
     num_layers, num_kv_heads, head_dim: of the language model, the shape of its KV.
     vision_layers: of the vision tower, none where it cannot be captured as a graph. vision_config: its configuration.
@@ -145,7 +145,8 @@ class Family:
         self.image_token_id = model.config.image_token_id
         self.axes = 3 if loaded.family.startswith("qwen") else 1
         self.is_bidirectional = loaded.family.startswith("paligemma")
-        self.window = getattr(text, "sliding_window", None) if loaded.family == "paligemma2" else None
+        slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+        self.window = text.sliding_window if slides else None
         self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
         self.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.softcap = getattr(text, "final_logit_softcapping", None)

@@ -69,7 +69,8 @@ def lay_out(
         if near is not None and window is not None:
             distance = row.rank[filled:, None] - row.rank[None]
             near[index] = visible[index] & (distance < window)
-            near[index, : pending[index]] = visible[index, : pending[index]]  # a block ignores the window
+            if is_bidirectional:  # a block ignores the window
+                near[index, : pending[index]] = visible[index, : pending[index]]
     return Chunk(token_ids, positions, visible, near)
 
 

@@ -11,13 +11,15 @@ from vlm_local.checkpoint import CONFIG, Checkpoint, count_packed_bytes, count_w
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.adapters import add_adapter
 from vlm_local.engines.processing import is_chat
-from vlm_local.engines.processors import AnswerFrame, check_pictures, find_frame, load_processor
+from vlm_local.engines.processors import AnswerFrame, check_pictures, check_tokens, find_frame, load_processor
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
 from vlm_local.progress import is_shown
 
 QUANTIZE = ("none", "8bit", "4bit")
 
+_ROPE_BY_LENGTH = ("dynamic", "longrope")
+_ATTENTIONS = (None, "eager", "sdpa")
 _SMALL = 1 << 30  # bytes of float32 weights up to which the CPU keeps them
 
 
@@ -44,9 +46,11 @@ def load_model(
     chosen = _choose_dtype(dtype, place, size, quantize)
     quantization = describe_quantization(checkpoint, quantize, chosen)
     _check_memory(checkpoint, size, quantize, chosen, place)
+    config = _read_config(checkpoint)
     processor = load_processor(checkpoint.folder, checkpoint.family)
+    check_tokens(processor, config, checkpoint.folder)
     frame = find_frame(processor, checkpoint.folder) if is_chat(checkpoint.family) else AnswerFrame()
-    model = _read_weights(checkpoint, chosen, place, quantization)
+    model = _read_weights(checkpoint, config, chosen, place, quantization)
     if checkpoint.quant_method:
         unify_floats(model, chosen)
     if checkpoint.adapter:
@@ -61,7 +65,27 @@ def load_model(
     return LoadedModel(model, tokenizer, processor, family, place, chosen, tokenizer.eos_token_id, frame.lead)
 
 
-def _read_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantization):
+def _read_config(checkpoint: Checkpoint) -> Any:
+    """The model's configuration as transformers reads it, with an attention that takes our masks."""
+    file = checkpoint.folder / CONFIG
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        rope = (config.get_text_config().rope_parameters or {}).get("rope_type")
+    except Exception as error:  # whatever a class makes of a stranger's values
+        raise ConfigError(
+            f"{file} cannot be read by transformers {transformers.__version__}: {type(error).__name__}: {error}"
+        ) from error
+    if rope in _ROPE_BY_LENGTH:
+        raise ConfigError(
+            f"{file}: rope_type is {rope!r}, by which a token's place depends on how long the prompt is, but prompts "
+            f'are read in parts here; write "default" where they stay below max_position_embeddings'
+        )
+    if config._attn_implementation not in _ATTENTIONS:
+        config._attn_implementation = "sdpa"  # the same sum; flash attention takes no mask for a tree
+    return config
+
+
+def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, device: torch.device, quantization):
     """The model with exactly the tensors of its folder. Raises ConfigError where one is missing or has no place."""
     folder, method = checkpoint.folder, checkpoint.quant_method
     kind = f"{folder}, quantised by {method}," if method else str(folder)
@@ -70,7 +94,13 @@ def _read_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
         transformers.utils.logging.disable_progress_bar()
     try:
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, local_files_only=True, output_loading_info=True, **options
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            local_files_only=True,
+            output_loading_info=True,
+            **options,
         )
         model, info = loaded  # a pair where output_loading_info is asked for
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, AttributeError, KeyError) as error:

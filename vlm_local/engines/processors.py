@@ -125,6 +125,26 @@ def check_pictures(images: Any, config: Any, folder: Path) -> None:
             )
 
 
+def check_tokens(processor: Any, config: Any, folder: Path) -> None:
+    """Raises ConfigError where words can have tokens that the model has no row for, or a picture has another one.
+
+    Special tokens do not come from words; Gemma's tokenizer adds a <mask> that no PaliGemma needs a row for.
+    """
+    tokenizer, num_rows = processor.tokenizer, config.get_text_config().vocab_size
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    last = max(set(tokenizer.get_vocab().values()) - special)
+    if last >= num_rows:
+        raise ConfigError(
+            f"{folder}: the tokenizer's last word is {last}, {tokenizer.convert_ids_to_tokens(last)!r}, but the model "
+            f"has {num_rows} (vocab_size in config.json); take the tokenizer that belongs to the model"
+        )
+    if processor.image_token_id != config.image_token_id:
+        raise ConfigError(
+            f"{folder}: a picture's token is {processor.image_token_id}, {processor.image_token!r}, for the tokenizer, "
+            f"but config.json has image_token_id {config.image_token_id}; take the tokenizer that belongs to the model"
+        )
+
+
 @dataclass(frozen=True)
 class AnswerFrame:
     """lead: text between the prompt's end and an answer, SmolVLM's " ". end_token_id: the token behind an
