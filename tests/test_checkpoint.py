@@ -37,6 +37,18 @@ def _truncate(file):
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def _replace(folder, name):
+    (folder / "model.safetensors").rename(folder / name)
+
+
+def _shard_twice(folder):
+    """An index of two shards, one of another save of the same model."""
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    shutil.copy(folder / "model.safetensors", folder / names[0])
+    _replace(folder, names[1])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": names[0], "b": names[1]}}))
+
+
 def _point_to_lfs(file):
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
 
@@ -55,6 +67,20 @@ def _point_to_lfs(file):
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no image processor"),
         (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "can run code"),
+        (lambda folder: _replace(folder, "pytorch_model-00001-of-00002.bin"), "has pytorch_model-00001.*can run code"),
+        (lambda folder: _replace(folder, "model-q4.gguf"), "has model-q4.gguf, which is llama.cpp's"),
+        (
+            lambda folder: _replace(folder, "model.fp16.safetensors"),
+            "model.fp16.safetensors, but nothing that says",
+        ),
+        (lambda folder: _replace(folder, "global_step500"), "DeepSpeed.*zero_to_fp32.py"),
+        (lambda folder: _replace(folder, "training_args.bin"), "copy or download the whole model"),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text("{}"),
+            "remove that file from a model",
+        ),
+        (lambda folder: _point_to_lfs(folder / "tokenizer.json"), r"tokenizer\.json is a git-lfs pointer"),
+        (lambda folder: _shard_twice(folder), r"00002\.safetensors holds .*, as model-00001"),
         (lambda folder: _truncate(folder / "model.safetensors"), "is truncated"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "no whole safetensors file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100), "no whole safetensors file"),

@@ -29,6 +29,19 @@ _FAMILY_OF_TYPE = {
 # What transformers loads by the folder's own configuration, each through the package that stands beside it.
 QUANT_METHODS = ("bitsandbytes-4bit", "bitsandbytes-8bit", "fp8", "compressed-tensors", "awq", "gptq")
 _FLOATS = ("F64", "F32", "F16", "BF16")
+# What may lie there instead of safetensors that transformers loads -> what it is, and what to do.
+_OTHER_WEIGHTS = {
+    "*.bin": "which can run code: save the model as safetensors, where it came from",
+    "*.pt": "which can run code: save the model as safetensors, where it came from",
+    "*.gguf": "which is llama.cpp's: take the model's own folder, or serve it by llama.cpp and --engine openai",
+    "*.onnx": "which is for ONNX: take the model's own folder",
+    "onnx": "which is for ONNX: take the model's own folder",
+    "global_step*": "which DeepSpeed has cut into parts: run its zero_to_fp32.py with --safe_serialization",
+    "*fsdp*": "which FSDP has cut into parts: run `accelerate merge-weights`",
+    "*.safetensors": "but nothing that says how it fits in: copy or download the whole model with its index",
+}
+_NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")
+_POINTER = b"version https://git-lfs"
 _BUFFERS = ("position_ids", "inv_freq")  # old files hold them; transformers computes them again
 _SIDECAR_TYPES = {
     "trained": bool,
@@ -96,19 +109,27 @@ def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None 
     Raises ConfigError, in a sentence that names the file, for a folder that is no supported model,
     lacks files, or holds truncated ones.
     """
+    for place in (folder, *([adapter] if adapter else [])):
+        _refuse_pointers(place)
     config = _read_json(folder / CONFIG)
     family = find_family(config, folder)
     for names, what in ((_TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):
         if not any((folder / file).is_file() for file in names):
             raise ConfigError(f"{folder} holds no {what} ({' or '.join(names)}); copy or download the whole model")
     quant_method = find_quant_method(config, folder)
-    for file in list_weights(folder):
-        _check_kinds(file, read_header(file), quant_method)
+    _check_weights(folder, quant_method)
     if adapter:
-        for file in list_weights(adapter):
-            _check_kinds(file, read_header(file), None)
+        _check_weights(adapter, None)
     owner = adapter or folder
     return Checkpoint(name or owner.name, folder, family, read_sidecar(owner), adapter, quant_method)
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Refuse what git-lfs writes for a file that it has not fetched, weights or tokenizer."""
+    for file in sorted(file for pattern in FILES for file in folder.glob(pattern) if file.is_file()):
+        with file.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise ConfigError(f"{file} is a git-lfs pointer, not the file; run `git lfs pull` in {folder}")
 
 
 def find_quant_method(config: Mapping[str, Any], folder: Path) -> str | None:
@@ -131,16 +152,28 @@ def find_quant_method(config: Mapping[str, Any], folder: Path) -> str | None:
     return method
 
 
-def _check_kinds(file: Path, header: Mapping[str, Mapping[str, Any]], quant_method: str | None) -> None:
-    """Refuse weights that are not plain floats where nothing says how to read them."""
-    if quant_method is not None:
-        return
-    for name, tensor in header.items():
-        if tensor["dtype"] not in _FLOATS and not name.endswith(_BUFFERS):
-            raise ConfigError(
-                f"{file}: {name} is stored as {tensor['dtype']}, so the weights are quantised, but the folder's "
-                f"config has no quantization_config that says how; take the model's unquantised folder"
-            )
+def _check_weights(folder: Path, quant_method: str | None) -> None:
+    """Refuse weights that are quantised where the config does not say how, or are not where it does, and any twice."""
+    place: dict[str, Path] = {}
+    is_packed = False
+    for file in list_weights(folder):
+        for name, tensor in read_header(file).items():
+            if name in place:
+                raise ConfigError(f"{file} holds {name}, as {place[name].name} does; copy or download the model again")
+            place[name] = file
+            if tensor["dtype"] in _FLOATS or name.endswith(_BUFFERS):
+                continue
+            is_packed = True
+            if quant_method is None:
+                raise ConfigError(
+                    f"{file}: {name} is stored as {tensor['dtype']}, so the weights are quantised, but the folder's "
+                    f"config has no quantization_config that says how; take the model's unquantised folder"
+                )
+    if quant_method and not is_packed:
+        raise ConfigError(
+            f"{folder / CONFIG} says that the weights are quantised ({quant_method}), but all are plain floats, as after "
+            f"a merge of an adapter; take quantization_config out of the file"
+        )
 
 
 def find_family(config: Mapping[str, Any], folder: Path) -> str:
@@ -167,12 +200,18 @@ def list_weights(folder: Path) -> list[Path]:
     elif not (folder / names[0]).is_file() and index.is_file():
         names = _list_shards(index)
     missing = [name for name in names if not (folder / name).is_file()]
-    for unsafe in ("pytorch_model.bin", "adapter_model.bin"):
-        if missing and (folder / unsafe).is_file():
-            raise ConfigError(f"{folder} has its weights in {unsafe}, which can run code; save it as safetensors")
     if missing or not names:
-        raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}; copy or download the whole model")
+        raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}; {_explain_missing(folder)}")
     return [folder / name for name in names]
+
+
+def _explain_missing(folder: Path) -> str:
+    if (folder / ADAPTER).is_file() and next(folder.glob("model*.safetensors"), None):
+        return f"{ADAPTER} makes it an adapter: remove that file from a model that is merged"
+    for pattern, mend in _OTHER_WEIGHTS.items():
+        if found := next((file for file in sorted(folder.glob(pattern)) if file.name not in _NO_WEIGHTS), None):
+            return f"it has {found.name}, {mend}"
+    return "copy or download the whole model"
 
 
 def _list_shards(index: Path) -> list[str]:
@@ -191,8 +230,6 @@ def read_header(file: Path) -> dict[str, dict[str, Any]]:
     size = file.stat().st_size
     with file.open("rb") as stream:
         start = stream.read(8)
-        if start == b"version ":
-            raise ConfigError(f"{file} is a git-lfs pointer, not the weights; run `git lfs pull` in {file.parent}")
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
         try:
             header = parse_json(stream.read(length)) if 8 + length <= size and length <= MAX_JSON_BYTES else None

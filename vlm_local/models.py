@@ -218,6 +218,8 @@ def _check_disk(cache: Path, size: int, name: str) -> None:
 
 
 def _explain_unknown(name: str) -> str:
+    if Path(name).expanduser().is_file():
+        return f"{name} is a file; give the model's folder"
     if _is_path(name):
         return f"there is no folder {name}"
     names = [model.name for model in MODELS]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 from tests import recordings
 from tests.tiny_models import tiny_checkpoint
@@ -162,6 +163,9 @@ def test_a_quantised_model_is_not_trained(samples, tmp_path):
     config = json.loads((folder / "config.json").read_text())
     quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["packed"] = torch.zeros(2, dtype=torch.uint8)
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=r"quantised \(bitsandbytes-4bit\).*unquantised folder"):
         _tune(folder, tmp_path / "out", samples, num_steps=2)
 

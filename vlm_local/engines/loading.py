@@ -100,18 +100,22 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
             device_map={"": device},
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by their names
             **options,
         )
         model, info = loaded  # a pair where output_loading_info is asked for
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, AttributeError, KeyError) as error:
         raise ConfigError(f"{kind} cannot be loaded: {error}") from error
+    faults = []
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        faults.append(f"has {name} {tuple(stored)} where config.json makes it {tuple(expected)}")
     if missing := sorted(info["missing_keys"]):
-        raise ConfigError(f"{kind} lacks {len(missing)} of the model's weights, {missing[0]} among them")
+        faults.append(f"lacks {len(missing)} of the model's weights, as {missing[-1]}")
     if unplaced := sorted(info["unexpected_keys"]):
-        raise ConfigError(
-            f"{kind} holds {len(unplaced)} tensors that have no place in a {checkpoint.family}, {unplaced[0]} among "
-            f"them; what is served would not be this model"
-        )
+        faults.append(f"holds {len(unplaced)} tensors that have no place in a {checkpoint.family}, as {unplaced[-1]}")
+    if faults:
+        raise ConfigError(f"{kind} {', and '.join(faults)}; what is served would not be this model")
     return model
 
 
