@@ -6,8 +6,9 @@ import struct
 import pytest
 
 from tests.tiny_models import FAMILIES, tiny_checkpoint
-from vlm_local.checkpoint import count_weights, estimate_memory, open_checkpoint, read_header
+from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
+from vlm_local.weights import count_weights, estimate_memory, read_header
 
 
 @pytest.fixture

@@ -8,9 +8,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_local.checkpoint import ADAPTER, CONFIG, FILES, Checkpoint, estimate_memory, open_checkpoint
+from vlm_local.checkpoint import FILES, Checkpoint, open_checkpoint
 from vlm_local.errors import ConfigError, suggest
 from vlm_local.files import find_shipped, read_json_object
+from vlm_local.weights import ADAPTER, CONFIG, estimate_memory
 
 DEFAULT = "tiny"
 

@@ -12,8 +12,9 @@ import transformers
 from tests.hearing import differ, hear
 from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.checkpoint import count_packed_bytes, count_weights, open_checkpoint
+from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
+from vlm_local.weights import count_packed_bytes, count_weights
 
 _BLOCK = 32
 

@@ -16,9 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from vlm_local.checkpoint import ADAPTER, list_weights
 from vlm_local.errors import ConfigError
 from vlm_local.files import read_json_object
+from vlm_local.weights import ADAPTER, list_weights
 
 _PREFIX = "base_model.model."
 _PART = re.compile(r"(.+)\.lora_(embedding_A|embedding_B|A|B|magnitude_vector)(?:\.default)?(?:\.weight)?")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers
 
-from vlm_local.checkpoint import CONFIG, Checkpoint, count_packed_bytes, count_weights, estimate_memory
+from vlm_local.checkpoint import Checkpoint
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.adapters import add_adapter
 from vlm_local.engines.processing import is_chat
@@ -15,6 +15,7 @@ from vlm_local.engines.processors import AnswerFrame, check_pictures, check_toke
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
 from vlm_local.progress import is_shown
+from vlm_local.weights import CONFIG, count_packed_bytes, count_weights, estimate_memory
 
 QUANTIZE = ("none", "8bit", "4bit")
 

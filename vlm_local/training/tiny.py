@@ -9,10 +9,11 @@ import torch
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vlm_local.checkpoint import ADAPTER, copy_around_weights, open_checkpoint
+from vlm_local.checkpoint import copy_around_weights, open_checkpoint
 from vlm_local.engines.loading import load_model
 from vlm_local.errors import ConfigError
 from vlm_local.training import tokenizer as words
+from vlm_local.weights import ADAPTER
 
 IMAGE_PX = 128
 PATCH_PX = 16
