@@ -44,7 +44,7 @@ _SIDECAR_TYPES = {
     "results": dict,
 }
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")  # what a model's folder consists of
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 _HASH_WHOLE = 256 << 20  # bytes of weights up to which every byte is hashed
 _HASH_BLOCKS, _HASH_BLOCK = 64, 64 << 10
@@ -95,7 +95,7 @@ def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None 
         _refuse_pointers(place)
     config = read_json(folder / CONFIG)
     family = find_family(config, folder)
-    for names, what in ((_TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):
+    for names, what in ((TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):
         if not any((folder / file).is_file() for file in names):
             raise ConfigError(f"{folder} holds no {what} ({' or '.join(names)}); copy or download the whole model")
     quant_method = find_quant_method(config, folder)

@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,9 +49,10 @@ def load_model(
     quantization = describe_quantization(checkpoint, quantize, chosen)
     _check_memory(checkpoint, size, quantize, chosen, place)
     config = _read_config(checkpoint)
-    processor = load_processor(checkpoint.folder, checkpoint.family)
-    check_tokens(processor, config, checkpoint.folder)
-    frame = find_frame(processor, checkpoint.folder) if is_chat(checkpoint.family) else AnswerFrame()
+    processor = load_processor(checkpoint.folder, checkpoint.family, checkpoint.adapter)
+    words = Path(processor.tokenizer.name_or_path)  # the adapter's folder, where it has a tokenizer
+    check_tokens(processor, config, words)
+    frame = find_frame(processor, words) if is_chat(checkpoint.family) else AnswerFrame()
     model = _read_weights(checkpoint, config, chosen, place, quantization)
     if checkpoint.quant_method:
         unify_floats(model, chosen)

@@ -18,8 +18,10 @@ from typing import Any
 import jinja2
 import transformers
 
+from vlm_local.checkpoint import TOKENIZER_FILES
 from vlm_local.engines.processing import THOUGHTS_CLOSE, THOUGHTS_OPEN, apply_template, is_chat
 from vlm_local.errors import ConfigError
+from vlm_local.weights import read_json
 
 try:
     import resource
@@ -52,25 +54,37 @@ _PROCESSORS = {
 }
 
 
-def load_processor(folder: Path, family: str) -> Any:
+def load_processor(folder: Path, family: str, adapter: Path | None = None) -> Any:
     """The family's own processor, of images and text only, whatever class names the folder's files hold.
 
+    adapter: its tokenizer and image processor count before the model's, where it has some: it was trained with them.
     transformers cannot build a video processor without torchvision, so the stock classes of Qwen
     and SmolVLM fail to load there; nobody shows a video here, so they are loaded without one.
     """
     name, images, needed = _PROCESSORS[family]
-    kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed)
+    words = adapter if adapter and any((adapter / file).is_file() for file in TOKENIZER_FILES) else folder
+    pictures = adapter if adapter and _describes_pictures(adapter) else folder
+    kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed, words, pictures)
+    whole = words if words == pictures else folder
     try:
-        processor = kind.from_pretrained(folder, local_files_only=True)
+        processor = kind.from_pretrained(whole, local_files_only=True)
         if family.startswith("smolvlm"):
             _avoid_splitting(processor.image_processor)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ConfigError(f"{folder} has no usable tokenizer and image processor: {error!r}") from error
     if is_chat(family):
-        processor.chat_template = pick_template(processor, folder)
+        if words != whole:  # a tokenizer alone has its template with it
+            processor.chat_template = processor.tokenizer.chat_template or processor.chat_template
+        processor.chat_template = pick_template(processor, whole)
         render = partial(apply_template, processor)
-        check_template(processor.chat_template, render, folder)
+        check_template(processor.chat_template, render, words)
     return processor
+
+
+def _describes_pictures(folder: Path) -> bool:
+    """Whether the folder has an image processor: a processor_config.json may stand there without one."""
+    file = folder / "processor_config.json"
+    return (folder / "preprocessor_config.json").is_file() or (file.is_file() and "image_processor" in read_json(file))
 
 
 def _avoid_splitting(images: Any) -> None:
@@ -80,8 +94,10 @@ def _avoid_splitting(images: Any) -> None:
     images.do_image_splitting, images.size = False, {"longest_edge": images.max_image_size["longest_edge"]}
 
 
-def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> type:
+def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words: Path, pictures: Path) -> type:
     """The processor class with the parts that it is made of fixed, and without a video processor.
+
+    words, pictures: folders of the tokenizer and of the image processor.
 
     Pillow's image processor also where torchvision is present: the same pixels on every machine.
     """
@@ -96,14 +112,14 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> ty
 
         @classmethod
         def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **options):
-            stored, _ = image_processor.get_image_processor_dict(folder, local_files_only=True)
+            stored, _ = image_processor.get_image_processor_dict(pictures, local_files_only=True)
             missing = [key for key in needed if stored.get(key) is None]
             if missing:
                 raise ConfigError(
-                    f"{folder}: preprocessor_config.json (or image_processor in processor_config.json) lacks "
+                    f"{pictures}: preprocessor_config.json (or image_processor in processor_config.json) lacks "
                     f"{missing[0]}, which cannot be guessed"
                 )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True)
             return [image_processor.from_dict(stored), tokenizer]
 
     return Bound
