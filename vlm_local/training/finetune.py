@@ -145,7 +145,8 @@ class Finetuning:
         """A folder as the one that was trained, or an adapter's folder beside it."""
         if self._tuning.lora:
             self._trained.peft_config["default"].base_model_name_or_path = name_base(self._checkpoint)
-            self._trained.save_pretrained(str(self._folder))
+            # Of embeddings nothing is trained; peft would ask the hub for them.
+            self._trained.save_pretrained(str(self._folder), save_embedding_layers=False)
             (self._folder / "README.md").unlink(missing_ok=True)  # peft's form with nothing filled in
         else:
             copy_around_weights(self._checkpoint.folder, self._folder)
