@@ -103,6 +103,16 @@ def test_a_spoilt_folder_is_refused_with_a_sentence(folder, spoil, reason):
         open_checkpoint(folder)
 
 
+def test_a_folder_of_models_names_them(folder):
+    """As peft writes several adapters, and trainers their checkpoints."""
+    for name in ("mine", "checkpoint-500"):
+        (folder.parent / "runs" / name).mkdir(parents=True)
+    (folder.parent / "runs" / "mine" / "adapter_config.json").write_text("{}")
+    (folder.parent / "runs" / "checkpoint-500" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"has no config\.json, .*: give checkpoint-500 or mine"):
+        open_checkpoint(folder.parent / "runs")
+
+
 def test_the_hash_tells_weights_apart_and_leaves_the_sidecar_out(folder):
     before = open_checkpoint(folder).sha256
     (folder / "vlm_local.json").write_text('{"trained": true}')

@@ -93,6 +93,11 @@ def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None 
     """
     for place in (folder, *([adapter] if adapter else [])):
         _refuse_pointers(place)
+    inner = sorted(file.parent.name for name in (CONFIG, ADAPTER) for file in folder.glob(f"*/{name}"))
+    if inner and not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"{folder} has no {CONFIG}, but folders that have one or an adapter: give {' or '.join(inner)}"
+        )
     config = read_json(folder / CONFIG)
     family = find_family(config, folder)
     for names, what in ((TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):

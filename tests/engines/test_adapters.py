@@ -160,6 +160,14 @@ def test_an_adapters_own_tokenizer_must_fit_its_base(tmp_path):
         hear(adapter)
 
 
+@pytest.mark.parametrize("bits", ["8bit", slow("4bit")])
+def test_a_whole_layer_does_not_replace_a_quantised_one(bits, tmp_path):
+    """As whole numbers, its weights would all be zero."""
+    adapter = _adapt("qwen2-vl", tmp_path / "adapter", modules_to_save=["merger"])
+    with pytest.raises(ConfigError, match=r"merger.* is to replace weights that are quantised.*leave --quantize out"):
+        hear(adapter, quantize=bits)
+
+
 def _add(adapter, name, tensor):
     file = adapter / "adapter_model.safetensors"
     safetensors.torch.save_file(safetensors.torch.load_file(file) | {name: tensor}, file)
