@@ -178,6 +178,20 @@ def test_pictures_of_another_size_than_the_model_reads_are_refused(tmp_path):
         _load(folder)
 
 
+@pytest.mark.parametrize(
+    ("family", "file", "name", "number"),
+    [
+        ("paligemma", "preprocessor_config.json", "image_seq_length", 64),
+        ("smolvlm2", "processor_config.json", "image_seq_len", None),
+    ],
+)
+def test_a_picture_of_another_number_of_tokens_is_refused(family, file, name, number, tmp_path):
+    folder = _copy(family, tmp_path)
+    _edit(folder / file, **{name: number})
+    with pytest.raises(ConfigError, match=rf"{name} is \d+ .*the model makes 16 tokens of a picture; write 16"):
+        _load(folder)
+
+
 def test_an_image_processor_of_wrong_kinds_is_refused(tmp_path):
     folder = _copy("smolvlm2", tmp_path)
     _edit(folder / "preprocessor_config.json", max_image_size={"height": 64, "width": 64})

@@ -63,7 +63,7 @@ def load_model(
         settle_4bit(model, chosen)
     multiply_patches(model)
     tokenizer, family = processor.tokenizer, checkpoint.family
-    check_pictures(processor.image_processor, model.config, checkpoint.folder)
+    check_pictures(processor, model.config, checkpoint.folder)
     tokenizer.eos_token_id = _find_end_token(model, tokenizer, frame.end_token_id, checkpoint)
     return LoadedModel(model, tokenizer, processor, family, place, chosen, tokenizer.eos_token_id, frame.lead)
 

@@ -125,9 +125,9 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words
     return Bound
 
 
-def check_pictures(images: Any, config: Any, folder: Path) -> None:
-    """Raises ConfigError where the image processor cuts pictures otherwise than the model's vision tower reads them."""
-    vision = config.vision_config
+def check_pictures(processor: Any, config: Any, folder: Path) -> None:
+    """Raises ConfigError where the processor cuts pictures otherwise than the model's vision tower reads them."""
+    images, vision = processor.image_processor, config.vision_config
     cuts = {key: getattr(images, key, None) for key in ("patch_size", "merge_size", "temporal_patch_size")}
     cuts["size"] = dict(images.size).get("height")  # None for families that take pictures of any size
     names = {"merge_size": "spatial_merge_size", "size": "image_size"}
@@ -139,6 +139,15 @@ def check_pictures(images: Any, config: Any, folder: Path) -> None:
                 f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but vision_config in "
                 f"config.json has {name} {read}; make them the same"
             )
+    name = next((each for each in ("image_seq_length", "image_seq_len") if hasattr(processor, each)), None)
+    if name is None:  # Qwen's pictures take as many tokens as their size asks for
+        return
+    read = (vision.image_size // vision.patch_size // getattr(config, "scale_factor", 1)) ** 2
+    if (written := getattr(processor, name)) != read:
+        raise ConfigError(
+            f"{folder}: {name} is {written} (processor_config.json or preprocessor_config.json), but the model makes "
+            f"{read} tokens of a picture; write {read}"
+        )
 
 
 def check_tokens(processor: Any, config: Any, folder: Path) -> None:
