@@ -6,8 +6,9 @@ import struct
 import pytest
 
 from tests.tiny_models import FAMILIES, tiny_checkpoint
-from vlm_local.checkpoint import count_weights, estimate_memory, open_checkpoint, read_header
+from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
+from vlm_local.weights import count_weights, estimate_memory, read_header
 
 
 @pytest.fixture
@@ -37,6 +38,18 @@ def _truncate(file):
     file.write_bytes(file.read_bytes()[:-1000])
 
 
+def _replace(folder, name):
+    (folder / "model.safetensors").rename(folder / name)
+
+
+def _shard_twice(folder):
+    """An index of two shards, one of another save of the same model."""
+    names = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
+    shutil.copy(folder / "model.safetensors", folder / names[0])
+    _replace(folder, names[1])
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": names[0], "b": names[1]}}))
+
+
 def _point_to_lfs(file):
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 123\n")
 
@@ -55,6 +68,20 @@ def _point_to_lfs(file):
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no image processor"),
         (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors"),
         (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"), "can run code"),
+        (lambda folder: _replace(folder, "pytorch_model-00001-of-00002.bin"), "has pytorch_model-00001.*can run code"),
+        (lambda folder: _replace(folder, "model-q4.gguf"), "has model-q4.gguf, which is llama.cpp's"),
+        (
+            lambda folder: _replace(folder, "model.fp16.safetensors"),
+            "model.fp16.safetensors, but nothing that says",
+        ),
+        (lambda folder: _replace(folder, "global_step500"), "DeepSpeed.*zero_to_fp32.py"),
+        (lambda folder: _replace(folder, "training_args.bin"), "copy or download the whole model"),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text("{}"),
+            "remove that file from a model",
+        ),
+        (lambda folder: _point_to_lfs(folder / "tokenizer.json"), r"tokenizer\.json is a git-lfs pointer"),
+        (lambda folder: _shard_twice(folder), r"00002\.safetensors holds .*, as model-00001"),
         (lambda folder: _truncate(folder / "model.safetensors"), "is truncated"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b""), "no whole safetensors file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100), "no whole safetensors file"),
@@ -76,6 +103,16 @@ def test_a_spoilt_folder_is_refused_with_a_sentence(folder, spoil, reason):
         open_checkpoint(folder)
 
 
+def test_a_folder_of_models_names_them(folder):
+    """As peft writes several adapters, and trainers their checkpoints."""
+    for name in ("mine", "checkpoint-500"):
+        (folder.parent / "runs" / name).mkdir(parents=True)
+    (folder.parent / "runs" / "mine" / "adapter_config.json").write_text("{}")
+    (folder.parent / "runs" / "checkpoint-500" / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"has no config\.json, .*: give checkpoint-500 or mine"):
+        open_checkpoint(folder.parent / "runs")
+
+
 def test_the_hash_tells_weights_apart_and_leaves_the_sidecar_out(folder):
     before = open_checkpoint(folder).sha256
     (folder / "vlm_local.json").write_text('{"trained": true}')
@@ -91,6 +128,7 @@ def test_the_hash_tells_weights_apart_and_leaves_the_sidecar_out(folder):
 def test_a_large_file_is_hashed_by_its_header_and_samples(folder, monkeypatch):
     monkeypatch.setattr("vlm_local.checkpoint._HASH_WHOLE", 1000)
     monkeypatch.setattr("vlm_local.checkpoint._HASH_BLOCK", 64)
+    (folder / "small.safetensors").write_bytes(bytes(8))  # shorter than a sample, beside it
     before = open_checkpoint(folder).sha256
     file = folder / "model.safetensors"
     data = bytearray(file.read_bytes())

@@ -17,7 +17,7 @@ ROOT = Path(vlm_local.__file__).parent
 LAYERS = (
     {"errors", "types", "files", "logs", "plain", "interrupts", "processes", "progress", "relay"},
     {"provenance", "grammar", "actions", "primitives", "bounds", "wire", "embodiments"},
-    {"prompts", "models", "checkpoint", "machine"},
+    {"prompts", "models", "checkpoint", "weights", "machine"},
     {"decoding"},
     {"engines"},
     {

@@ -178,9 +178,9 @@ def _learn_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
     words = pre_tokenizers.Split("▁", behavior="merged_with_next")
     marks = pre_tokenizers.Split(Regex(r"[^▁\p{L}\p{N}]"), behavior="isolated")
     learner.pre_tokenizer = pre_tokenizers.Sequence([words, marks])
-    special = {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>", "mask": "<mask>"}
+    special = {"pad": "<pad>", "eos": "<eos>", "bos": "<bos>"}
     reserved = [*special.values(), "<unk>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    trainer = BpeTrainer(vocab_size=421, special_tokens=reserved, show_progress=False)
+    trainer = BpeTrainer(vocab_size=420, special_tokens=reserved, show_progress=False)
     learner.train_from_iterator(_list_texts(), trainer)
     learnt = json.loads(learner.to_str())["model"]
     merges = [tuple(merge) for merge in learnt["merges"]]

@@ -1,21 +1,18 @@
-"""A model folder in Hugging Face layout: what it holds, whether it is whole, how much memory it takes.
-
-Reads config and safetensors headers only; knows no torch.
-"""
+"""A model folder in Hugging Face layout: its family, its quantisation, what we know of it. Knows no torch."""
 
 import hashlib
+import shutil
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import ConfigError
-from vlm_local.files import MAX_JSON_BYTES, parse_json, read_json_object
+from vlm_local.weights import ADAPTER, CONFIG, check_weights, read_json
 
-CONFIG, ADAPTER, SIDECAR = "config.json", "adapter_config.json", "vlm_local.json"
+SIDECAR = "vlm_local.json"
 
 _FAMILY_OF_TYPE = {
     "qwen2_vl": "qwen2-vl",
@@ -30,8 +27,7 @@ _FAMILY_OF_TYPE = {
 }
 # What transformers loads by the folder's own configuration, each through the package that stands beside it.
 QUANT_METHODS = ("bitsandbytes-4bit", "bitsandbytes-8bit", "fp8", "compressed-tensors", "awq", "gptq")
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_BUFFERS = ("position_ids", "inv_freq")  # old files hold them; transformers computes them again
+_POINTER = b"version https://git-lfs"
 _SIDECAR_TYPES = {
     "trained": bool,
     "decide": str,
@@ -50,7 +46,8 @@ _SIDECAR_TYPES = {
     "embodiment": str,
     "results": dict,
 }
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")  # what a model's folder consists of
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _IMAGE_FILES = ("preprocessor_config.json", "processor_config.json")
 _HASH_WHOLE = 256 << 20  # bytes of weights up to which every byte is hashed
 _HASH_BLOCKS, _HASH_BLOCK = 64, 64 << 10
@@ -97,19 +94,32 @@ def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None 
     Raises ConfigError, in a sentence that names the file, for a folder that is no supported model,
     lacks files, or holds truncated ones.
     """
-    config = _read_json(folder / CONFIG)
+    for place in (folder, *([adapter] if adapter else [])):
+        _refuse_pointers(place)
+    inner = sorted(file.parent.name for name in (CONFIG, ADAPTER) for file in folder.glob(f"*/{name}"))
+    if inner and not (folder / CONFIG).is_file():
+        raise ConfigError(
+            f"{folder} has no {CONFIG}, but folders that have one or an adapter: give {' or '.join(inner)}"
+        )
+    config = read_json(folder / CONFIG)
     family = find_family(config, folder)
-    for names, what in ((_TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):
+    for names, what in ((TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):
         if not any((folder / file).is_file() for file in names):
             raise ConfigError(f"{folder} holds no {what} ({' or '.join(names)}); copy or download the whole model")
     quant_method = find_quant_method(config, folder)
-    for file in list_weights(folder):
-        _check_kinds(file, read_header(file), quant_method)
+    check_weights(folder, quant_method)
     if adapter:
-        for file in list_weights(adapter):
-            _check_kinds(file, read_header(file), None)
+        check_weights(adapter, None)
     owner = adapter or folder
     return Checkpoint(name or owner.name, folder, family, read_sidecar(owner), adapter, quant_method)
+
+
+def _refuse_pointers(folder: Path) -> None:
+    """Refuse what git-lfs writes for a file that it has not fetched, weights or tokenizer."""
+    for file in sorted(file for pattern in FILES for file in folder.glob(pattern) if file.is_file()):
+        with file.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise ConfigError(f"{file} is a git-lfs pointer, not the file; run `git lfs pull` in {folder}")
 
 
 def find_quant_method(config: Mapping[str, Any], folder: Path) -> str | None:
@@ -132,18 +142,6 @@ def find_quant_method(config: Mapping[str, Any], folder: Path) -> str | None:
     return method
 
 
-def _check_kinds(file: Path, header: Mapping[str, Mapping[str, Any]], quant_method: str | None) -> None:
-    """Refuse weights that are not plain floats where nothing says how to read them."""
-    if quant_method is not None:
-        return
-    for name, tensor in header.items():
-        if tensor["dtype"] not in _FLOATS and not name.endswith(_BUFFERS):
-            raise ConfigError(
-                f"{file}: {name} is stored as {tensor['dtype']}, so the weights are quantised, but the folder's "
-                f"config has no quantization_config that says how; take the model's unquantised folder"
-            )
-
-
 def find_family(config: Mapping[str, Any], folder: Path) -> str:
     """Family by config.json's model_type; PaliGemma's two differ by their language model."""
     model_type = config.get("model_type")
@@ -158,113 +156,12 @@ def find_family(config: Mapping[str, Any], folder: Path) -> str:
     return "paligemma2" if is_second else family
 
 
-def list_weights(folder: Path) -> list[Path]:
-    """The safetensors files that are loaded of a model or adapter folder; raises ConfigError when one is missing.
-
-    As in transformers, a single file counts before an index, where both are there.
-    """
-    names, index = ["model.safetensors"], folder / "model.safetensors.index.json"
-    if (folder / ADAPTER).is_file():
-        names = ["adapter_model.safetensors"]
-    elif not (folder / names[0]).is_file() and index.is_file():
-        names = _list_shards(index)
-    missing = [name for name in names if not (folder / name).is_file()]
-    for unsafe in ("pytorch_model.bin", "adapter_model.bin"):
-        if missing and (folder / unsafe).is_file():
-            raise ConfigError(f"{folder} has its weights in {unsafe}, which can run code; save it as safetensors")
-    if missing or not names:
-        raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}; copy or download the whole model")
-    return [folder / name for name in names]
-
-
-def _list_shards(index: Path) -> list[str]:
-    shards = _read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or not all(isinstance(name, str) and "/" not in name for name in shards.values()):
-        raise ConfigError(f"{index}: expected weight_map to name a file of the folder for each tensor")
-    return sorted(set(shards.values()))
-
-
-def read_header(file: Path) -> dict[str, dict[str, Any]]:
-    """Tensor name -> {"dtype", "shape", "data_offsets"} of a safetensors file whose length fits.
-
-    Format: 8 bytes little-endian header length, JSON header, data
-    (https://huggingface.co/docs/safetensors/index#format). Raises ConfigError for anything else.
-    """
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        start = stream.read(8)
-        if start == b"version ":
-            raise ConfigError(f"{file} is a git-lfs pointer, not the weights; run `git lfs pull` in {file.parent}")
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        try:
-            header = parse_json(stream.read(length)) if 8 + length <= size and length <= MAX_JSON_BYTES else None
-        except ValueError:
-            header = None
-    if not isinstance(header, dict):
-        raise ConfigError(f"{file} ({size} bytes) is no whole safetensors file; copy or download it again")
-    header.pop("__metadata__", None)
-    if not all(map(_is_tensor, header.values())):
-        raise ConfigError(f"{file}: its header does not describe tensors; copy or download it again")
-    expected = 8 + length + max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
-    if size != expected:
-        raise ConfigError(f"{file} is truncated: its header tells of {expected} bytes, there are {size}; copy it again")
-    return header
-
-
-def _is_tensor(entry: Any) -> bool:
-    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
-        return False
-    numbers = entry.get("shape"), entry.get("data_offsets")
-    are_numbers = all(isinstance(each, list) and all(type(n) is int for n in each) for each in numbers)
-    return are_numbers and len(entry["data_offsets"]) == 2
-
-
-def estimate_memory(linear: int, rest: int, quantize: str, item_bytes: int = 2) -> int:
-    """Bytes of loaded weights: `linear` of linear layers, `rest` of all else, floats of `item_bytes`.
-
-    bitsandbytes stores linear layers (not embeddings, norms and the head) in one byte a weight, or in
-    half a byte and a float32 scale for each 64 weights.
-    """
-    each = {"none": item_bytes, "8bit": 1.0, "4bit": 0.5 + 4 / 64}[quantize]
-    return int(linear * each + rest * item_bytes)
-
-
-def count_weights(folder: Path) -> tuple[int, int]:
-    """Numbers of weights in (linear layers, everything else), from the headers.
-
-    Those of float8 count, since they are loaded as floats; those in packed integers do not.
-    """
-    linear = rest = 0
-    for file in list_weights(folder):
-        for name, tensor in read_header(file).items():
-            if _is_packed(tensor):
-                continue
-            count = prod(tensor["shape"])
-            is_linear = len(tensor["shape"]) == 2 and name.endswith("weight")
-            if is_linear and not any(word in name for word in ("embed", "lm_head")):
-                linear += count
-            else:
-                rest += count
-    return linear, rest
-
-
-def count_packed_bytes(folder: Path) -> int:
-    """Bytes of the tensors that hold quantised weights as integers, which stay as they are in memory."""
-    headers = [read_header(file) for file in list_weights(folder)]
-    packed = [tensor["data_offsets"] for header in headers for tensor in header.values() if _is_packed(tensor)]
-    return sum(end - begin for begin, end in packed)
-
-
-def _is_packed(tensor: Mapping[str, Any]) -> bool:
-    return tensor["dtype"] not in _FLOATS and not tensor["dtype"].startswith("F8")
-
-
 def read_sidecar(folder: Path) -> dict[str, Any]:
     """vlm_local.json of a folder, {} without one; a relative `prompt` file stands in the folder."""
     file = folder / SIDECAR
     if not file.is_file():
         return {}
-    sidecar = _read_json(file)
+    sidecar = read_json(file)
     for key, kind in _SIDECAR_TYPES.items():
         if sidecar.get(key) is not None and not isinstance(sidecar[key], kind):
             raise ConfigError(f"{file}: {key!r} is {sidecar[key]!r}, which is of the wrong type")
@@ -274,19 +171,20 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     return sidecar
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        return read_json_object(file)
-    except FileNotFoundError:
-        raise ConfigError(f"{file.parent} is no model folder: it has no {file.name}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
+def copy_around_weights(source: Path, folder: Path) -> None:
+    """Copy what a model's folder holds beside its weights; not what was trained or recorded in folders of it."""
+    for pattern in FILES:
+        for file in (*source.glob(pattern), *source.glob(f"additional_chat_templates/{pattern}")):
+            if ".safetensors" not in file.name:
+                target = folder / file.relative_to(source)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, target)
 
 
 def _hash_file(digest, file: Path, whole: bool) -> None:
     size = file.stat().st_size
     with file.open("rb") as stream:
-        if whole or file.suffix != ".safetensors":
+        if whole or file.suffix != ".safetensors" or size <= _HASH_BLOCK:
             while block := stream.read(1 << 20):
                 digest.update(block)
             return

@@ -11,9 +11,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from time import perf_counter
 
-from vlm_local.checkpoint import estimate_memory
 from vlm_local.errors import ConfigError
 from vlm_local.models import DEFAULT, MODELS, Model, find_checkpoint, find_local
+from vlm_local.weights import estimate_memory
 
 # A 256x256 picture, what follows it in the prompt and the draft: the text before it is kept. 76 to
 # 107 text tokens, 64 to 256 image tokens, 32 of the draft; rounded to the middle.

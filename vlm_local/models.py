@@ -8,13 +8,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm_local.checkpoint import ADAPTER, CONFIG, Checkpoint, estimate_memory, open_checkpoint
+from vlm_local.checkpoint import FILES, Checkpoint, open_checkpoint
 from vlm_local.errors import ConfigError, suggest
 from vlm_local.files import find_shipped, read_json_object
+from vlm_local.weights import ADAPTER, CONFIG, estimate_memory
 
 DEFAULT = "tiny"
 
-_PATTERNS = ["*.json", "*.jinja", "*.txt", "*.model", "*.safetensors"]
 _HUB_TIMEOUT_S = 5.0
 _SNAPSHOT = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
 
@@ -142,7 +142,7 @@ def _find_cached(name: str) -> Path | None:
     if repository is None:
         return None
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=_PATTERNS, local_files_only=True))
+        folder = Path(snapshot_download(repository, allow_patterns=[*FILES], local_files_only=True))
         open_checkpoint(folder)
     except (LocalEntryNotFoundError, HFValidationError, ConfigError):
         return None  # not there, or a download that was broken off: the hub goes on with it
@@ -203,11 +203,11 @@ def _download(name: str, offline: bool) -> Path:
     try:
         info = HfApi().model_info(repository, files_metadata=True, timeout=_HUB_TIMEOUT_S)
         files = info.siblings or []
-        wanted = set(filter_repo_objects([file.rfilename for file in files], allow_patterns=_PATTERNS))
+        wanted = set(filter_repo_objects([file.rfilename for file in files], allow_patterns=[*FILES]))
         size = sum(file.size or 0 for file in files if file.rfilename in wanted)
         _check_disk(Path(HF_HUB_CACHE), size, name)
         print(f"Downloading {repository} ({size / 1e9:.1f} GB) to {HF_HUB_CACHE} ...", file=sys.stderr, flush=True)
-        return Path(snapshot_download(repository, allow_patterns=_PATTERNS))  # by branch: the cache is looked up by it
+        return Path(snapshot_download(repository, allow_patterns=[*FILES]))  # by branch: the cache is looked up by it
     except ConfigError:
         raise
     except Exception as error:  # huggingface_hub has changed its HTTP library, and so its errors, twice
@@ -226,6 +226,8 @@ def _check_disk(cache: Path, size: int, name: str) -> None:
 
 
 def _explain_unknown(name: str) -> str:
+    if Path(name).expanduser().is_file():
+        return f"{name} is a file; give the model's folder"
     if _is_path(name):
         return f"there is no folder {name}"
     names = [model.name for model in MODELS]

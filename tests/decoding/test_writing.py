@@ -41,7 +41,9 @@ def build_request(seed: int = 1, text: str = "", num_earlier: int = 1):
 def write_plainly(loaded, prepared) -> list[str]:
     """The same by whole forwards of transformers' own model."""
     added = loaded.tokenizer.added_tokens_decoder.items()
-    banned = [number for number, token in added if number != loaded.eos_token_id and token.content.strip()]
+    rows = len(loaded.model.lm_head.weight)
+    banned = [number for number, token in added if number < rows and token.content.strip()]
+    banned.remove(loaded.eos_token_id)
     ids, lines = prepared.input_ids.tolist(), []
     vision = prepared.join_vision()
     for place, (name, limit) in enumerate(FIELDS):

@@ -131,6 +131,43 @@ def test_an_adapter_on_a_quantised_base_is_added_beside_its_layers(tmp_path):
     assert hear(adapter, quantize="4bit")[2]["quantize"] == "4bit"
 
 
+@pytest.mark.parametrize("names", [["tokenizer"], ["preprocessor"], ["tokenizer", "preprocessor"]])
+def test_an_adapter_is_asked_with_the_tokenizer_and_the_pictures_that_it_was_trained_with(names, tmp_path):
+    """Trainers write them beside the adapter: another template, smaller pictures."""
+    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
+    whole = _merge("qwen2-vl", adapter, tmp_path / "whole")
+    before = hear(adapter)[1]
+    if "tokenizer" in names:
+        template = json.loads((whole / "chat_template.json").read_text())["chat_template"]
+        (whole / "chat_template.json").unlink()
+        (whole / "chat_template.jinja").write_text(template.replace("<|im_start|>", "<|im_start|>robot: "))
+    if "preprocessor" in names:
+        _edit(whole / "preprocessor_config.json", min_pixels=784, max_pixels=1568)
+    for file in [each for name in (*names, "chat_template.jinja") for each in whole.glob(f"{name}*")]:
+        shutil.copy(file, adapter)
+    assert differ(adapter, whole) < 1e-4
+    assert abs(hear(adapter)[1] - before).max() > 1e-3
+
+
+def test_an_adapters_own_tokenizer_must_fit_its_base(tmp_path):
+    """As where tokens were added, and the embedding grew in training only."""
+    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
+    content = json.loads((tiny_checkpoint("qwen2-vl") / "tokenizer.json").read_text())
+    last = max(content["added_tokens"], key=lambda token: token["id"])
+    content["added_tokens"].append({**last, "id": last["id"] + 1, "content": "spoon", "special": False})
+    (adapter / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"adapter: the tokenizer's last word is \d+, 'spoon'"):
+        hear(adapter)
+
+
+@pytest.mark.parametrize("bits", ["8bit", slow("4bit")])
+def test_a_whole_layer_does_not_replace_a_quantised_one(bits, tmp_path):
+    """As whole numbers, its weights would all be zero."""
+    adapter = _adapt("qwen2-vl", tmp_path / "adapter", modules_to_save=["merger"])
+    with pytest.raises(ConfigError, match=r"merger.* is to replace weights that are quantised.*leave --quantize out"):
+        hear(adapter, quantize=bits)
+
+
 def _add(adapter, name, tensor):
     file = adapter / "adapter_model.safetensors"
     safetensors.torch.save_file(safetensors.torch.load_file(file) | {name: tensor}, file)

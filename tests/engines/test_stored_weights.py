@@ -12,8 +12,9 @@ import transformers
 from tests.hearing import differ, hear
 from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.checkpoint import count_packed_bytes, count_weights, open_checkpoint
+from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
+from vlm_local.weights import count_packed_bytes, count_weights
 
 _BLOCK = 32
 
@@ -109,11 +110,15 @@ def test_a_tensor_without_a_place_is_refused_by_name(folder):
         hear(folder)
 
 
-def test_packed_integers_without_a_word_in_the_config_are_refused(folder):
+def _add_packed(folder):
     file = folder / "model.safetensors"
     weights = safetensors.torch.load_file(file)
     weights["model.language_model.layers.0.mlp.up_proj.qweight"] = torch.ones(2, 2, dtype=torch.int32)
     safetensors.torch.save_file(weights, file, {"format": "pt"})
+
+
+def test_packed_integers_without_a_word_in_the_config_are_refused(folder):
+    _add_packed(folder)
     with pytest.raises(ConfigError, match=r"qweight is stored as I32.*unquantised"):
         open_checkpoint(folder)
 
@@ -129,7 +134,41 @@ def test_a_quantisation_that_is_not_understood_is_refused_by_its_name(folder, st
 def test_a_quantisation_that_cannot_be_loaded_here_is_refused_by_its_name(folder, method):
     """Without its package, or, as here, with weights that are not what the config says."""
     _edit(folder / "config.json", quantization_config={"quant_method": method, "bits": 4, "weight_block_size": [1]})
+    _add_packed(folder)
     with pytest.raises(ConfigError, match=f"quantised by {method}"):
+        hear(folder)
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "awq"])
+def test_a_quantisation_of_weights_that_are_plain_floats_is_refused(method, folder):
+    """As a merge of an adapter into a quantised base may leave it behind."""
+    _edit(folder / "config.json", quantization_config={"quant_method": method, "load_in_4bit": True})
+    with pytest.raises(ConfigError, match=r"quantised \(.*\), but all are plain floats.*take quantization_config"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda name: f"_orig_mod.{name}", r"lacks \d+ of the model's weights, as .*, and holds .* as _orig_mod\."),
+        (lambda name: name.replace("layers.1", "layers.7"), r"lacks 12 of .* as model\.language_model\.layers\.1\."),
+    ],
+)
+def test_weights_of_other_names_are_refused_with_both(change, said, folder):
+    file = folder / "model.safetensors"
+    weights = {change(name): weight for name, weight in safetensors.torch.load_file(file).items()}
+    safetensors.torch.save_file(weights, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=said):
+        hear(folder)
+
+
+def test_a_weight_of_another_shape_is_refused_by_its_name(folder):
+    """As DeepSpeed leaves empty ones behind."""
+    file = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(file)
+    name = next(name for name in weights if name.endswith("layers.0.mlp.up_proj.weight"))
+    safetensors.torch.save_file(weights | {name: torch.empty(0)}, file, {"format": "pt"})
+    with pytest.raises(ConfigError, match=r"up_proj\.weight \(0,\) where config\.json makes it \(128, 64\)"):
         hear(folder)
 
 

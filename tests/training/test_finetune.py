@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import safetensors.torch
+import torch
 
 from tests import recordings
 from tests.tiny_models import tiny_checkpoint
@@ -39,11 +40,11 @@ def samples():
     return RecordedSamples([_record(0, 0, 255), _record(1, 2, 0)], load_template(PROMPT), 0, seed=0)
 
 
-def _tune(folder, out, samples, num_steps=40, save_every=5, **fields):
+def _tune(folder, out, samples, num_steps=40, save_every=5, prompt=PROMPT, **fields):
     recipe = Recipe(num_steps, 3e-3, warmup_steps=5, log_every=10, save_every=save_every)
     checkpoint = open_checkpoint(folder)
     tuning = Tuning(recipe, **{"samples": 6, "at_once": 3, **fields})
-    finetune(checkpoint, samples, tuning, PROMPT, 0, out, seed=0, data={"sha256": "of these samples"})
+    finetune(checkpoint, samples, tuning, prompt, 0, out, seed=0, data={"sha256": "of these samples"})
 
 
 def _ask(folder, colour):
@@ -121,6 +122,32 @@ def test_a_training_goes_on_with_other_portions_and_with_nothing_else_changed(sa
     assert (out / "model.safetensors").read_bytes() == weights
 
 
+def test_a_tuned_folder_has_the_prompt_and_the_log_of_its_own_training(samples, tmp_path):
+    """And nothing that was trained or recorded in the folder of its base."""
+    base, prompt, out = tmp_path / "base", tmp_path / "mine.txt", tmp_path / "out"
+    shutil.copytree(tiny_checkpoint("qwen2-vl"), base)
+    for name in (
+        "prompt.txt",
+        "training/log.jsonl",
+        "training/state.pt",
+        "checkpoint-500/config.json",
+        "optimizer.bin",
+    ):
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_text("the base's")
+    (base / "additional_chat_templates").mkdir()
+    (base / "additional_chat_templates" / "other.jinja").write_text("of several")
+    (base / "chat_template.json").rename(base / "unused.json")
+    (base / "chat_template.jinja").write_text(json.loads((base / "unused.json").read_text())["chat_template"])
+    prompt.write_text("[before]\nMine: $instruction\n[after]\nGo.\n")
+    _tune(base, out, samples, num_steps=2, prompt=prompt)
+    assert json.loads((out / "vlm_local.json").read_text())["prompt"] == "prompt.txt"
+    assert (out / "prompt.txt").read_text() == prompt.read_text()
+    assert (out / "additional_chat_templates" / "other.jinja").exists()
+    assert not (out / "checkpoint-500").exists() and not (out / "optimizer.bin").exists()
+    _tune(base, out, samples, num_steps=2, prompt=prompt)  # its own settings: the same command goes on
+
+
 def test_a_training_that_skipped_its_steps_writes_no_model(samples, tmp_path):
     folder = shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "spoilt")
     weights = safetensors.torch.load_file(folder / "model.safetensors")
@@ -131,11 +158,42 @@ def test_a_training_that_skipped_its_steps_writes_no_model(samples, tmp_path):
     assert not (tmp_path / "out" / "vlm_local.json").exists()
 
 
+def test_a_full_disk_keeps_the_last_state_and_says_what_to_do(samples, tmp_path, monkeypatch):
+    def fill_the_disk(value, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file data/12")
+
+    base, out = tiny_checkpoint("qwen2-vl"), tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        _tune(base, out, KilledAt(2, samples), num_steps=4, save_every=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("torch.save", fill_the_disk)
+        with pytest.raises(EngineError, match=r"after step 3 cannot be written .*GB are free; make room"):
+            _tune(base, out, samples, num_steps=4, save_every=1)
+    assert {file.name for file in (out / "training").iterdir()} == {"settings.json", "log.jsonl", "state.pt"}
+    state = out / "training" / "state.pt"
+    whole = state.read_bytes()
+    state.write_bytes(whole[:1000])
+    with pytest.raises(ConfigError, match=r"state\.pt cannot be read.*begins anew"):
+        _tune(base, out, samples, num_steps=4, save_every=1)
+    state.write_bytes(whole)
+    _tune(base, out, samples, num_steps=4, save_every=1)
+
+
+def test_adapters_are_written_without_a_look_at_the_hub(samples, tmp_path, recwarn, monkeypatch):
+    monkeypatch.setattr("vlm_local.training.finetune.name_base", lambda checkpoint: "lab/model")
+    _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=1, lora=2)
+    assert not [each for each in recwarn if "config" in str(each.message)]
+
+
 def test_a_quantised_model_is_not_trained(samples, tmp_path):
     folder = shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "stored")
     config = json.loads((folder / "config.json").read_text())
     quantization = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantization}))
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights["packed"] = torch.zeros(2, dtype=torch.uint8)
+    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=r"quantised \(bitsandbytes-4bit\).*unquantised folder"):
         _tune(folder, tmp_path / "out", samples, num_steps=2)
 
@@ -147,6 +205,30 @@ def test_samples_are_the_labels_of_the_steps(samples):
     assert all((sample.image.max() == 255) == (sample.phrase == "move forward") for sample in epoch)
     halves = samples.draw(0, 3) + samples.draw(1, 3)  # an epoch is the same however it is cut
     assert [sample.prompt for sample in halves] == [sample.prompt for sample in epoch]
+
+
+def test_a_frame_that_cannot_be_read_is_told_once_and_passed_over():
+    def load(step):
+        if step == broken:
+            raise DataError(f"step {step} is damaged")
+        return np.full((64, 64, 3), 255, np.uint8)
+
+    broken, told = 1, []
+    states = np.zeros((6, 7), np.float32)
+    states[:, 0] = 0.02 * np.arange(6)
+    episode = Episode(0, "reach the block", states, None, load, "test")
+    samples = RecordedSamples([episode], load_template(PROMPT), 0, seed=0, report=told.append)
+    for _ in range(2):
+        assert [sample.phrase for sample in samples.draw(0, 6)] == ["move forward"] * 6
+    assert list(map(str, told)) == ["step 1 is damaged"]
+
+    lost = Episode(0, "reach the block", states, None, _fail_to_load, "test")
+    with pytest.raises(DataError, match="100 frames in a row cannot be read"):
+        RecordedSamples([lost], load_template(PROMPT), 0, seed=0).draw(0, 1)
+
+
+def _fail_to_load(step):
+    raise DataError("the disk is gone")
 
 
 def test_history_shows_the_phrases_before(tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -140,6 +141,9 @@ def test_no_mean_of_an_adapter_or_of_quantised_weights(tmp_path, capsys):
     config = json.loads((quantised / "config.json").read_text())
     packed = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": packed}))
+    weights = safetensors.torch.load_file(quantised / "model.safetensors")
+    weights["model.norm.weight"] = weights["model.norm.weight"].to(torch.float8_e4m3fn)
+    safetensors.torch.save_file(weights, quantised / "model.safetensors", {"format": "pt"})
     adapter = tmp_path / "adapter"
     adapter.mkdir()
     shutil.copy(whole / "model.safetensors", adapter / "adapter_model.safetensors")

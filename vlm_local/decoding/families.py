@@ -127,7 +127,7 @@ class Family:
 
     axes: how many numbers a position has: 3 for M-RoPE, else 1.
     is_bidirectional: the prompt is one block that attends to all of itself (PaliGemma).
-    window: sliding attention's window where some layers have one (PaliGemma 2, Gemma 3), else None.
+    window: sliding attention's window where some layers have one (PaliGemma 2, Gemma 3, some Qwen), else None.
     is_recurrent: some layers keep a state instead of KV (Qwen3.5). conv_kernel: tokens that their convolution sees.
     num_deep_levels: layers behind which image features are added once more (Qwen3-VL).
     num_layers, num_kv_heads, head_dim: of the language model, the shape of its KV.
@@ -147,7 +147,8 @@ class Family:
         self.image_token_id = model.config.image_token_id
         self.axes = 3 if loaded.family.startswith("qwen") else 1
         self.is_bidirectional = loaded.family.startswith("paligemma")
-        self.window = text.sliding_window if loaded.family in ("paligemma2", "gemma3") else None
+        slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
+        self.window = text.sliding_window if slides else None
         self.is_recurrent = loaded.family == "qwen3.5"
         self.conv_kernel = getattr(text, "linear_conv_kernel_dim", 0)
         self._joins_pictures = loaded.family == "gemma3"

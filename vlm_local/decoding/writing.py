@@ -36,8 +36,11 @@ class ThoughtWriter:
         self._chunk = _CHUNK.get(loaded.device.type, _GPU_CHUNK)
         self._num_tokens = len(loaded.tokenizer)  # the head may have more rows
         added = loaded.tokenizer.added_tokens_decoder.items()
+        num_rows = loaded.model.config.get_text_config().vocab_size  # Gemma's tokenizer has a <mask> more
         # Not what ends a line: Gemma's vocabulary has it among the added tokens.
-        banned = [number for number, token in added if number != self._end and token.content.strip()]
+        banned = [
+            number for number, token in added if number != self._end and number < num_rows and token.content.strip()
+        ]
         self._banned = torch.tensor(banned, dtype=torch.long, device=loaded.device)
 
     def write(self, prepared: PreparedRequest, fields: Sequence[tuple[str, int]], max_tokens: int) -> Pieces:

@@ -16,9 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
-from vlm_local.checkpoint import ADAPTER, list_weights
 from vlm_local.errors import ConfigError
 from vlm_local.files import read_json_object
+from vlm_local.weights import ADAPTER, list_weights
 
 _PREFIX = "base_model.model."
 _PART = re.compile(r"(.+)\.lora_(embedding_A|embedding_B|A|B|magnitude_vector)(?:\.default)?(?:\.weight)?")
@@ -118,6 +118,11 @@ def _sort_tensors(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], f
         part = _PART.fullmatch(plain)
         spelling = part[1] if part else plain
         name = _find_place(spelling if part else plain, renamings, modules if part else parameters)
+        if name is not None and part is None and not parameters[name].is_floating_point():
+            raise ConfigError(
+                f"{file}: the tensor {key} is to replace weights that are quantised in the base model; leave "
+                f"--quantize out, or merge the adapter into the unquantised model where it was trained"
+            )
         if name is None or (part is None and parameters[name].shape != value.shape):
             raise ConfigError(
                 f"{file}: the tensor {key} {tuple(value.shape)} has no place in the adapter's base model; "

@@ -2,23 +2,26 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
-from vlm_local.checkpoint import CONFIG, Checkpoint, count_packed_bytes, count_weights, estimate_memory
+from vlm_local.checkpoint import Checkpoint
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.adapters import add_adapter
 from vlm_local.engines.processing import is_chat
-from vlm_local.engines.processors import AnswerFrame, check_pictures, find_frame, load_processor
+from vlm_local.engines.processors import AnswerFrame, check_pictures, check_tokens, find_frame, load_processor
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
 from vlm_local.progress import is_shown
+from vlm_local.weights import CONFIG, count_packed_bytes, count_weights, estimate_memory
 
 QUANTIZE = ("none", "8bit", "4bit")
 
 _LONGEST = 1 << 14  # columns: no prompt with its pictures has as many
+_ATTENTIONS = (None, "eager", "sdpa")
 _SMALL = 1 << 30  # bytes of float32 weights up to which the CPU keeps them
 
 
@@ -45,9 +48,12 @@ def load_model(
     chosen = _choose_dtype(dtype, place, size, quantize)
     quantization = describe_quantization(checkpoint, quantize, chosen)
     _check_memory(checkpoint, size, quantize, chosen, place)
-    processor = load_processor(checkpoint.folder, checkpoint.family)
-    frame = find_frame(processor, checkpoint.folder) if is_chat(checkpoint.family) else AnswerFrame()
-    model = _read_weights(checkpoint, chosen, place, quantization)
+    config = _read_config(checkpoint)
+    processor = load_processor(checkpoint.folder, checkpoint.family, checkpoint.adapter)
+    words = Path(processor.tokenizer.name_or_path)  # the adapter's folder, where it has a tokenizer
+    check_tokens(processor, config, words)
+    frame = find_frame(processor, words) if is_chat(checkpoint.family) else AnswerFrame()
+    model = _read_weights(checkpoint, config, chosen, place, quantization)
     if checkpoint.quant_method:
         unify_floats(model, chosen)
     if checkpoint.adapter:
@@ -63,7 +69,29 @@ def load_model(
     return LoadedModel(model, tokenizer, processor, family, place, chosen, tokenizer.eos_token_id, frame.lead)
 
 
-def _read_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, quantization):
+def _read_config(checkpoint: Checkpoint) -> Any:
+    """The model's configuration as transformers reads it, with an attention that takes our masks."""
+    file = checkpoint.folder / CONFIG
+    try:
+        config: Any = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
+        text = config.get_text_config()
+        rope = (text.rope_parameters or {}).get("rope_type")
+        is_long = text.max_position_embeddings >= _LONGEST  # see fix_rotary
+    except Exception as error:  # whatever a class makes of a stranger's values
+        raise ConfigError(
+            f"{file} cannot be read by transformers {transformers.__version__}: {type(error).__name__}: {error}"
+        ) from error
+    if rope == "longrope" or (rope == "dynamic" and not is_long):
+        raise ConfigError(
+            f"{file}: rope_type is {rope!r}, by which a token's place depends on how long the prompt is, but prompts "
+            f'are read in parts here; write "default" where they stay below max_position_embeddings'
+        )
+    if config._attn_implementation not in _ATTENTIONS:
+        config._attn_implementation = "sdpa"  # the same sum; flash attention takes no mask for a tree
+    return config
+
+
+def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, device: torch.device, quantization):
     """The model with exactly the tensors of its folder. Raises ConfigError where one is missing or has no place."""
     folder, method = checkpoint.folder, checkpoint.quant_method
     kind = f"{folder}, quantised by {method}," if method else str(folder)
@@ -72,18 +100,28 @@ def _read_weights(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.devi
         transformers.utils.logging.disable_progress_bar()
     try:
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
-            folder, dtype=dtype, device_map={"": device}, local_files_only=True, output_loading_info=True, **options
+            folder,
+            config=config,
+            dtype=dtype,
+            device_map={"": device},
+            local_files_only=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # reported below, by their names
+            **options,
         )
         model, info = loaded  # a pair where output_loading_info is asked for
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, AttributeError, KeyError) as error:
         raise ConfigError(f"{kind} cannot be loaded: {error}") from error
+    faults = []
+    if mismatched := sorted(info["mismatched_keys"]):
+        name, stored, expected = mismatched[0]
+        faults.append(f"has {name} {tuple(stored)} where config.json makes it {tuple(expected)}")
     if missing := sorted(info["missing_keys"]):
-        raise ConfigError(f"{kind} lacks {len(missing)} of the model's weights, {missing[0]} among them")
+        faults.append(f"lacks {len(missing)} of the model's weights, as {missing[-1]}")
     if unplaced := sorted(info["unexpected_keys"]):
-        raise ConfigError(
-            f"{kind} holds {len(unplaced)} tensors that have no place in a {checkpoint.family}, {unplaced[0]} among "
-            f"them; what is served would not be this model"
-        )
+        faults.append(f"holds {len(unplaced)} tensors that have no place in a {checkpoint.family}, as {unplaced[-1]}")
+    if faults:
+        raise ConfigError(f"{kind} {', and '.join(faults)}; what is served would not be this model")
     return model
 
 
@@ -105,8 +143,8 @@ def multiply_patches(model: torch.nn.Module) -> None:
 
 
 def fix_rotary(model: torch.nn.Module) -> None:
-    """InternVL's rotary embedding is "dynamic": each forward asks the GPU for the last position, which no graph can
-    hold. Within the length that the model was trained for it is the default one.
+    """InternVL's rotary embedding is "dynamic": each forward asks for the last position, which no graph can hold and a
+    prompt that is read in parts does not know. Within the length that the model was trained for it is the default one.
     """
     module: Any
     for module in model.modules():

@@ -19,8 +19,10 @@ import jinja2
 import numpy as np
 import transformers
 
+from vlm_local.checkpoint import TOKENIZER_FILES
 from vlm_local.engines.processing import THOUGHTS_CLOSE, THOUGHTS_OPEN, apply_template, is_chat
 from vlm_local.errors import ConfigError
+from vlm_local.weights import read_json
 
 try:
     import resource
@@ -57,24 +59,36 @@ _PROCESSORS = {
 }
 
 
-def load_processor(folder: Path, family: str) -> Any:
+def load_processor(folder: Path, family: str, adapter: Path | None = None) -> Any:
     """The family's own processor, of images and text only, whatever class names the folder's files hold.
 
+    adapter: its tokenizer and image processor count before the model's, where it has some: it was trained with them.
     transformers cannot build a video processor without torchvision, so the stock classes of Qwen
     and SmolVLM fail to load there; nobody shows a video here, so they are loaded without one.
     """
     name, images, needed = _PROCESSORS[family]
-    kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed)
+    words = adapter if adapter and any((adapter / file).is_file() for file in TOKENIZER_FILES) else folder
+    pictures = adapter if adapter and _describes_pictures(adapter) else folder
+    kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed, words, pictures)
+    whole = words if words == pictures else folder
     try:
-        processor = kind.from_pretrained(folder, local_files_only=True)
+        processor = kind.from_pretrained(whole, local_files_only=True)
         _avoid_splitting(processor, family)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ConfigError(f"{folder} has no usable tokenizer and image processor: {error!r}") from error
     if is_chat(family):
-        processor.chat_template = pick_template(processor, folder)
+        if words != whole:  # a tokenizer alone has its template with it
+            processor.chat_template = processor.tokenizer.chat_template or processor.chat_template
+        processor.chat_template = pick_template(processor, whole)
         render = partial(apply_template, processor)
-        check_template(processor.chat_template, render, folder)
+        check_template(processor.chat_template, render, words)
     return processor
+
+
+def _describes_pictures(folder: Path) -> bool:
+    """Whether the folder has an image processor: a processor_config.json may stand there without one."""
+    file = folder / "processor_config.json"
+    return (folder / "preprocessor_config.json").is_file() or (file.is_file() and "image_processor" in read_json(file))
 
 
 def _avoid_splitting(processor: Any, family: str) -> None:
@@ -90,8 +104,10 @@ def _avoid_splitting(processor: Any, family: str) -> None:
         processor.images_kwargs = {**processor.images_kwargs, "do_pan_and_scan": False}
 
 
-def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> type:
+def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words: Path, pictures: Path) -> type:
     """The processor class with the parts that it is made of fixed, and without a video processor.
+
+    words, pictures: folders of the tokenizer and of the image processor.
 
     Pillow's image processor also where torchvision is present: the same pixels on every machine.
     """
@@ -115,14 +131,14 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str]) -> ty
 
         @classmethod
         def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **options):
-            stored, _ = image_processor.get_image_processor_dict(folder, local_files_only=True)
+            stored, _ = image_processor.get_image_processor_dict(pictures, local_files_only=True)
             missing = [key for key in needed if stored.get(key) is None]
             if missing:
                 raise ConfigError(
-                    f"{folder}: preprocessor_config.json (or image_processor in processor_config.json) lacks "
+                    f"{pictures}: preprocessor_config.json (or image_processor in processor_config.json) lacks "
                     f"{missing[0]}, which cannot be guessed"
                 )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True)
             return [image_processor.from_dict(stored), tokenizer]
 
     return Bound
@@ -144,12 +160,14 @@ def check_pictures(processor: Any, config: Any, folder: Path) -> None:
                 f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but vision_config in "
                 f"config.json has {name} {read}; make them the same"
             )
-
-    places = next((each for name in _SEQUENCE if (each := getattr(processor, name, None)) is not None), None)
-    if places is not None and places != (count := _count_features(config)):
+    name = next((each for each in _SEQUENCE if hasattr(processor, each)), None)
+    if name is None:  # Qwen's pictures take as many tokens as their size asks for
+        return
+    read = _count_features(config)
+    if (written := getattr(processor, name)) != read:
         raise ConfigError(
-            f"{folder}: the processor writes {places} placeholders for a picture (image_seq_length or image_seq_len in "
-            f"processor_config.json or preprocessor_config.json), but the model makes {count} tokens of it"
+            f"{folder}: {name} is {written} (processor_config.json or preprocessor_config.json), but the model makes "
+            f"{read} tokens of a picture; write {read}"
         )
 
 
@@ -161,6 +179,28 @@ def _count_features(config: Any) -> int:
     size, patch = (np.ravel(each)[0] for each in (vision.image_size, vision.patch_size))  # InternVL's are pairs
     ratio = getattr(config, "downsample_ratio", None) or 1 / getattr(config, "scale_factor", 1)
     return round((size // patch * ratio) ** 2)
+
+
+def check_tokens(processor: Any, config: Any, folder: Path) -> None:
+    """Raises ConfigError where words can have tokens that the model has no row for, or a picture has another one.
+
+    Special tokens do not come from words; Gemma's tokenizer adds a <mask> that no PaliGemma needs a row for.
+    """
+    tokenizer, num_rows = processor.tokenizer, config.get_text_config().vocab_size
+    special = {token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special}
+    last = max(set(tokenizer.get_vocab().values()) - special)
+    if last >= num_rows:
+        raise ConfigError(
+            f"{folder}: the tokenizer's last word is {last}, {tokenizer.convert_ids_to_tokens(last)!r}, but the model "
+            f"has {num_rows} (vocab_size in config.json); take the tokenizer that belongs to the model"
+        )
+    picture = processor.image_token_ids[0]
+    if picture != config.image_token_id:
+        name = tokenizer.convert_ids_to_tokens(picture)
+        raise ConfigError(
+            f"{folder}: a picture's token is {picture}, {name!r}, for the tokenizer, "
+            f"but config.json has image_token_id {config.image_token_id}; take the tokenizer that belongs to the model"
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from vlm_local.checkpoint import SIDECAR, Checkpoint
+from vlm_local.checkpoint import SIDECAR, Checkpoint, copy_around_weights
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines.loading import load_model
@@ -26,6 +25,7 @@ from vlm_local.training.samples import Sample
 from vlm_local.types import Episode, GenerationRequest
 
 _IGNORED = -100
+_PROMPT = "prompt.txt"
 _HELD_OUT = 64  # samples that were never trained on, asked each time the state is saved
 _FOR_TOKENS = ("mm_token_type_ids", "token_type_ids")  # of vision, one number a token; the rest is one row a picture
 _LINEAR = r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -96,7 +96,8 @@ class Finetuning:
         self._trained = _add_adapters(self._model, tuning) if tuning.lora else self._model.requires_grad_(True)
         self._optimisation = Optimisation(self._trained, tuning.recipe, folder / "training")
 
-    def run(self, sidecar: Mapping[str, Any]) -> None:
+    def run(self, sidecar: Mapping[str, Any], prompt: bytes | None) -> None:
+        """prompt: what stands in the file that the sidecar names, None where it names a prompt of the project."""
         recipe, held_out = self._tuning.recipe, self._samples.draw_held_out(_HELD_OUT)
         while self._optimisation.step < recipe.num_steps:
             self._optimisation.run((self._optimisation.step // recipe.save_every + 1) * recipe.save_every, self._step)
@@ -104,7 +105,7 @@ class Finetuning:
                 self._optimisation.log({"step": self._optimisation.step, **self._measure(held_out)})
         draw_curves(self._folder / "training", ("loss", "loss held_out", "exact", "exact held_out"))
         skipped = {"skipped_steps": self._optimisation.num_skipped}
-        self._write({**sidecar, "training": {**sidecar["training"], **skipped}})
+        self._write({**sidecar, "training": {**sidecar["training"], **skipped}}, prompt)
 
     def _step(self, step: int) -> tuple[torch.Tensor, Mapping[str, float]]:
         """Loss a token over all samples of the step; all but the last forward's is backpropagated already."""
@@ -140,18 +141,20 @@ class Finetuning:
         shares = {"loss held_out": total / num_tokens, "exact held_out": num_exact / len(samples)}
         return {name: round(value, 5) for name, value in shares.items()}
 
-    def _write(self, sidecar: Mapping[str, Any]) -> None:
+    def _write(self, sidecar: Mapping[str, Any], prompt: bytes | None) -> None:
         """A folder as the one that was trained, or an adapter's folder beside it."""
         if self._tuning.lora:
             self._trained.peft_config["default"].base_model_name_or_path = name_base(self._checkpoint)
-            self._trained.save_pretrained(str(self._folder))
+            # Of embeddings nothing is trained; peft would ask the hub for them.
+            self._trained.save_pretrained(str(self._folder), save_embedding_layers=False)
             (self._folder / "README.md").unlink(missing_ok=True)  # peft's form with nothing filled in
         else:
-            unwanted = shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json", "README.md")
-            shutil.copytree(self._checkpoint.folder, self._folder, ignore=unwanted, dirs_exist_ok=True)
+            copy_around_weights(self._checkpoint.folder, self._folder)
             self._model.save_pretrained(self._folder)
         for file in self._folder.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors writes 0600, which a package would keep
+        if prompt is not None:
+            (self._folder / _PROMPT).write_bytes(prompt)
         write_json(self._folder / SIDECAR, sidecar)
 
 
@@ -254,10 +257,7 @@ def finetune(
     }
     claim_folder(folder, folder / "training", settings)
     training = Finetuning(checkpoint, samples, tuning, folder, seed)
-    name = str(prompt)
-    if Path(name).is_file():
-        shutil.copy(name, folder / "prompt.txt")
-        name = "prompt.txt"
+    text = Path(prompt).read_bytes() if Path(prompt).is_file() else None
     training.run(
         {
             "trained": True,
@@ -265,7 +265,7 @@ def finetune(
             "temperature": 1.0,
             "history": history,
             "steps_per_phrase": 1,
-            "prompt": name,
+            "prompt": str(prompt) if text is None else _PROMPT,
             "results": {},
             "training": {
                 "base": checkpoint.name,
@@ -273,7 +273,8 @@ def finetune(
                 "episodes": samples.num_episodes,
                 **settings,
             },
-        }
+        },
+        text,
     )
 
 

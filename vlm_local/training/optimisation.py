@@ -6,6 +6,8 @@ Batch t must be a function of t alone; then weights, moments and t are all there
 import json
 import math
 import os
+import pickle
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -178,6 +180,7 @@ class Optimisation:
             file.write(json.dumps(fields) + "\n")
 
     def save(self) -> None:
+        """Raises EngineError where there is no room; what was saved before stays."""
         self._log_means()
         state = {
             "step": self.step,
@@ -187,11 +190,25 @@ class Optimisation:
             "adam": self._adam.state_dict(),
         }
         partial = self.folder / f"{_STATE}.partial"
-        torch.save(state, partial)
-        os.replace(partial, self.folder / _STATE)
+        try:
+            torch.save(state, partial)
+            os.replace(partial, self.folder / _STATE)
+        except (OSError, RuntimeError) as error:  # torch's own writer knows no OSError
+            partial.unlink(missing_ok=True)
+            free, size = shutil.disk_usage(self.folder).free, sum(3 * p.nbytes for p in self._parameters.values())
+            raise EngineError(
+                f"the state after step {self.step} cannot be written to {self.folder / _STATE} ({error}); it takes "
+                f"{size / 1e9:.1f} GB beside the one before, {free / 1e9:.1f} GB are free; make room, and the same "
+                f"command goes on from the last saved state"
+            ) from error
 
     def _load(self) -> None:
-        state = torch.load(self.folder / _STATE, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(self.folder / _STATE, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise ConfigError(
+                f"{self.folder / _STATE} cannot be read: {str(error)[:200]}; without the file, the training begins anew"
+            ) from error
         if state["parameters"].keys() != self._parameters.keys():
             raise ConfigError(f"{self.folder} holds the training of another model; choose another folder for this one")
         with torch.no_grad():

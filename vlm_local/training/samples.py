@@ -1,7 +1,7 @@
 """Recorded episodes -> questions with their answers: a picture, a prompt, ECoT's phrase."""
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +11,7 @@ from vlm_local.primitives import format_phrase, label_episode
 from vlm_local.prompts import Template, build_prompt
 from vlm_local.types import Episode, Observation, Prompt
 
+_MAX_UNREADABLE = 100  # frames in a row: one is damaged, so many are a disk that is gone
 HELD_OUT_EVERY = 20  # the last of so many episodes is never trained on: 5 % tell when a model learns by heart
 
 
@@ -37,12 +38,22 @@ class RecordedSamples:
     Of every HELD_OUT_EVERY episodes the last one is kept apart, for `draw_held_out` alone.
     """
 
-    def __init__(self, episodes: Iterable[Episode], template: Template, history: int, seed: int):
+    def __init__(
+        self,
+        episodes: Iterable[Episode],
+        template: Template,
+        history: int,
+        seed: int,
+        report: Callable[[DataError], None] = lambda error: None,
+    ):
         """Uses steps with a full label window only: shorter ones act like a larger threshold.
 
-        history: how many of the phrases before a step its prompt shows. Raises DataError where no
-        step is left; episodes without an instruction or with a single step are passed over.
+        history: how many of the phrases before a step its prompt shows. report: is told once of each frame that
+        cannot be read. Raises DataError where no step is left; episodes without an instruction or with a single step
+        are passed over.
         """
+        self._report = report
+        self._unreadable: set[tuple[int, int]] = set()
         self._template = template
         self._history = history
         self._seed = seed
@@ -83,13 +94,23 @@ class RecordedSamples:
 
     def draw(self, step: int, num_samples: int) -> list[Sample]:
         """The samples of training step `step`: always the same ones."""
-        places = range(step * num_samples, (step + 1) * num_samples)
-        return [self._load(self._places[self._order(place // len(self))[place % len(self)]]) for place in places]
+        return [self._draw(place) for place in range(step * num_samples, (step + 1) * num_samples)]
+
+    def _draw(self, place: int) -> Sample:
+        """The sample at a place of all epochs' order; where its frame cannot be read, the one that follows it."""
+        for following in range(place, place + _MAX_UNREADABLE):
+            chosen = self._places[self._order(following // len(self))[following % len(self)]]
+            sample = self._load(chosen)
+            if sample is not None:
+                return sample
+        raise DataError(
+            f"{_MAX_UNREADABLE} frames in a row cannot be read; mend the data, and the same command goes on"
+        )
 
     def draw_held_out(self, num_samples: int) -> list[Sample]:
         """At most so many samples of the episodes that are kept apart, evenly spread: always the same ones."""
         chosen = np.linspace(0, len(self._held_out) - 1, min(num_samples, len(self._held_out))).astype(int)
-        return [self._load(self._held_out[index]) for index in chosen]
+        return [sample for index in chosen if (sample := self._load(self._held_out[index])) is not None]
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch != epoch:
@@ -97,10 +118,18 @@ class RecordedSamples:
             self._shuffled = np.random.default_rng([self._seed, epoch]).permutation(len(self))
         return self._shuffled
 
-    def _load(self, place: np.ndarray) -> Sample:
+    def _load(self, place: np.ndarray) -> Sample | None:
+        """None where the frame cannot be read."""
         number, step = place.tolist()
         episode, phrases = self._episodes[number].episode, self._episodes[number].phrases
         state = episode.states[step].astype(float)
-        observation = Observation(episode.load_image(step), episode.instruction_at(step), state)
+        try:
+            image = episode.load_image(step)
+        except DataError as error:
+            if (number, step) not in self._unreadable:
+                self._unreadable.add((number, step))
+                self._report(error)
+            return None
+        observation = Observation(image, episode.instruction_at(step), state)
         shown = phrases[max(0, step - self._history) : step]
         return Sample(observation.image, build_prompt(self._template, observation, shown), phrases[step])

@@ -9,10 +9,11 @@ import torch
 from transformers import GenerationConfig, Qwen2VLConfig, Qwen2VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vlm_local.checkpoint import ADAPTER, open_checkpoint
+from vlm_local.checkpoint import copy_around_weights, open_checkpoint
 from vlm_local.engines.loading import load_model
 from vlm_local.errors import ConfigError
 from vlm_local.training import tokenizer as words
+from vlm_local.weights import ADAPTER
 
 IMAGE_PX = 128
 PATCH_PX = 16
@@ -82,7 +83,7 @@ def show_first_picture(start: Path, folder: Path) -> Path:
 
 def write_weights(start: Path, model: Qwen2VLForConditionalGeneration, folder: Path, trained: bool) -> None:
     """A folder as `start` with the weights of `model`. Results and model card of the start's weights stay behind."""
-    shutil.copytree(start, folder, ignore=shutil.ignore_patterns("*.safetensors*", "README.md"), dirs_exist_ok=True)
+    copy_around_weights(start, folder)
     sidecar = start / "vlm_local.json"
     fields = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else {}
     write_sidecar(folder, {**fields, "trained": trained, "results": {}})
@@ -101,9 +102,10 @@ def write_mean(folders: Sequence[Path], folder: Path) -> None:
         if (each / ADAPTER).exists() or (checkpoint := open_checkpoint(each)).quant_method:
             raise ConfigError(f"{each} is an adapter or quantised; a mean needs the weights of whole models")
         checkpoints.append(checkpoint)
-    first, *others = (load_model(each, device="cpu", dtype="float32").model for each in checkpoints)
+    models = (load_model(each, device="cpu", dtype="float32").model for each in checkpoints)  # two at a time in memory
+    first = next(models)
     parameters = dict(first.named_parameters())
-    for path, other in zip(folders[1:], others, strict=True):
+    for path, other in zip(folders[1:], models, strict=True):
         theirs = dict(other.named_parameters())
         if {name: each.shape for name, each in theirs.items()} != {n: p.shape for n, p in parameters.items()}:
             raise ConfigError(f"{path} has other weights than {folders[0]}: there is no mean of two architectures")
