@@ -18,6 +18,7 @@ from vlm_local.lab.station.run import JobPlan, run_job
 from vlm_local.lab.station.way import Link
 from vlm_local.relay import HEADER, Relay
 from vlm_local.server.records import StepRecord
+from vlm_local.server.service import ServerSettings
 
 ACT = "/act?details=1"
 
@@ -226,3 +227,25 @@ def test_the_store_has_an_end():
         assert server.post(ACT, build_body(), {HEADER: "0-1"})[0] == 200  # forgotten
         assert server.post(ACT, build_body(), {HEADER: "45-1"})[0] == 200  # still there
         assert _count_steps(server) == 71
+
+
+def test_requests_that_were_sent_again_hold_no_thread_that_a_stop_or_a_robot_needs():
+    refused = []
+
+    def send():
+        status, _, answer = server.post(ACT, build_body(), {HEADER: "a1-1"})
+        if status == 503:
+            refused.append(answer)
+
+    with serve(settings=ServerSettings(max_robots=2)) as server:
+        server.engine.gate.clear()
+        sent = [threading.Thread(target=send, daemon=True) for _ in range(20)]
+        for thread in sent:
+            thread.start()
+        until(lambda: len(server.engine.requests) == 1 and len(refused) == 17, 20)
+        assert b"sent again" in refused[0]
+        assert server.post("/hold")[0] == 200
+        server.engine.gate.set()
+        for thread in sent:
+            thread.join(60)
+        assert server.post("/s/second/act", build_body())[0] == 200

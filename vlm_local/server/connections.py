@@ -1,7 +1,7 @@
 """Limits on connections and bodies, before a request is worked on.
 
 Threads: waitress's loop calls everything here in its one thread, except `Channel.service`, which runs in a worker
-thread of TwoPoolDispatcher. Nothing in the loop's thread waits.
+thread of PoolDispatcher. Nothing in the loop's thread waits.
 
 A request must arrive within REQUEST_S. Its headers decide whether its body is kept. While a robot is answered, a very
 large body is read at 25 MB/s at most. The bodies and unsent answers of all connections together stay below MAX_HELD.
@@ -45,8 +45,9 @@ if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_IN
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
 _LOOK_EVERY_S = 1.0  # at least, for connections that are too slow
-_SPARE_THREADS = 4  # in each of two pools, for what is refused at once, and /health
-_URGENT = ("/act", "/reset", "/hold", "/release", "/health")
+_SPARE_THREADS = 4  # in each pool, for what is refused at once
+_OF_ROBOTS = ("/act", "/reset")
+_AT_ONCE = ("/hold", "/release", "/health")  # neither the model nor a robot's place is needed for these
 _GIVE_UP_READING = 2**30  # bytes of a refused body; the connection is closed instead
 _CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
 _CHUNKED_UNCHECKED = 2**16  # bytes of a chunked body before its chunks are judged
@@ -193,9 +194,9 @@ class Channel(HTTPChannel):
         return True, time.monotonic() - self._opened
 
     @property
-    def is_urgent(self) -> bool:
-        """Whether the request to be answered is a robot's, or asks how the server is."""
-        return self.find_address(self.requests[0]).route in _URGENT
+    def route(self) -> str:
+        """Of the request to be answered."""
+        return self.find_address(self.requests[0]).route
 
     @property
     def num_held(self) -> int:
@@ -235,7 +236,7 @@ class Channel(HTTPChannel):
 
     def service(self):
         self._has_asked = True
-        self.serves_robot = self.is_urgent
+        self.serves_robot = self.route in _OF_ROBOTS + _AT_ONCE
         try:
             super().service()
         finally:
@@ -269,20 +270,25 @@ class Channel(HTTPChannel):
         return request.content_length <= longest_body(address.route)
 
 
-class TwoPoolDispatcher:
-    """Two of waitress's thread pools: pages and questions, however many and slow, hold no thread that a robot needs."""
+class PoolDispatcher:
+    """Three of waitress's thread pools. However many they are and however long they take, pages and questions hold no
+    thread that a robot needs, and robots' requests none that a person needs to stop a robot.
+    """
 
     def __init__(self, num_robots: int, num_others: int):
-        self._robots, self._others = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
-        self._robots.set_thread_count(num_robots + _SPARE_THREADS)
-        self._others.set_thread_count(num_others + _SPARE_THREADS)
+        at_once, robots, self._others = self._pools = [ThreadedTaskDispatcher() for _ in range(3)]
+        self._pool_of: dict[str, ThreadedTaskDispatcher] = dict.fromkeys(_AT_ONCE, at_once) | dict.fromkeys(
+            _OF_ROBOTS, robots
+        )
+        for pool, num_threads in zip(self._pools, (0, num_robots, num_others), strict=True):
+            pool.set_thread_count(num_threads + _SPARE_THREADS)
 
     def add_task(self, channel: Channel) -> None:
-        (self._robots if channel.is_urgent else self._others).add_task(channel)
+        self._pool_of.get(channel.route, self._others).add_task(channel)
 
     def shutdown(self, cancel_pending: bool = True, timeout: int = 5) -> None:
-        for threads in (self._robots, self._others):
-            threads.shutdown(cancel_pending, timeout)
+        for pool in self._pools:
+            pool.shutdown(cancel_pending, timeout)
 
 
 def run_loop(server, sockets: dict) -> None:

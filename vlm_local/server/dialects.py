@@ -19,7 +19,7 @@ from vlm_local.server.episodes import Step
 from vlm_local.server.frames import Spelling, find_spelling, list_names, pack, read_array, read_picture, unpack
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.service import Service
-from vlm_local.wire import MAX_INSTRUCTION, Message, check_state, check_text
+from vlm_local.wire import MAX_INSTRUCTION, Message, Reserve, check_state, check_text
 
 logger = logging.getLogger(__name__)
 
@@ -85,9 +85,10 @@ class Client:
         """One decision, for so many steps. Raises RequestError and EngineError."""
         request_id = os.urandom(6).hex()
         try:
-            with self._service.enter(), self._service.robots.admit(self.robot) as robot:
-                with self._service.reading(self._frame_bytes):
-                    message = _build_message(image, instruction, state)
+            service = self._service
+            with service.enter(), service.robots.admit(self.robot) as robot, service.unpacking() as reserve:
+                with service.reading(self._frame_bytes):
+                    message = _build_message(image, instruction, state, reserve)
                 decoded = perf_counter()
                 with robot.turn:
                     waits = {"decode": 1e3 * (decoded - self.began), "wait": 1e3 * (perf_counter() - decoded)}
@@ -107,9 +108,9 @@ class Client:
         return record
 
 
-def _build_message(image: Any, instruction: Any, state: Any) -> Message:
+def _build_message(image: Any, instruction: Any, state: Any, reserve: Reserve) -> Message:
     text = None if instruction is None else check_text(instruction, "instruction", MAX_INSTRUCTION)
-    return Message(read_picture(image, "image"), text, _read_state(state), "list")
+    return Message(read_picture(image, "image", reserve), text, _read_state(state), "list")
 
 
 def _read_state(state: Any) -> np.ndarray | None:
