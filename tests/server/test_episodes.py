@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -168,3 +170,17 @@ def test_who_never_acted_or_is_long_gone_makes_room_and_numbers_are_not_given_tw
     with robots.admit("left") as left:
         step = left.act(_message())
         assert (step.episode, step.step, step.started_by) == (1, 0, "first request")
+
+
+def test_names_that_never_acted_leave_nothing_behind(clock):
+    robots = Robots(lambda name: Robot(name, SpyPolicy(), EpisodeSettings(), clock), max_robots=2, clock=clock)
+    tracemalloc.start()
+    try:
+        for count in range(5000):
+            if count == 1000:
+                before = tracemalloc.get_traced_memory()[0]
+            with robots.admit(f"made-up-{count}") as robot:
+                robot.reset()
+        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+    finally:
+        tracemalloc.stop()

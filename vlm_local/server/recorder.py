@@ -84,8 +84,8 @@ class Recorder:
         # Restarted servers count from 0 again, so the folder's number may differ from the server's.
         known = dict(self._describe())
         if known != self._meta:
-            self._meta = known
             self._writer.write_meta(known)
+            self._meta = known
         meta = {**known, "server_episode": record.episode, "seed": record.seed, "started_by": record.started_by}
         folder = self._writer.start_episode(record.robot, {**meta, "started": record.time})
         self._sizes[folder] = 0
