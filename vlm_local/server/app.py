@@ -106,6 +106,8 @@ def _guard(app: Flask, service: Service) -> None:
             logger.exception("request %s failed", g.id)
         g.reason = reason
         response = send_json({"error": reason, "request_id": g.id}, status)
+        if status == 503 and service.state in ("loading", "stopping", "closed"):
+            response.headers["Retry-After"] = "1"  # relay.py holds such a request until the next start
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(error.valid_methods)
         return response
