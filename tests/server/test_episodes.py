@@ -133,6 +133,24 @@ def test_a_fault_uses_its_step_up_and_a_refusal_does_not(robot, policy):
     assert _play(robot, _message()) == [(0, 1, "first request")]
 
 
+def test_an_episode_that_the_policy_could_not_begin_is_begun_by_the_next_request(clock):
+    policy = SpyPolicy()
+    robot = Robot("arm", policy, EpisodeSettings(), clock)
+    robot.act(_message())
+    begin, policy.reset = policy.reset, _fail
+    for refused in (lambda: robot.act(_message("another")), robot.reset):
+        with pytest.raises(EngineError):
+            refused()
+    policy.reset = begin
+    step = robot.act(_message("another"))
+    assert (step.episode, step.step, step.started_by) == (1, 0, "instruction")
+    assert policy.seeds[1:] == [step.seed]
+
+
+def _fail(seed):
+    raise EngineError("the server is gone")
+
+
 def test_robots_are_made_once_by_name_and_forgotten_where_nothing_came_of_it(clock):
     robots = Robots(lambda name: Robot(name, SpyPolicy(), EpisodeSettings(), clock), max_robots=1)
     with robots.admit("a") as first, robots.admit("a") as second:

@@ -209,14 +209,13 @@ class Robot:
         return None
 
     def _start(self, reason: str, seed: int | None) -> None:
-        if self._step > 0 or self.is_new:  # an episode without a step keeps its number
-            self._episode += 1
-        self._step = 0
+        keeps_number = self._step == 0 and not self.is_new  # as an episode without a step does
+        episode = self._episode if keeps_number else self._episode + 1
+        seed = derive_seed(self._settings.seed, self.name, episode) if seed is None else seed
+        self._policy.reset(seed)  # where it fails nothing has begun, and the next request finds the same reason
+        self._episode, self._step, self._seed, self._started_by = episode, 0, seed, reason
         self._position = self._aim = None
-        self._started_by = reason
         self._frame.begin(was_reset=reason == "reset")
-        self._seed = derive_seed(self._settings.seed, self.name, self._episode) if seed is None else seed
-        self._policy.reset(self._seed)
 
 
 class Robots:

@@ -22,6 +22,7 @@ from vlm_local.processes import trim_heaps
 from vlm_local.server.connections import MAX_CONNECTIONS, Channel, PoolDispatcher, run_loop
 from vlm_local.server.live import MAX_VIEWERS
 from vlm_local.server.observers import ObservedApp
+from vlm_local.server.recorder import explain_refusal
 from vlm_local.server.routes import MAX_QUESTIONS
 from vlm_local.server.service import Policies, ServerSettings, Service
 from vlm_local.server.state import find_previous
@@ -225,6 +226,5 @@ def _make_run(parent: Path, metadata: Mapping[str, Any]) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            reason = f"cannot record into {parent} ({error}); choose another --record DIR, or off"
-            raise ConfigError(reason) from None
+            raise explain_refusal(parent, error) from None
     raise AssertionError("the count never ends")
