@@ -126,6 +126,26 @@ def test_a_very_large_body_is_read_while_a_robot_waits_for_its_answer():
         assert server.post("/s/stranger/act", build_body(image=image, instruction=None))[0] == 400
 
 
+def test_large_bodies_take_turns_and_a_stop_goes_before_them(limit):
+    body, answers = build_body(image=np.zeros((900, 900, 3), np.uint8)), []
+    with serve() as server, socket.create_connection(("127.0.0.1", server.port), 60) as slow:
+        limit("_LARGE_AT_ONCE", 0)
+        senders = [
+            threading.Thread(target=lambda name=name: answers.append(server.post(f"/s/{name}/act", body)[0]))
+            for name in ("a", "b", "c")
+        ]
+        for sender in senders:
+            sender.start()
+        slow.sendall(LONG)
+        senders[0].join(0.5)
+        assert server.post("/hold")[0] == 200 and server.act()["fault"]
+        assert answers == []
+        limit("_LARGE_AT_ONCE", 1)
+        for sender in senders:
+            sender.join(60)
+        assert answers == [200, 200, 200]
+
+
 def test_a_body_of_tiny_chunks_is_refused(server):
     head = b"POST /act HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     for chunks in (b"1\r\nx\r\n" * 100_000, b"1;" + b"a" * 300_000, b"0\r\n" + b"a" * 300_000):

@@ -3,9 +3,10 @@
 Threads: waitress's loop calls everything here in its one thread, except `Channel.service`, which runs in a worker
 thread of PoolDispatcher. Nothing in the loop's thread waits.
 
-A request must arrive within REQUEST_S. Its headers decide whether its body is kept. While a robot is answered, a very
-large body is read at 25 MB/s at most. The bodies and unsent answers of all connections together stay below MAX_HELD.
-Where no connection is free, a new one takes the place of the one that has kept the server waiting longest.
+A request must arrive within REQUEST_S. Its headers decide whether its body is kept. Large bodies take turns, and while
+a robot is answered a very large one is read at 25 MB/s at most. The bodies and unsent answers of all connections
+together stay below MAX_HELD. Where no connection is free, a new one takes the place of the one that has kept the server
+waiting longest.
 """
 
 # The stubs of waitress leave out attributes that it has, and type some of them too narrowly to be replaced.
@@ -31,7 +32,7 @@ from waitress.wasyncore import poll2
 from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
 from vlm_local.server.access import ADDRESS, CONNECTION, FULL_PATH, Address, longest_body, parse_address
-from vlm_local.server.service import ServerSettings
+from vlm_local.server.service import LARGE_BODY, ServerSettings
 from vlm_local.wire import MAX_BODY
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is 
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
+_LARGE_AT_ONCE = 4  # bodies above LARGE_BODY that are read between two looks at all connections
 _LOOK_EVERY_S = 1.0  # at least, for connections that are too slow
 _SPARE_THREADS = 4  # in each pool, for what is refused at once
 _OF_ROBOTS = ("/act", "/reset")
@@ -165,7 +167,8 @@ class Channel(HTTPChannel):
         self._opened = time.monotonic()
         self._nothing_unsent = time.time()  # when that was seen last
         self._has_asked = False
-        self._last_read = 0.0  # monotonic seconds
+        self._last_read = self.last_turn = 0.0  # monotonic seconds
+        self.has_turn = False  # to read on in a large body; given by run_loop
         self.serves_robot = False  # or says how the server is
         self.parser_class = partial(Parser, is_wanted=self._is_wanted)
         super().__init__(server, *args, **kwargs)
@@ -206,8 +209,9 @@ class Channel(HTTPChannel):
 
     @property
     def has_large_body(self) -> bool:
-        """Whether a body above MAX_LISTED is on its way."""
-        return self.request is not None and self.request.content_length > MAX_LISTED
+        """Whether a body above LARGE_BODY is on its way."""
+        request = self.request
+        return request is not None and max(request.content_length, request.body_bytes_received) > LARGE_BODY
 
     def readable(self):
         """Asked before every wait for sockets, once a second at least."""
@@ -225,7 +229,11 @@ class Channel(HTTPChannel):
 
     def _gives_way(self) -> bool:
         """Whether a large body waits: its sender and its reader would take the processors that the model needs."""
-        if not self.has_large_body or time.monotonic() - self._last_read >= PACE_S:
+        if self.request is None or not self.has_large_body:
+            return False
+        if not self.has_turn:
+            return True
+        if self.request.content_length <= MAX_LISTED or time.monotonic() - self._last_read >= PACE_S:
             return False
         return any(channel.serves_robot for channel in list(self.server.active_channels.values()))
 
@@ -292,10 +300,19 @@ class PoolDispatcher:
 
 
 def run_loop(server, sockets: dict) -> None:
-    """Waitress's loop over the listener and all connections, which also wakes for the next read of a large body."""
+    """Waitress's loop over the listener and all connections, which also wakes for the next read of a large body.
+
+    After each read this thread waits for the interpreter's lock, which a parser holds for 0.1 s at a time. So large
+    bodies take turns: a stop that comes beside 60 of them would else wait for 60 reads.
+    """
     while sockets:
-        is_paced = any(channel.has_large_body for channel in list(server.active_channels.values()))
-        poll2(PACE_S if is_paced else _LOOK_EVERY_S, sockets)
+        large = [channel for channel in list(server.active_channels.values()) if channel.has_large_body]
+        large.sort(key=lambda channel: channel.last_turn)
+        for place, channel in enumerate(large):
+            channel.has_turn = place < _LARGE_AT_ONCE
+            if channel.has_turn:
+                channel.last_turn = time.monotonic()
+        poll2(PACE_S if large else _LOOK_EVERY_S, sockets)
 
 
 def _make_room(channels: list[Channel]) -> None:
