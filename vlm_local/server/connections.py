@@ -17,21 +17,18 @@ import logging
 import resource
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from io import BytesIO
 
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
-from waitress.utilities import BadRequest, RequestEntityTooLarge
 from waitress.wasyncore import poll2
 
 from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
 from vlm_local.server.access import ADDRESS, CONNECTION, FULL_PATH, Address, longest_body, parse_address
+from vlm_local.server.parser import Parser
 from vlm_local.server.service import LARGE_BODY, ServerSettings
 from vlm_local.wire import MAX_BODY
 
@@ -50,81 +47,6 @@ _LOOK_EVERY_S = 1.0  # at least, for connections that are too slow
 _SPARE_THREADS = 4  # in each pool, for what is refused at once
 _OF_ROBOTS = ("/act", "/reset")
 _AT_ONCE = ("/hold", "/release", "/health")  # neither the model nor a robot's place is needed for these
-_GIVE_UP_READING = 2**30  # bytes of a refused body; the connection is closed instead
-_CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
-_CHUNKED_UNCHECKED = 2**16  # bytes of a chunked body before its chunks are judged
-_CHUNKED_PAYLOAD = 0.9  # of the bytes sent, the least share that must be payload rather than chunk headers
-
-
-class Parser(HTTPRequestParser):
-    """An HTTP request on its way in. A body that is not wanted is read to its end, but not kept.
-
-    It is read because a client hears why it was refused only after it has sent everything.
-    """
-
-    def __init__(self, adj, is_wanted: Callable[["Parser"], bool] = lambda parser: True):
-        """is_wanted: asked once, when the headers are read."""
-        super().__init__(adj)
-        self.began = time.monotonic()
-        self.address: Address | None = None  # once it was asked for
-        self._is_wanted = is_wanted
-        self._is_judged = False
-        self._is_kept = True
-
-    @property
-    def num_held(self) -> int:
-        """Bytes of the body that are kept."""
-        return self.body_bytes_received if self._is_kept else 0
-
-    def received(self, data):
-        consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv is not None else data)
-        if isinstance(self.error, RequestEntityTooLarge):
-            self._read_on()
-        elif self.headers_finished and self.error is None and not self.empty:
-            if not self._is_judged:
-                self._is_judged = True
-                if not self._is_wanted(self):
-                    self._drop_body()
-            self._check_chunks()
-        return consumed
-
-    def _read_on(self) -> None:
-        if self.expect_continue:
-            self.expect_continue = False  # it has sent nothing yet, and shall not
-            return
-        body = self.body_rcv
-        self._drop_body()
-        given_up = max(self.content_length, self.body_bytes_received) > _GIVE_UP_READING
-        self.completed = given_up or body is None or bool(body.completed or body.error)
-
-    def _drop_body(self) -> None:
-        if self.body_rcv is not None and self._is_kept:
-            self._is_kept = False
-            self.body_rcv.buf.close()
-            self.body_rcv.buf = _DiscardingBuffer()
-
-    def _check_chunks(self) -> None:
-        """A body in chunks of a few bytes, or with long lines between them, costs much time and memory."""
-        num_read = self.body_bytes_received
-        if self.chunked and num_read > _CHUNKED_UNCHECKED and len(self.body_rcv) < _CHUNKED_PAYLOAD * num_read:
-            self.error = BadRequest("the chunks of the body are too small; send Content-Length, or larger chunks")
-            self.completed = True
-
-
-class _DiscardingBuffer:
-    """A buffer that counts, but keeps nothing."""
-
-    num_bytes = 0
-    getfile = BytesIO
-
-    def append(self, data):
-        self.num_bytes += len(data)
-
-    def close(self):
-        pass
-
-    def __len__(self):
-        return self.num_bytes
 
 
 class _ErrorTask(ErrorTask):
