@@ -27,6 +27,7 @@ from waitress.wasyncore import poll2
 
 from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
+from vlm_local.plain import hide_token
 from vlm_local.server.access import ADDRESS, CONNECTION, FULL_PATH, Address, longest_body, parse_address
 from vlm_local.server.parser import Parser
 from vlm_local.server.service import LARGE_BODY, ServerSettings
@@ -72,7 +73,7 @@ class _Task(WSGITask):
     def get_environment(self):
         environ = super().get_environment()
         address = self.channel.find_address(self.request)
-        environ |= {CONNECTION: self.channel, ADDRESS: address, FULL_PATH: environ["PATH_INFO"]}
+        environ |= {CONNECTION: self.channel, ADDRESS: address, FULL_PATH: self.request.full_path}
         environ["PATH_INFO"] = address.route  # what is routed and logged
         return environ
 
@@ -184,9 +185,11 @@ class Channel(HTTPChannel):
         self.handle_close()
 
     def find_address(self, request: Parser) -> Address:
-        """What the path means, looked at once; what is not HTTP has none."""
+        """What the path means, looked at once."""
         if request.address is None:
-            request.address = parse_address("/" + getattr(request, "path", "").lstrip("/"), self._settings.prefix)
+            request.full_path = "/" + request.path.lstrip("/")
+            request.address = parse_address(request.full_path, self._settings.prefix)
+            request.path = hide_token(request.address.route)  # waitress logs it where a client has hung up
         return request.address
 
     def _is_wanted(self, request: Parser) -> bool:

@@ -22,7 +22,10 @@ class Parser(HTTPRequestParser):
     """An HTTP request on its way in. A body that is not wanted is read to its end, but not kept.
 
     It is read because a client hears why it was refused only after it has sent everything.
+    path: as waitress sets it, "" for what is not HTTP; once `address` is known, what may stand in a log.
     """
+
+    path = full_path = ""
 
     def __init__(self, adj, is_wanted: Callable[["Parser"], bool] = lambda parser: True):
         """is_wanted: asked once, when the headers are read."""
