@@ -1,11 +1,9 @@
 """Websocket clients in the bytes they send: OpenPI's, vla-eval's, RoboArena's, and those of nobody."""
 
+import errno
 import io
-import os
 import random
-import resource
 import socket
-import time
 from contextlib import ExitStack, contextmanager, suppress
 
 import msgpack
@@ -378,19 +376,29 @@ def test_who_is_not_waited_for_is_not_hung_up_on(monkeypatch):
         assert msgpack.unpackb(client.recv())["phrases"] == [PHRASE]
 
 
+class _ShortOfFiles:
+    """A listener for whose first connection no file is left."""
+
+    def __init__(self, listener):
+        self._listener, self._errors = listener, [OSError(errno.EMFILE, "no file is left")]
+
+    def accept(self):
+        if self._errors:
+            raise self._errors.pop()
+        return self._listener.accept()
+
+    def __getattr__(self, name):
+        return getattr(self._listener, name)
+
+
 def test_no_file_left_for_a_connection_is_not_the_end_of_the_door():
-    with open_door() as (_, url):
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        client = socket.socket()  # before no file is left
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) - 1, hard))
+    with serve() as served:
+        door = WebsocketDoor(served.service, _ShortOfFiles(bind("127.0.0.1", 0)), 1)
         try:
-            client.connect(("127.0.0.1", _port_of(url)))
-            time.sleep(0.3)
+            with connect(f"ws://127.0.0.1:{door.port}") as client:
+                assert msgpack.unpackb(client.recv())
         finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        client.close()
-        with connect(url) as robot:
-            assert msgpack.unpackb(robot.recv())
+            door.close()
 
 
 def test_the_end_of_the_server_ends_its_connections():
