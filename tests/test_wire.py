@@ -195,6 +195,8 @@ def test_a_large_picture_fits_as_one_text():
         (b"[[1,2,3]]," * (MAX_LISTED // 10), 413, "the picture must be one text"),
         (b'"' + b"\\u0041" * (MAX_LISTED // 6) + b'",', 413, "the picture must be one text"),
         (b"[]," * 1_000_000, 400, "more lists than"),
+        (b"{}," * 1_000_000, 400, "more objects and fields than"),
+        (b'{"a":0,"b":0,"c":0},' * 10_000, 400, "more objects and fields than"),
     ],
 )
 def test_a_body_that_would_take_long_to_parse_is_refused_unread(bulk, status, sentence):

@@ -12,6 +12,7 @@ MAX_PARTS = 16_384  # a 4096x4096 PNG in chunks of 8 kB has 6,000
 
 _SMALL_BODY = 2**17  # parsed in a few milliseconds whatever it holds
 _PIXEL_BYTES = len("[0,0,0],")
+_MANY_FIELDS = 10_000  # colons may also stand in its texts, a few thousand at most
 _MANY = 1000  # commas and escapes in a body whose bulk is one text
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # JPEG markers that no length follows
 _START_OF_SCAN = 0xDA
@@ -23,6 +24,8 @@ def check_json(body: bytes) -> None:
         check_one_text(body, len(body))
     elif len(body) > _SMALL_BODY and body.count(b"[") * _PIXEL_BYTES > len(body) + _SMALL_BODY:
         raise RequestError("image: the body has more lists than a nested list of pixels of its length")
+    elif len(body) > _SMALL_BODY and max(body.count(b"{"), body.count(b":")) > _MANY_FIELDS:
+        raise RequestError("the body has more objects and fields than a request")
 
 
 def check_one_text(part: bytes, num_bytes: int) -> None:

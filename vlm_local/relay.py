@@ -4,7 +4,8 @@
 
 The station asks port 8000, the relay asks the tunnelled port 8001. AutoEval's client has no time-out and ends its job
 on a broken connection, so a request is held while the tunnel is down, 30 s at most, and sent again when it is back.
-Each carries a header with a name for the station's connection and the number of the request in it. The policy server
+The same goes for a policy server that is started again: it says 503 with Retry-After, or nothing at all. Each request
+carries a header with a name for the station's connection and the number of the request in it. The policy server
 (vlm-local) answers a number that it has answered before from its store, so that nothing is done twice. Do not use it
 before another policy server: a request whose answer was lost would be carried out again.
 """
@@ -28,6 +29,7 @@ HOLD_S = 30.0
 MAX_CONNECTIONS = 64
 FIRST_S = 10.0  # from a connection's begin to its first whole request; afterwards a station may rest for hours
 MAX_BODY = 2**27  # bytes; the server has a limit of its own
+LARGE_BODY, MAX_LARGE = 2**22, 2  # bytes; so many bodies above it are held at a time, so all take 512 MB at most
 
 _HELD = {"POST": ("/act", "/reset", "/answer"), "GET": ("/health", "/metadata")}  # nothing else is passed on
 _PROBE_EVERY_S, _PROBE_S = 5.0, 2.0  # while an answer is awaited it is asked whether the tunnel lives
@@ -56,20 +58,24 @@ class Upstream:
         headers = {**headers, HEADER: f"{self._name}-{self._number}", "Content-Length": str(len(body))}
         self._alive, is_down = time.monotonic(), False  # when the tunnel was known to work
         while True:
+            answer = None
             try:
-                answer = self._exchange(method, path, body, headers)
+                *answer, comes_again = self._exchange(method, path, body, headers)
+                reason = "the policy server is not ready" if comes_again else ""
             except (OSError, http.client.HTTPException) as error:
                 self.close()
-                if not is_down:
-                    _tell(f"{path} is held, the tunnel is down: {str(error) or type(error).__name__}")
-                is_down = True
-                if time.monotonic() - self._alive > self._hold_s:
-                    raise LinkDown from None
-                time.sleep(_RETRY_S)
-            else:
+                reason = f"the tunnel is down: {str(error) or type(error).__name__}"
+            held_s = time.monotonic() - self._alive
+            if answer is not None and (not reason or held_s > self._hold_s):
                 if is_down:
-                    _tell(f"{path} is answered after {time.monotonic() - self._alive:.1f} s")
+                    _tell(f"{path} is answered after {held_s:.1f} s")
                 return answer
+            if held_s > self._hold_s:
+                raise LinkDown
+            if not is_down:
+                _tell(f"{path} is held, {reason}")
+            is_down = True
+            time.sleep(_RETRY_S)
 
     def close(self):
         if self._connection is not None:
@@ -82,7 +88,8 @@ class Upstream:
         self._connection.request(method, path, body, headers)
         self._wait(self._connection.sock)
         response = self._connection.getresponse()
-        return response.status, response.headers.get("Content-Type", "application/json"), response.read()
+        comes_again = response.status == 503 and "Retry-After" in response.headers
+        return response.status, response.headers.get("Content-Type", "application/json"), response.read(), comes_again
 
     def _wait(self, connection):
         """Until an answer begins. A model may take its time; a tunnel may not. Raises OSError to send it again."""
@@ -110,8 +117,8 @@ class Upstream:
 class Relay(ThreadingHTTPServer):
     """Listens from the start; `serve_forever` answers.
 
-    Where all places are taken, a new connection gets that of one that rests: first of those that have never asked
-    anything, then the one that has rested longest. A station whose connection was closed opens another.
+    Where all places are taken, a new connection gets that of one whose next request is not here: one of those that have
+    never asked anything, or else the one that has rested longest. A station whose connection was closed opens another.
     """
 
     daemon_threads = True
@@ -121,7 +128,8 @@ class Relay(ThreadingHTTPServer):
         """upstream: (host, port) of the tunnelled port. Raises OSError where `listen` cannot be had."""
         self._places = threading.BoundedSemaphore(MAX_CONNECTIONS)
         self.handlers = set()  # one for each connection
-        super().__init__(listen, partial(_Handler, self.handlers, upstream, hold_s))
+        large_bodies = threading.BoundedSemaphore(MAX_LARGE)
+        super().__init__(listen, partial(_Handler, self.handlers, large_bodies, upstream, hold_s))
 
     def process_request(self, request, client_address):
         if self._places.acquire(blocking=False) or (self._make_room() and self._places.acquire(timeout=_ROOM_S)):
@@ -164,9 +172,13 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def __init__(self, handlers, upstream, hold_s, *args):
-        """handlers: to be in while the connection lasts. upstream, hold_s: as Relay takes them."""
-        self._handlers, self._hold_s, self._upstream = handlers, hold_s, Upstream(upstream, hold_s)
+    def __init__(self, handlers, large_bodies, upstream, hold_s, *args):
+        """handlers: to be in while the connection lasts. large_bodies: a place is held while one is here.
+
+        upstream, hold_s: as Relay takes them.
+        """
+        self._handlers, self._large_bodies = handlers, large_bodies
+        self._hold_s, self._upstream = hold_s, Upstream(upstream, hold_s)
         super().__init__(*args)
 
     def setup(self):
@@ -186,23 +198,23 @@ class _Handler(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def is_resting(self):
-        """Whether no request is here or on its way."""
+        """Whether no whole request is here and nothing of one has just come."""
         try:
-            return self._is_idle and not select.select([self.connection], [], [], 0)[0]
+            return not self._is_whole and not select.select([self.connection], [], [], 0)[0]
         except (OSError, ValueError):  # it has just been closed
             return False
 
     def _rest(self):
         self.since = time.monotonic()
         self.due = float("inf") if self.has_asked else self.since + FIRST_S
-        self._is_idle = True
+        self._is_whole = False
 
     def handle_one_request(self):
         super().handle_one_request()
         self._rest()
 
     def parse_request(self):
-        self._is_idle, self.due = False, min(self.due, time.monotonic() + _TRANSFER_S)
+        self.due = min(self.due, time.monotonic() + _TRANSFER_S)
         return super().parse_request()
 
     def do_GET(self):
@@ -212,19 +224,32 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _pass_on(self):
         length = self.headers.get("Content-Length", "0")
-        if not length.isdigit() or int(length) > MAX_BODY or "Transfer-Encoding" in self.headers:
+        is_number = length.isascii() and length.isdigit() and len(length) < 10
+        if not is_number or int(length) > MAX_BODY or "Transfer-Encoding" in self.headers:
             self.close_connection = True
             self._refuse(413, f"the relay takes bodies with a Content-Length of at most {MAX_BODY}")
-            return
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
+        elif int(length) <= LARGE_BODY:
+            self._read_and_ask(int(length))
+        elif self._large_bodies.acquire(blocking=False):
+            try:
+                self._read_and_ask(int(length))
+            finally:
+                self._large_bodies.release()
+        else:
+            self.close_connection = True
+            self._refuse(503, f"{MAX_LARGE} bodies above {LARGE_BODY} bytes are here already; send a smaller picture")
+
+    def _read_and_ask(self, length):
+        body = self.rfile.read(length)
+        if len(body) < length:
             self.close_connection = True
             return
-        if not urlsplit(self.path).path.endswith(_HELD[self.command]):
+        is_path = self.path.isascii() and self.path.isprintable()
+        if not is_path or not urlsplit(self.path).path.endswith(_HELD[self.command]):
             self._refuse(404, f"the relay passes on {self.command} {', '.join(_HELD[self.command])} only")
             return
         headers = {name: value for name, value in self.headers.items() if name.lower() not in _OF_ONE_LINK}
-        self.has_asked, self.due = True, float("inf")
+        self._is_whole, self.has_asked, self.due = True, True, float("inf")
         try:
             status, kind, answer = self._upstream.ask(self.command, self.path, body, headers)
         except LinkDown:

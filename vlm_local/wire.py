@@ -8,7 +8,7 @@ other dtypes, bytes that do not fill the shape, shapes without an end.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
@@ -34,6 +34,14 @@ _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|f
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g);base64,", re.IGNORECASE)
 _IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
 
+# Told how many bytes a picture file will take before it is unpacked, as a small file may hold a large picture. Raises
+# RequestError where there is no room.
+Reserve = Callable[[int], None]
+
+
+def take_any(num_bytes: int) -> None:
+    """The Reserve of who has room for every picture."""
+
 
 @dataclass(frozen=True, eq=False)
 class Message:
@@ -50,7 +58,7 @@ class Message:
     form: str
 
 
-def decode_act(body: bytes) -> Message:
+def decode_act(body: bytes, reserve: Reserve = take_any) -> Message:
     """The body of /act -> Message. Raises RequestError with a sentence for everything else."""
     fields, form = load_request(body)
     for name in ("image", "instruction"):
@@ -59,7 +67,7 @@ def decode_act(body: bytes) -> Message:
     image, instruction, state = fields["image"], fields["instruction"], fields.get("proprio")
     if form == "list" and any(isinstance(value, dict) and "__numpy__" in value for value in (image, state)):
         form = "json_numpy"
-    return Message(decode_image(image), _decode_instruction(instruction), _decode_state(state), form)
+    return Message(decode_image(image, reserve), _decode_instruction(instruction), _decode_state(state), form)
 
 
 def is_submission_test(message: Message) -> bool:
@@ -203,7 +211,7 @@ def check_state(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def decode_image(value: Any) -> np.ndarray:
+def decode_image(value: Any, reserve: Reserve = take_any) -> np.ndarray:
     """An image in any of the forms clients send -> uint8 (H, W, 3) RGB. Raises RequestError."""
     if isinstance(value, dict):
         image = _decode_array(value, "image")
@@ -212,7 +220,7 @@ def decode_image(value: Any) -> np.ndarray:
         check_image_shape(image.shape)
         return image
     if isinstance(value, str):
-        return _decode_image_file(value)
+        return _decode_image_file(value, reserve)
     if isinstance(value, list):
         return _decode_nested(value)
     raise RequestError(f"image: expected a json_numpy array, a nested list or a base64 PNG or JPEG, got {_show(value)}")
@@ -269,16 +277,16 @@ def _decode_nested(rows: list) -> np.ndarray:
     return np.frombuffer(data, np.uint8).reshape(len(rows), width, 3)
 
 
-def _decode_image_file(text: str) -> np.ndarray:
+def _decode_image_file(text: str, reserve: Reserve) -> np.ndarray:
     """Base64 of a PNG or JPEG file, bare or as a data URL. Its size is checked before it is unpacked."""
     prefix = _DATA_URL.match(text)
     if prefix is None and text[:5].lower() == "data:":
         raise RequestError(f"image: a data URL must start with data:image/png;base64, or jpeg, not {text[:40]!r}")
     plain = text[prefix.end() if prefix else 0 :].encode("ascii", "replace")
-    return decode_picture_file(_decode_base64(plain.translate(None, b" \t\r\n"), "image"))
+    return decode_picture_file(_decode_base64(plain.translate(None, b" \t\r\n"), "image"), reserve)
 
 
-def decode_picture_file(data: bytes) -> np.ndarray:
+def decode_picture_file(data: bytes, reserve: Reserve) -> np.ndarray:
     """The bytes of a PNG or JPEG file -> uint8 (H, W, 3). Raises RequestError."""
     check_picture_file(data)
     try:
@@ -286,7 +294,8 @@ def decode_picture_file(data: bytes) -> np.ndarray:
             check_image_shape((file.height, file.width, 3))
             if file.mode not in _IMAGE_MODES:
                 raise RequestError(f"image: expected 8 bits a channel, got a file of mode {file.mode}")
-            return np.array(file.convert("RGB"))
+            reserve(file.height * file.width * 3)
+            return np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
     except RequestError:
         raise
     except Exception as error:  # Pillow raises a dozen kinds for a broken file

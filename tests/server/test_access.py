@@ -1,8 +1,10 @@
 import json
+import logging
+import socket
 
 import pytest
 
-from tests.serving import build_body, serve
+from tests.serving import build_body, serve, until
 from vlm_local.errors import ConfigError, RequestError
 from vlm_local.server.access import Address, Gate, RateLimit, parse_address, parse_networks
 from vlm_local.server.service import ServerSettings
@@ -117,3 +119,19 @@ def test_a_prefix():
     with serve(settings=ServerSettings(prefix="/robots")) as server:
         for path in ("/robots/act", "/act", "/robots/s/left/act"):
             assert server.post(path, build_body())[0] == 200
+
+
+def test_a_token_is_in_no_line_about_a_client_that_hung_up(caplog):
+    caplog.set_level(logging.INFO)
+    body = build_body()
+    with serve(settings=ServerSettings(gate=Gate("correct-horse"))) as server:
+        server.engine.gate.clear()
+        with socket.create_connection(("127.0.0.1", server.port)) as hasty:
+            head = f"POST /t/correct-horse/s/arm/act HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n"
+            hasty.sendall(head.encode() + body)
+            until(lambda: server.engine.requests)
+            address = hasty.getsockname()
+        until(lambda: address not in [each.addr for each in list(server.http._sockets.values())])
+        server.engine.gate.set()
+        until(lambda: "disconnected while serving /act" in caplog.text)
+    assert "correct-horse" not in caplog.text

@@ -1,5 +1,7 @@
 """Who is slow, many, large or a stranger takes nothing that a robot needs."""
 
+import base64
+import io
 import json
 import socket
 import threading
@@ -8,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import psutil
 import pytest
+from PIL import Image
 
 from tests.server.observing import observe
 from tests.serving import ask, build_body, exchange, read_answer, serve, until
@@ -123,6 +126,26 @@ def test_a_very_large_body_is_read_while_a_robot_waits_for_its_answer():
         assert server.post("/s/stranger/act", build_body(image=image, instruction=None))[0] == 400
 
 
+def test_large_bodies_take_turns_and_a_stop_goes_before_them(limit):
+    body, answers = build_body(image=np.zeros((900, 900, 3), np.uint8)), []
+    with serve() as server, socket.create_connection(("127.0.0.1", server.port), 60) as slow:
+        limit("_LARGE_AT_ONCE", 0)
+        senders = [
+            threading.Thread(target=lambda name=name: answers.append(server.post(f"/s/{name}/act", body)[0]))
+            for name in ("a", "b", "c")
+        ]
+        for sender in senders:
+            sender.start()
+        slow.sendall(LONG)
+        senders[0].join(0.5)
+        assert server.post("/hold")[0] == 200 and server.act()["fault"]
+        assert answers == []
+        limit("_LARGE_AT_ONCE", 1)
+        for sender in senders:
+            sender.join(60)
+        assert answers == [200, 200, 200]
+
+
 def test_a_body_of_tiny_chunks_is_refused(server):
     head = b"POST /act HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     for chunks in (b"1\r\nx\r\n" * 100_000, b"1;" + b"a" * 300_000, b"0\r\n" + b"a" * 300_000):
@@ -190,3 +213,44 @@ def test_pages_that_hang_hold_no_thread_of_a_robot(monkeypatch):
         gate.set()
         for page in pages:
             page.join(60)
+
+
+def _write_png(side) -> str:
+    """A picture of 3 * side**2 bytes in a text of a few kB."""
+    file = io.BytesIO()
+    Image.new("RGB", (side, side)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _ask(server, path, image):
+    body = json.dumps({"image": image, "instruction": "go", "proprio": None}).encode()
+    status, _, answer = server.post(path, body)
+    return status, answer
+
+
+def test_small_files_of_large_pictures_have_a_budget_and_keep_no_other_out(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.service.MAX_UNPACKED", 6_000_000)
+    large = _write_png(1300)
+    with serve() as server, _being_answered(server):
+        first = threading.Thread(target=_ask, args=(server, "/s/first/act", large))
+        first.start()
+        until(lambda: server.service.policies.worker.num_waiting == 1)
+        status, answer = _ask(server, "/s/second/act", large)
+        assert status == 503 and "large pictures" in json.loads(answer)["error"]
+        robot = threading.Thread(target=_ask, args=(server, "/s/third/act", _write_png(256)))
+        robot.start()
+        until(lambda: server.service.policies.worker.num_waiting == 2)
+        server.engine.gate.set()
+        first.join(60)
+        robot.join(60)
+        until(lambda: _ask(server, "/s/second/act", large)[0] == 200)
+
+
+def test_the_newest_pictures_of_robots_have_a_budget_and_the_largest_goes(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.live.MAX_FRAMES", 6_000_000)
+    with observe() as server:
+        for name, side in [("large", 1300), ("small", 64), ("other", 1300)]:
+            assert _ask(server, f"/s/{name}/act", _write_png(side))[0] == 200
+        assert server.observed.close(60)  # all was delivered
+        found = {name: server.get(f"/live/frame/{name}")[0] for name in ("large", "small", "other")}
+        assert found.pop("small") == 200 and sorted(found.values()) == [200, 404]

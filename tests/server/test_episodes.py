@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -131,6 +133,24 @@ def test_a_fault_uses_its_step_up_and_a_refusal_does_not(robot, policy):
     assert _play(robot, _message()) == [(0, 1, "first request")]
 
 
+def test_an_episode_that_the_policy_could_not_begin_is_begun_by_the_next_request(clock):
+    policy = SpyPolicy()
+    robot = Robot("arm", policy, EpisodeSettings(), clock)
+    robot.act(_message())
+    begin, policy.reset = policy.reset, _fail
+    for refused in (lambda: robot.act(_message("another")), robot.reset):
+        with pytest.raises(EngineError):
+            refused()
+    policy.reset = begin
+    step = robot.act(_message("another"))
+    assert (step.episode, step.step, step.started_by) == (1, 0, "instruction")
+    assert policy.seeds[1:] == [step.seed]
+
+
+def _fail(seed):
+    raise EngineError("the server is gone")
+
+
 def test_robots_are_made_once_by_name_and_forgotten_where_nothing_came_of_it(clock):
     robots = Robots(lambda name: Robot(name, SpyPolicy(), EpisodeSettings(), clock), max_robots=1)
     with robots.admit("a") as first, robots.admit("a") as second:
@@ -168,3 +188,17 @@ def test_who_never_acted_or_is_long_gone_makes_room_and_numbers_are_not_given_tw
     with robots.admit("left") as left:
         step = left.act(_message())
         assert (step.episode, step.step, step.started_by) == (1, 0, "first request")
+
+
+def test_names_that_never_acted_leave_nothing_behind(clock):
+    robots = Robots(lambda name: Robot(name, SpyPolicy(), EpisodeSettings(), clock), max_robots=2, clock=clock)
+    tracemalloc.start()
+    try:
+        for count in range(5000):
+            if count == 1000:
+                before = tracemalloc.get_traced_memory()[0]
+            with robots.admit(f"made-up-{count}") as robot:
+                robot.reset()
+        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+    finally:
+        tracemalloc.stop()

@@ -166,21 +166,21 @@ def _find_tops(browser):
 
 
 def test_a_robot_is_stopped_and_let_go_by_its_buttons(browser, server):
-    for name in ("left", "right"):
+    for name in ("constructor", "right"):
         server.act(f"/s/{name}/act?details=1")
     _open_anew(browser, server.url)
     browser.wait("document.querySelectorAll('.card').length === 2")
     tops = _find_tops(browser)
     browser.click(".stop .hold")
     browser.wait("document.querySelectorAll('.card.held').length === 1")
-    assert browser.text("#held-text").startswith("Held: left")
-    for name, is_held in (("left", True), ("right", False)):
+    assert browser.text("#held-text").startswith("Held: constructor")
+    for name, is_held in (("constructor", True), ("right", False)):
         assert bool(server.act(f"/s/{name}/act?details=1")["fault"]) is is_held
     browser.wait("document.querySelector('.badges').innerText.includes('held by a person: Hold on the live page')")
     assert _find_tops(browser) == tops  # whatever is said, no button moves away from under a hand
     browser.click(".stop .release")
     browser.wait("!document.querySelector('.card.held') && document.getElementById('held').hidden")
-    assert server.act("/s/left/act?details=1")["phrase"] == PHRASE
+    assert server.act("/s/constructor/act?details=1")["phrase"] == PHRASE
     assert not browser.read_log()
 
 

@@ -81,8 +81,10 @@ def test_refusals_on_disk_are_the_newest_and_not_more_than_some_megabytes(tmp_pa
 
 
 def test_a_full_disk_loses_steps_that_are_counted_and_recording_goes_on_after_it(tmp_path, caplog):
-    recorder = Recorder(tmp_path, dict)
+    told = {"model": None}
+    recorder = Recorder(tmp_path, lambda: told)
     recorder(_record(0))
+    told = {"model": "tiny" * 20}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))
     try:  # neither a frame nor a new episode's meta.json fits
@@ -98,6 +100,7 @@ def test_a_full_disk_loses_steps_that_are_counted_and_recording_goes_on_after_it
     recorder(_record(1, "other"))
     assert recorder.stats()["error"] is None
     recorder.close()
+    assert json.loads((tmp_path / "meta.json").read_bytes()) == told
     other, robot = _read(tmp_path)
     assert [line["step"] for line in robot.lines] == [0, 6]
     assert [line["step"] for line in other.lines] == [1]

@@ -18,6 +18,7 @@ from vlm_local.lab.station.run import JobPlan, run_job
 from vlm_local.lab.station.way import Link
 from vlm_local.relay import HEADER, Relay
 from vlm_local.server.records import StepRecord
+from vlm_local.server.service import ServerSettings
 
 ACT = "/act?details=1"
 
@@ -196,6 +197,80 @@ def test_where_all_places_are_taken_the_silent_make_room_and_a_station_keeps_its
         assert ask(port, "POST", "/s/second/act", build_body())[0] == 200  # another station gets one
 
 
+def test_requests_that_never_end_keep_no_station_out(monkeypatch):
+    monkeypatch.setattr("vlm_local.relay.MAX_CONNECTIONS", 4)
+    with serve() as server, relay_to(server.port) as port, ExitStack() as stack:
+        for _ in range(8):
+            stranger = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            stranger.sendall(b"POST /act HTTP/1.1\r\nContent-Length: 9\r\n\r\n{")
+        assert ask(port, "POST", "/act", build_body())[0] == 200
+
+
+def test_large_bodies_have_two_places_and_keep_no_station_out(way):
+    _, _, port = way
+    head = b"POST /act HTTP/1.1\r\nContent-Length: 9000000\r\n\r\n"
+    with ExitStack() as stack:
+        large = [stack.enter_context(socket.create_connection(("127.0.0.1", port), 60)) for _ in range(5)]
+        for stranger in large:
+            stranger.sendall(head)
+        refused = [each for each in large if _ends_with_503(each)]
+        assert len(refused) == 3
+        assert ask(port, "POST", "/act", build_body())[0] == 200
+    until(lambda: _is_taken(port, head))  # the places are free again
+
+
+def _ends_with_503(connection):
+    connection.settimeout(1)
+    try:
+        return connection.recv(12) == b"HTTP/1.1 503"
+    except TimeoutError:
+        return False
+
+
+def _is_taken(port, head):
+    with socket.create_connection(("127.0.0.1", port), 60) as connection:
+        connection.sendall(head)
+        return not _ends_with_503(connection)
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"POST /\x7f/act HTTP/1.1\r\nContent-Length: 0", b"404"),
+        (b"POST /\xe4/act HTTP/1.1\r\nContent-Length: 0", b"404"),
+        (b"POST /act HTTP/1.1\r\nContent-Length: \xb2", b"413"),
+        (b"POST /act HTTP/1.1\r\nContent-Length: " + b"0" * 5000, b"413"),
+    ],
+)
+def test_what_cannot_be_passed_on_is_refused_at_once(way, line, status):
+    _, _, port = way
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(line + b"\r\n\r\n")
+        assert connection.recv(12) == b"HTTP/1.1 " + status
+
+
+def test_a_server_that_is_started_again_does_not_end_a_job():
+    with serve() as first, closing(Link(("127.0.0.1", first.port))) as link, relay_to(link.port) as port:
+        with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as station:
+            assert _act(station)["step"] == 0
+            first.service.stopping.set()
+            answers = []
+            asking = threading.Thread(target=lambda: answers.append(_act(station)))
+            asking.start()
+            asking.join(0.5)
+            assert asking.is_alive()
+            first.service.stopping.clear()  # as if another had come
+            asking.join(60)
+        assert answers[0]["step"] == 1
+
+
+def test_a_server_that_stays_away_is_told_in_its_own_words():
+    with serve() as server, relay_to(server.port, hold_s=0.5) as port:
+        server.service.stopping.set()
+        status, _, body = ask(port, "POST", ACT, build_body())
+        assert status == 503 and b"is stopping" in body
+
+
 def test_a_number_stands_for_one_request():
     mark = {HEADER: "a1-7"}
     with serve() as server:
@@ -226,3 +301,25 @@ def test_the_store_has_an_end():
         assert server.post(ACT, build_body(), {HEADER: "0-1"})[0] == 200  # forgotten
         assert server.post(ACT, build_body(), {HEADER: "45-1"})[0] == 200  # still there
         assert _count_steps(server) == 71
+
+
+def test_requests_that_were_sent_again_hold_no_thread_that_a_stop_or_a_robot_needs():
+    refused = []
+
+    def send():
+        status, _, answer = server.post(ACT, build_body(), {HEADER: "a1-1"})
+        if status == 503:
+            refused.append(answer)
+
+    with serve(settings=ServerSettings(max_robots=2)) as server:
+        server.engine.gate.clear()
+        sent = [threading.Thread(target=send, daemon=True) for _ in range(20)]
+        for thread in sent:
+            thread.start()
+        until(lambda: len(server.engine.requests) == 1 and len(refused) == 17, 20)
+        assert b"sent again" in refused[0]
+        assert server.post("/hold")[0] == 200
+        server.engine.gate.set()
+        for thread in sent:
+            thread.join(60)
+        assert server.post("/s/second/act", build_body())[0] == 200

@@ -1,9 +1,10 @@
 """Websocket clients in the bytes they send: OpenPI's, vla-eval's, RoboArena's, and those of nobody."""
 
+import errno
 import io
 import random
 import socket
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import msgpack
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from tests.serving import ACTION, IMAGE, PHRASE, serve
+from tests.serving import ACTION, IMAGE, PHRASE, read_answer, serve, until
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.server.access import Gate
 from vlm_local.server.frames import find_spelling, read_array, read_picture, unpack
@@ -293,6 +294,111 @@ def test_noise_at_the_socket_leaves_the_door_open(door):
         client.recv()
         client.send(openpi_observation())
         assert msgpack.unpackb(client.recv())["phrases"] == [PHRASE]
+
+
+def test_one_robot_too_many_hears_why():
+    with open_door(settings=ServerSettings(max_robots=1)) as (served, url):
+        served.act("/s/other/act?details=1")
+        with connect(url) as client:
+            client.recv()
+            assert "serves 1 robots" in client.recv()
+            with pytest.raises(ConnectionClosed) as closed:
+                client.recv()
+        assert closed.value.rcvd.code == 1011
+
+
+@pytest.mark.parametrize("name", ["Host", "Origin", "Authorization", "Sec-Fetch-Site"])
+def test_a_header_that_comes_twice_is_no_failure_of_the_server(door, name):
+    lines = [f"{name}: localhost", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13"]
+    lines += ["Host: localhost", f"{name}: b", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
+    with socket.create_connection(("127.0.0.1", _port_of(door[1])), 60) as client:
+        client.sendall("\r\n".join(["GET / HTTP/1.1", *lines, "", ""]).encode())
+        assert client.recv(12) in (b"HTTP/1.1 101", b"HTTP/1.1 403")
+
+
+def _port_of(url):
+    return int(url.rsplit(":", 1)[1])
+
+
+@contextmanager
+def _deaf_clients(url, count):
+    """Clients that send rubbish, each piece of which is answered, and read nothing. Gives them once they are stuck."""
+    with ExitStack() as stack:
+        deaf = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for client in deaf:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(("127.0.0.1", _port_of(url)))
+            client.sendall(
+                b"GET /vla-eval HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            assert b"101" in client.recv(64)
+            client.settimeout(2)
+        for client in deaf:
+            with suppress(TimeoutError, ConnectionError):
+                for _ in range(1000):
+                    client.sendall(b"\x82\x81\0\0\0\0x" * 1000)
+        yield deaf
+
+
+def test_who_reads_no_answer_keeps_no_robot_out_and_no_server_up(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 2)
+    with open_door() as (_, url), _deaf_clients(url, 2) as deaf:
+        with connect(url) as client:
+            client.recv()
+            client.send(openpi_observation())
+            assert msgpack.unpackb(client.recv())["phrases"] == [PHRASE]
+        until(lambda: _is_closed(deaf[0]) or _is_closed(deaf[1]))
+
+
+def _is_closed(client):
+    try:
+        client.sendall(b"x")
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+    return False
+
+
+def test_who_is_not_waited_for_is_not_hung_up_on(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 1)
+    with open_door() as (served, url), connect(url) as client:
+        client.recv()
+        client.send(openpi_observation())
+        client.recv()
+        served.engine.gate.clear()
+        client.send(openpi_observation())
+        until(lambda: len(served.engine.requests) == 2)
+        with socket.create_connection(("127.0.0.1", _port_of(url)), 60) as second:
+            assert read_answer(second) == b""
+        served.engine.gate.set()
+        assert msgpack.unpackb(client.recv())["phrases"] == [PHRASE]
+
+
+class _ShortOfFiles:
+    """A listener for whose first connection no file is left."""
+
+    def __init__(self, listener):
+        self._listener, self._errors = listener, [OSError(errno.EMFILE, "no file is left")]
+
+    def accept(self):
+        if self._errors:
+            raise self._errors.pop()
+        return self._listener.accept()
+
+    def __getattr__(self, name):
+        return getattr(self._listener, name)
+
+
+def test_no_file_left_for_a_connection_is_not_the_end_of_the_door():
+    with serve() as served:
+        door = WebsocketDoor(served.service, _ShortOfFiles(bind("127.0.0.1", 0)), 1)
+        try:
+            with connect(f"ws://127.0.0.1:{door.port}") as client:
+                assert msgpack.unpackb(client.recv())
+        finally:
+            door.close()
 
 
 def test_the_end_of_the_server_ends_its_connections():

@@ -35,7 +35,7 @@ from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.routes import add_answer_route, add_hold_routes, add_status_routes
 from vlm_local.server.service import Policies, ServerSettings, Service, read_body, send_json, take_place
 from vlm_local.server.state import RobotStates
-from vlm_local.wire import MAX_BODY, Message, decode_act, decode_reset, encode_action, is_submission_test
+from vlm_local.wire import MAX_BODY, Message, Reserve, decode_act, decode_reset, encode_action, is_submission_test
 
 logger = logging.getLogger(__name__)
 
@@ -106,6 +106,8 @@ def _guard(app: Flask, service: Service) -> None:
             logger.exception("request %s failed", g.id)
         g.reason = reason
         response = send_json({"error": reason, "request_id": g.id}, status)
+        if status == 503 and service.state in ("loading", "stopping", "closed"):
+            response.headers["Retry-After"] = "1"  # relay.py holds such a request until the next start
         if isinstance(error, MethodNotAllowed) and error.valid_methods:
             response.headers["Allow"] = ", ".join(error.valid_methods)
         return response
@@ -148,21 +150,23 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
     """POST /act and POST /reset of the robot that the address names."""
     tests = threading.BoundedSemaphore(MAX_TESTS)
 
-    def read_message() -> Message:
+    def read_message(reserve: Reserve) -> Message:
         with service.reading(request.content_length):
-            return decode_act(read_body())
+            return decode_act(read_body(), reserve)
 
     @app.post("/act")
     @_once(service)
     def act():
-        early = None
-        if service.state == "loading":
-            early = read_message()
-            is_test = is_submission_test(early)
-            service.wait_loaded(min(_TEST_S, service.settings.loading_s) if is_test else service.settings.loading_s)
-        with service.enter(), ExitStack() as stack:
+        with ExitStack() as stack:
+            reserve = stack.enter_context(service.unpacking())
+            early = None
+            if service.state == "loading":
+                early = read_message(reserve)
+                is_test = is_submission_test(early)
+                service.wait_loaded(min(_TEST_S, service.settings.loading_s) if is_test else service.settings.loading_s)
+            stack.enter_context(service.enter())
             robot = stack.enter_context(service.robots.admit(g.robot)) if _is_named() else None
-            message = read_message() if early is None else early
+            message = read_message(reserve) if early is None else early
             decoded = perf_counter()
             if robot is None and is_submission_test(message):
                 return _answer_test(service, message, tests)

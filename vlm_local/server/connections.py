@@ -1,11 +1,12 @@
 """Limits on connections and bodies, before a request is worked on.
 
 Threads: waitress's loop calls everything here in its one thread, except `Channel.service`, which runs in a worker
-thread of TwoPoolDispatcher. Nothing in the loop's thread waits.
+thread of PoolDispatcher. Nothing in the loop's thread waits.
 
-A request must arrive within REQUEST_S. Its headers decide whether its body is kept. While a robot is answered, a very
-large body is read at 25 MB/s at most. The bodies and unsent answers of all connections together stay below MAX_HELD.
-Where no connection is free, a new one takes the place of the one that has kept the server waiting longest.
+A request must arrive within REQUEST_S. Its headers decide whether its body is kept. Large bodies take turns, and while
+a robot is answered a very large one is read at 25 MB/s at most. The bodies and unsent answers of all connections
+together stay below MAX_HELD. Where no connection is free, a new one takes the place of the one that has kept the server
+waiting longest.
 """
 
 # The stubs of waitress leave out attributes that it has, and type some of them too narrowly to be replaced.
@@ -16,22 +17,20 @@ import logging
 import resource
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from io import BytesIO
 
 from waitress.channel import HTTPChannel
-from waitress.parser import HTTPRequestParser
 from waitress.task import ErrorTask, ThreadedTaskDispatcher, WSGITask
-from waitress.utilities import BadRequest, RequestEntityTooLarge
 from waitress.wasyncore import poll2
 
 from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
+from vlm_local.plain import hide_token
 from vlm_local.server.access import ADDRESS, CONNECTION, FULL_PATH, Address, longest_body, parse_address
-from vlm_local.server.service import ServerSettings
+from vlm_local.server.parser import Parser
+from vlm_local.server.service import LARGE_BODY, ServerSettings
 from vlm_local.wire import MAX_BODY
 
 logger = logging.getLogger(__name__)
@@ -44,84 +43,11 @@ PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is 
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
+_LARGE_AT_ONCE = 4  # bodies above LARGE_BODY that are read between two looks at all connections
 _LOOK_EVERY_S = 1.0  # at least, for connections that are too slow
-_SPARE_THREADS = 4  # in each of two pools, for what is refused at once, and /health
-_URGENT = ("/act", "/reset", "/hold", "/release", "/health")
-_GIVE_UP_READING = 2**30  # bytes of a refused body; the connection is closed instead
-_CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
-_CHUNKED_UNCHECKED = 2**16  # bytes of a chunked body before its chunks are judged
-_CHUNKED_PAYLOAD = 0.9  # of the bytes sent, the least share that must be payload rather than chunk headers
-
-
-class Parser(HTTPRequestParser):
-    """An HTTP request on its way in. A body that is not wanted is read to its end, but not kept.
-
-    It is read because a client hears why it was refused only after it has sent everything.
-    """
-
-    def __init__(self, adj, is_wanted: Callable[["Parser"], bool] = lambda parser: True):
-        """is_wanted: asked once, when the headers are read."""
-        super().__init__(adj)
-        self.began = time.monotonic()
-        self.address: Address | None = None  # once it was asked for
-        self._is_wanted = is_wanted
-        self._is_judged = False
-        self._is_kept = True
-
-    @property
-    def num_held(self) -> int:
-        """Bytes of the body that are kept."""
-        return self.body_bytes_received if self._is_kept else 0
-
-    def received(self, data):
-        consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv is not None else data)
-        if isinstance(self.error, RequestEntityTooLarge):
-            self._read_on()
-        elif self.headers_finished and self.error is None and not self.empty:
-            if not self._is_judged:
-                self._is_judged = True
-                if not self._is_wanted(self):
-                    self._drop_body()
-            self._check_chunks()
-        return consumed
-
-    def _read_on(self) -> None:
-        if self.expect_continue:
-            self.expect_continue = False  # it has sent nothing yet, and shall not
-            return
-        body = self.body_rcv
-        self._drop_body()
-        given_up = max(self.content_length, self.body_bytes_received) > _GIVE_UP_READING
-        self.completed = given_up or body is None or bool(body.completed or body.error)
-
-    def _drop_body(self) -> None:
-        if self.body_rcv is not None and self._is_kept:
-            self._is_kept = False
-            self.body_rcv.buf.close()
-            self.body_rcv.buf = _DiscardingBuffer()
-
-    def _check_chunks(self) -> None:
-        """A body in chunks of a few bytes, or with long lines between them, costs much time and memory."""
-        num_read = self.body_bytes_received
-        if self.chunked and num_read > _CHUNKED_UNCHECKED and len(self.body_rcv) < _CHUNKED_PAYLOAD * num_read:
-            self.error = BadRequest("the chunks of the body are too small; send Content-Length, or larger chunks")
-            self.completed = True
-
-
-class _DiscardingBuffer:
-    """A buffer that counts, but keeps nothing."""
-
-    num_bytes = 0
-    getfile = BytesIO
-
-    def append(self, data):
-        self.num_bytes += len(data)
-
-    def close(self):
-        pass
-
-    def __len__(self):
-        return self.num_bytes
+_SPARE_THREADS = 4  # in each pool, for what is refused at once
+_OF_ROBOTS = ("/act", "/reset")
+_AT_ONCE = ("/hold", "/release", "/health")  # neither the model nor a robot's place is needed for these
 
 
 class _ErrorTask(ErrorTask):
@@ -147,7 +73,7 @@ class _Task(WSGITask):
     def get_environment(self):
         environ = super().get_environment()
         address = self.channel.find_address(self.request)
-        environ |= {CONNECTION: self.channel, ADDRESS: address, FULL_PATH: environ["PATH_INFO"]}
+        environ |= {CONNECTION: self.channel, ADDRESS: address, FULL_PATH: self.request.full_path}
         environ["PATH_INFO"] = address.route  # what is routed and logged
         return environ
 
@@ -164,7 +90,8 @@ class Channel(HTTPChannel):
         self._opened = time.monotonic()
         self._nothing_unsent = time.time()  # when that was seen last
         self._has_asked = False
-        self._last_read = 0.0  # monotonic seconds
+        self._last_read = self.last_turn = 0.0  # monotonic seconds
+        self.has_turn = False  # to read on in a large body; given by run_loop
         self.serves_robot = False  # or says how the server is
         self.parser_class = partial(Parser, is_wanted=self._is_wanted)
         super().__init__(server, *args, **kwargs)
@@ -193,9 +120,9 @@ class Channel(HTTPChannel):
         return True, time.monotonic() - self._opened
 
     @property
-    def is_urgent(self) -> bool:
-        """Whether the request to be answered is a robot's, or asks how the server is."""
-        return self.find_address(self.requests[0]).route in _URGENT
+    def route(self) -> str:
+        """Of the request to be answered."""
+        return self.find_address(self.requests[0]).route
 
     @property
     def num_held(self) -> int:
@@ -205,8 +132,9 @@ class Channel(HTTPChannel):
 
     @property
     def has_large_body(self) -> bool:
-        """Whether a body above MAX_LISTED is on its way."""
-        return self.request is not None and self.request.content_length > MAX_LISTED
+        """Whether a body above LARGE_BODY is on its way."""
+        request = self.request
+        return request is not None and max(request.content_length, request.body_bytes_received) > LARGE_BODY
 
     def readable(self):
         """Asked before every wait for sockets, once a second at least."""
@@ -224,7 +152,11 @@ class Channel(HTTPChannel):
 
     def _gives_way(self) -> bool:
         """Whether a large body waits: its sender and its reader would take the processors that the model needs."""
-        if not self.has_large_body or time.monotonic() - self._last_read >= PACE_S:
+        if self.request is None or not self.has_large_body:
+            return False
+        if not self.has_turn:
+            return True
+        if self.request.content_length <= MAX_LISTED or time.monotonic() - self._last_read >= PACE_S:
             return False
         return any(channel.serves_robot for channel in list(self.server.active_channels.values()))
 
@@ -235,7 +167,7 @@ class Channel(HTTPChannel):
 
     def service(self):
         self._has_asked = True
-        self.serves_robot = self.is_urgent
+        self.serves_robot = self.route in _OF_ROBOTS + _AT_ONCE
         try:
             super().service()
         finally:
@@ -253,9 +185,11 @@ class Channel(HTTPChannel):
         self.handle_close()
 
     def find_address(self, request: Parser) -> Address:
-        """What the path means, looked at once; what is not HTTP has none."""
+        """What the path means, looked at once."""
         if request.address is None:
-            request.address = parse_address("/" + getattr(request, "path", "").lstrip("/"), self._settings.prefix)
+            request.full_path = "/" + request.path.lstrip("/")
+            request.address = parse_address(request.full_path, self._settings.prefix)
+            request.path = hide_token(request.address.route)  # waitress logs it where a client has hung up
         return request.address
 
     def _is_wanted(self, request: Parser) -> bool:
@@ -269,27 +203,41 @@ class Channel(HTTPChannel):
         return request.content_length <= longest_body(address.route)
 
 
-class TwoPoolDispatcher:
-    """Two of waitress's thread pools: pages and questions, however many and slow, hold no thread that a robot needs."""
+class PoolDispatcher:
+    """Three of waitress's thread pools. However many they are and however long they take, pages and questions hold no
+    thread that a robot needs, and robots' requests none that a person needs to stop a robot.
+    """
 
     def __init__(self, num_robots: int, num_others: int):
-        self._robots, self._others = ThreadedTaskDispatcher(), ThreadedTaskDispatcher()
-        self._robots.set_thread_count(num_robots + _SPARE_THREADS)
-        self._others.set_thread_count(num_others + _SPARE_THREADS)
+        at_once, robots, self._others = self._pools = [ThreadedTaskDispatcher() for _ in range(3)]
+        self._pool_of: dict[str, ThreadedTaskDispatcher] = dict.fromkeys(_AT_ONCE, at_once) | dict.fromkeys(
+            _OF_ROBOTS, robots
+        )
+        for pool, num_threads in zip(self._pools, (0, num_robots, num_others), strict=True):
+            pool.set_thread_count(num_threads + _SPARE_THREADS)
 
     def add_task(self, channel: Channel) -> None:
-        (self._robots if channel.is_urgent else self._others).add_task(channel)
+        self._pool_of.get(channel.route, self._others).add_task(channel)
 
     def shutdown(self, cancel_pending: bool = True, timeout: int = 5) -> None:
-        for threads in (self._robots, self._others):
-            threads.shutdown(cancel_pending, timeout)
+        for pool in self._pools:
+            pool.shutdown(cancel_pending, timeout)
 
 
 def run_loop(server, sockets: dict) -> None:
-    """Waitress's loop over the listener and all connections, which also wakes for the next read of a large body."""
+    """Waitress's loop over the listener and all connections, which also wakes for the next read of a large body.
+
+    After each read this thread waits for the interpreter's lock, which a parser holds for 0.1 s at a time. So large
+    bodies take turns: a stop that comes beside 60 of them would else wait for 60 reads.
+    """
     while sockets:
-        is_paced = any(channel.has_large_body for channel in list(server.active_channels.values()))
-        poll2(PACE_S if is_paced else _LOOK_EVERY_S, sockets)
+        large = [channel for channel in list(server.active_channels.values()) if channel.has_large_body]
+        large.sort(key=lambda channel: channel.last_turn)
+        for place, channel in enumerate(large):
+            channel.has_turn = place < _LARGE_AT_ONCE
+            if channel.has_turn:
+                channel.last_turn = time.monotonic()
+        poll2(PACE_S if large else _LOOK_EVERY_S, sockets)
 
 
 def _make_room(channels: list[Channel]) -> None:

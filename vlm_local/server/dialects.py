@@ -1,6 +1,7 @@
 """What websocket clients say: OpenPI's dialect, RoboArena's and vla-eval's, each from its first word to its last."""
 
 import logging
+import math
 import os
 import socket
 import time
@@ -19,7 +20,7 @@ from vlm_local.server.episodes import Step
 from vlm_local.server.frames import Spelling, find_spelling, list_names, pack, read_array, read_picture, unpack
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.service import Service
-from vlm_local.wire import MAX_INSTRUCTION, Message, check_state, check_text
+from vlm_local.wire import MAX_INSTRUCTION, Message, Reserve, check_state, check_text
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +38,19 @@ _PROMPTS = ("prompt", "task_description", "instruction", "task")
 
 @dataclass(eq=False)
 class Peer:
-    """A connection. waits_since: monotonic seconds since it is the client's turn, None while we work for it."""
+    """A connection. waits_since: monotonic seconds since it is the client's turn, to send or to read, None while we
+    work for it.
+    """
 
     socket: socket.socket
     waits_since: float | None = field(default_factory=time.monotonic)
     is_open: bool = False  # the handshake is done
+    has_acted: bool = False  # an action was decided
+
+    @property
+    def rank(self) -> tuple[bool, bool, float]:
+        """The smallest makes room for others: who has brought nothing yet, and has waited longest."""
+        return self.has_acted, self.is_open, math.inf if self.waits_since is None else self.waits_since
 
 
 class Client:
@@ -64,16 +73,16 @@ class Client:
             self._limit.check(self._connection.remote_address[0])
         return unpack(frame)
 
-    def send(self, fields: Mapping[str, Any] | np.ndarray) -> None:
-        self._connection.send(pack(fields, self.spelling))
-
-    def send_text(self, text: str) -> None:
-        self._connection.send(text)
+    def send(self, answer: Mapping[str, Any] | str) -> None:
+        """A map, or a text as it is."""
+        data = answer if isinstance(answer, str) else pack(answer, self.spelling)
+        self._peer.waits_since = time.monotonic()
+        self._connection.send(data)
 
     def fail(self, reason: str) -> None:
         """OpenPI's way to say an error: a text, then the end. Its client raises the text and never comes back."""
         logger.warning("websocket robot %s: %s", self.robot, reason)
-        self._connection.send(reason)
+        self.send(reason)
         self._connection.close(INTERNAL_ERROR, reason.encode()[:100].decode("utf-8", "ignore"))
 
     def reset(self) -> None:
@@ -85,13 +94,15 @@ class Client:
         """One decision, for so many steps. Raises RequestError and EngineError."""
         request_id = os.urandom(6).hex()
         try:
-            with self._service.enter(), self._service.robots.admit(self.robot) as robot:
-                with self._service.reading(self._frame_bytes):
-                    message = _build_message(image, instruction, state)
+            service = self._service
+            with service.enter(), service.robots.admit(self.robot) as robot, service.unpacking() as reserve:
+                with service.reading(self._frame_bytes):
+                    message = _build_message(image, instruction, state, reserve)
                 decoded = perf_counter()
                 with robot.turn:
                     waits = {"decode": 1e3 * (decoded - self.began), "wait": 1e3 * (perf_counter() - decoded)}
                     step = robot.act(message)
+                    self._peer.has_acted = True
                     steps = [step, *robot.repeat(step, num_steps - 1)]
                     return [self._publish(each, robot.name, request_id, waits) for each in steps]
         except (RequestError, EngineError) as error:
@@ -107,9 +118,9 @@ class Client:
         return record
 
 
-def _build_message(image: Any, instruction: Any, state: Any) -> Message:
+def _build_message(image: Any, instruction: Any, state: Any, reserve: Reserve) -> Message:
     text = None if instruction is None else check_text(instruction, "instruction", MAX_INSTRUCTION)
-    return Message(read_picture(image, "image"), text, _read_state(state), "list")
+    return Message(read_picture(image, "image", reserve), text, _read_state(state), "list")
 
 
 def _read_state(state: Any) -> np.ndarray | None:
@@ -167,26 +178,25 @@ def _serve_roboarena(client: Client, service: Service, horizon: int) -> None:
 
 def _answer_openpi(client: Client, horizon: int) -> None:
     previous_ms = None
-    client.reset()
-    while True:
-        try:
+    try:
+        client.reset()
+        while True:
             fields = client.receive()
             if fields.get("endpoint") == "reset":
                 client.reset()
-                client.send_text("reset successful")
+                client.send("reset successful")
                 continue
             image = _find_image(fields)
             client.spelling = find_spelling(image) or client.spelling
             records = client.decide(image, _take(fields, _PROMPTS), _take(fields, _STATES), horizon)
-        except (RequestError, EngineError) as error:
-            client.fail(str(error))
-            return
-        infer_ms = 1e3 * (perf_counter() - client.began)
-        timing = {"infer_ms": infer_ms} | ({} if previous_ms is None else {"prev_total_ms": previous_ms})
-        actions = np.stack([record.decision.action for record in records])
-        phrases = [record.decision.phrase for record in records]
-        client.send({"actions": actions, "phrases": phrases, "server_timing": timing})
-        previous_ms = 1e3 * (perf_counter() - client.began)
+            infer_ms = 1e3 * (perf_counter() - client.began)
+            timing = {"infer_ms": infer_ms} | ({} if previous_ms is None else {"prev_total_ms": previous_ms})
+            actions = np.stack([record.decision.action for record in records])
+            phrases = [record.decision.phrase for record in records]
+            client.send({"actions": actions, "phrases": phrases, "server_timing": timing})
+            previous_ms = 1e3 * (perf_counter() - client.began)
+    except (RequestError, EngineError) as error:
+        client.fail(str(error))
 
 
 def _serve_vla_eval(client: Client, service: Service, horizon: int) -> None:
@@ -217,7 +227,7 @@ def _answer_vla_eval(
     match kind:
         case "hello":
             return "hello", {
-                "harness_version": str(payload.get("harness_version", "")),
+                "harness_version": f"{payload.get('harness_version', '')!s:.40}",
                 "protocol_version": 1,
                 "model_server": "vlm-local",
                 "capabilities": {},

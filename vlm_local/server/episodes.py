@@ -87,6 +87,7 @@ class Robot:
         self._clock = clock
         self._model = model
         self._episode = -1
+        self._last_number = -1
         self._step = 0
         self._seed = 0
         self._started_by = ""
@@ -105,13 +106,13 @@ class Robot:
         return not self._started_by
 
     @property
-    def episode(self) -> int:
-        """Number of the present episode, -1 before the first."""
-        return self._episode
+    def last_number(self) -> int:
+        """Number of the last episode that has a step, which may be recorded; -1 before the first."""
+        return self._last_number
 
     def continue_after(self, episode: int) -> None:
         """Number episodes from `episode` + 1 on: a robot that was removed comes back. Only while `is_new`."""
-        self._episode = episode
+        self._episode = self._last_number = episode
 
     def reset(self, seed: int | None = None) -> tuple[int, int]:
         """Begin a new episode because the client said so; returns its (number, seed). seed: None derives one."""
@@ -140,7 +141,7 @@ class Robot:
         except RequestError:
             self._step -= 1  # it never reached the model
             raise
-        self.has_acted = True
+        self.has_acted, self._last_number = True, self._episode
         sent = self._frame.send(decision.action)
         self._aim = position if self._aim is None else self._aim
         self._advance(decision.action)
@@ -208,14 +209,13 @@ class Robot:
         return None
 
     def _start(self, reason: str, seed: int | None) -> None:
-        if self._step > 0 or self.is_new:  # an episode without a step keeps its number
-            self._episode += 1
-        self._step = 0
+        keeps_number = self._step == 0 and not self.is_new  # as an episode without a step does
+        episode = self._episode if keeps_number else self._episode + 1
+        seed = derive_seed(self._settings.seed, self.name, episode) if seed is None else seed
+        self._policy.reset(seed)  # where it fails nothing has begun, and the next request finds the same reason
+        self._episode, self._step, self._seed, self._started_by = episode, 0, seed, reason
         self._position = self._aim = None
-        self._started_by = reason
         self._frame.begin(was_reset=reason == "reset")
-        self._seed = derive_seed(self._settings.seed, self.name, self._episode) if seed is None else seed
-        self._policy.reset(self._seed)
 
 
 class Robots:
@@ -236,7 +236,7 @@ class Robots:
         self._max_robots = max_robots
         self._clock = clock
         self._robots: dict[str, Robot] = {}
-        self._forgotten: dict[str, int] = {}  # name -> its last episode's number, which is not given twice
+        self._forgotten: dict[str, int] = {}  # name -> Robot.last_number, which is not given twice
         self._lock = threading.Lock()
 
     @contextmanager
@@ -284,5 +284,5 @@ class Robots:
 
     def _remove(self, robot: Robot) -> None:
         del self._robots[robot.name]
-        if robot.episode >= 0:
-            self._forgotten[robot.name] = robot.episode
+        if robot.last_number >= 0:
+            self._forgotten[robot.name] = robot.last_number

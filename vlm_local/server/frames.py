@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 
 from vlm_local.errors import RequestError
-from vlm_local.wire import build_array, check_image_shape, decode_picture_file
+from vlm_local.wire import Reserve, build_array, check_image_shape, decode_picture_file, take_any
 
 MAX_FRAME = 2**24  # bytes; five cameras of 1024x1024 pixels, uncompressed
 _MAX_ITEMS = 4096  # of a list or map: msgpack reserves them before they come, for each level of nesting
@@ -96,12 +96,12 @@ def read_array(value: Any, name: str) -> np.ndarray:
     return build_array(data, dtype, shape, name)
 
 
-def read_picture(value: Any, name: str) -> np.ndarray:
+def read_picture(value: Any, name: str, reserve: Reserve = take_any) -> np.ndarray:
     """A picture -> uint8 (H, W, 3) RGB. Raises RequestError."""
     if isinstance(value, dict) and value.get("__image__") is True and value.get("format") in ("png", "jpeg"):
         if not isinstance(value.get("data"), bytes):
             raise RequestError(f"{name}: data must be the bytes of a {value['format']} file")
-        return decode_picture_file(value["data"])
+        return decode_picture_file(value["data"], reserve)
     image = read_array(value, name)
     if image.dtype != np.uint8:
         raise RequestError(f"{name}: expected dtype uint8 with values 0..255, got {image.dtype}")

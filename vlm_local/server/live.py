@@ -16,6 +16,7 @@ from vlm_local.server.records import Record, Refusal
 
 KEPT_STEPS = 64  # of each robot, as many as the page's plot shows
 MAX_SHOWN = 32  # robots; the server forgets those that are long gone, too
+MAX_FRAMES = 2**27  # bytes of their newest pictures together; without the largest where they are more
 MAX_VIEWERS = 8  # each holds one HTTP thread as long as it watches
 _BACKLOG = 256
 _STATUS_EVERY_S = 1.0
@@ -55,12 +56,15 @@ class Hub:
             self._counts["faults"] += record.decision.fault is not None and not is_held
             steps.append(step)
             self._frames[record.robot] = record.observation.image
+            if sum(frame.nbytes for frame in self._frames.values()) > MAX_FRAMES:
+                del self._frames[max(self._frames, key=lambda robot: self._frames[robot].nbytes)]
             for viewer in self._viewers:
                 _put(viewer, message)
 
     def _drop_oldest(self, beside: str) -> None:
         oldest = min(self._steps.keys() - {beside}, key=lambda robot: self._steps[robot][-1]["time"])
-        del self._steps[oldest], self._frames[oldest]
+        del self._steps[oldest]
+        self._frames.pop(oldest, None)
 
     def watch(self) -> Iterator[str]:
         """Server-sent events: one `snapshot`, then each `step`, and `status` every second.
@@ -108,7 +112,7 @@ class Hub:
         with self._lock:
             frame = self._frames.get(robot)
         if frame is None:
-            raise RequestError(f"robot {robot!r} has sent no frame yet", 404)
+            raise RequestError(f"there is no frame of robot {robot!r}", 404)
         if lossless:
             return encode_file(frame, "PNG", compress_level=1)
         return encode_file(frame, "JPEG", quality=_JPEG_QUALITY)

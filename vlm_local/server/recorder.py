@@ -40,7 +40,7 @@ class Recorder:
             self._writer = RunWriter(folder, self._meta)
             self._lock_file = lock_folder(self._writer.folder)
         except OSError as error:
-            raise ConfigError(f"cannot record into {folder} ({error}); choose another --record DIR, or off") from None
+            raise explain_refusal(folder, error) from None
         self._max_bytes = max_bytes
         self._open: dict[str, tuple[int, Path]] = {}  # robot -> the episode's number on the server, its folder
         self._sizes = _measure_episodes(self._writer.folder / "episodes")
@@ -84,8 +84,8 @@ class Recorder:
         # Restarted servers count from 0 again, so the folder's number may differ from the server's.
         known = dict(self._describe())
         if known != self._meta:
-            self._meta = known
             self._writer.write_meta(known)
+            self._meta = known
         meta = {**known, "server_episode": record.episode, "seed": record.seed, "started_by": record.started_by}
         folder = self._writer.start_episode(record.robot, {**meta, "started": record.time})
         self._sizes[folder] = 0
@@ -110,6 +110,14 @@ class Recorder:
         if time.monotonic() - self._complained >= _COMPLAIN_EVERY_S:
             self._complained = time.monotonic()
             logger.error("recording: a step was lost, %d so far: %s", lost, error)
+
+
+def explain_refusal(folder: str | Path, error: OSError) -> ConfigError:
+    """Why a server does not start. What it would do without this folder may move a robot that a person holds."""
+    return ConfigError(
+        f"cannot record into {folder} ({error}); make room there, or choose another --record DIR, or off: then it is "
+        "not known who was held and what a gripper was told"
+    )
 
 
 def _measure_episodes(episodes: Path) -> dict[Path, int]:

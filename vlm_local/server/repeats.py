@@ -41,9 +41,13 @@ class RelayedConnection:
 class Repeats:
     """The newest answer of each relayed connection. Any thread may use it."""
 
-    def __init__(self, most: int):
-        """most: connections that are kept; the one longest unused goes first."""
+    def __init__(self, most: int, most_waiting: int):
+        """most: connections that are kept; the one longest unused goes first.
+
+        most_waiting: requests that wait for their first sending to be answered, as each holds a thread.
+        """
         self._most = most
+        self._places = threading.BoundedSemaphore(most_waiting)
         self._connections: dict[str, RelayedConnection] = {}
         self._lock = threading.Lock()
 
@@ -69,11 +73,11 @@ class Repeats:
     ) -> tuple[Response, bool]:
         """The answer, and whether it is from store. request: path and body. is_gone: whether nobody waits any more.
 
-        Raises RequestError: 409 for a number whose request was another one, 499 where `is_gone` came first.
+        Raises RequestError: 409 for a number whose request was another one, 499 where `is_gone` came first, 503 where
+        too many wait.
         """
-        while not connection.turn.acquire(timeout=_WAIT_S):  # the same request is under way
-            if is_gone():
-                raise RequestError("the client went away while it waited", 499)
+        if not connection.turn.acquire(blocking=False):  # the same request is under way
+            self._wait(connection.turn, is_gone)
         try:
             digest = hashlib.sha256(request).digest()
             if number == connection.number and digest == connection.digest and connection.answer is not None:
@@ -87,3 +91,13 @@ class Repeats:
             return response, False
         finally:
             connection.turn.release()
+
+    def _wait(self, turn: threading.Lock, is_gone: Callable) -> None:
+        if not self._places.acquire(blocking=False):
+            raise RequestError(f"{HEADER}: too many requests that were sent again are waiting; send one at a time", 503)
+        try:
+            while not turn.acquire(timeout=_WAIT_S):
+                if is_gone():
+                    raise RequestError("the client went away while it waited", 499)
+        finally:
+            self._places.release()

@@ -19,9 +19,10 @@ from waitress.wasyncore import close_all
 
 from vlm_local.errors import ConfigError
 from vlm_local.processes import trim_heaps
-from vlm_local.server.connections import MAX_CONNECTIONS, Channel, TwoPoolDispatcher, run_loop
+from vlm_local.server.connections import MAX_CONNECTIONS, Channel, PoolDispatcher, run_loop
 from vlm_local.server.live import MAX_VIEWERS
 from vlm_local.server.observers import ObservedApp
+from vlm_local.server.recorder import explain_refusal
 from vlm_local.server.routes import MAX_QUESTIONS
 from vlm_local.server.service import Policies, ServerSettings, Service
 from vlm_local.server.state import find_previous
@@ -78,7 +79,8 @@ class HTTPServer:
         self.url = f"http://{_name_host(host)}:{self.port}"
         self._sockets: dict = {}  # of waitress: the listener and all connections
         # Waitress asks for add_task and shutdown of it, and has more attributes than its stubs know.
-        dispatcher: Any = TwoPoolDispatcher(2 * self.service.settings.max_robots, MAX_VIEWERS + MAX_QUESTIONS)
+        # One request of a robot runs, one waits, and a relay may have sent one again.
+        dispatcher: Any = PoolDispatcher(3 * self.service.settings.max_robots, MAX_VIEWERS + MAX_QUESTIONS)
         self._server: Any = create_server(
             app,
             map=self._sockets,
@@ -224,6 +226,5 @@ def _make_run(parent: Path, metadata: Mapping[str, Any]) -> Path:
         except FileExistsError:
             continue
         except OSError as error:
-            reason = f"cannot record into {parent} ({error}); choose another --record DIR, or off"
-            raise ConfigError(reason) from None
+            raise explain_refusal(parent, error) from None
     raise AssertionError("the count never ends")

@@ -23,7 +23,7 @@ from vlm_local.server.episodes import EpisodeSettings, Robot, Robots, Step
 from vlm_local.server.records import Record, Subscriber, Subscription
 from vlm_local.server.repeats import Repeats
 from vlm_local.server.state import RobotStates
-from vlm_local.wire import Message
+from vlm_local.wire import Message, Reserve
 
 ACTION_CONVENTION = {
     "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
@@ -35,6 +35,8 @@ ACTION_CONVENTION = {
 LARGE_BODY = 2**20  # bytes; a 256x256 picture takes a quarter of it
 MAX_LARGE_BODIES = 2  # read at a time; the largest takes some 300 MB on its way from text to picture
 _LARGE_BODY_WAIT_S = 5.0
+LARGE_PICTURE = 2**22  # bytes, unpacked
+MAX_UNPACKED = 2**28  # bytes that large pictures out of files take together: 40 of 1920x1080, 5 of 4096x4096
 _HEAD = 2**16  # bytes of a large body that show what it is
 _LOOK_EVERY_S = 0.05  # while a request is held open
 
@@ -104,7 +106,7 @@ class Service:
         self.states = RobotStates() if states is None else states
         self.callers = Callers(settings.max_robots, settings.episodes.idle_s, on_split=self._share_gripper)
         self.robots = Robots(self._build_robot, settings.max_robots, is_free=self.callers.is_free)
-        self.repeats = Repeats(4 * settings.max_robots)
+        self.repeats = Repeats(4 * settings.max_robots, settings.max_robots)
         self.subscriptions: list[Subscription] = []
         self.stopping = threading.Event()
         self.report: dict[str, Callable[[], Any]] = {"held": self.states.describe}
@@ -112,6 +114,7 @@ class Service:
         self._large_bodies = threading.BoundedSemaphore(MAX_LARGE_BODIES)
         self._held_open = threading.BoundedSemaphore(settings.max_robots)
         self._num_inside = 0
+        self._num_unpacked = 0  # bytes
         self._changed = threading.Condition()
 
     @property
@@ -191,6 +194,30 @@ class Service:
             yield
         finally:
             self._large_bodies.release()
+
+    @contextmanager
+    def unpacking(self) -> Iterator[Reserve]:
+        """Wrap a request whose picture may be a file: 65 kB of text can be 50 MB of pixels.
+
+        What it gives takes room for them until the request ends. It raises RequestError (503) where there is none.
+        """
+        taken = 0
+
+        def reserve(num_bytes: int) -> None:
+            nonlocal taken
+            if num_bytes <= LARGE_PICTURE:
+                return
+            with self._changed:
+                if self._num_unpacked + num_bytes > MAX_UNPACKED:
+                    raise RequestError("too many large pictures are being answered; send smaller ones", 503)
+                self._num_unpacked += num_bytes
+            taken += num_bytes
+
+        try:
+            yield reserve
+        finally:
+            with self._changed:
+                self._num_unpacked -= taken
 
     def drain(self, grace_s: float) -> bool:
         """Refuse new requests and wait for those in flight, `grace_s` at most. True when all of them have ended."""

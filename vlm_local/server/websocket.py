@@ -4,9 +4,11 @@ A connection is a robot of its own, named wsN, unless its path names one (/s/ROB
 episode. Every request passes the gate, limits, safety and recording that /act has.
 """
 
+import errno
 import logging
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from http import HTTPStatus
@@ -30,6 +32,9 @@ _library.setLevel(logging.CRITICAL)  # it writes a traceback for each probe that
 MAX_HORIZON = 100  # steps in an answer; OpenPI's clients play 5 to 10
 MAX_CONNECTIONS = 64  # each holds a thread, and a frame while it is read
 _HANDSHAKE_S = 10.0
+_CLOSE_S = 1.0  # for clients to hear of the end
+_RETRY_S = 0.1
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.ECONNABORTED)  # errors of accept
 
 
 class WebsocketDoor:
@@ -63,21 +68,25 @@ class WebsocketDoor:
         self._thread.start()
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._thread.join(1)
+        ending = threading.Thread(target=self._server.shutdown, name="websocket-end", daemon=True)
+        ending.start()
+        ending.join(_CLOSE_S)  # it waits for clients, also for those that read nothing
         with self._lock:
             peers = list(self._peers.values())
         for peer in peers:
             _hang_up(peer.socket)
+        ending.join(_CLOSE_S)
 
     def _make_room(self, accepted: socket.socket) -> None:
-        """Count a new connection; where there are too many, that which has waited longest for its client ends."""
+        """Count a new connection; where there are too many, one of those ends that were never given an action, or else
+        wait for their client. Where all are robots that wait for us, the new one ends.
+        """
         with self._lock:
             self._peers = {number: peer for number, peer in self._peers.items() if peer.socket.fileno() == number}
-            waiting = [peer for peer in self._peers.values() if peer.waits_since is not None]
-            if len(self._peers) >= MAX_CONNECTIONS and waiting:
-                longest = min(waiting, key=lambda peer: (peer.is_open, peer.waits_since))
-                _hang_up(longest.socket)
+            if len(self._peers) >= MAX_CONNECTIONS:
+                resting = [peer for peer in self._peers.values() if not peer.has_acted or peer.waits_since is not None]
+                longest = min(resting, key=lambda peer: peer.rank, default=None)
+                _hang_up(accepted if longest is None else longest.socket)
             self._peers[accepted.fileno()] = Peer(accepted)
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
@@ -136,9 +145,17 @@ class _Listener:
         self._listener, self._tell = listener, tell
 
     def accept(self):
-        accepted, address = self._listener.accept()
-        self._tell(accepted)
-        return accepted, address
+        """Raises OSError only once the socket is closed, which `serve` takes any error for."""
+        while True:
+            try:
+                accepted, address = self._listener.accept()
+            except OSError as error:
+                if error.errno not in _PASSING:
+                    raise
+                time.sleep(_RETRY_S)
+                continue
+            self._tell(accepted)
+            return accepted, address
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._listener, name)
@@ -151,12 +168,16 @@ def _hang_up(peer: socket.socket) -> None:
 
 def _check_entry(service: Service, headers: Headers, remote: str, address: Address) -> None:
     """Raises RequestError as the HTTP routes do. OpenPI's clients say "Api-Key KEY" where others say "Bearer KEY"."""
-    settings, authorization = service.settings, headers.get("Authorization", "")
+
+    def get(name: str) -> str | None:
+        return ", ".join(headers.get_all(name)) or None  # one that comes twice is joined, as by HTTP's server
+
+    settings, authorization = service.settings, get("Authorization") or ""
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() == "api-key":
         authorization = f"Bearer {key}"
     token = authorization.partition(" ")[2] or address.token
     # "POST": who says no Origin is no page, for browsers say it with every websocket
-    check_origin("POST", address.route, headers.get, settings.gate.knows(token), settings.names)
+    check_origin("POST", address.route, get, settings.gate.knows(token), settings.names)
     if address.route not in ("/health", "/healthz"):
         settings.gate.check(remote, address.token, authorization)

@@ -45,7 +45,8 @@ export function showHeld(held, robots) {
   by("held").hidden = !held.all && !single.length;
 }
 
-const findHold = (held, name) => (name in held.robots ? held.robots[name] : held.all);
+// A robot may be called "constructor", which every object has.
+const findHold = (held, name) => (Object.hasOwn(held.robots, name) ? held.robots[name] : held.all);
 
 function takesSpace(event) {
   return event.key === " " && !by("live").hidden && !event.ctrlKey && !event.metaKey && !event.altKey;
