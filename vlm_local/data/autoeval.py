@@ -20,9 +20,10 @@ import numpy as np
 
 from vlm_local.data.cache import keep_last
 from vlm_local.data.images import check_image, choose_camera, decode_image, require_one_size
+from vlm_local.data.layouts import PADDED_POSE, POSE
 from vlm_local.data.pickles import MAX_BYTES, LimitedFile, Shell, load_plain
 from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
-from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
+from vlm_local.data.states import convert_actions, convert_states
 from vlm_local.embodiments import AUTO, AUTOEVAL, BRIDGE, load_embodiment, looks_like_station
 from vlm_local.embodiments.frame import measure_opening
 from vlm_local.errors import DataError, Report

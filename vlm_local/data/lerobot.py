@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from vlm_local.data.cache import keep_last
 from vlm_local.data.images import decode_image, require_one_size
+from vlm_local.data.layouts import StateLayout
 from vlm_local.data.lerobot_info import STATE, Info, load_info
 from vlm_local.data.selection import DataSet, Selection, summarise_instructions
-from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
+from vlm_local.data.states import choose_layout, convert_actions, convert_states
 from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError, Report
 from vlm_local.files import open_regular, read_foreign_json_lines

@@ -15,8 +15,9 @@ import numpy as np
 
 from vlm_local.data.cache import keep_last
 from vlm_local.data.images import choose_camera, decode_image, require_one_size
+from vlm_local.data.layouts import StateLayout
 from vlm_local.data.selection import DataSet, Selection, summarise_instructions
-from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
+from vlm_local.data.states import choose_layout, convert_actions, convert_states
 from vlm_local.data.tfrecord import count_records, decode_bytes, decode_floats, parse_example, read_records
 from vlm_local.errors import DataError, Report, refuse
 from vlm_local.files import read_json_object
