@@ -107,6 +107,98 @@ def test_what_is_no_pose_is_refused_with_what_was_seen(tmp_path, capsys, states,
     assert not list(tmp_path.glob("rows.jsonl*"))
 
 
+JOINTS = [f"joint_{number}" for number in range(7)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {name: column for column, name in enumerate(JOINTS)},
+        [JOINTS],
+        {"motors": {name: column for column, name in enumerate(JOINTS)}},
+        {"arm": JOINTS[:6], "gripper": {"joint_6": 0}},
+        JOINTS[:6],  # not one for each number, but words
+    ],
+)
+def test_joint_angles_are_refused_however_their_names_are_written(tmp_path, names):
+    """Numbers that could be a pose: the names alone tell."""
+    with pytest.raises(DataError, match="joint_0"):
+        open_data_set(_write(tmp_path / "data", recordings.make_states(T), names))
+
+
+def test_names_may_be_columns_of_a_dictionary_in_any_order(tmp_path):
+    columns = {"gripper": 6, "x": 0, "y": 1, "z": 2, "roll": 3, "pitch": 4, "yaw": 5}
+    for names in (columns, {"axes": None}, ["proprio"]):
+        folder = _write(tmp_path / str(len(names)) / str(type(names)), recordings.make_states(T), names)
+        assert _read(folder)[0] == "pose"
+
+
+POSE_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+QUATERNION_NAMES = ["x", "y", "z", "qx", "qy", "qz", "qw", "gripper"]
+MILLIMETRES = recordings.make_states(T) * [1000, 1000, 1000, 1, 1, 1, 1]
+DEGREES = recordings.make_states(T) * [1, 1, 1, *[180 / np.pi] * 3, 1]
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+@pytest.mark.parametrize(
+    ("states", "names", "layout", "says"),
+    [
+        (DEGREES, POSE_NAMES, "pose", "a rotation in radians was expected in numbers 4 to 6, but they reach 114.6"),
+        (MILLIMETRES, POSE_NAMES, "pose", r"x, y, z in metres were expected, within 3\.0 m; they reach \d\d\d"),
+        (recordings.make_states(T) * [1, 1, 1, 1, 1, 1, 100], POSE_NAMES, "pose", "it reads 0 to 100"),
+        (QUATERNION * [1, 1, 1, 2, 2, 2, 2, 1], QUATERNION_NAMES, "quaternion-xyzw", "lengths are up to 1 off"),
+        (QUATERNION * [1, 1, 1, 0, 0, 0, 0, 1], QUATERNION_NAMES, "quaternion-xyzw", "lengths are up to 1 off"),
+    ],
+)
+def test_names_say_no_units_so_the_numbers_are_looked_at(tmp_path, states, names, layout, says, is_told):
+    folder = _write(tmp_path / "data", states.astype(np.float32), names)
+    with pytest.raises(DataError, match=says):
+        open_data_set(folder, Selection(state_layout=layout if is_told else None))
+
+
+def test_an_episode_of_other_units_is_left_out(tmp_path):
+    others = [recordings.make_states(T, seed) for seed in range(30)]
+    recordings.write_lerobot(
+        tmp_path, [*others, DEGREES.astype(np.float32)], images="image", names=POSE_NAMES, state_width=7
+    )
+    problems = []
+    assert len(list(open_data_set(tmp_path, report=problems.append).episodes)) == 30
+    assert len(problems) == 1 and "episode 30: a rotation in radians was expected" in str(problems[0])
+
+
+def test_a_gripper_in_metres_is_refused_unless_the_user_knows_better(tmp_path):
+    metres = (recordings.make_states(T) * [1, 1, 1, 1, 1, 1, 0.08]).astype(np.float32)
+    for name, names in (("named", POSE_NAMES), ("numbers", None)):
+        folder = _write(tmp_path / name, metres, names)
+        with pytest.raises(DataError, match=r"goes from 0 to 0\.08, as an opening in metres does"):
+            open_data_set(folder)
+        assert _read(folder, "pose")[0] == "pose"
+
+
+def test_a_roll_near_180_degrees_is_measured_from_the_gripper_pointing_down(tmp_path):
+    """As Franka, UR and xArm arms say it: held still it jumps between pi and -pi, which is no tilt."""
+    still = np.pi + np.random.default_rng(0).normal(0, 0.01, T)
+    folder = _write(tmp_path / "still", _columns(0.3, 0, 0.2, (still + np.pi) % (2 * np.pi) - np.pi, 0, 0, 1))
+    _, episode = _read(folder)
+    np.testing.assert_allclose(episode.states[:, 3], still - np.pi, atol=1e-5)
+    assert set(_say(episode.states)) == {"stop"}
+    turning = _columns(0.3, 0, 0.2, -np.pi, 0.11 * STEPS / 4, (0.11 * STEPS + np.pi) % (2 * np.pi) - np.pi, 1)
+    _, episode = _read(_write(tmp_path / "turning", turning))
+    np.testing.assert_allclose(episode.states[0, 3:6], 0, atol=1e-5)
+    assert _say(episode.states)[:3] == ["rotate counterclockwise"] * 3
+
+
+@pytest.mark.parametrize("pitch", [np.pi / 2, -np.pi / 2])
+def test_angles_near_the_lock_need_a_frame(tmp_path, pitch):
+    folder = _write(tmp_path / "data", _columns(0.3, 0, 0.2, 0.1 * STEPS % 3, pitch, 0.1 * STEPS % 3, 1))
+    with pytest.raises(
+        DataError, match=r"pitch near 90 degrees .* say --state-layout pose --embodiment autoeval-widowx"
+    ):
+        open_data_set(folder)
+    for embodiment in ("autoeval-widowx", "bridge-widowx"):
+        open_data_set(folder, Selection(state_layout="pose", embodiment=embodiment))
+
+
 def test_a_copied_description_is_not_believed(tmp_path):
     """Bridge's, whose ten numbers are not the seven that are there."""
     description = "Robot state, consists of [7x robot joint angles, 2x gripper position, 1x door opening angle]."

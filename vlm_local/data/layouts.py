@@ -27,6 +27,10 @@ class StateLayout:
     fingers: bool = False
     frame: str = AUTO
 
+    @property
+    def is_quaternion(self) -> bool:
+        return self.rotation[0] == 4
+
 
 POSE = StateLayout("pose", 7, "x y z roll pitch yaw gripper")
 PADDED_POSE = StateLayout("pose-pad", 8, "x y z roll pitch yaw 0 gripper")

@@ -23,7 +23,7 @@ from vlm_local.data.layouts import (
 from vlm_local.data.rotations import measure_from_start
 from vlm_local.data.selection import Selection
 from vlm_local.embodiments import AUTO, load_embodiment, looks_like_station
-from vlm_local.embodiments.rotations import base_to_bridge
+from vlm_local.embodiments.rotations import base_to_bridge, euler_to_matrix
 from vlm_local.errors import DataError
 
 _NUM_SAMPLES = 16  # episodes that a layout is judged by
@@ -40,9 +40,16 @@ _FINGERS_OPENED_M = 0.03
 
 _FINGERS_OPEN_M = 0.08  # LIBERO's hand, from finger to finger
 
-# Of single episodes, once the layout is known.
+# Limits of units, once the layout is known: millimetres, degrees and percent lie beyond them.
 _MAX_POSITION_M = 3.0
+_MAX_ANGLE_RAD = 2 * np.pi
 _GRIPPER_RANGE = (-0.5, 1.5)
+_MAX_OFF_UNIT = 0.05
+_USUAL = 0.95  # of a data set's steps; the others cost their episode, not the data set
+_WIDEST_M, _GRIPPER_MOVED_M = 0.12, 0.015
+
+_NEAR_LOCK_RAD = 0.6
+_MAX_ROLL_RAD = 3 * np.pi / 4  # at an episode's start: beyond it, the gripper of Bridge's frame would point up
 
 
 def choose_layout(
@@ -50,45 +57,55 @@ def choose_layout(
     width: int,
     samples: Iterable[np.ndarray],
     source: str,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] = (),
     description: str = "",
 ) -> StateLayout:
-    """The layout that the user or the embodiment names, else the one that is recognised.
+    """The layout that the user or the embodiment names, else the one that is proven.
 
-    Raises DataError for one that does not fit, ConfigError for an embodiment that is none.
+    samples: states (T, width) of the data set's episodes, read as far as needed. names: of the columns; fewer or more
+    than `width` are words like `description`, the recording's own. Raises DataError with what was seen where no layout
+    is proven, and for numbers of other units or of an unknown frame, whoever named the layout; ConfigError for an
+    embodiment that is none.
     """
     name, frame = selection.state_layout, AUTO
     if selection.embodiment != AUTO:
         embodiment = load_embodiment(selection.embodiment)
         name, frame = name or embodiment.state_layout, embodiment.rotation_frame
-    if name is None:
-        return replace(recognise_layout(width, samples, source, names, description), frame=frame)
-    if name not in LAYOUTS:
-        raise DataError(f"there is no state layout {name!r}; there are {list_layouts()}")
-    layout = LAYOUTS[name]
-    if layout.width != width:
-        raise DataError(f"{source}: the state has {width} numbers, but the layout {name} has {layout.width}")
-    return replace(layout, frame=frame)
-
-
-def recognise_layout(
-    width: int, samples: Iterable[np.ndarray], source: str, names: Sequence[str] | None = None, description: str = ""
-) -> StateLayout:
-    """The layout of a data set whose states have `width` numbers.
-
-    samples: states (T, width) of its episodes, read as far as needed. names: of the columns, None where the
-    recording gives none. description: its own words. Raises DataError with what was seen where no layout is proven.
-    """
+    usable = (
+        sample for sample in samples if sample.shape[1:] == (width,) and np.isfinite(sample).all() and len(sample)
+    )
+    sampled = list(itertools.islice(usable, _NUM_SAMPLES))
     try:
-        if names is not None:
-            return read_names(names)
-        check_description(description, width)
-        usable = (sample for sample in samples if len(sample) and np.isfinite(sample).all())
-        return _read_numbers(width, list(itertools.islice(usable, _NUM_SAMPLES)))
+        layout = replace(_find_layout(name, width, sampled, names, description), frame=frame)
+        if sampled:
+            _check_units(np.concatenate(sampled), layout, _USUAL)
+            _check_frame(np.array([sample[0] for sample in sampled]), layout)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    return layout
+
+
+def _find_layout(
+    name: str | None, width: int, samples: list[np.ndarray], names: Sequence[str], description: str
+) -> StateLayout:
+    """name: that the user or the embodiment says, or None."""
+    if name is not None:
+        if name not in LAYOUTS:
+            raise DataError(f"there is no state layout {name!r}; there are {list_layouts()}")
+        if LAYOUTS[name].width != width:
+            raise DataError(f"the state has {width} numbers, but the layout {name} has {LAYOUTS[name].width}")
+        return LAYOUTS[name]
+    try:
+        if len(names) == width:
+            layout = read_names(names)
+        else:
+            check_description(" ".join((description, *names)), width)
+            layout = _read_numbers(width, samples)
+        _check_gripper_unit(samples, layout)
+        return layout
     except DataError as error:
         raise DataError(
-            f"{source}: a state of unknown layout: {error}. If you know it, say --state-layout NAME; "
-            f"there are {list_layouts()}"
+            f"a state of unknown layout: {error}. If you know it, say --state-layout NAME; there are {list_layouts()}"
         ) from None
 
 
@@ -155,6 +172,55 @@ def _check_pose(states: np.ndarray, samples: list[np.ndarray]) -> None:
         raise DataError(f"the last number is {low:.3g} to {high:.3g}, which a gripper's 0 (closed) to 1 (open) is not")
 
 
+def _check_gripper_unit(samples: list[np.ndarray], layout: StateLayout) -> None:
+    """Refuses a gripper that moves, but never further than a width in metres: its words would be those of large
+    movements alone.
+    """
+    gripper = np.concatenate([sample[:, -1] for sample in samples] or [np.zeros(1)])
+    if not layout.fingers and gripper.max() < _WIDEST_M and np.ptp(gripper) > _GRIPPER_MOVED_M:
+        raise DataError(
+            f"the gripper's number goes from {gripper.min():.3g} to {gripper.max():.3g}, as an opening in metres does; "
+            "0 (closed) to 1 (open) was expected"
+        )
+
+
+def _check_units(states: np.ndarray, layout: StateLayout, share: float = 1.0) -> None:
+    """Refuses states (T, layout.width) that are not in metres, radians and, of a gripper, 0 to 1.
+
+    share: of the steps that are looked at, beginning with the smallest numbers.
+    """
+    far = np.quantile(np.abs(states[:, :3]).max(axis=1), share)
+    if far > _MAX_POSITION_M:
+        raise DataError(f"x, y, z in metres were expected, within {_MAX_POSITION_M} m; they reach {far:.4g}")
+    rotations = states[:, 3 : 3 + layout.rotation[0]]
+    if layout.is_quaternion:
+        off = np.quantile(np.abs(np.linalg.norm(rotations, axis=1) - 1), share)
+        if off > _MAX_OFF_UNIT:
+            raise DataError(f"quaternions of length 1 were expected in numbers 4 to 7; lengths are up to {off:.2g} off")
+    else:
+        angle = np.quantile(np.abs(rotations).max(axis=1), share)
+        if angle > _MAX_ANGLE_RAD:
+            raise DataError(f"a rotation in radians was expected in numbers 4 to 6, but they reach {angle:.4g}")
+    low, high = np.quantile(states[:, -1], (1 - share, share))
+    if not layout.fingers and (low < _GRIPPER_RANGE[0] or high > _GRIPPER_RANGE[1]):
+        raise DataError(f"a gripper of 0 (closed) to 1 (open) was expected; it reads {low:.3g} to {high:.3g}")
+
+
+def _check_frame(first: np.ndarray, layout: StateLayout) -> None:
+    """Refuses roll, pitch, yaw of an unknown frame that begin near a pitch of 90 degrees, where roll and yaw jump.
+
+    first: first states of the episodes (n, layout.width).
+    """
+    is_known = layout.frame != AUTO or layout.rotation[1] is not None or any(map(looks_like_station, first))
+    pitch = float(np.median(np.abs(first[:, 4])))
+    if not is_known and abs(pitch - np.pi / 2) < _NEAR_LOCK_RAD:
+        raise DataError(
+            f"episodes begin at a pitch near 90 degrees ({pitch:.2f} rad), and nothing says from where it is measured; "
+            f"say --state-layout {layout.name} --embodiment autoeval-widowx for the base frame of a WidowX, or "
+            "bridge-widowx to take the angles as they are"
+        )
+
+
 def convert_states(states: np.ndarray, layout: StateLayout, source: str) -> np.ndarray:
     """Recorded states (T, layout.width) -> float32 (T, 7) as types.Episode. Raises DataError for any others."""
     if states.ndim != 2 or states.shape[1] != layout.width:
@@ -162,23 +228,21 @@ def convert_states(states: np.ndarray, layout: StateLayout, source: str) -> np.n
         raise DataError(
             f"{source}: a state of unknown layout: {layout.width} numbers ({layout.columns}) were expected, not {came}"
         )
+    if not len(states):
+        raise DataError(f"{source}: the episode has no steps")
     if not np.isfinite(states).all():
         raise DataError(f"{source}: the state holds numbers that are not finite, first at step {_first_bad(states)}")
     if layout.name == PADDED_POSE.name and states[:, 6].any():
         raise DataError(
             f"{source}: a state of unknown layout: the seventh of 8 numbers was expected to be 0 throughout"
         )
-    if layout.fingers and np.abs(states[:, -2:]).max(initial=0) > _FINGERS_OPEN_M:
+    if layout.fingers and np.abs(states[:, -2:]).max() > _FINGERS_OPEN_M:
         raise DataError(f"{source}: a state of unknown layout: two fingers in metres were expected in the last columns")
-    states = _convert_columns(states, layout).astype(np.float32)
-    low, high = _GRIPPER_RANGE
-    gripper = states[:, 6]
-    if np.abs(states[:, :3]).max(initial=0) > _MAX_POSITION_M or ((gripper < low) | (gripper > high)).any():
-        raise DataError(
-            f"{source}: a state of unknown layout: x, y, z within {_MAX_POSITION_M} m and a gripper of 0 to 1 were "
-            f"expected, but step 0 is {np.round(states[0], 3).tolist()}"
-        )
-    return states
+    try:
+        _check_units(states, layout)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    return _convert_columns(states, layout).astype(np.float32)
 
 
 def _convert_columns(states: np.ndarray, layout: StateLayout) -> np.ndarray:
@@ -187,11 +251,13 @@ def _convert_columns(states: np.ndarray, layout: StateLayout) -> np.ndarray:
     gripper = states[:, -1:]
     if layout.fingers:
         gripper = np.clip((states[:, -2:-1] - gripper) / _FINGERS_OPEN_M, 0, 1)
-    angles = states[:, 3 : 3 + count]
-    if to_matrix is not None and len(states):
-        angles = measure_from_start(to_matrix(angles.astype(np.float64)))
-    elif len(states) and (layout.frame == "base" or (layout.frame == AUTO and looks_like_station(states[0]))):
-        angles = base_to_bridge(angles.astype(np.float64))
+    angles = states[:, 3 : 3 + count].astype(np.float64)
+    if to_matrix is not None:
+        angles = measure_from_start(to_matrix(angles))
+    elif layout.frame == "base" or (layout.frame == AUTO and looks_like_station(states[0])):
+        angles = base_to_bridge(angles)
+    elif layout.frame == AUTO and abs(angles[0, 0]) > _MAX_ROLL_RAD:
+        angles = measure_from_start(euler_to_matrix(angles))
     return np.hstack([states[:, :3], angles, gripper])
 
 
