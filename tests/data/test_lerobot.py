@@ -1,6 +1,7 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -149,6 +150,17 @@ def test_a_video_that_is_missing_broken_or_too_short_is_refused_by_frame(tmp_pat
         second.load_image(20)
     with pytest.raises(DataError, match=r"episode_000002.mp4: cannot be decoded"):
         third.load_image(0)
+
+
+def test_a_video_without_colours_is_refused_as_a_picture_without_them_is(tmp_path):
+    path = tmp_path / "depth.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "gray16le"
+        frame = av.VideoFrame.from_ndarray(np.full((32, 32), 1000, np.uint16), format="gray16le")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    with pytest.raises(DataError, match="a video in colour was expected, this one is gray16le"):
+        load_frame(path, 0.0, fps=5)
 
 
 def test_threads_do_not_disturb_each_other(tmp_path):
