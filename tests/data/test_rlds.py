@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -173,6 +174,39 @@ def test_an_evaluation_reports_what_was_read(tmp_path):
     data = json.loads((tmp_path / "out/report.json").read_text())["data"]
     assert (data["splits"], data["camera"], data["state_layout"]) == (["val"], "image_0", "pose")
     assert main(["eval", *arguments[:4], "--out", str(tmp_path / "out"), "--resume"]) == 2  # other rows
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (gzip.compress, "the file is compressed; gunzip it first"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:12ab\nsize 9\n", "Git LFS's pointer"),
+        (lambda data: b"<html>not found</html>", "no record begins here"),
+    ],
+)
+def test_what_a_file_is_that_begins_with_no_record_is_said(tmp_path, change, says):
+    (path,) = recordings.write_rlds(tmp_path, [recordings.make_rlds_record(recordings.make_states(4))])
+    path.write_bytes(change(path.read_bytes()))
+    problems = []
+    assert not list(open_episodes(tmp_path, report=problems.append))
+    assert len(problems) == 1 and says in str(problems[0])
+
+
+def test_a_feature_without_a_name_is_one_that_nobody_asks_for(tmp_path):
+    nameless = b"\x0a\x04\x0a\x02\x12\x00"  # protobuf writes no empty key
+    record = recordings.make_rlds_record(recordings.make_states(4))
+    recordings.write_rlds(tmp_path, [nameless, record])
+    problems = []
+    assert [len(episode) for episode in open_episodes(tmp_path, report=problems.append)] == [4]
+    assert len(problems) == 1 and "the record lacks steps/observation/state" in str(problems[0])
+
+
+def test_features_that_are_written_otherwise_are_not_called_a_missing_camera(data_set):
+    """As old versions of TensorFlow Datasets wrote them."""
+    content = {"type": "FeaturesDict", "content": {"steps": {"type": "Dataset", "content": {}}}}
+    (data_set / "features.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"features.json describes no steps of episodes \(featuresDict: steps"):
+        open_episodes(data_set)
 
 
 def test_depth_maps_and_masks_are_no_cameras(data_set):

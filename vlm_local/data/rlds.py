@@ -170,6 +170,8 @@ def _load_features(path: Path) -> dict[str, Mapping[str, Any]]:
         walk(read_json_object(path), "")
     except (OSError, RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} does not describe the features of an RLDS data set: {error!r}") from None
+    if not any(name.startswith("steps/") for name in flat):
+        raise DataError(f"{path} describes no steps of episodes (featuresDict: steps: sequence), as RLDS has them")
     return flat
 
 
