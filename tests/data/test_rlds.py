@@ -232,6 +232,31 @@ def test_a_folder_of_no_known_format_says_what_was_expected(tmp_path):
         open_episodes(tmp_path)
 
 
+def test_a_hidden_folder_is_no_data_set(tmp_path):
+    """`hf download --local-dir` leaves .cache beside the data set's folders, git leaves .git."""
+    recordings.write_rlds(tmp_path / "demo/1.0.0", [recordings.make_rlds_record(recordings.make_states(4))])
+    (tmp_path / "demo/.cache/huggingface").mkdir(parents=True)
+    assert [len(episode) for episode in open_episodes(tmp_path)] == [4]
+
+
+def test_of_several_data_sets_or_a_part_of_one_the_message_names_those_that_are_near(tmp_path):
+    record = recordings.make_rlds_record(recordings.make_states(4))
+    for version in ("0.1.0", "1.0.0"):
+        recordings.write_rlds(tmp_path / "demo" / version, [record])
+    recordings.write_lerobot(tmp_path / "lerobot", [recordings.make_states(4)])
+    for path, near in (
+        ("", ["lerobot", "demo/0.1.0", "demo/1.0.0"]),
+        ("demo", ["demo/0.1.0", "demo/1.0.0"]),
+        ("lerobot/data", ["lerobot"]),
+        ("lerobot/meta/info.json", ["lerobot"]),
+        ("demo/1.0.0/features.json", ["demo/1.0.0"]),
+    ):
+        with pytest.raises(DataError, match="no known format") as caught:
+            open_episodes(tmp_path / path)
+        listed = str(caught.value).partition("one of which may be meant: ")[2]
+        assert listed == ", ".join(str(tmp_path / name) for name in near)
+
+
 def test_label_writes_a_row_a_step_and_names_what_it_leaves_out(data_set, tmp_path, capsys):
     out = tmp_path / "labels" / "rows.jsonl"
     assert main(["label", str(data_set), "--out", str(out)]) == 0
