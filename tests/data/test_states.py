@@ -29,6 +29,9 @@ UR5 = _columns(0.02 * STEPS, -1.57, 1.57, -1.57, -1.57, 0, OPEN)
 QUATERNION = _columns(
     0.3 + 0.02 * STEPS, 0, 0.2, *(np.sin(STEPS / 40) * axis for axis in (0, 0, 1)), np.cos(STEPS / 40), OPEN
 )
+FRANKA_AT_15_HZ = _columns(  # seven joints about its usual pose, slow enough to be metres; the last like a gripper
+    0.3 * np.sin(STEPS / 8), -0.78, 0, -2.36, 0, 1.57, 0.78 + 0.2 * np.cos(STEPS / 8)
+)
 NARROW = _columns(0.3, 0.01 * STEPS, 0.2, 0, 0, 0, 0.5)  # the last number is no gripper's
 
 
@@ -88,6 +91,7 @@ def test_a_layout_is_taken_by_its_names(tmp_path, names, layout):
         (FRANKA, None, "", "the seventh is 0.78 to 0.78, so it is no padding"),
         (FRANKA, [f"motor_{number}" for number in range(8)], "", "the seventh is 0.78"),
         (FRANKA_WITHOUT_GRIPPER, None, "", "the last number is 0.78 to 0.78, which a gripper's"),
+        (FRANKA_AT_15_HZ, None, "", "the first number goes down to -0.3"),
         (UR5, None, "", r"the first three numbers are 2.22 to .* from the origin"),
         (QUATERNION, None, "", "numbers 4 to 7 are a quaternion, whose order is not said"),
         (NARROW, None, "", "the last number is 0.5 to 0.5"),

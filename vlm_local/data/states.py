@@ -163,6 +163,12 @@ def _check_position(states: np.ndarray, samples: list[np.ndarray]) -> None:
 def _check_pose(states: np.ndarray, samples: list[np.ndarray]) -> None:
     """Refuses what x, y, z, roll, pitch, yaw, gripper (T, 7) cannot be."""
     _check_position(states, samples)
+    behind = np.quantile(states[:, 0], 1 - _USUAL)
+    if behind <= 0:
+        raise DataError(
+            f"the first number goes down to {behind:.2f}, but x, forward from the arm's base, is positive; the first "
+            "joint's angle takes both signs"
+        )
     angle, gripper = np.abs(states[:, 3:6]).max(), states[:, 6]
     if angle > _MAX_ANGLE:
         raise DataError(f"an angle in the fourth to sixth number reaches {angle:.2f}, which roll, pitch, yaw do not")
