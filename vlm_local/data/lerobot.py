@@ -6,6 +6,7 @@ meta/episodes/ where each begins.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -144,26 +145,34 @@ def _read_rows(place: _Place) -> tuple[int, pa.Table]:
     Raises DataError where the table has other rows than meta/ says, or not in the order of time: labels across a gap,
     or backwards, would be wrong.
     """
-    table = _read_table(place.data)
-    found = np.flatnonzero(table["episode_index"].to_numpy() == place.episode)
-    first = int(found[0]) if len(found) else 0
-    rows = table.slice(first, len(found))
-    if len(found) != place.length:
+    table, runs = _read_table(place.data)
+    found = runs.get(place.episode, [])
+    length = sum(run[1] for run in found)
+    if length != place.length:
         raise DataError(
-            f"{place.data}: meta/ says {place.length} rows of episode {place.episode}, the table has {len(found)}"
+            f"{place.data}: meta/ says {place.length} rows of episode {place.episode}, the table has {length}"
         )
-    columns = [found] + [rows[name].to_numpy() for name in rows.column_names if name == "frame_index"]
-    if any((np.diff(column) != 1).any() for column in columns):
+    first = found[0][0]
+    rows = table.slice(first, length)
+    is_counted = "frame_index" not in rows.column_names or (np.diff(rows["frame_index"].to_numpy()) == 1).all()
+    if len(found) > 1 or not is_counted:
         raise DataError(f"{place.data}: the rows of episode {place.episode} do not follow each other without a gap")
     return first, rows
 
 
 @keep_last  # v3 keeps neighbouring episodes in one file
-def _read_table(path: Path) -> pa.Table:
-    """The columns of numbers; images are read one by one."""
+def _read_table(path: Path) -> tuple[pa.Table, dict[int, list[tuple[int, int]]]]:
+    """The columns of numbers, since images are read one by one; and episode_index -> (first row, rows) of its runs."""
     file = pq.ParquetFile(path)
     wanted = (STATE, _ACTION, "timestamp", "task_index", "episode_index", "frame_index")
-    return _read_columns(file, [name for name in wanted if name in file.schema_arrow.names])
+    table = _read_columns(file, [name for name in wanted if name in file.schema_arrow.names])
+    numbers = table["episode_index"].to_numpy()
+    ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    runs: dict[int, list[tuple[int, int]]] = {}
+    for first, end in pairwise([0, *ends]):
+        if end > first:
+            runs.setdefault(numbers[first].item(), []).append((first, end - first))
+    return table, runs
 
 
 def _read_columns(file: pq.ParquetFile, names: list[str]) -> pa.Table:
