@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests import recordings
+from vlm_local.cli import main
 from vlm_local.data import Selection, count_episodes, open_data_set, open_episodes
 from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError
@@ -37,6 +38,13 @@ def test_episodes_come_back_as_they_were_written(tmp_path, version, images):
             image = episode.load_image(step)
             assert image.shape == (32, 32, 3)
             assert np.abs(image.astype(int) - frames[step]).mean() < (6 if images == "video" else 1e-9)
+
+
+def test_the_rate_is_said_since_labels_are_three_steps_of_any(tmp_path, capsys):
+    recordings.write_lerobot(tmp_path / "data", _states(), images="image")
+    _change_info(tmp_path / "data", fps=29.97)
+    assert main(["label", str(tmp_path / "data"), "--out", str(tmp_path / "rows.jsonl")]) == 0
+    assert "read: LeRobot v2.1, 29.97 frames a second, camera image_0, state layout" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])

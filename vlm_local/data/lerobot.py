@@ -70,6 +70,7 @@ def open_data_set(path: Path, selection: Selection, report: Report) -> DataSet:
     layout = choose_layout(selection, info.state_width, samples, str(path), info.state_names)
     about = {
         "format": f"LeRobot {info.version}",
+        "fps": info.fps,
         "camera": info.camera,
         "splits": sorted(info.splits) if selection.split is None else [selection.split],
         "state_layout": layout.name,
