@@ -131,6 +131,15 @@ def test_an_image_of_another_kind_is_refused_and_the_others_are_read(tmp_path, i
     episode.load_image(2)
 
 
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_file_that_goes_while_it_is_read_costs_its_frames(tmp_path, change):
+    (path,) = recordings.write_rlds(tmp_path, [recordings.make_rlds_record(recordings.make_states(4))])
+    (episode,) = open_episodes(tmp_path)
+    change(path)
+    with pytest.raises(DataError, match=r"byte 0: the record can no longer be read"):
+        episode.load_image(1)
+
+
 def test_a_missing_camera_names_those_that_are_there(data_set):
     recordings.write_features(data_set, cameras=("image_0", "image_wrist"))
     with pytest.raises(DataError, match=r"no camera 'front'; it has image_0, image_wrist"):

@@ -136,8 +136,11 @@ def _parse_episode(index: int, data: bytes, columns: _Columns, layout: StateLayo
         raise DataError(f"{source}: {len(states)} states, but {num_images} images or another number of actions")
 
     def load_image(step: int) -> np.ndarray:
-        images = _read_images(place.path, place.offset, columns.image)
-        return decode_image(bytes(images[step]), f"{source}, step {step}")
+        try:
+            image = bytes(_read_images(place.path, place.offset, columns.image)[step])
+        except (OSError, LookupError, ValueError) as error:  # the file has changed since
+            raise DataError(f"{source}: the record can no longer be read ({error!r})") from None
+        return decode_image(image, f"{source}, step {step}")
 
     if len(instructions) not in (0, 1, len(states)):  # once, or for each step
         raise DataError(f"{source}: {len(states)} states, but {len(instructions)} instructions")
@@ -148,8 +151,9 @@ def _parse_episode(index: int, data: bytes, columns: _Columns, layout: StateLayo
 @keep_last
 def _read_images(path: Path, offset: int, name: str) -> list[memoryview]:
     """The encoded images of a record."""
-    _, data = next(read_records(path, refuse, offset))
-    assert data is not None  # a record that cannot be read was refused
+    _, data = next(read_records(path, refuse, offset), (offset, None))
+    if data is None:
+        raise ValueError("the file ends before it")
     return decode_bytes(parse_example(data)[name])
 
 
