@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from vlm_local.policy_options import PolicyOptions
 from vlm_local.prompts import load_template
 from vlm_local.training.finetune import Tuning, finetune
 from vlm_local.training.optimisation import Recipe
-from vlm_local.training.samples import RecordedSamples
+from vlm_local.training.samples import HELD_OUT_EVERY, RecordedSamples
 from vlm_local.types import Episode, Observation
 
 PROMPT = "paligemma"
@@ -147,6 +148,26 @@ def test_samples_are_the_labels_of_the_steps(samples):
     assert all((sample.image.max() == 255) == (sample.phrase == "move forward") for sample in epoch)
     halves = samples.draw(0, 3) + samples.draw(1, 3)  # an epoch is the same however it is cut
     assert [sample.prompt for sample in halves] == [sample.prompt for sample in epoch]
+
+
+def test_in_place_of_a_frame_that_cannot_be_read_the_next_one_is_drawn():
+    """One bad frame of a data set ended a training of hours, and the same command ended there again."""
+
+    def load_broken(step):
+        raise DataError(f"step {step} is broken")
+
+    episodes = [_record(index, 0, 255) for index in range(2 * HELD_OUT_EVERY)]
+    for index in (0, HELD_OUT_EVERY - 1):  # one of those for training, one of those kept apart
+        episodes[index] = replace(episodes[index], load_image=load_broken)
+    problems = []
+    samples = RecordedSamples(episodes, load_template(PROMPT), 0, seed=0, report=problems.append)
+    drawn = samples.draw(0, len(samples))
+    assert len(drawn) == len(samples) and len(problems) == 3 and "is broken" in str(problems[0])
+    assert samples.draw(0, len(samples))[5].prompt == drawn[5].prompt
+    assert len(samples.draw_held_out(100)) == 3 and len(problems) == 9
+    broken = RecordedSamples([replace(episodes[0])], load_template(PROMPT), 0, seed=0, report=lambda problem: None)
+    with pytest.raises(DataError, match="50 frames one after the other could not be read"):
+        broken.draw(0, 1)
 
 
 def test_history_shows_the_phrases_before(tmp_path):

@@ -118,7 +118,7 @@ def _run_finetune(args) -> None:
     episodes = track(read, "reading", "episode", num_episodes)
     embodiment = args.embodiment or checkpoint.sidecar.get("embodiment") or AUTO
     template = load_template(prompt, load_embodiment(BRIDGE if embodiment == AUTO else embodiment).camera)
-    samples = RecordedSamples(hash_episodes(episodes, digest), template, history, args.seed)
+    samples = RecordedSamples(hash_episodes(episodes, digest), template, history, args.seed, problems)
     for path, data in zip(args.data, data_sets, strict=True):
         print(f"{path}: {describe_data(data.about)}")
     print(f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped")

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vlm_local.errors import DataError
+from vlm_local.errors import DataError, Report, refuse
 from vlm_local.primitives import format_phrase, label_episode
 from vlm_local.prompts import Template, build_prompt
 from vlm_local.types import Episode, Observation, Prompt
 
+MAX_UNREADABLE = 50  # frames, one drawn after the other
 HELD_OUT_EVERY = 20  # the last of so many episodes is never trained on: 5 % tell when a model learns by heart
 
 
@@ -37,12 +38,16 @@ class RecordedSamples:
     Of every HELD_OUT_EVERY episodes the last one is kept apart, for `draw_held_out` alone.
     """
 
-    def __init__(self, episodes: Iterable[Episode], template: Template, history: int, seed: int):
+    def __init__(
+        self, episodes: Iterable[Episode], template: Template, history: int, seed: int, report: Report = refuse
+    ):
         """Uses steps with a full label window only: shorter ones act like a larger threshold.
 
-        history: how many of the phrases before a step its prompt shows. Raises DataError where no
-        step is left; episodes without an instruction or with a single step are passed over.
+        history: how many of the phrases before a step its prompt shows. report: is given each frame that cannot be read
+        when it is drawn. Raises DataError where no step is left; episodes without an instruction or with a single step
+        are passed over.
         """
+        self._report = report
         self._template = template
         self._history = history
         self._seed = seed
@@ -82,14 +87,32 @@ class RecordedSamples:
         return len(self._places)
 
     def draw(self, step: int, num_samples: int) -> list[Sample]:
-        """The samples of training step `step`: always the same ones."""
+        """The samples of training step `step`: always the same ones.
+
+        In place of one whose frame cannot be read stands the next one: a training of hours does not end for one frame.
+        Raises DataError where MAX_UNREADABLE follow each other.
+        """
         places = range(step * num_samples, (step + 1) * num_samples)
-        return [self._load(self._places[self._order(place // len(self))[place % len(self)]]) for place in places]
+        return [self._load_readable(place) for place in places]
+
+    def _load_readable(self, place: int) -> Sample:
+        for ahead in range(place, place + MAX_UNREADABLE):
+            try:
+                return self._load(self._places[self._order(ahead // len(self))[ahead % len(self)]])
+            except DataError as error:
+                self._report(error)
+        raise DataError(f"{MAX_UNREADABLE} frames one after the other could not be read; the data set is broken")
 
     def draw_held_out(self, num_samples: int) -> list[Sample]:
         """At most so many samples of the episodes that are kept apart, evenly spread: always the same ones."""
         chosen = np.linspace(0, len(self._held_out) - 1, min(num_samples, len(self._held_out))).astype(int)
-        return [self._load(self._held_out[index]) for index in chosen]
+        samples = []
+        for index in chosen:
+            try:
+                samples.append(self._load(self._held_out[index]))
+            except DataError as error:
+                self._report(error)
+        return samples
 
     def _order(self, epoch: int) -> np.ndarray:
         if self._epoch != epoch:
