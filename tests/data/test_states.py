@@ -8,6 +8,7 @@ import pytest
 from tests import recordings
 from vlm_local.cli import main
 from vlm_local.data import Selection, open_data_set
+from vlm_local.embodiments.rotations import base_to_bridge
 from vlm_local.errors import DataError
 from vlm_local.primitives import format_phrase, label_episode
 
@@ -190,6 +191,18 @@ def test_a_roll_near_180_degrees_is_measured_from_the_gripper_pointing_down(tmp_
     _, episode = _read(_write(tmp_path / "turning", turning))
     np.testing.assert_allclose(episode.states[0, 3:6], 0, atol=1e-5)
     assert _say(episode.states)[:3] == ["rotate counterclockwise"] * 3
+
+
+@pytest.mark.parametrize(("num_level", "num_down"), [(1, 4), (4, 1)])
+def test_the_frame_of_a_station_is_that_of_most_episodes(tmp_path, num_level, num_down):
+    """A Bridge episode may begin with a level gripper, one of a station with one that is tilted far."""
+    turning = [_columns(0.3, 0, 0.2, 0, 0.11 * STEPS / 4 + start, 0, 0, 1) for start in (np.pi / 2, 0.3)]
+    episodes = [turning[0]] * num_level + [turning[1]] * num_down
+    recordings.write_lerobot(tmp_path, episodes, images="image", names=[*POSE_NAMES[:6], "pad", "gripper"])
+    read = list(open_data_set(tmp_path).episodes)
+    for episode, states in zip(read, episodes, strict=True):
+        angles = states[:, 3:6] if num_down > num_level else base_to_bridge(states[:, 3:6].astype(float))
+        np.testing.assert_allclose(episode.states[:, 3:6], angles, atol=1e-5)
 
 
 @pytest.mark.parametrize("pitch", [np.pi / 2, -np.pi / 2])

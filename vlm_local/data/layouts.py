@@ -17,7 +17,7 @@ class StateLayout:
 
     rotation: how many numbers it has, and the function that makes them matrices; None where they are roll, pitch,
     yaw already. fingers: the last two numbers are the fingers' places in metres, not an opening of 0 to 1.
-    frame: of roll, pitch, yaw: "bridge", "base", or AUTO where the first state of an episode tells.
+    frame: of roll, pitch, yaw: "bridge", "base", or AUTO where the roll that an episode begins with tells.
     """
 
     name: str

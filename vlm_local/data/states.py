@@ -79,7 +79,7 @@ def choose_layout(
         layout = replace(_find_layout(name, width, sampled, names, description), frame=frame)
         if sampled:
             _check_units(np.concatenate(sampled), layout, _USUAL)
-            _check_frame(np.array([sample[0] for sample in sampled]), layout)
+            layout = replace(layout, frame=_find_frame(np.array([sample[0] for sample in sampled]), layout))
     except DataError as error:
         raise DataError(f"{source}: {error}") from None
     return layout
@@ -217,19 +217,24 @@ def _check_units(states: np.ndarray, layout: StateLayout, share: float = 1.0) ->
         raise DataError(f"a gripper of 0 (closed) to 1 (open) was expected; it reads {low:.3g} to {high:.3g}")
 
 
-def _check_frame(first: np.ndarray, layout: StateLayout) -> None:
-    """Refuses roll, pitch, yaw of an unknown frame that begin near a pitch of 90 degrees, where roll and yaw jump.
+def _find_frame(first: np.ndarray, layout: StateLayout) -> str:
+    """The frame of a data set's roll, pitch, yaw where nothing says it: a station's, or AUTO.
 
-    first: first states of the episodes (n, layout.width).
+    first: first states of the episodes (n, layout.width); most of them count, since a single one can begin anyhow.
+    Raises DataError where they begin near a pitch of 90 degrees, at which roll and yaw jump, and are no station's.
     """
-    is_known = layout.frame != AUTO or layout.rotation[1] is not None or any(map(looks_like_station, first))
+    if layout.frame != AUTO or layout.rotation[1] is not None:
+        return layout.frame
+    if np.mean([looks_like_station(state) for state in first]) > 0.5:
+        return "base"
     pitch = float(np.median(np.abs(first[:, 4])))
-    if not is_known and abs(pitch - np.pi / 2) < _NEAR_LOCK_RAD:
+    if abs(pitch - np.pi / 2) < _NEAR_LOCK_RAD:
         raise DataError(
             f"episodes begin at a pitch near 90 degrees ({pitch:.2f} rad), and nothing says from where it is measured; "
             f"say --state-layout {layout.name} --embodiment autoeval-widowx for the base frame of a WidowX, or "
             "bridge-widowx to take the angles as they are"
         )
+    return AUTO
 
 
 def convert_states(states: np.ndarray, layout: StateLayout, source: str) -> np.ndarray:
@@ -265,7 +270,7 @@ def _convert_columns(states: np.ndarray, layout: StateLayout) -> np.ndarray:
     angles = states[:, 3 : 3 + count].astype(np.float64)
     if to_matrix is not None:
         angles = measure_from_start(to_matrix(angles))
-    elif layout.frame == "base" or (layout.frame == AUTO and looks_like_station(states[0])):
+    elif layout.frame == "base":
         angles = base_to_bridge(angles)
     elif layout.frame == AUTO and abs(angles[0, 0]) > _MAX_ROLL_RAD:
         angles = measure_from_start(euler_to_matrix(angles))
