@@ -108,7 +108,8 @@ def test_what_is_no_pose_is_refused_with_what_was_seen(tmp_path, capsys, states,
     with pytest.raises(DataError, match=says):
         open_data_set(folder)
     assert main(["label", str(folder), "--out", str(tmp_path / "rows.jsonl")]) == 2
-    assert "--state-layout NAME; there are pose (x y z roll pitch yaw gripper), " in capsys.readouterr().err
+    advice = {7: "there are pose (x y z roll pitch yaw gripper), axis-angle", 8: "there are pose-pad (x y z"}
+    assert advice.get(states.shape[1], "without names. No layout has 16") in capsys.readouterr().err
     assert not list(tmp_path.glob("rows.jsonl*"))
 
 

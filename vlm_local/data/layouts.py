@@ -70,8 +70,10 @@ _GRIPPER = re.compile(r"gripper([_.](\d|left|right|state|position|pos|open|openn
 _COUNT = re.compile(r"\b(\d+)\s*(?:x|d)\b", re.IGNORECASE)  # "7x robot joint angles", "6D pose"
 
 
-def list_layouts() -> str:
-    return ", ".join(f"{layout.name} ({layout.columns})" for layout in LAYOUTS.values())
+def list_layouts(width: int | None = None) -> str:
+    """Names and columns of the layouts; width: of those alone that have so many numbers."""
+    fitting = (layout for layout in LAYOUTS.values() if width in (None, layout.width))
+    return ", ".join(f"{layout.name} ({layout.columns})" for layout in fitting)
 
 
 def read_names(names: Sequence[str]) -> StateLayout:

@@ -104,9 +104,9 @@ def _find_layout(
         _check_gripper_unit(samples, layout)
         return layout
     except DataError as error:
-        raise DataError(
-            f"a state of unknown layout: {error}. If you know it, say --state-layout NAME; there are {list_layouts()}"
-        ) from None
+        fitting = list_layouts(width)
+        known = f"If you know it, say --state-layout NAME; there are {fitting}" if fitting else f"No layout has {width}"
+        raise DataError(f"a state of unknown layout: {error}. {known}") from None
 
 
 def _read_numbers(width: int, samples: list[np.ndarray]) -> StateLayout:
