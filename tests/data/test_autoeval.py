@@ -95,6 +95,34 @@ def test_the_loggers_later_format_is_read_compressed_and_stacked(tmp_path):
     assert np.abs(episode.load_image(0).astype(int) - recordings.make_images(6)[0]).mean() < 6
 
 
+class Episode:
+    """As the logger's example of its later format has it: a class of the program that wrote the file."""
+
+    __module__ = "__main__"
+
+
+def test_the_later_formats_pose_is_a_quaternion_with_w_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["__main__"], "Episode", Episode, raising=False)
+    pitch = 0.11 * np.arange(6)  # about the base's y: the last number of the pose is 0 throughout, and is no padding
+    pose = np.stack([0.3 + 0 * pitch, 0 * pitch, 0.2 + 0 * pitch, np.cos(pitch / 2), 0 * pitch, np.sin(pitch / 2)], 1)
+    episode = Episode()
+    vars(episode).update(
+        language_command="lift the cup",
+        success=False,
+        policy_id=None,
+        obs={"image_primary": recordings.make_images(6)},
+        action=np.zeros((6, 7), np.float32),
+        joint_position=np.zeros((6, 7), np.float32),
+        end_effector_pose=np.append(pose, np.zeros((6, 1)), axis=1).astype(np.float32),
+        gripper=np.ones((6, 1), np.float32),
+    )
+    (tmp_path / "traj_0.pkl").write_bytes(lz4.frame.compress(pickle.dumps(episode, 5)))
+    (read,) = open_episodes(tmp_path)
+    np.testing.assert_allclose(read.states[:, 3:6], np.stack([0 * pitch, pitch, 0 * pitch], 1), atol=1e-6)
+    assert (read.instruction, read.success, read.actions) == ("lift the cup", False, None)
+    np.testing.assert_array_equal(read.load_image(5), recordings.make_images(6)[5])
+
+
 def test_a_teleop_recording_is_split_where_an_episode_is_done(tmp_path):
     states = recordings.make_states(9)
     trajectory = _trajectory(states)
@@ -162,6 +190,9 @@ def test_damaged_pickles_are_reported_not_raised(tmp_path):
     [
         ({"proprio": None}, "neither proprio nor end_effector_pose"),
         ({"proprio": [[0.0] * 14] * 4}, "unknown layout"),
+        ({"proprio": None, "end_effector_pose": np.zeros((4, 7)), "gripper": np.zeros((4, 1))}, "of length 1"),
+        ({"proprio": None, "end_effector_pose": np.zeros((4, 7)), "gripper": np.zeros((4, 2))}, "have 7 and 2 numbers"),
+        ({"proprio": None, "end_effector_pose": np.zeros((4, 3)), "gripper": np.zeros((4, 1))}, "have 3 and 1 numbers"),
         ({"obs": {"image_primary": []}}, "0 images, but 4 states"),
         ({"obs": None}, "obs must be a dictionary"),
         ({"obs": {}}, "it has none"),

@@ -65,6 +65,17 @@ def test_each_step_has_its_own_instruction(tmp_path, write):
     assert [episode.instruction_at(step) for step in range(8)] == SAID
 
 
+@pytest.mark.parametrize(("tasks", "said"), [(["lift the cup"], "lift the cup"), (["lift the cup", "close it"], "")])
+def test_a_step_of_an_unknown_task_has_the_episodes_only_one(tmp_path, tasks, said):
+    """Which of several is meant, nothing says."""
+    recordings.write_lerobot(tmp_path, [STATES], images="image")
+    (tmp_path / "meta/tasks.jsonl").write_text("")
+    path = tmp_path / "meta/episodes.jsonl"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"tasks": tasks}))
+    (episode,) = open_episodes(tmp_path)
+    assert {episode.instruction_at(step) for step in range(8)} == {said}
+
+
 def test_an_evaluation_asks_each_step_with_its_instruction_and_leaves_out_those_without(tmp_path):
     _write_rlds(tmp_path / "data")
     arguments = ["--data", str(tmp_path / "data"), "--policy", "stop", "--out", str(tmp_path / "out")]

@@ -1,10 +1,14 @@
 import json
 from concurrent.futures import ThreadPoolExecutor
 
+import av
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests import recordings
+from vlm_local.cli import main
 from vlm_local.data import Selection, count_episodes, open_data_set, open_episodes
 from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError
@@ -34,6 +38,13 @@ def test_episodes_come_back_as_they_were_written(tmp_path, version, images):
             image = episode.load_image(step)
             assert image.shape == (32, 32, 3)
             assert np.abs(image.astype(int) - frames[step]).mean() < (6 if images == "video" else 1e-9)
+
+
+def test_the_rate_is_said_since_labels_are_three_steps_of_any(tmp_path, capsys):
+    recordings.write_lerobot(tmp_path / "data", _states(), images="image")
+    _change_info(tmp_path / "data", fps=29.97)
+    assert main(["label", str(tmp_path / "data"), "--out", str(tmp_path / "rows.jsonl")]) == 0
+    assert "read: LeRobot v2.1, 29.97 frames a second, camera image_0, state layout" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("version", ["v2.1", "v3.0"])
@@ -70,13 +81,67 @@ def test_a_broken_table_is_reported_and_the_others_are_read(tmp_path):
     assert len(problems) == 2 and all(f"episode_00000{n}.parquet" in str(p) for n, p in enumerate(problems))
 
 
-def test_a_table_shorter_than_the_index_says_is_reported(tmp_path):
+@pytest.mark.parametrize("length", [39, 41])
+def test_a_table_of_other_rows_than_the_index_says_is_reported(tmp_path, length):
     recordings.write_lerobot(tmp_path, _states(), images="image")
-    lines = (tmp_path / "meta/episodes.jsonl").read_text().replace('"length": 40', '"length": 41')
+    lines = (tmp_path / "meta/episodes.jsonl").read_text().replace('"length": 40', f'"length": {length}')
     (tmp_path / "meta/episodes.jsonl").write_text(lines)
     problems = []
     assert [episode.index for episode in open_episodes(tmp_path, report=problems.append)] == [0, 2]
-    assert "rows 0 to 41 are not there; the file has 40" in str(problems[0])
+    assert f"meta/ says {length} rows of episode 1, the table has 40" in str(problems[0])
+
+
+def _edit_table(path, edit):
+    pq.write_table(edit(pq.read_table(path)), path)
+
+
+def _put(table, name, values):
+    return table.set_column(table.column_names.index(name), name, pa.array(values, table.schema.field(name).type))
+
+
+@pytest.mark.parametrize(
+    ("edit", "says"),
+    [
+        (lambda table: table.take([*range(39, -1, -1)]), "do not follow each other without a gap"),
+        (lambda table: _put(table, "frame_index", [*range(20), *range(30, 50)]), "do not follow each other without"),
+        (lambda table: _put(table, "frame_index", [*range(20), None, *range(21, 40)]), "do not follow each other"),
+        (lambda table: _put(table, "episode_index", [1] * 20 + [7] * 20), "of episode 1, the table has 20"),
+        (lambda table: _put(table, "timestamp", [0.0] * 40), "timestamps that rise were expected"),
+        (lambda table: _put(table, "timestamp", [0.0, None, *np.arange(2, 40) / 5]), "timestamps that rise"),
+        (lambda table: _put(table, "observation.state", [None, *table["observation.state"][1:]]), "in every row"),
+        (
+            lambda table: _put(table, "observation.state", [[0.0], *table["observation.state"].to_pylist()[1:]]),
+            "as many numbers in every row were expected",
+        ),
+    ],
+)
+def test_rows_that_are_not_one_step_after_the_other_are_reported(tmp_path, edit, says):
+    """A label across a gap, or backwards, looks like any other."""
+    recordings.write_lerobot(tmp_path, _states())
+    _edit_table(tmp_path / "data/chunk-000/episode_000001.parquet", edit)
+    problems = []
+    assert [episode.index for episode in open_episodes(tmp_path, report=problems.append)] == [0, 2]
+    assert len(problems) == 1 and says in str(problems[0])
+
+
+def test_the_order_of_episodes_in_a_file_is_the_tables_own(tmp_path):
+    """meta/ lists them in another order, which tools that merge data sets write."""
+    recordings.write_lerobot(tmp_path, _states(), "v3.0", "image")
+    _edit_table(tmp_path / "meta/episodes/chunk-000/file-000.parquet", lambda table: table.take([1, 0, 2]))
+    for episode, length in zip(open_episodes(tmp_path), (40, 7, 5), strict=True):
+        np.testing.assert_array_equal(episode.states, recordings.make_states(length, length))
+        number = LENGTHS.index(length)
+        np.testing.assert_array_equal(episode.load_image(length - 1), recordings.make_images(length, number)[-1])
+
+
+@pytest.mark.parametrize(
+    ("version", "name"), [("v2.1", "tasks.jsonl"), ("v2.1", "episodes.jsonl"), ("v3.0", "tasks.parquet")]
+)
+def test_a_file_that_is_missing_is_named(tmp_path, version, name):
+    recordings.write_lerobot(tmp_path, _states(), version, "image")
+    (tmp_path / "meta" / name).unlink()
+    with pytest.raises(DataError, match=rf"meta/{name}: No such file or directory; a LeRobot {version} data set needs"):
+        open_data_set(tmp_path)
 
 
 def test_a_video_that_is_missing_broken_or_too_short_is_refused_by_frame(tmp_path):
@@ -93,6 +158,17 @@ def test_a_video_that_is_missing_broken_or_too_short_is_refused_by_frame(tmp_pat
         second.load_image(20)
     with pytest.raises(DataError, match=r"episode_000002.mp4: cannot be decoded"):
         third.load_image(0)
+
+
+def test_a_video_without_colours_is_refused_as_a_picture_without_them_is(tmp_path):
+    path = tmp_path / "depth.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=5)
+        stream.height, stream.width, stream.pix_fmt = 32, 32, "gray16le"
+        frame = av.VideoFrame.from_ndarray(np.full((32, 32), 1000, np.uint16), format="gray16le")
+        container.mux([*stream.encode(frame), *stream.encode()])
+    with pytest.raises(DataError, match="a video in colour was expected, this one is gray16le"):
+        load_frame(path, 0.0, fps=5)
 
 
 def test_threads_do_not_disturb_each_other(tmp_path):
@@ -131,7 +207,7 @@ def test_the_nearest_frame_is_taken_not_the_first_within_half_a_step(tmp_path):
     ("change", "says"),
     [
         ({"codebase_version": "v1.6"}, "format v1.6 is not known"),
-        ({"features": {"action": {"dtype": "float32", "shape": [7]}}}, "no camera '';? it has none"),
+        ({"features": {"action": {"dtype": "float32", "shape": [7]}}}, "no camera in colour; it has none"),
         ({"features": {"observation.images.front": {"dtype": "video", "shape": [1]}}}, "has no observation.state"),
         ({"fps": None}, "info.json is not a LeRobot"),
     ],

@@ -1,3 +1,4 @@
+import gzip
 import json
 from pathlib import Path
 
@@ -130,6 +131,15 @@ def test_an_image_of_another_kind_is_refused_and_the_others_are_read(tmp_path, i
     episode.load_image(2)
 
 
+@pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+def test_a_file_that_goes_while_it_is_read_costs_its_frames(tmp_path, change):
+    (path,) = recordings.write_rlds(tmp_path, [recordings.make_rlds_record(recordings.make_states(4))])
+    (episode,) = open_episodes(tmp_path)
+    change(path)
+    with pytest.raises(DataError, match=r"byte 0: the record can no longer be read"):
+        episode.load_image(1)
+
+
 def test_a_missing_camera_names_those_that_are_there(data_set):
     recordings.write_features(data_set, cameras=("image_0", "image_wrist"))
     with pytest.raises(DataError, match=r"no camera 'front'; it has image_0, image_wrist"):
@@ -175,6 +185,39 @@ def test_an_evaluation_reports_what_was_read(tmp_path):
     assert main(["eval", *arguments[:4], "--out", str(tmp_path / "out"), "--resume"]) == 2  # other rows
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (gzip.compress, "the file is compressed; gunzip it first"),
+        (lambda data: b"version https://git-lfs.github.com/spec/v1\noid sha256:12ab\nsize 9\n", "Git LFS's pointer"),
+        (lambda data: b"<html>not found</html>", "no record begins here"),
+    ],
+)
+def test_what_a_file_is_that_begins_with_no_record_is_said(tmp_path, change, says):
+    (path,) = recordings.write_rlds(tmp_path, [recordings.make_rlds_record(recordings.make_states(4))])
+    path.write_bytes(change(path.read_bytes()))
+    problems = []
+    assert not list(open_episodes(tmp_path, report=problems.append))
+    assert len(problems) == 1 and says in str(problems[0])
+
+
+def test_a_feature_without_a_name_is_one_that_nobody_asks_for(tmp_path):
+    nameless = b"\x0a\x04\x0a\x02\x12\x00"  # protobuf writes no empty key
+    record = recordings.make_rlds_record(recordings.make_states(4))
+    recordings.write_rlds(tmp_path, [nameless, record])
+    problems = []
+    assert [len(episode) for episode in open_episodes(tmp_path, report=problems.append)] == [4]
+    assert len(problems) == 1 and "the record lacks steps/observation/state" in str(problems[0])
+
+
+def test_features_that_are_written_otherwise_are_not_called_a_missing_camera(data_set):
+    """As old versions of TensorFlow Datasets wrote them."""
+    content = {"type": "FeaturesDict", "content": {"steps": {"type": "Dataset", "content": {}}}}
+    (data_set / "features.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"features.json describes no steps of episodes \(featuresDict: steps"):
+        open_episodes(data_set)
+
+
 def test_depth_maps_and_masks_are_no_cameras(data_set):
     recordings.write_features(data_set, cameras=("image_depth", "mask", "rgb"))
     path = data_set / "features.json"
@@ -196,6 +239,31 @@ def test_a_folder_of_no_known_format_says_what_was_expected(tmp_path):
     with pytest.raises(DataError, match="no TFRecord file"):
         recordings.write_features(tmp_path)
         open_episodes(tmp_path)
+
+
+def test_a_hidden_folder_is_no_data_set(tmp_path):
+    """`hf download --local-dir` leaves .cache beside the data set's folders, git leaves .git."""
+    recordings.write_rlds(tmp_path / "demo/1.0.0", [recordings.make_rlds_record(recordings.make_states(4))])
+    (tmp_path / "demo/.cache/huggingface").mkdir(parents=True)
+    assert [len(episode) for episode in open_episodes(tmp_path)] == [4]
+
+
+def test_of_several_data_sets_or_a_part_of_one_the_message_names_those_that_are_near(tmp_path):
+    record = recordings.make_rlds_record(recordings.make_states(4))
+    for version in ("0.1.0", "1.0.0"):
+        recordings.write_rlds(tmp_path / "demo" / version, [record])
+    recordings.write_lerobot(tmp_path / "lerobot", [recordings.make_states(4)])
+    for path, near in (
+        ("", ["lerobot", "demo/0.1.0", "demo/1.0.0"]),
+        ("demo", ["demo/0.1.0", "demo/1.0.0"]),
+        ("lerobot/data", ["lerobot"]),
+        ("lerobot/meta/info.json", ["lerobot"]),
+        ("demo/1.0.0/features.json", ["demo/1.0.0"]),
+    ):
+        with pytest.raises(DataError, match="no known format") as caught:
+            open_episodes(tmp_path / path)
+        listed = str(caught.value).partition("one of which may be meant: ")[2]
+        assert listed == ", ".join(str(tmp_path / name) for name in near)
 
 
 def test_label_writes_a_row_a_step_and_names_what_it_leaves_out(data_set, tmp_path, capsys):

@@ -8,6 +8,7 @@ import pytest
 from tests import recordings
 from vlm_local.cli import main
 from vlm_local.data import Selection, open_data_set
+from vlm_local.embodiments.rotations import base_to_bridge
 from vlm_local.errors import DataError
 from vlm_local.primitives import format_phrase, label_episode
 
@@ -28,6 +29,9 @@ FRANKA_WITHOUT_GRIPPER = FRANKA[:, :7]
 UR5 = _columns(0.02 * STEPS, -1.57, 1.57, -1.57, -1.57, 0, OPEN)
 QUATERNION = _columns(
     0.3 + 0.02 * STEPS, 0, 0.2, *(np.sin(STEPS / 40) * axis for axis in (0, 0, 1)), np.cos(STEPS / 40), OPEN
+)
+FRANKA_AT_15_HZ = _columns(  # seven joints about its usual pose, slow enough to be metres; the last like a gripper
+    0.3 * np.sin(STEPS / 8), -0.78, 0, -2.36, 0, 1.57, 0.78 + 0.2 * np.cos(STEPS / 8)
 )
 NARROW = _columns(0.3, 0.01 * STEPS, 0.2, 0, 0, 0, 0.5)  # the last number is no gripper's
 
@@ -88,6 +92,7 @@ def test_a_layout_is_taken_by_its_names(tmp_path, names, layout):
         (FRANKA, None, "", "the seventh is 0.78 to 0.78, so it is no padding"),
         (FRANKA, [f"motor_{number}" for number in range(8)], "", "the seventh is 0.78"),
         (FRANKA_WITHOUT_GRIPPER, None, "", "the last number is 0.78 to 0.78, which a gripper's"),
+        (FRANKA_AT_15_HZ, None, "", "the first number goes down to -0.3"),
         (UR5, None, "", r"the first three numbers are 2.22 to .* from the origin"),
         (QUATERNION, None, "", "numbers 4 to 7 are a quaternion, whose order is not said"),
         (NARROW, None, "", "the last number is 0.5 to 0.5"),
@@ -103,8 +108,113 @@ def test_what_is_no_pose_is_refused_with_what_was_seen(tmp_path, capsys, states,
     with pytest.raises(DataError, match=says):
         open_data_set(folder)
     assert main(["label", str(folder), "--out", str(tmp_path / "rows.jsonl")]) == 2
-    assert "--state-layout NAME; there are pose (x y z roll pitch yaw gripper), " in capsys.readouterr().err
+    advice = {7: "there are pose (x y z roll pitch yaw gripper), axis-angle", 8: "there are pose-pad (x y z"}
+    assert advice.get(states.shape[1], "without names. No layout has 16") in capsys.readouterr().err
     assert not list(tmp_path.glob("rows.jsonl*"))
+
+
+JOINTS = [f"joint_{number}" for number in range(7)]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        {name: column for column, name in enumerate(JOINTS)},
+        [JOINTS],
+        {"motors": {name: column for column, name in enumerate(JOINTS)}},
+        {"arm": JOINTS[:6], "gripper": {"joint_6": 0}},
+        JOINTS[:6],  # not one for each number, but words
+    ],
+)
+def test_joint_angles_are_refused_however_their_names_are_written(tmp_path, names):
+    """Numbers that could be a pose: the names alone tell."""
+    with pytest.raises(DataError, match="joint_0"):
+        open_data_set(_write(tmp_path / "data", recordings.make_states(T), names))
+
+
+def test_names_may_be_columns_of_a_dictionary_in_any_order(tmp_path):
+    columns = {"gripper": 6, "x": 0, "y": 1, "z": 2, "roll": 3, "pitch": 4, "yaw": 5}
+    for names in (columns, {"axes": None}, ["proprio"]):
+        folder = _write(tmp_path / str(len(names)) / str(type(names)), recordings.make_states(T), names)
+        assert _read(folder)[0] == "pose"
+
+
+POSE_NAMES = ["x", "y", "z", "roll", "pitch", "yaw", "gripper"]
+QUATERNION_NAMES = ["x", "y", "z", "qx", "qy", "qz", "qw", "gripper"]
+MILLIMETRES = recordings.make_states(T) * [1000, 1000, 1000, 1, 1, 1, 1]
+DEGREES = recordings.make_states(T) * [1, 1, 1, *[180 / np.pi] * 3, 1]
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+@pytest.mark.parametrize(
+    ("states", "names", "layout", "says"),
+    [
+        (DEGREES, POSE_NAMES, "pose", "a rotation in radians was expected in numbers 4 to 6, but they reach 114.6"),
+        (MILLIMETRES, POSE_NAMES, "pose", r"x, y, z in metres were expected, within 3\.0 m; they reach \d\d\d"),
+        (recordings.make_states(T) * [1, 1, 1, 1, 1, 1, 100], POSE_NAMES, "pose", "it reads 0 to 100"),
+        (QUATERNION * [1, 1, 1, 2, 2, 2, 2, 1], QUATERNION_NAMES, "quaternion-xyzw", "lengths are up to 1 off"),
+        (QUATERNION * [1, 1, 1, 0, 0, 0, 0, 1], QUATERNION_NAMES, "quaternion-xyzw", "lengths are up to 1 off"),
+    ],
+)
+def test_names_say_no_units_so_the_numbers_are_looked_at(tmp_path, states, names, layout, says, is_told):
+    folder = _write(tmp_path / "data", states.astype(np.float32), names)
+    with pytest.raises(DataError, match=says):
+        open_data_set(folder, Selection(state_layout=layout if is_told else None))
+
+
+def test_an_episode_of_other_units_is_left_out(tmp_path):
+    others = [recordings.make_states(T, seed) for seed in range(30)]
+    recordings.write_lerobot(
+        tmp_path, [*others, DEGREES.astype(np.float32)], images="image", names=POSE_NAMES, state_width=7
+    )
+    problems = []
+    assert len(list(open_data_set(tmp_path, report=problems.append).episodes)) == 30
+    assert len(problems) == 1 and "episode 30: a rotation in radians was expected" in str(problems[0])
+
+
+def test_a_gripper_in_metres_is_refused_unless_the_user_knows_better(tmp_path):
+    metres = (recordings.make_states(T) * [1, 1, 1, 1, 1, 1, 0.08]).astype(np.float32)
+    for name, names in (("named", POSE_NAMES), ("numbers", None)):
+        folder = _write(tmp_path / name, metres, names)
+        with pytest.raises(DataError, match=r"goes from 0 to 0\.08, as an opening in metres does"):
+            open_data_set(folder)
+        assert _read(folder, "pose")[0] == "pose"
+
+
+def test_a_roll_near_180_degrees_is_measured_from_the_gripper_pointing_down(tmp_path):
+    """As Franka, UR and xArm arms say it: held still it jumps between pi and -pi, which is no tilt."""
+    still = np.pi + np.random.default_rng(0).normal(0, 0.01, T)
+    folder = _write(tmp_path / "still", _columns(0.3, 0, 0.2, (still + np.pi) % (2 * np.pi) - np.pi, 0, 0, 1))
+    _, episode = _read(folder)
+    np.testing.assert_allclose(episode.states[:, 3], still - np.pi, atol=1e-5)
+    assert set(_say(episode.states)) == {"stop"}
+    turning = _columns(0.3, 0, 0.2, -np.pi, 0.11 * STEPS / 4, (0.11 * STEPS + np.pi) % (2 * np.pi) - np.pi, 1)
+    _, episode = _read(_write(tmp_path / "turning", turning))
+    np.testing.assert_allclose(episode.states[0, 3:6], 0, atol=1e-5)
+    assert _say(episode.states)[:3] == ["rotate counterclockwise"] * 3
+
+
+@pytest.mark.parametrize(("num_level", "num_down"), [(1, 4), (4, 1)])
+def test_the_frame_of_a_station_is_that_of_most_episodes(tmp_path, num_level, num_down):
+    """A Bridge episode may begin with a level gripper, one of a station with one that is tilted far."""
+    turning = [_columns(0.3, 0, 0.2, 0, 0.11 * STEPS / 4 + start, 0, 0, 1) for start in (np.pi / 2, 0.3)]
+    episodes = [turning[0]] * num_level + [turning[1]] * num_down
+    recordings.write_lerobot(tmp_path, episodes, images="image", names=[*POSE_NAMES[:6], "pad", "gripper"])
+    read = list(open_data_set(tmp_path).episodes)
+    for episode, states in zip(read, episodes, strict=True):
+        angles = states[:, 3:6] if num_down > num_level else base_to_bridge(states[:, 3:6].astype(float))
+        np.testing.assert_allclose(episode.states[:, 3:6], angles, atol=1e-5)
+
+
+@pytest.mark.parametrize("pitch", [np.pi / 2, -np.pi / 2])
+def test_angles_near_the_lock_need_a_frame(tmp_path, pitch):
+    folder = _write(tmp_path / "data", _columns(0.3, 0, 0.2, 0.1 * STEPS % 3, pitch, 0.1 * STEPS % 3, 1))
+    with pytest.raises(
+        DataError, match=r"pitch near 90 degrees .* say --state-layout pose --embodiment autoeval-widowx"
+    ):
+        open_data_set(folder)
+    for embodiment in ("autoeval-widowx", "bridge-widowx"):
+        open_data_set(folder, Selection(state_layout="pose", embodiment=embodiment))
 
 
 def test_a_copied_description_is_not_believed(tmp_path):

@@ -94,10 +94,11 @@ def read_data_options(args: argparse.Namespace):
 
 
 def describe_data(about) -> str:
-    """What is read of a data set, e.g. "RLDS, camera image_0, splits train, val, state layout pose"."""
+    """What is read of a data set, e.g. "LeRobot v2.1, 5 frames a second, camera image_0, state layout pose"."""
     splits = f"split{'s' * (len(about['splits']) > 1)} {', '.join(about['splits'])}"
     words = [
         about["format"],
+        f"{about['fps']:g} frames a second" if "fps" in about else "",
         f"camera {about['camera']}" if about["camera"] else "",
         splits if any(about["splits"]) else "",
         f"state layout {about['state_layout']}",

@@ -16,6 +16,7 @@ from vlm_local.types import Episode
 
 EVERYTHING = Selection()
 _SHARD_NAME = r"\.tfrecord(-\d{5}-of-\d{5})?$"
+_MAX_NEAR = 5  # data sets named in a message
 _DEPTH = 3  # a data set's folder may lie this far below the path given, e.g. name/1.0.0
 
 
@@ -64,19 +65,30 @@ def _find_reader(path: Path) -> tuple[Path, ModuleType]:
                 raise ConfigError(f"reading {folder} needs {error.name}: .venv/bin/pip install -e .") from None
     raise DataError(
         f"{path} is of no known format; expected a folder with features.json (RLDS), meta/info.json (LeRobot), "
-        "episodes/ (a recorded run), or .pkl files (AutoEval)"
+        f"episodes/ (a recorded run), or .pkl files (AutoEval){_describe_near(path)}"
     )
 
 
 def _candidates(path: Path) -> Iterator[Path]:
     """`path`, and below it folders while there is a single way down."""
     yield path
-    for _ in range(_DEPTH):
-        below = [child for child in path.iterdir() if child.is_dir()] if path.is_dir() else []
+    for _ in range(_DEPTH if path.is_dir() else 0):
+        below = [child for child in path.iterdir() if child.is_dir() and not child.name.startswith(".")]
         if len(below) != 1:
             return
         (path,) = below
         yield path
+
+
+def _describe_near(path: Path) -> str:
+    """Names data sets around and below `path`, one of which may be meant."""
+    marks = ("features.json", "meta/info.json")
+    around = [folder for folder in path.absolute().parents if any((folder / mark).is_file() for mark in marks)]
+    folders = (child for level in ("*", "*/*") for child in sorted(path.glob(level)) if child.is_dir())
+    below = filter(_recognise, folders)
+    near = [*around, *below]
+    listed = ", ".join(map(str, near[:_MAX_NEAR])) + ", ..." * (len(near) > _MAX_NEAR)
+    return f". Data sets near it, one of which may be meant: {listed}" if near else ""
 
 
 def _recognise(path: Path) -> str | None:

@@ -20,9 +20,10 @@ import numpy as np
 
 from vlm_local.data.cache import keep_last
 from vlm_local.data.images import check_image, choose_camera, decode_image, require_one_size
+from vlm_local.data.layouts import LAYOUTS, PADDED_POSE, POSE, StateLayout
 from vlm_local.data.pickles import MAX_BYTES, LimitedFile, Shell, load_plain
 from vlm_local.data.selection import DataSet, Selection, refuse_selection, summarise_instructions
-from vlm_local.data.states import PADDED_POSE, POSE, convert_actions, convert_states
+from vlm_local.data.states import convert_actions, convert_states
 from vlm_local.embodiments import AUTO, AUTOEVAL, BRIDGE, load_embodiment, looks_like_station
 from vlm_local.embodiments.frame import measure_opening
 from vlm_local.errors import DataError, Report
@@ -33,6 +34,7 @@ _WRONG_KINDS = (TypeError, ValueError, LookupError, AttributeError)  # raised by
 _LZ4_MAGIC = b"\x04\x22\x4d\x18"
 _ALIGNED = "vlm_local.aligned"  # a field of trajectories whose frames stand beside the action that followed them
 _MAX_NUMBERS = 10_000_000  # of an episode's states or actions
+_POSE_LAYOUTS = {6: POSE, 7: LAYOUTS["quaternion-wxyz"]}  # of end_effector_pose, by its width, and gripper
 
 
 def open_data_set(path: Path, selection: Selection, report: Report) -> DataSet:
@@ -155,12 +157,11 @@ def _build_episode(index: int, path: Path, number: int, selection: Selection) ->
     if not isinstance(obs, dict):
         raise DataError(f"{source}: obs must be a dictionary of cameras, not {type(obs).__name__}")
     camera = choose_camera([name for name in obs if isinstance(name, str)], selection.camera, source)
-    states, frame = _read_states(trajectory, selection.embodiment, source)
-    layout = PADDED_POSE if states.shape[1] == PADDED_POSE.width else POSE
-    states = convert_states(states, replace(layout, frame=frame), source)
+    states, layout = _read_states(trajectory, selection.embodiment, source)
+    states = convert_states(states, layout, source)
     if len(obs[camera]) != len(states):
         raise DataError(f"{source}: {len(obs[camera])} images, but {len(states)} states")
-    actions = convert_actions(_to_matrix(trajectory.get("action")))
+    actions = convert_actions(_to_matrix(trajectory.get("action")), layout)
 
     def load_image(step: int) -> np.ndarray:
         image, at = _load_trajectories(path)[number]["obs"][camera][step], f"{source}, step {step}"
@@ -231,23 +232,30 @@ def _read_instructions(value: Any, num_steps: int, source: str) -> list[str]:
     return [str(text).strip() for text in texts]
 
 
-def _read_states(trajectory: dict[str, Any], embodiment: str, source: str) -> tuple[np.ndarray, str]:
-    """(T, 7 or 8), gripper 0..1; and the frame of its rotations. embodiment: as Selection's."""
+def _read_states(trajectory: dict[str, Any], embodiment: str, source: str) -> tuple[np.ndarray, StateLayout]:
+    """(T, 7 or 8), gripper 0..1; and their layout. embodiment: as Selection's."""
     states = _to_matrix(trajectory.get("proprio"))
     if states is not None:
         told = (AUTOEVAL if looks_like_station(states[0]) else BRIDGE) if embodiment == AUTO else embodiment
         robot = load_embodiment(told)
-        if states.shape[1] == 8:
+        layout = PADDED_POSE if states.shape[1] == PADDED_POSE.width else POSE
+        if layout is PADDED_POSE:
             states = np.concatenate([states[:, :7], measure_opening(robot, states[:, 7:], 8)], axis=1)
-        return states, robot.rotation_frame
+        return states, replace(layout, frame=robot.rotation_frame)
     pose, gripper = (_to_matrix(trajectory.get(name)) for name in ("end_effector_pose", "gripper"))
     if pose is None or gripper is None or len(pose) != len(gripper):
         raise DataError(
             f"{source}: neither proprio nor end_effector_pose and gripper of every step; it has "
             f"{', '.join(map(str, trajectory))[:200]}"
         )
+    layout = _POSE_LAYOUTS.get(pose.shape[1])
+    if layout is None or gripper.shape[1] != 1:
+        raise DataError(
+            f"{source}: end_effector_pose must be x, y, z and a quaternion, w first, or roll, pitch, yaw, and gripper "
+            f"one number; they have {pose.shape[1]} and {gripper.shape[1]} numbers"
+        )
     frame = AUTO if embodiment == AUTO else load_embodiment(embodiment).rotation_frame
-    return np.concatenate([pose, gripper], axis=1), frame
+    return np.concatenate([pose, gripper], axis=1), replace(layout, frame=frame)
 
 
 def _to_matrix(values: Any) -> np.ndarray | None:

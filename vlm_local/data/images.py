@@ -65,7 +65,8 @@ def choose_camera(cameras: Iterable[str], camera: str | None, source: str) -> st
         outside = [name for name in shown if not any(word in name.lower() for word in _MOVING)]
         camera = next((name for name in (*_MAIN_CAMERAS, *outside, *shown) if name in shown), None)
     if camera not in cameras:
-        raise DataError(f"{source} has no camera {camera or ''!r}; it has {', '.join(cameras) or 'none'}")
+        wanted = "in colour" if camera is None else repr(camera)
+        raise DataError(f"{source} has no camera {wanted}; it has {', '.join(cameras) or 'none'}")
     return camera
 
 

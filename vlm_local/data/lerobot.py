@@ -6,6 +6,7 @@ meta/episodes/ where each begins.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pyarrow.parquet as pq
 
 from vlm_local.data.cache import keep_last
 from vlm_local.data.images import decode_image, require_one_size
+from vlm_local.data.layouts import StateLayout
 from vlm_local.data.lerobot_info import STATE, Info, load_info
 from vlm_local.data.selection import DataSet, Selection, summarise_instructions
-from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
+from vlm_local.data.states import choose_layout, convert_actions, convert_states
 from vlm_local.data.video import load_frame
 from vlm_local.errors import DataError, Report
 from vlm_local.files import open_regular, read_foreign_json_lines
@@ -29,14 +31,13 @@ _MAX_NUMBERS = 100_000_000  # of a table that are read at once
 
 @dataclass(frozen=True)
 class _Place:
-    """Where an episode lies. row: its first in the table; start_s: its first second in the video.
+    """Where an episode lies. length: of it in rows; start_s: its first second in the video.
 
     tasks: its instructions, in no said order.
     """
 
     episode: int
     data: Path
-    row: int
     length: int
     video: Path
     start_s: float
@@ -59,12 +60,17 @@ def open_data_set(path: Path, selection: Selection, report: Report) -> DataSet:
         lines = _list_lines(info, selection.split, report_line)
     except DataError:
         raise
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or path}: {error.strerror}; a LeRobot {info.version} data set needs it"
+        ) from None
     except Exception as error:  # a damaged table or line raises nearly anything
         raise DataError(f"{path}/meta does not describe the episodes of a LeRobot data set: {error!r}") from None
     samples = _sample_states(info, lines)
     layout = choose_layout(selection, info.state_width, samples, str(path), info.state_names)
     about = {
         "format": f"LeRobot {info.version}",
+        "fps": info.fps,
         "camera": info.camera,
         "splits": sorted(info.splits) if selection.split is None else [selection.split],
         "state_layout": layout.name,
@@ -94,7 +100,7 @@ def _sample_states(info: Info, lines: list[dict[str, Any]]) -> Iterator[np.ndarr
     """States (T, n) of the episodes that can be read."""
     for line in lines:
         try:
-            yield _to_matrix(_read_rows(_locate(info, line))[STATE])
+            yield _to_matrix(_read_rows(_locate(info, line))[1][STATE])
         except Exception:  # reported when the episode's turn comes
             continue
 
@@ -114,41 +120,60 @@ def _read_episodes(info, lines, tasks, layout: StateLayout, report) -> Iterator[
 
 def _read_episode(index: int, info: Info, place: _Place, tasks: Mapping[int, str], layout: StateLayout) -> Episode:
     source = f"{place.data}, episode {index}"
-    rows = _read_rows(place)
+    first, rows = _read_rows(place)
     states = convert_states(_to_matrix(rows[STATE]), layout, source)
     actions = convert_actions(_to_matrix(rows[_ACTION]), layout) if _ACTION in rows.column_names else None
     times_s = place.start_s + rows["timestamp"].to_numpy().astype(np.float64) if info.is_video else None
+    if times_s is not None and not (np.diff(times_s) > 0).all():
+        raise DataError(
+            f"{source}: timestamps that rise were expected, since they say which frame of the video is meant"
+        )
 
     def load_image(step: int) -> np.ndarray:
         if times_s is None:
-            return _load_image(place, info.image, step)
+            return _load_image(place.data, info.image, first + step)
         return load_frame(place.video, float(times_s[step]), info.fps)
 
-    default = place.tasks[0] if place.tasks else ""
+    default = place.tasks[0] if len(place.tasks) == 1 else ""
     numbers: list[Any] = rows["task_index"].to_pylist() if "task_index" in rows.column_names else [None]
     said = summarise_instructions([tasks.get(number, default).strip() for number in numbers])
     return Episode(index, said[0], states, actions, require_one_size(load_image, source), source, said[1])
 
 
-def _read_rows(place: _Place) -> pa.Table:
-    """The numbers of an episode's steps."""
-    table = _read_table(place.data)
-    if table.num_rows < place.row + place.length:
+def _read_rows(place: _Place) -> tuple[int, pa.Table]:
+    """The first row of an episode in its table, and the numbers of its steps.
+
+    Raises DataError where the table has other rows than meta/ says, or not in the order of time: labels across a gap,
+    or backwards, would be wrong.
+    """
+    table, runs = _read_table(place.data)
+    found = runs.get(place.episode, [])
+    length = sum(run[1] for run in found)
+    if length != place.length:
         raise DataError(
-            f"{place.data}: rows {place.row} to {place.row + place.length} are not there; the file has {table.num_rows}"
+            f"{place.data}: meta/ says {place.length} rows of episode {place.episode}, the table has {length}"
         )
-    rows = table.slice(place.row, place.length)
-    if rows["episode_index"][0].as_py() != place.episode:
-        raise DataError(f"{place.data}: meta/ says episode {place.episode}, the table {rows['episode_index'][0]}")
-    return rows
+    first = found[0][0]
+    rows = table.slice(first, length)
+    is_counted = "frame_index" not in rows.column_names or (np.diff(rows["frame_index"].to_numpy()) == 1).all()
+    if len(found) > 1 or not is_counted:
+        raise DataError(f"{place.data}: the rows of episode {place.episode} do not follow each other without a gap")
+    return first, rows
 
 
 @keep_last  # v3 keeps neighbouring episodes in one file
-def _read_table(path: Path) -> pa.Table:
-    """The columns of numbers; images are read one by one."""
+def _read_table(path: Path) -> tuple[pa.Table, dict[int, list[tuple[int, int]]]]:
+    """The columns of numbers, since images are read one by one; and episode_index -> (first row, rows) of its runs."""
     file = pq.ParquetFile(path)
-    wanted = (STATE, _ACTION, "timestamp", "task_index", "episode_index")
-    return _read_columns(file, [name for name in wanted if name in file.schema_arrow.names])
+    wanted = (STATE, _ACTION, "timestamp", "task_index", "episode_index", "frame_index")
+    table = _read_columns(file, [name for name in wanted if name in file.schema_arrow.names])
+    numbers = table["episode_index"].to_numpy()
+    ends = [*(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+    runs: dict[int, list[tuple[int, int]]] = {}
+    for first, end in pairwise([0, *ends]):
+        if end > first:
+            runs.setdefault(numbers[first].item(), []).append((first, end - first))
+    return table, runs
 
 
 def _read_columns(file: pq.ParquetFile, names: list[str]) -> pa.Table:
@@ -162,17 +187,18 @@ def _read_columns(file: pq.ParquetFile, names: list[str]) -> pa.Table:
 
 
 def _to_matrix(column: pa.ChunkedArray) -> np.ndarray:
-    """Lists of equal length -> (T, n)."""
+    """Lists of equal length -> (T, n). Raises ValueError for others."""
     values = column.combine_chunks()
+    if len(set(values.value_lengths().to_pylist())) != 1 or values.null_count:
+        raise ValueError("as many numbers in every row were expected")
     numbers = values.flatten().to_numpy(zero_copy_only=False)
     return numbers.reshape(len(values), -1)
 
 
-def _load_image(place: _Place, name: str, step: int) -> np.ndarray:
-    row = place.row + step
-    source = f"{place.data}, row {row}"
+def _load_image(table: Path, name: str, row: int) -> np.ndarray:
+    source = f"{table}, row {row}"
     try:
-        cell = _open_images(place.data, name).read(row)
+        cell = _open_images(table, name).read(row)
         data = cell["bytes"]
     except (OSError, LookupError, TypeError, ValueError, pa.ArrowException) as error:
         raise DataError(f"{source}: {error!r}") from None
@@ -207,8 +233,8 @@ _open_images = keep_last(_Images)
 
 def _locate(info: Info, line: Mapping[str, Any]) -> _Place:
     place = _locate_v3(info, line) if info.is_v3 else _locate_v2(info, line)
-    if min(place.row, place.episode) < 0 or place.length < 1:
-        raise DataError(f"{place.data}: episode {place.episode} of {place.length} rows from row {place.row}")
+    if place.episode < 0 or place.length < 1:
+        raise DataError(f"{place.data}: meta/ says that episode {place.episode} has {place.length} rows")
     return place
 
 
@@ -218,7 +244,6 @@ def _locate_v2(info: Info, line: Mapping[str, Any]) -> _Place:
     return _Place(
         episode=number,
         data=info.find_file(info.data_path, **names),
-        row=0,
         length=line["length"],
         video=info.find_file(info.video_path, **names),
         start_s=0.0,
@@ -236,7 +261,6 @@ def _locate_v3(info: Info, line: Mapping[str, Any]) -> _Place:
     return _Place(
         episode=line["episode_index"],
         data=info.find_file(info.data_path, chunk_index=line["data/chunk_index"], file_index=line["data/file_index"]),
-        row=line["row"],
         length=line["length"],
         video=video,
         start_s=start_s,
@@ -245,24 +269,18 @@ def _locate_v3(info: Info, line: Mapping[str, Any]) -> _Place:
 
 
 def _iterate_meta(info: Info, report: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """A line per episode; in v3 `row`, counted within its file, is added."""
+    """A line per episode."""
     if not info.is_v3:
         yield from read_foreign_json_lines(info.folder / "meta" / "episodes.jsonl", report)
         return
     files = sorted((info.folder / "meta" / "episodes").glob("*/*.parquet"))
     if not files:
         raise ValueError("meta/episodes holds no Parquet file")
-    last_file, row = None, 0
     for path in files:
         with open_regular(path) as file:
             table = pq.ParquetFile(file)
             names = [name for name in table.schema_arrow.names if not name.startswith("stats/")]
-            lines = _read_columns(table, names).to_pylist()
-        for line in lines:
-            place = (line["data/chunk_index"], line["data/file_index"])
-            row = row if place == last_file else 0
-            yield {**line, "row": row}
-            last_file, row = place, row + line["length"]
+            yield from _read_columns(table, names).to_pylist()
 
 
 def _load_tasks(info: Info, report: Callable[[str], None]) -> dict[int, str]:

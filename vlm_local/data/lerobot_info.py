@@ -1,7 +1,7 @@
 """meta/info.json of a LeRobot data set: what it has, and where."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,7 +34,7 @@ class Info:
     image: str
     is_video: bool
     state_width: int
-    state_names: tuple[str, ...] | None
+    state_names: tuple[str, ...]
     splits: Mapping[str, tuple[int, int]]
 
     def find_split(self, split: str | None) -> tuple[int, int]:
@@ -115,15 +115,24 @@ def _is_depth(node: Mapping[str, Any]) -> bool:
     return is_marked or (len(shape) == 3 and 1 in (shape[0], shape[2]))
 
 
-def _list_names(feature: Mapping[str, Any]) -> tuple[str, ...] | None:
-    """Names of a vector's columns, where it has them: a list, or lists within a dictionary."""
-    names = feature.get("names")
+def _list_names(feature: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a vector's columns are called; empty where they have numbers alone."""
+    names = tuple(_flatten_names(feature.get("names")))
+    return () if all(map(_GENERIC_NAME.fullmatch, names)) else names
+
+
+def _flatten_names(names: Any) -> Iterator[str]:
+    """Names as writers of data sets put them: in lists, lists of lists, lists by group, or as name -> column."""
     if isinstance(names, dict):
-        names = [name for group in names.values() if isinstance(group, list) for name in group]
-    if not isinstance(names, list) or len(names) != int(feature["shape"][0]):
-        return None
-    names = tuple(map(str, names))
-    return None if all(map(_GENERIC_NAME.fullmatch, names)) else names
+        is_by_column = bool(names) and all(isinstance(column, int) for column in names.values())
+        parts = sorted(names, key=lambda name: names[name]) if is_by_column else names.values()
+    else:
+        parts = names if isinstance(names, list) else ()
+    for part in parts:
+        if isinstance(part, list | dict):
+            yield from _flatten_names(part)
+        elif part is not None:
+            yield str(part)
 
 
 def _parse_splits(splits: Mapping[str, Any]) -> dict[str, tuple[int, int]]:

@@ -19,7 +19,8 @@ from vlm_local.errors import DataError
 MAX_BYTES = 1 << 31  # of a file, unpacked
 MAX_OPCODES = 2_000_000  # each may make an object
 
-_SHELLS = re.compile(r"robot_eval_logger\..*:TrajData|wandb\..*:Histogram")
+# The logger says that the class of an episode does not matter; its example's is one of the program itself.
+_SHELLS = re.compile(r"robot_eval_logger\..*:TrajData|wandb\..*:Histogram|__main__:\w+")
 _DTYPE = re.compile(r"b1|[iu][1248]|f[248]|[US]\d{1,5}")
 _KEYS = (str, int, float, bytes, type(None))
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from vlm_local.data.cache import keep_last
 from vlm_local.data.images import choose_camera, decode_image, require_one_size
+from vlm_local.data.layouts import StateLayout
 from vlm_local.data.selection import DataSet, Selection, summarise_instructions
-from vlm_local.data.states import StateLayout, choose_layout, convert_actions, convert_states
+from vlm_local.data.states import choose_layout, convert_actions, convert_states
 from vlm_local.data.tfrecord import count_records, decode_bytes, decode_floats, parse_example, read_records
 from vlm_local.errors import DataError, Report, refuse
 from vlm_local.files import read_json_object
@@ -135,8 +136,11 @@ def _parse_episode(index: int, data: bytes, columns: _Columns, layout: StateLayo
         raise DataError(f"{source}: {len(states)} states, but {num_images} images or another number of actions")
 
     def load_image(step: int) -> np.ndarray:
-        images = _read_images(place.path, place.offset, columns.image)
-        return decode_image(bytes(images[step]), f"{source}, step {step}")
+        try:
+            image = bytes(_read_images(place.path, place.offset, columns.image)[step])
+        except (OSError, LookupError, ValueError) as error:  # the file has changed since
+            raise DataError(f"{source}: the record can no longer be read ({error!r})") from None
+        return decode_image(image, f"{source}, step {step}")
 
     if len(instructions) not in (0, 1, len(states)):  # once, or for each step
         raise DataError(f"{source}: {len(states)} states, but {len(instructions)} instructions")
@@ -147,8 +151,9 @@ def _parse_episode(index: int, data: bytes, columns: _Columns, layout: StateLayo
 @keep_last
 def _read_images(path: Path, offset: int, name: str) -> list[memoryview]:
     """The encoded images of a record."""
-    _, data = next(read_records(path, refuse, offset))
-    assert data is not None  # a record that cannot be read was refused
+    _, data = next(read_records(path, refuse, offset), (offset, None))
+    if data is None:
+        raise ValueError("the file ends before it")
     return decode_bytes(parse_example(data)[name])
 
 
@@ -169,6 +174,8 @@ def _load_features(path: Path) -> dict[str, Mapping[str, Any]]:
         walk(read_json_object(path), "")
     except (OSError, RecursionError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} does not describe the features of an RLDS data set: {error!r}") from None
+    if not any(name.startswith("steps/") for name in flat):
+        raise DataError(f"{path} describes no steps of episodes (featuresDict: steps: sequence), as RLDS has them")
     return flat
 
 

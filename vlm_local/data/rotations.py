@@ -14,8 +14,8 @@ def axis_angle_to_matrix(vectors: np.ndarray) -> np.ndarray:
 
 
 def quaternion_to_matrix(quaternions: np.ndarray) -> np.ndarray:
-    """Unit quaternions x, y, z, w (T, 4) -> rotation matrices (T, 3, 3)."""
-    x, y, z, w = quaternions.T
+    """Quaternions x, y, z, w (T, 4), rounded or not -> rotation matrices (T, 3, 3)."""
+    x, y, z, w = (quaternions / np.linalg.norm(quaternions, axis=1, keepdims=True)).T
     rows = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - z * w), 2 * (x * z + y * w)],
         [2 * (x * y + z * w), 1 - 2 * (x * x + z * z), 2 * (y * z - x * w)],

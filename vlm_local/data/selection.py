@@ -24,7 +24,10 @@ class Selection:
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
-    """about: what is read, in words for reports: format, camera, splits, state_layout. episodes: in reading order."""
+    """about: what is read, in words for reports: format, fps where it is said, camera, splits, state_layout.
+
+    episodes: in reading order.
+    """
 
     about: Mapping[str, Any]
     episodes: Iterator[Episode]

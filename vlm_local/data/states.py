@@ -5,74 +5,26 @@ is refused: labels made of joint angles look like labels.
 """
 
 import itertools
-import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from vlm_local.data.rotations import axis_angle_to_matrix, measure_from_start, quaternion_to_matrix
+from vlm_local.data.layouts import (
+    LAYOUTS,
+    LIBERO,
+    PADDED_POSE,
+    POSE,
+    StateLayout,
+    check_description,
+    list_layouts,
+    read_names,
+)
+from vlm_local.data.rotations import measure_from_start
 from vlm_local.data.selection import Selection
 from vlm_local.embodiments import AUTO, load_embodiment, looks_like_station
-from vlm_local.embodiments.rotations import base_to_bridge
+from vlm_local.embodiments.rotations import base_to_bridge, euler_to_matrix
 from vlm_local.errors import DataError
-
-
-@dataclass(frozen=True)
-class StateLayout:
-    """A state of `width` numbers: x, y, z, a rotation, and what the gripper does.
-
-    rotation: how many numbers it has, and the function that makes them matrices; None where they are roll, pitch,
-    yaw already. fingers: the last two numbers are the fingers' places in metres, not an opening of 0 to 1.
-    frame: of roll, pitch, yaw: "bridge", "base", or AUTO where the first state of an episode tells.
-    """
-
-    name: str
-    width: int
-    columns: str
-    rotation: tuple[int, Callable[[np.ndarray], np.ndarray] | None] = (3, None)
-    fingers: bool = False
-    frame: str = AUTO
-
-
-POSE = StateLayout("pose", 7, "x y z roll pitch yaw gripper")
-PADDED_POSE = StateLayout("pose-pad", 8, "x y z roll pitch yaw 0 gripper")
-AXIS_ANGLE = StateLayout("axis-angle", 7, "x y z, axis times angle, gripper", (3, axis_angle_to_matrix))
-LIBERO = StateLayout("libero", 8, "x y z, axis times angle, two fingers in metres", (3, axis_angle_to_matrix), True)
-LAYOUTS = {
-    layout.name: layout
-    for layout in (
-        POSE,
-        PADDED_POSE,
-        AXIS_ANGLE,
-        LIBERO,
-        StateLayout("quaternion-xyzw", 8, "x y z qx qy qz qw gripper", (4, quaternion_to_matrix)),
-        StateLayout(
-            "quaternion-wxyz",
-            8,
-            "x y z qw qx qy qz gripper",
-            (4, lambda numbers: quaternion_to_matrix(numbers[:, [1, 2, 3, 0]])),
-        ),
-    )
-}
-
-_FINGERS_OPEN_M = 0.08  # LIBERO's hand, from finger to finger
-
-# Column names that say a layout, without prefixes such as eef_; LIBERO's first port calls its axis times angle
-# roll, pitch, yaw. In names of Open X-Embodiment ports, rx ry rz rw is a quaternion.
-_NAMES = {
-    "x y z roll pitch yaw gripper": "pose",
-    "x y z roll pitch yaw pad gripper": "pose-pad",
-    "x y z axis_angle1 axis_angle2 axis_angle3 gripper": "axis-angle",
-    "x y z axis_angle1 axis_angle2 axis_angle3 gripper gripper": "libero",
-    "x y z roll pitch yaw gripper gripper": "libero",
-    "x y z qx qy qz qw gripper": "quaternion-xyzw",
-    "x y z rx ry rz rw gripper": "quaternion-xyzw",
-    "x y z qw qx qy qz gripper": "quaternion-wxyz",
-}
-_PREFIX = re.compile(r"((state|observation|robot|arm|eef|ee|tcp|end_effector|position|pos)[._])+")
-_GRIPPER = re.compile(r"gripper([_.](\d|left|right|state|position|pos|open|openness|opening))?|(left|right)_finger")
-_COUNT = re.compile(r"\b(\d+)\s*(?:x|d)\b", re.IGNORECASE)  # "7x robot joint angles", "6D pose"
 
 _NUM_SAMPLES = 16  # episodes that a layout is judged by
 
@@ -86,9 +38,18 @@ _GRIPPER_ENDS = (0.2, 0.9)  # it is closed below or open above at some time
 _FINGER_LIMITS_M = (-0.005, 0.05)
 _FINGERS_OPENED_M = 0.03
 
-# Of single episodes, once the layout is known.
+_FINGERS_OPEN_M = 0.08  # LIBERO's hand, from finger to finger
+
+# Limits of units, once the layout is known: millimetres, degrees and percent lie beyond them.
 _MAX_POSITION_M = 3.0
+_MAX_ANGLE_RAD = 2 * np.pi
 _GRIPPER_RANGE = (-0.5, 1.5)
+_MAX_OFF_UNIT = 0.05
+_USUAL = 0.95  # of a data set's steps; the others cost their episode, not the data set
+_WIDEST_M, _GRIPPER_MOVED_M = 0.12, 0.015
+
+_NEAR_LOCK_RAD = 0.6
+_MAX_ROLL_RAD = 3 * np.pi / 4  # at an episode's start: beyond it, the gripper of Bridge's frame would point up
 
 
 def choose_layout(
@@ -96,65 +57,56 @@ def choose_layout(
     width: int,
     samples: Iterable[np.ndarray],
     source: str,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] = (),
     description: str = "",
 ) -> StateLayout:
-    """The layout that the user or the embodiment names, else the one that is recognised.
+    """The layout that the user or the embodiment names, else the one that is proven.
 
-    Raises DataError for one that does not fit, ConfigError for an embodiment that is none.
+    samples: states (T, width) of the data set's episodes, read as far as needed. names: of the columns; fewer or more
+    than `width` are words like `description`, the recording's own. Raises DataError with what was seen where no layout
+    is proven, and for numbers of other units or of an unknown frame, whoever named the layout; ConfigError for an
+    embodiment that is none.
     """
     name, frame = selection.state_layout, AUTO
     if selection.embodiment != AUTO:
         embodiment = load_embodiment(selection.embodiment)
         name, frame = name or embodiment.state_layout, embodiment.rotation_frame
-    if name is None:
-        return replace(recognise_layout(width, samples, source, names, description), frame=frame)
-    if name not in LAYOUTS:
-        raise DataError(f"there is no state layout {name!r}; there are {_list_layouts()}")
-    layout = LAYOUTS[name]
-    if layout.width != width:
-        raise DataError(f"{source}: the state has {width} numbers, but the layout {name} has {layout.width}")
-    return replace(layout, frame=frame)
-
-
-def recognise_layout(
-    width: int, samples: Iterable[np.ndarray], source: str, names: Sequence[str] | None = None, description: str = ""
-) -> StateLayout:
-    """The layout of a data set whose states have `width` numbers.
-
-    samples: states (T, width) of its episodes, read as far as needed. names: of the columns, None where the
-    recording gives none. description: its own words. Raises DataError with what was seen where no layout is proven.
-    """
+    usable = (
+        sample for sample in samples if sample.shape[1:] == (width,) and np.isfinite(sample).all() and len(sample)
+    )
+    sampled = list(itertools.islice(usable, _NUM_SAMPLES))
     try:
-        if names is not None:
-            return _read_names(names)
-        _read_description(description, width)
-        usable = (sample for sample in samples if len(sample) and np.isfinite(sample).all())
-        return _read_numbers(width, list(itertools.islice(usable, _NUM_SAMPLES)))
+        layout = replace(_find_layout(name, width, sampled, names, description), frame=frame)
+        if sampled:
+            _check_units(np.concatenate(sampled), layout, _USUAL)
+            layout = replace(layout, frame=_find_frame(np.array([sample[0] for sample in sampled]), layout))
     except DataError as error:
-        raise DataError(
-            f"{source}: a state of unknown layout: {error}. If you know it, say --state-layout NAME; "
-            f"there are {_list_layouts()}"
-        ) from None
+        raise DataError(f"{source}: {error}") from None
+    return layout
 
 
-def _list_layouts() -> str:
-    return ", ".join(f"{layout.name} ({layout.columns})" for layout in LAYOUTS.values())
-
-
-def _read_names(names: Sequence[str]) -> StateLayout:
-    plain = [_PREFIX.sub("", name.strip().lower()) for name in names]
-    said = " ".join("gripper" if _GRIPPER.fullmatch(name) else name for name in plain)
-    if said not in _NAMES:
-        raise DataError(f"its columns are {', '.join(names)}")
-    return LAYOUTS[_NAMES[said]]
-
-
-def _read_description(description: str, width: int) -> None:
-    """Refuses joint angles. Counts that do not add up to the width are of a copied description, such as Bridge's."""
-    counts = [int(count) for count in _COUNT.findall(description)]
-    if "joint" in description.lower() and sum(counts) in (0, width):
-        raise DataError(f"its description is {description!r}")
+def _find_layout(
+    name: str | None, width: int, samples: list[np.ndarray], names: Sequence[str], description: str
+) -> StateLayout:
+    """name: that the user or the embodiment says, or None."""
+    if name is not None:
+        if name not in LAYOUTS:
+            raise DataError(f"there is no state layout {name!r}; there are {list_layouts()}")
+        if LAYOUTS[name].width != width:
+            raise DataError(f"the state has {width} numbers, but the layout {name} has {LAYOUTS[name].width}")
+        return LAYOUTS[name]
+    try:
+        if len(names) == width:
+            layout = read_names(names)
+        else:
+            check_description(" ".join((description, *names)), width)
+            layout = _read_numbers(width, samples)
+        _check_gripper_unit(samples, layout)
+        return layout
+    except DataError as error:
+        fitting = list_layouts(width)
+        known = f"If you know it, say --state-layout NAME; there are {fitting}" if fitting else f"No layout has {width}"
+        raise DataError(f"a state of unknown layout: {error}. {known}") from None
 
 
 def _read_numbers(width: int, samples: list[np.ndarray]) -> StateLayout:
@@ -211,6 +163,12 @@ def _check_position(states: np.ndarray, samples: list[np.ndarray]) -> None:
 def _check_pose(states: np.ndarray, samples: list[np.ndarray]) -> None:
     """Refuses what x, y, z, roll, pitch, yaw, gripper (T, 7) cannot be."""
     _check_position(states, samples)
+    behind = _pick(states[:, 0], 1 - _USUAL)
+    if behind <= 0:
+        raise DataError(
+            f"the first number goes down to {behind:.2f}, but x, forward from the arm's base, is positive; the first "
+            "joint's angle takes both signs"
+        )
     angle, gripper = np.abs(states[:, 3:6]).max(), states[:, 6]
     if angle > _MAX_ANGLE:
         raise DataError(f"an angle in the fourth to sixth number reaches {angle:.2f}, which roll, pitch, yaw do not")
@@ -220,6 +178,65 @@ def _check_pose(states: np.ndarray, samples: list[np.ndarray]) -> None:
         raise DataError(f"the last number is {low:.3g} to {high:.3g}, which a gripper's 0 (closed) to 1 (open) is not")
 
 
+def _check_gripper_unit(samples: list[np.ndarray], layout: StateLayout) -> None:
+    """Refuses a gripper that moves, but never further than a width in metres: its words would be those of large
+    movements alone.
+    """
+    gripper = np.concatenate([sample[:, -1] for sample in samples] or [np.zeros(1)])
+    if not layout.fingers and gripper.max() < _WIDEST_M and np.ptp(gripper) > _GRIPPER_MOVED_M:
+        raise DataError(
+            f"the gripper's number goes from {gripper.min():.3g} to {gripper.max():.3g}, as an opening in metres does; "
+            "0 (closed) to 1 (open) was expected"
+        )
+
+
+def _pick(values: np.ndarray, share: float) -> float:
+    """The number that this share of `values` (n,) does not exceed; np.quantile takes sixty times as long."""
+    return float(np.sort(values)[round(share * (len(values) - 1))])
+
+
+def _check_units(states: np.ndarray, layout: StateLayout, share: float = 1.0) -> None:
+    """Refuses states (T, layout.width) that are not in metres, radians and, of a gripper, 0 to 1.
+
+    share: of the steps that are looked at, beginning with the smallest numbers.
+    """
+    far = _pick(np.abs(states[:, :3]).max(axis=1), share)
+    if far > _MAX_POSITION_M:
+        raise DataError(f"x, y, z in metres were expected, within {_MAX_POSITION_M} m; they reach {far:.4g}")
+    rotations = states[:, 3 : 3 + layout.rotation[0]]
+    if layout.is_quaternion:
+        off = _pick(np.abs(np.linalg.norm(rotations, axis=1) - 1), share)
+        if off > _MAX_OFF_UNIT:
+            raise DataError(f"quaternions of length 1 were expected in numbers 4 to 7; lengths are up to {off:.2g} off")
+    else:
+        angle = _pick(np.abs(rotations).max(axis=1), share)
+        if angle > _MAX_ANGLE_RAD:
+            raise DataError(f"a rotation in radians was expected in numbers 4 to 6, but they reach {angle:.4g}")
+    low, high = _pick(states[:, -1], 1 - share), _pick(states[:, -1], share)
+    if not layout.fingers and (low < _GRIPPER_RANGE[0] or high > _GRIPPER_RANGE[1]):
+        raise DataError(f"a gripper of 0 (closed) to 1 (open) was expected; it reads {low:.3g} to {high:.3g}")
+
+
+def _find_frame(first: np.ndarray, layout: StateLayout) -> str:
+    """The frame of a data set's roll, pitch, yaw where nothing says it: a station's, or AUTO.
+
+    first: first states of the episodes (n, layout.width); most of them count, since a single one can begin anyhow.
+    Raises DataError where they begin near a pitch of 90 degrees, at which roll and yaw jump, and are no station's.
+    """
+    if layout.frame != AUTO or layout.rotation[1] is not None:
+        return layout.frame
+    if np.mean([looks_like_station(state) for state in first]) > 0.5:
+        return "base"
+    pitch = float(np.median(np.abs(first[:, 4])))
+    if abs(pitch - np.pi / 2) < _NEAR_LOCK_RAD:
+        raise DataError(
+            f"episodes begin at a pitch near 90 degrees ({pitch:.2f} rad), and nothing says from where it is measured; "
+            f"say --state-layout {layout.name} --embodiment autoeval-widowx for the base frame of a WidowX, or "
+            "bridge-widowx to take the angles as they are"
+        )
+    return AUTO
+
+
 def convert_states(states: np.ndarray, layout: StateLayout, source: str) -> np.ndarray:
     """Recorded states (T, layout.width) -> float32 (T, 7) as types.Episode. Raises DataError for any others."""
     if states.ndim != 2 or states.shape[1] != layout.width:
@@ -227,23 +244,21 @@ def convert_states(states: np.ndarray, layout: StateLayout, source: str) -> np.n
         raise DataError(
             f"{source}: a state of unknown layout: {layout.width} numbers ({layout.columns}) were expected, not {came}"
         )
+    if not len(states):
+        raise DataError(f"{source}: the episode has no steps")
     if not np.isfinite(states).all():
         raise DataError(f"{source}: the state holds numbers that are not finite, first at step {_first_bad(states)}")
     if layout.name == PADDED_POSE.name and states[:, 6].any():
         raise DataError(
             f"{source}: a state of unknown layout: the seventh of 8 numbers was expected to be 0 throughout"
         )
-    if layout.fingers and np.abs(states[:, -2:]).max(initial=0) > _FINGERS_OPEN_M:
+    if layout.fingers and np.abs(states[:, -2:]).max() > _FINGERS_OPEN_M:
         raise DataError(f"{source}: a state of unknown layout: two fingers in metres were expected in the last columns")
-    states = _convert_columns(states, layout).astype(np.float32)
-    low, high = _GRIPPER_RANGE
-    gripper = states[:, 6]
-    if np.abs(states[:, :3]).max(initial=0) > _MAX_POSITION_M or ((gripper < low) | (gripper > high)).any():
-        raise DataError(
-            f"{source}: a state of unknown layout: x, y, z within {_MAX_POSITION_M} m and a gripper of 0 to 1 were "
-            f"expected, but step 0 is {np.round(states[0], 3).tolist()}"
-        )
-    return states
+    try:
+        _check_units(states, layout)
+    except DataError as error:
+        raise DataError(f"{source}: {error}") from None
+    return _convert_columns(states, layout).astype(np.float32)
 
 
 def _convert_columns(states: np.ndarray, layout: StateLayout) -> np.ndarray:
@@ -252,11 +267,13 @@ def _convert_columns(states: np.ndarray, layout: StateLayout) -> np.ndarray:
     gripper = states[:, -1:]
     if layout.fingers:
         gripper = np.clip((states[:, -2:-1] - gripper) / _FINGERS_OPEN_M, 0, 1)
-    angles = states[:, 3 : 3 + count]
-    if to_matrix is not None and len(states):
-        angles = measure_from_start(to_matrix(angles.astype(np.float64)))
-    elif len(states) and (layout.frame == "base" or (layout.frame == AUTO and looks_like_station(states[0]))):
-        angles = base_to_bridge(angles.astype(np.float64))
+    angles = states[:, 3 : 3 + count].astype(np.float64)
+    if to_matrix is not None:
+        angles = measure_from_start(to_matrix(angles))
+    elif layout.frame == "base":
+        angles = base_to_bridge(angles)
+    elif layout.frame == AUTO and abs(angles[0, 0]) > _MAX_ROLL_RAD:
+        angles = measure_from_start(euler_to_matrix(angles))
     return np.hstack([states[:, :3], angles, gripper])
 
 

@@ -41,9 +41,8 @@ def read_records(path: Path, report: Report, start: int = 0) -> Iterator[tuple[i
         while offset < size:
             header = file.read(_HEADER.size)
             if len(header) < _HEADER.size or mask_crc(header[:8]) != _HEADER.unpack(header)[1]:
-                report(
-                    DataError(f"{path}, byte {offset}: no record begins here; the last {size - offset} bytes are lost")
-                )
+                what = "no record begins here" if offset else _describe_start(header)
+                report(DataError(f"{path}, byte {offset}: {what}; the last {size - offset} bytes are lost"))
                 return
             length, _ = _HEADER.unpack(header)
             if offset + _HEADER.size + length + _FOOTER.size > size:
@@ -51,6 +50,15 @@ def read_records(path: Path, report: Report, start: int = 0) -> Iterator[tuple[i
                 return
             yield offset, _read_intact(file, length, f"{path}, byte {offset}", report)
             offset = file.seek(offset + _HEADER.size + length + _FOOTER.size)
+
+
+def _describe_start(header: bytes) -> str:
+    """What a file is that begins with no record."""
+    if header.startswith(b"version http"):
+        return "this is Git LFS's pointer to the file, which `git lfs pull` downloads"
+    if header.startswith(b"\x1f\x8b"):
+        return "the file is compressed; gunzip it first"
+    return "no record begins here"
 
 
 def _open(path: Path) -> BinaryIO:
@@ -93,7 +101,7 @@ def parse_example(data: bytes) -> dict[str, memoryview]:
     for number, message in _iterate_fields(memoryview(data)):
         for _, entry in _iterate_fields(message) if number == 1 else ():
             pair = dict(_iterate_fields(entry))
-            features[str(pair[1], "utf-8")] = pair.get(2, memoryview(b""))
+            features[str(pair.get(1, b""), "utf-8")] = pair.get(2, memoryview(b""))
     return features
 
 

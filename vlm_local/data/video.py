@@ -38,6 +38,9 @@ class _Video:
         self._stream = self._container.streams.video[0]
         if max(self._stream.width, self._stream.height) > MAX_SIDE:
             raise DataError(f"{path}: frames of at most {MAX_SIDE} pixels a side were expected")
+        pixels = self._stream.pix_fmt or ""
+        if pixels.startswith("gray"):
+            raise DataError(f"{path}: a video in colour was expected, this one is {pixels}, as depth maps are")
         self._frames: Iterator[av.VideoFrame] = iter(())
         self._before: av.VideoFrame | None = None
         self._after: av.VideoFrame | None = None

@@ -33,7 +33,7 @@ _FOLDER = Path(__file__).resolve().parent
 class Embodiment:
     """A robot as it sends its state and carries out an action. Metres, radians, base frame: +x forward, +y left.
 
-    state_layout: name of the layout of its states in recordings (data/states.py), None for what is proven there.
+    state_layout: name of the layout of its states in recordings (data/layouts.py), None for what is proven there.
     rotation_frame: "base", or "bridge" where rotations are measured from the gripper pointing down.
     rotation_law: COMMANDED where the robot adds an action's angles to those it was last commanded; AS_SENT where it
         turns as the action says in the Bridge frame, in which Euler angles add up.
