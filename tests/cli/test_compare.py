@@ -1,8 +1,12 @@
 """`compare` on results of eval, sim and spatial: the table, the files for a paper, and what is refused."""
 
 import csv
+import html
 import json
+import os
 import re
+import shutil
+import subprocess
 import zipfile
 from contextlib import redirect_stdout
 from io import StringIO
@@ -13,6 +17,7 @@ import pytest
 from tests import recordings, serving
 from vlm_local.cli import main
 
+HARD_NAME = r"_$\frac$ π₀.₅ --marks |1<2|"  # to LaTeX, to matplotlib's formulas and to its legends
 EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
 
 
@@ -76,7 +81,7 @@ def test_runs_are_paired_by_their_seeds(runs, capsys):
 def _write_paper(evaluations, folder) -> str:
     """Returns what it printed."""
     results = [str(evaluations / name) for name in ("oracle-label", "majority", "random")]
-    names = ("--name", "A=Oracle_1 & co", "--name", "B=Majority")
+    names = ("--name", "A=Oracle_1 & co", "--name", f"B={HARD_NAME}")
     with redirect_stdout(StringIO()) as out:
         assert main(["compare", *results, *names, "--out", str(folder)]) == 0
     return out.getvalue()
@@ -98,7 +103,7 @@ def test_files_for_a_paper(paper):
     with (folder / "differences.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["measure"] == "exact"]
     assert [(row["first"], row["second"]) for row in rows] == [
-        *[("Oracle_1 & co", "Majority"), ("Oracle_1 & co", "random"), ("Majority", "random")]
+        *[("Oracle_1 & co", HARD_NAME), ("Oracle_1 & co", "random"), (HARD_NAME, "random")]
     ]
     assert all(float(row["p_value"]) <= float(row["p_holm"]) for row in rows)
     tables = re.findall(
@@ -114,7 +119,22 @@ def test_files_for_a_paper(paper):
         pdf = (folder / f"{name}.pdf").read_bytes()
         (width,) = re.findall(rb"/MediaBox \[ 0 0 ([0-9.]+) ", pdf)
         assert pdf.startswith(b"%PDF") and float(width) == 3.5 * 72 and b"/FontFile2" in pdf
-        assert "Majority" in (folder / f"{name}.svg").read_text()
+        assert html.escape(HARD_NAME) in (folder / f"{name}.svg").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="apt install texlive-latex-recommended")
+def test_tables_and_figures_go_through_pdflatex(paper, tmp_path):
+    folder, _ = paper
+    text = r"""\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}
+\input{comparison} \includegraphics{differences} \includegraphics{by_axis}
+\end{document}"""
+    (tmp_path / "paper.tex").write_text(text)
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
+    environment = {**os.environ, "TEXINPUTS": f"{folder}:"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "Missing character" not in (tmp_path / "paper.log").read_text(errors="replace")
 
 
 @pytest.mark.slow

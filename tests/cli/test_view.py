@@ -20,7 +20,7 @@ from vlm_local.cli import main
 from vlm_local.data.runs import RunWriter
 
 LEFT, RIGHT, UP, DOWN, ESCAPE = "\ue012", "\ue014", "\ue013", "\ue015", "\ue00c"  # as WebDriver names keys
-FOREIGN = "lift </script><b>the cup</b>"
+FOREIGN = "lift </script><b>the_cup_that_stands_beside_the_sink</b>"  # to a page, and without a place to break
 WORDS = f"TASK: {FOREIGN}\nPLAN: <img src=x onerror=alert(1)>"  # a model may write anything
 THOUGHT = {"reasoning": WORDS, "reasoning_step": 0, "reasoning_age": 1, "reasoning_tokens": 9, "reasoning_ms": 12.5}
 needs_browser = pytest.mark.skipif(find_missing() is not None, reason=f"{find_missing()} is not installed")

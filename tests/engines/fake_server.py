@@ -124,6 +124,7 @@ class _Listener(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    has_failed = False  # with 500, after which uvicorn closes the connection without saying so
 
     def log_message(self, *_):
         pass
@@ -135,10 +136,14 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.fake.habit == "drips_models":
             return self._drip()
+        if self.fake.habit == "no_list":  # transformers' without a cache of the hub
+            return self._send(500, {"error": "Internal Server Error"})
         self._send(200, {"object": "list", "data": [{"id": self.fake.model, "object": "model"}]})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.has_failed:
+            return self._drop()
         self.fake.bodies.append(body)
         self.fake.keys.append(self.headers.get("Authorization"))
         self.fake.wait()
@@ -152,8 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(_STATUS[habit], {"error": {"message": f"habit {habit}", "type": "x", "code": habit}})
         elif habit in ("drops", "drops_once"):
             self.fake.habit = "" if habit == "drops_once" else habit
-            self.connection.shutdown(2)
-            self.close_connection = True
+            self._drop()
         elif habit == "drips" or self.fake.drips(body):
             self._drip()
         elif habit == "html":
@@ -170,6 +174,10 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             return False
         return True
+
+    def _drop(self):
+        self.connection.shutdown(2)
+        self.close_connection = True
 
     def _drip(self):
         self.send_response(200)
@@ -215,6 +223,7 @@ class _Handler(BaseHTTPRequestHandler):
         return answer
 
     def _send(self, status, value):
+        self.has_failed = status == 500
         self._send_bytes(status, json.dumps(value).encode(), "application/json")
 
     def _send_bytes(self, status, data, content_type):

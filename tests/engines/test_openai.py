@@ -70,6 +70,11 @@ def test_a_server_that_knows_only_max_tokens_is_asked_with_it(open_engine, serve
     assert "max_tokens" in server.bodies[-1] and "max_completion_tokens" not in server.bodies[-1]
 
 
+def test_a_list_of_models_that_fails_is_done_without(open_engine, server):
+    server.habit = "no_list"
+    assert ask(open_engine(server)).sentence in SENTENCES
+
+
 def test_a_model_the_server_does_not_have_is_named_beside_those_it_has(server):
     with pytest.raises(ConfigError, match="no model 'large'; --model can be tiny"):
         OpenAIEngine([server.url], "large")

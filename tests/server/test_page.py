@@ -205,6 +205,16 @@ def test_the_space_bar_stops_all_and_never_starts_them_again(browser, server):
 
 
 @pytest.mark.slow
+def test_a_server_that_says_nothing_more_is_not_shown_as_healthy(browser, server, monkeypatch):
+    _open_anew(browser, server.url)
+    browser.wait("document.getElementById('state').innerText === 'healthy'")
+    monkeypatch.setattr("vlm_local.server.live._STATUS_EVERY_S", 600)  # as a stopped process, or a link that is gone
+    browser.wait("document.getElementById('state').innerText === 'no connection'")
+    browser.wait("document.getElementById('state').innerText === 'healthy'")  # it connects anew by itself
+    assert not browser.read_log()
+
+
+@pytest.mark.slow
 def test_a_stop_that_does_not_reach_the_server_is_said_loudly(browser):
     with observe() as server:
         _open_anew(browser, server.url)

@@ -1,5 +1,9 @@
 """The environment: gymnasium's contract, seeds, pictures that show what is there, bad input."""
 
+import ctypes.util
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -139,6 +143,24 @@ def test_without_opengl_the_debian_package_is_named(monkeypatch):
     env = SimEnv("reach", image_size=32)
     with ThreadPoolExecutor(1) as thread, pytest.raises(ConfigError, match="libegl1"):  # it has no context yet
         thread.submit(env.reset, seed=0).result()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(ctypes.util.find_library("OSMesa") is None, reason="apt install libosmesa6")
+@pytest.mark.parametrize("setting", [{"MUJOCO_GL": "osmesa"}, {"__EGL_VENDOR_LIBRARY_DIRS": "/none"}])  # EGL: no driver
+def test_osmesa_draws_what_egl_draws_and_takes_its_place(tmp_path, setting):
+    draw = (
+        "import sys, numpy; from vlm_local.sim.environment import SimEnv; env = SimEnv('reach', image_size=64); "
+        "numpy.save(sys.argv[1], env.reset(seed=3)[0]['image']); import os; print(os.environ['MUJOCO_GL'])"
+    )
+    environment = {name: text for name, text in os.environ.items() if name not in ("MUJOCO_GL", "PYOPENGL_PLATFORM")}
+    command = [sys.executable, "-c", draw, str(tmp_path / "picture.npy")]
+    done = subprocess.run(command, env=environment | setting, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "osmesa\n", "")  # no traceback at the exit either
+    env = SimEnv("reach", image_size=64)
+    picture = env.reset(seed=3)[0]["image"].astype(float)
+    env.close()
+    assert np.abs(np.load(tmp_path / "picture.npy") - picture).mean() < 1  # 0 where both are Mesa's
 
 
 def test_cameras_one_after_another_and_at_once_draw_the_same():

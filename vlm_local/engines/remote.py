@@ -4,11 +4,11 @@ import asyncio
 import base64
 import os
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import NamedTuple
+from functools import lru_cache, partial
+from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
@@ -51,6 +51,7 @@ _OPTIONS = tuple(
     Options(limit, top) for top in (_MOST_LISTED, 5, None) for limit in ("max_completion_tokens", "max_tokens")
 )
 _PLAINEST = Options(None, None)
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class Server:
         self._options = _OPTIONS[0]
         self.constrained = False  # whether it gives log-probabilities, taken after the constraint
         self._tells_end = False
+        self._may_close = False
         key = os.environ.get("OPENAI_API_KEY") or "none"  # servers of one's own ask for no key
         self._client = openai.AsyncOpenAI(base_url=build_base_url(url), api_key=key, max_retries=0)
 
@@ -119,9 +121,10 @@ class Server:
     async def _check_model(self) -> None:
         try:
             with _translated(self.url, _LIST_S):
-                page = await asyncio.wait_for(self._client.models.list(timeout=self._limit(_LIST_S)), _LIST_S)
+                ask = partial(self._client.models.list, timeout=self._limit(_LIST_S))
+                page = await asyncio.wait_for(self._send(ask), _LIST_S)
         except RemoteError as error:
-            if error.kind in ("connection", "timeout", "server_error", "unauthorized"):
+            if error.kind in ("connection", "timeout", "unauthorized"):
                 raise
             return  # no list of models: the first question will tell
         names = [model.id for model in page.data or []]
@@ -222,15 +225,32 @@ class Server:
         if options.num_top is not None:
             fields |= {"logprobs": True, "top_logprobs": options.num_top}
         with _translated(self.url, timeout_s):
-            asking = self._client.chat.completions.with_raw_response.create(
+            ask = partial(
+                self._client.chat.completions.with_raw_response.create,
                 model=self._model,
                 messages=messages,
                 temperature=0.0,
                 extra_body=fields,
                 timeout=self._limit(timeout_s),
             )
-            response = await asyncio.wait_for(asking, timeout_s)  # the client's own limit is for each read
+            response = await asyncio.wait_for(self._send(ask), timeout_s)  # the client's own limit is for each read
             return read_completion(response.content, options.num_top)
+
+    async def _send(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
+        """Uvicorn, below most of these servers, closes a connection after a 500 without saying so.
+
+        What was sent into it is sent once more.
+        """
+        while True:
+            try:
+                return await ask()
+            except openai.APIStatusError as error:
+                self._may_close = error.status_code >= 500
+                raise
+            except openai.APIConnectionError as error:
+                if not self._may_close or isinstance(error, openai.APITimeoutError):
+                    raise
+                self._may_close = False
 
     @staticmethod
     def _limit(timeout_s: float) -> openai.Timeout:
@@ -290,7 +310,8 @@ def _translated(url: str, timeout_s: float) -> Iterator[None]:
     except openai.APIStatusError as error:
         raise RemoteError(*_describe_status(url, error)) from None
     except openai.APIConnectionError as error:
-        reason = error.__cause__ or error
+        cause = error.__cause__ or error
+        reason = str(cause) or type(cause).__name__  # a connection that is dropped has no words
         raise RemoteError(f"{url} cannot be reached ({reason}); is the server running?", "connection") from None
     except (openai.OpenAIError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise RemoteError(f"{url} answered what is no chat completion ({error!r})", "malformed") from None

@@ -33,6 +33,7 @@ styled = matplotlib.rc_context(
         "svg.hashsalt": "vlm-local",  # the same figure is the same text
         "font.family": "sans-serif",
         "font.size": 9,
+        "text.parse_math": False,  # names are shown as they are; one such as "$a$" is no formula
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.edgecolor": GREY,

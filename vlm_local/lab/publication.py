@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,13 @@ _PAPER: Any = {
 _LATEX = {
     **{letter: f"\\{letter}" for letter in "&%$#_{}"},
     **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
-    **{"<": "$<$", ">": "$>$"},
+    **{"<": "$<$", ">": "$>$", "|": r"\textbar{}", "`": r"\textasciigrave{}"},
 }
+_GREEK = (  # those that have a command; the others look like Latin ones
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+)
+_LATEX |= zip("αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΥΦΨΩ", (f"$\\{name}$" for name in _GREEK.split()), strict=True)
 
 
 def write_publication(folder: Path, result: Mapping[str, Any], made_with: Mapping[str, Any]) -> list[Path]:
@@ -124,11 +130,16 @@ def _build_markdown_table(rows: Sequence[Sequence[str]]) -> str:
 
 def _build_latex(result: Mapping[str, Any]) -> str:
     """Two tables, of scores and of differences, each to be put into a table of the paper's own."""
-    comment = "\n".join(f"% {line}" for line in (describe_trials(result), *describe_methods(result).split("\n")))
     scores = _build_latex_table(list(_fill_scores(result)), "lr" + "r" * len(result["results"]))
     lines = list(_fill_differences(result))
     differences = _build_latex_table(lines, "ll" + "r" * (len(lines[0]) - 2))
-    return f"% Needs \\usepackage{{booktabs}} in the preamble.\n{comment}\n\n{scores}\n\n{differences}\n"
+    notes = ["Needs \\usepackage{booktabs} in the preamble."]
+    foreign = sorted({letter for letter in scores if not letter.isascii()})
+    if foreign:
+        notes.append(f"If pdflatex does not know {' '.join(foreign)}: lualatex or xelatex, in a font that has it.")
+    notes += [describe_trials(result), *describe_methods(result).split("\n")]
+    comment = "\n".join(f"% {note}" for note in notes)
+    return f"{comment}\n\n{scores}\n\n{differences}\n"
 
 
 def _build_latex_table(rows: Sequence[Sequence[str]], columns: str) -> str:
@@ -146,8 +157,17 @@ def _build_latex_table(rows: Sequence[Sequence[str]], columns: str) -> str:
 
 def _escape_latex(text: str) -> str:
     """Names as they are; minus signs of numbers and differences as such, not as hyphens."""
-    escaped = "".join(_LATEX.get(letter, letter) for letter in text).replace(r" \%", r"~\%")
-    return re.sub(r"(?<!\w)-(?=\d)|(?<= )-(?= )", "$-$", escaped)
+    escaped = "".join(map(_escape_letter, text)).replace(r" \%", r"~\%")
+    escaped = re.sub(r"(?<!\w)-(?=\d)|(?<= )-(?= )", "$-$", escaped)
+    return re.sub("-(?=-)", "-{}", escaped)  # two would become a dash
+
+
+def _escape_letter(letter: str) -> str:
+    """Small raised and lowered digits, as in π₀, are no letters to pdflatex."""
+    tag, *codes = unicodedata.decomposition(letter).split() or [""]
+    sign = {"<sub>": "_", "<super>": "^"}.get(tag)
+    plain = "".join(chr(int(code, 16)) for code in codes) if sign else ""
+    return f"${sign}{{{plain}}}$" if plain and plain.isascii() else _LATEX.get(letter, letter)
 
 
 @pages.styled
@@ -195,12 +215,13 @@ def _draw_bars(result: Mapping[str, Any], group: str) -> Figure:
     height = 0.8 / count
     figure = Figure(figsize=(_WIDTH_IN, 0.6 + len(measures) * (0.12 + 0.11 * count)), layout="constrained")
     plot = figure.subplots()
-    for index, told in enumerate(result["results"]):
+    bars = []
+    for index in range(count):
         rows = [at + (index - (count - 1) / 2) * height for at in range(len(measures))]
         scores = [measure["scores"][index] for measure in measures]
         pattern = _PATTERNS[index // len(_COLOURS) % len(_PATTERNS)]
         style = {"color": _COLOURS[index % len(_COLOURS)], "hatch": pattern, "edgecolor": "white", "linewidth": 0}
-        plot.barh(rows, [scale * score["value"] for score in scores], 0.92 * height, label=told["name"], **style)
+        bars.append(plot.barh(rows, [scale * score["value"] for score in scores], 0.92 * height, **style))
         for row, score in zip(rows, scores, strict=True):
             if score["interval"]:
                 plot.plot([scale * edge for edge in score["interval"]], [row, row], color=pages.BLACK, linewidth=0.7)
@@ -210,7 +231,8 @@ def _draw_bars(result: Mapping[str, Any], group: str) -> Figure:
     if scale == 100:
         plot.set_xlim(0, 100)
     plot.set_xlabel("share, %" if scale == 100 else "score")
-    figure.legend(frameon=False, loc="outside upper left", ncols=2)
+    names = list(_names(result).values())  # not as labels of the bars: one such as "_old" would be left out
+    figure.legend(bars, names, frameon=False, loc="outside upper left", ncols=2)
     return figure
 
 

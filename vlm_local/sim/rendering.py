@@ -1,7 +1,10 @@
 """Offscreen pictures on a machine without a screen: EGL, else OSMesa."""
 
+import atexit
 import os
+import sys
 import threading
+import weakref
 from typing import Any
 
 import mujoco
@@ -93,11 +96,22 @@ def _open_context() -> Any:
             reasons.append(f"{name}: {error}")
             if platform is None:
                 os.environ.pop("PYOPENGL_PLATFORM", None)
+            for loaded in [each for each in sys.modules if each.split(".")[0] == "OpenGL"]:
+                del sys.modules[loaded]  # it has settled on a platform, and would keep it
             continue
         os.environ.setdefault("MUJOCO_GL", name)
+        if threading.current_thread() is threading.main_thread():
+            atexit.register(_free, weakref.ref(context))
         return context
     raise ConfigError(
         "the simulator needs EGL or OSMesa to draw pictures without a screen, and neither opened "
         f"({'; '.join(reasons) or f'MUJOCO_GL={wanted} is neither'}). On Debian or Ubuntu: "
         "apt-get install libegl1 libgl1-mesa-dri, or libosmesa6 with MUJOCO_GL=osmesa"
     )
+
+
+def _free(reference: weakref.ref[Any]) -> None:
+    """At exit: OSMesa's context, left to be collected, wants PyOpenGL's modules when they are gone, and says so."""
+    context = reference()
+    if context is not None:
+        context.free()

@@ -8,6 +8,7 @@ import { offerFrames } from "./try.js";
 
 const KEPT = 64;
 const RETRY_MS = 2000;
+const SILENT_MS = 5000; // the server tells its status every second
 const FOLD_S = 60; // a robot that has been idle for so long moves below the others and folds
 const KEYS = { 1: "#live", 2: "#episodes", 3: "#try", 4: "#detector" };
 const by = (id) => document.getElementById(id);
@@ -115,22 +116,30 @@ function showStatus(status) {
 
 function connect() {
   const stream = new EventSource("live/events");
-  stream.addEventListener("snapshot", (event) => {
-    const { robots: known, now } = JSON.parse(event.data);
+  let heard = performance.now();
+  const on = (name, act) => stream.addEventListener(name, (event) => {
+    heard = performance.now();
+    act(JSON.parse(event.data));
+  });
+  on("snapshot", ({ robots: known, now }) => {
     for (const steps of Object.values(known)) {
       if (robots.has(steps[0].robot)) robots.get(steps[0].robot).steps.length = 0;
       for (const step of steps) take(step, Math.max(0, now - step.time));
     }
     offer();
   });
-  stream.addEventListener("step", (event) => take(JSON.parse(event.data)));
-  stream.addEventListener("status", (event) => showStatus(JSON.parse(event.data)));
-  stream.onerror = () => {
+  on("step", (step) => take(step));
+  on("status", showStatus);
+  // A server that hangs, or a link that is gone without a word, is no error to the browser.
+  const watch = setInterval(() => performance.now() - heard > SILENT_MS && lose(), 1000);
+  const lose = () => {
+    clearInterval(watch);
     stream.close();
     by("state").textContent = "no connection";
     by("state").className = "pill bad";
     setTimeout(connect, RETRY_MS);
   };
+  stream.onerror = lose;
 }
 
 by("address").textContent = new URL("act", location.href.replace(/#.*/, "")).href;
