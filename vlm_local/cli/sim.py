@@ -86,8 +86,10 @@ def _run_sim(args: argparse.Namespace) -> None:
         for film in folder.glob(f"episodes/{name_episode(task, number)}/film.mp4")
     ]
     summary = _summarise(scores, plan, folder)
-    shown = f"report: {folder / 'report.html'}\n{len(films)} films, the first: {films[0] if films else None}"
-    print_result(args, f"{_format_table(summary)}\n{shown}", summary)
+    lines = [_format_table(summary), f"report: {folder / 'report.html'}"]
+    if films:
+        lines.append(f"films: {len(films)}, the first: {films[0]}")
+    print_result(args, "\n".join(lines), summary)
 
 
 def _build_plan(args: argparse.Namespace, policy: str, suite):
