@@ -3,13 +3,14 @@
 import argparse
 import os
 import re
+import sys
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from vlm_local.cli.options import add_policy_options, count, number, read_policy_options, seed, workers
 from vlm_local.cli.output import print_result
-from vlm_local.plain import hide_secrets
+from vlm_local.plain import escape_controls, hide_secrets
 
 _MAX_WORKERS = 8  # processes, unless --workers asks for more
 _TASKS = "reach, reach_relation, open_drawer, close_drawer, eggplant_in_basket, eggplant_in_sink, push, lift"
@@ -71,15 +72,21 @@ def _run_sim(args: argparse.Namespace) -> None:
     name = f"sim-{_shorten(plan.policy)}-{name_robot(tasks)}-{plan.level}-{plan.seed}"
     folder = args.out or Path("results") / name
     source = open_source(options, suite)
+    faults: list[str] = []  # of this run, in the order of their episodes' ends
     with closing(source), open_bar(plan.policy, unit="episode") as bar:
 
         def show(ended, done: int, total: int) -> None:
             bar.total, bar.n = total, done
-            bar.set_postfix_str(f"{ended['task']}-{ended['number']} {ended['outcome']}")
+            name = f"{ended['task']}-{ended['number']}"
+            bar.set_postfix_str(f"{name} {ended['outcome']}")
+            if ended["outcome"] == "faulted":
+                faults.append(f"{name} faulted: {ended['fault']}")
 
         scores = run_rollouts(folder, plan, source, args.workers or min(os.cpu_count() or 1, _MAX_WORKERS), show)
         if bar.n == 0 and not args.quiet:
             bar.write(f"all episodes are in {folder} already; another --seed or --out plays others")
+    if faults:
+        print(escape_controls(faults[0]), file=sys.stderr)
     films = [
         film
         for task, number in plan.list_episodes()
