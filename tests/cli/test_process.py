@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests import recordings
+from tests.documents import ROOT
 from tests.slow import slow
 from vlm_local.cli import main
 from vlm_local.data.runs import RunWriter
@@ -105,6 +106,35 @@ def test_a_name_that_is_no_text_can_be_read_and_written(tmp_path, capsys):
     assert main(["compare", *results, "--out", str(place / "compared")]) == 0
 
 
+def test_another_python_than_the_projects_is_told_which_to_use(run):
+    """-S: without the virtual environment's packages."""
+    command = [sys.executable, "-S", "-m", "vlm_local", "runs", str(run)]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={"PATH": os.environ["PATH"]})
+    assert process.returncode == 2 and "run .venv/bin/python" in process.stderr and "Traceback" not in process.stderr
+
+
+SWALLOWED = """
+import signal, sys
+from vlm_local.cli import models, start
+
+def run(args):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt:
+        raise ImportError("initialization failed")
+
+models._list_models = run
+sys.argv = ["vlm-local", "models"]
+signal.signal(signal.SIGINT, signal.default_int_handler)
+start()
+"""
+
+
+def test_ctrl_c_is_one_also_where_a_library_makes_an_error_of_it():
+    process = subprocess.run([sys.executable, "-c", SWALLOWED], capture_output=True, text=True)
+    assert process.returncode == 130 and process.stderr == "\nvlm-local models: stopped\n"
+
+
 STUCK = """
 import sys, threading
 from vlm_local import cli
@@ -127,6 +157,7 @@ raise AssertionError("the process should have ended")
         ("return 2", 2, ""),
         ("raise SystemExit(2)", 2, ""),
         ("raise ValueError('broken')", 1, "broken"),
+        ("raise KeyboardInterrupt", 130, ""),
     ],
 )
 def test_a_model_that_still_works_does_not_keep_the_process_from_its_end(end, status, says):

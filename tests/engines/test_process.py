@@ -40,6 +40,12 @@ def test_it_answers_from_elsewhere_and_tells_what_it_knows(engine):
     assert engine.metadata["forgotten"] == ["robot/0"]
 
 
+def test_it_does_not_hear_ctrl_c_not_even_before_its_first_line(engine):
+    with open(f"/proc/{engine.metadata['pid']}/status") as file:
+        blocked = next(int(line.split()[1], 16) for line in file if line.startswith("SigBlk"))
+    assert blocked >> (signal.SIGINT - 1) & 1
+
+
 def test_a_thought_crosses_the_pipe_piece_by_piece_beside_steps(engine):
     for value in (0, 1):
         picture = Picture(np.full((2, 2, 3), value, np.uint8))

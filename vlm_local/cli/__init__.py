@@ -107,9 +107,18 @@ def _run(argv: list[str] | None) -> int:
     try:
         fill_from_settings(args)
         with redirect_stdout(PlainStream(sys.stdout)):
-            return args.run(args) or 0
+            return _run_command(args, watch)
     except VLMLocalError as error:
         print(escape_controls(hide_secrets(f"vlm-local {args.command}: {error}"), "\n"), file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("", "vlm_local"):
+            raise
+        print(
+            f"vlm-local {args.command}: {sys.executable} has no package {error.name}; run .venv/bin/python, which "
+            "`bash run_server.sh` makes and fills",
+            file=sys.stderr,
+        )
         return 2
     except OSError as error:
         # Of a file that this user may not read or write, or a full disk: nothing that a traceback would explain.
@@ -121,6 +130,15 @@ def _run(argv: list[str] | None) -> int:
     except KeyboardInterrupt:
         watch.tell()
         return 130
+
+
+def _run_command(args: argparse.Namespace, watch: InterruptWatch) -> int:
+    try:
+        return args.run(args) or 0
+    except Exception:
+        if watch.has_come:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _is_output_closed() -> bool:
@@ -153,6 +171,8 @@ def start() -> NoReturn:
         status = main()
     except SystemExit as error:  # argparse's
         status = error.code
+    except KeyboardInterrupt:  # before the command began
+        status = 130
     except Exception:
         traceback.print_exc()
         status = 1
