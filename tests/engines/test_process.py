@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from multiprocessing import Pipe
 
 import numpy as np
 import psutil
@@ -265,3 +266,13 @@ def test_it_ends_with_a_server_that_is_killed(busy):
         assert psutil.pid_exists(pid)
         server.kill()
     until(lambda: _has_ended(pid))
+
+
+def test_a_server_that_ends_before_it_asks_leaves_no_traceback():
+    """As `serve` does that cannot record: its last line says why, not the engine's."""
+    ours, theirs = Pipe()
+    with theirs:
+        command = [sys.executable, "-m", "vlm_local.engines.process", str(theirs.fileno())]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=[theirs.fileno()], text=True)
+    ours.close()
+    assert process.communicate(timeout=120)[1] == "" and process.returncode == 0

@@ -277,9 +277,10 @@ def main() -> None:
 
 def _serve(pipe: Connection) -> None:
     parts = RepeatedParts()
+    first = pipe.recv_bytes()
     try:
         with as_engine_error("loading the model failed"):
-            engine = parts.unpack(pipe.recv_bytes())()
+            engine = parts.unpack(first)()
     except VLMLocalError as error:
         return pipe.send(error)
     take_over_logging()
