@@ -101,6 +101,10 @@ def test_a_phrase_is_held_for_the_steps_that_are_asked_for():
     ("options", "error", "reason"),
     [
         ({"model": "qwen9"}, ConfigError, "there is no model"),
+        ({"model": "127.0.0.1:8000"}, ConfigError, "names no model: .*such as http://127.0.0.1:8000"),
+        ({"model": "localhost:8000/"}, ConfigError, "such as http://"),
+        ({"model": "http:/127.0.0.1:8000"}, ConfigError, "such as http://"),
+        ({"model": __file__}, ConfigError, "is a file; expected the folder of a model"),
         ({"model": "qwen2-vl-7b", "offline": True}, ConfigError, "fetch qwen2-vl-7b"),
         ({"model": "tilt up", "grammar": "primitives_moves"}, ConfigError, "does not hold 'tilt up'"),
         ({"grammar": "yes_no"}, GrammarError, "no movement phrase"),

@@ -29,11 +29,11 @@ class _Listener(http.server.ThreadingHTTPServer):
 class ForeignServer:
     """A server of AutoEval's protocol that is not ours: answers as told, remembers what came.
 
-    ends_after: so many POSTs it is gone; None for never.
+    connections: the paths that each connection asked. ends_after: so many POSTs it is gone; None for never.
     """
 
     def __init__(self, answer=b"[0, 0, 0, 0, 0, 0, 1]", reset_status=404):
-        self.answer, self.reset_status, self.bodies, self.connections = answer, reset_status, [], set()
+        self.answer, self.reset_status, self.bodies, self.connections = answer, reset_status, [], {}
         self.ends_after: int | None = None
         outer = self
 
@@ -41,7 +41,7 @@ class ForeignServer:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self):
-                outer.connections.add(self.client_address)
+                outer.connections.setdefault(self.client_address, []).append(self.path)
                 outer.bodies.append((self.path, self.rfile.read(int(self.headers["Content-Length"] or 0))))
                 if outer.ends_after is not None and len(outer.bodies) > outer.ends_after:
                     self.close_connection = True

@@ -69,6 +69,13 @@ def test_a_foreign_server_of_lists_passes_all_but_the_double_encoded():
     assert findings["broken request"].verdict == "warn"  # it answers whatever comes
 
 
+def test_a_client_resets_on_the_connection_of_its_steps():
+    with ForeignServer(json.dumps(ACTION).encode()) as server:
+        _verdicts(server.url)
+    paths = list(server.connections.values())
+    assert ["/reset", "/act", "/act", "/act"] in paths and ["/reset", *["/act"] * 50] in paths
+
+
 def test_an_object_instead_of_an_array_fails_as_it_would_end_an_evaluation():
     with ForeignServer(b'{"action": [0, 0, 0, 0, 0, 0, 1]}') as server:
         finding = _find(server.url, "autoeval rollout")

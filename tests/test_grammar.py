@@ -71,7 +71,10 @@ def test_a_grammar_that_cannot_drive_a_robot_is_refused_with_line_and_reason(tmp
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("start: (", "not a Lark grammar"),
+        ("start: (", "line 1: this is not a Lark grammar from column 9 on: start: \\($"),
+        ("start: 'stop'", "line 1: this is not a Lark grammar from column 8 on: start: 'stop'$"),
+        ('start: "stop" |\n stop', "line 2: this is not a Lark grammar from column 6 on:  stop$"),
+        ('start: "stop" "', "line 1: this is not a Lark grammar from column 15 on"),
         ('start: "a" other', "not defined"),
         ('begin: "stop"', "no rule 'start'"),
         ('start: "stop"\n%ignore " "', "%ignore"),

@@ -1,5 +1,6 @@
 """A policy behind another server: what it says is checked, on the way to an evaluation as to a robot."""
 
+import contextlib
 import json
 import time
 from contextlib import contextmanager
@@ -281,3 +282,23 @@ def test_an_action_in_the_units_of_the_servers_robot_is_read_as_it_is_meant():
         assert server.act()["action"] == [1, 0, 0, 0, 0, 0, 1]
         decision = RemotePolicy(server.url).act(Observation(IMAGE, "go"))
     np.testing.assert_allclose(decision.action, [0.0125, 0, 0, 0, 0, 0, 0], atol=1e-12)
+
+
+def test_two_clients_that_drive_one_robot_are_told_so():
+    """Two evaluations by the same name at one server: each step of one would count in the episode of the other."""
+    observation = Observation(IMAGE, "lift the cup")
+    with serve() as server, contextlib.ExitStack() as stack:
+        first, second, apart = (
+            stack.enter_context(contextlib.closing(RemotePolicy(f"{server.url}/s/{name}")))
+            for name in ("sim0", "sim0", "sim1")
+        )
+        for policy in (first, apart):
+            policy.reset(1)
+            policy.act(observation)
+        second.reset(2)
+        first.act(observation)  # step 0 again, as where the server begins an episode by itself
+        with pytest.raises(EngineError, match=r"another client drives http.*/s/sim0 too: step 1 came instead of 0"):
+            second.act(observation)
+        with pytest.raises(EngineError, match="step 2 came instead of 1"):
+            first.act(observation)
+        apart.act(observation)

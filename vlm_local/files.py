@@ -20,8 +20,12 @@ MAX_JSON_BYTES = 64 << 20  # a description of a data set has a few kB
 
 
 def encode_json(value: Any, indent: int | None = None) -> str:
-    """JSON text; numpy arrays become lists and numpy numbers plain ones. Raises ValueError for NaN."""
-    return json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False, default=_to_plain)
+    """JSON text; numpy arrays become lists and numpy numbers plain ones. Raises ValueError for NaN.
+
+    Any bytes of a path's name can be written: those that are not UTF-8 are escaped.
+    """
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False, default=_to_plain)
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _to_plain(value: Any) -> Any:
@@ -37,21 +41,28 @@ def open_replacing(path: Path) -> Iterator[TextIO]:
     A reader sees the old text or the new one, never a part. Folders are made where missing. Raises
     ConfigError where nothing can be written there.
     """
+    check_no_folder(path)
     beside = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = beside.open("w", encoding="utf-8")
+        file = beside.open("w", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from None
     try:
         with file:
             yield file
-        try:
-            os.replace(beside, path)
-        except OSError as error:  # a folder of this name
-            raise ConfigError(f"cannot write {path}: {error.strerror}; choose another place") from None
+        os.replace(beside, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # of a full disk none is told
+        raise
     finally:
         beside.unlink(missing_ok=True)
+
+
+def check_no_folder(path: Path) -> None:
+    """Raises ConfigError where a file is to be written and a folder stands."""
+    if path.is_dir():
+        raise ConfigError(f"cannot write {path}: it is a folder; name a file")
 
 
 def write_json(path: Path, value: Any) -> None:

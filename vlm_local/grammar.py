@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lark import Token, Tree
-from lark.exceptions import GrammarError as LarkError
-from lark.exceptions import UnexpectedInput
+from lark.exceptions import LarkError, UnexpectedInput
 from lark.load_grammar import load_grammar as load_lark
 
 from vlm_local.errors import GrammarError, suggest
@@ -75,6 +74,15 @@ def _load(name: str | Path) -> tuple[Grammar, dict[str, _Pieces]]:
     return Grammar(path.stem, tuple(sentences), hashlib.sha256(data).hexdigest()), sentences
 
 
+def _explain_syntax(source: str, text: str, error: LarkError) -> str:
+    """One line: Lark's own message has several, in the names of its parser's states."""
+    at = error if isinstance(error, UnexpectedInput) else error.__context__
+    if not isinstance(at, UnexpectedInput):
+        return f"{source} is not a Lark grammar: {error}"
+    (line,) = text.splitlines()[at.line - 1 : at.line] or [""]
+    return f"{source}, line {at.line}: this is not a Lark grammar from column {at.column} on: {line.rstrip()}"
+
+
 class _Enumeration:
     """Lists what Lark's own syntax tree of a grammar file can say, in the order it is written."""
 
@@ -82,8 +90,8 @@ class _Enumeration:
         self._source = source
         try:
             tree, _ = load_lark(text, source, [], False)
-        except (LarkError, UnexpectedInput) as error:
-            raise GrammarError(f"{source} is not a Lark grammar: {error}") from None
+        except LarkError as error:
+            raise GrammarError(_explain_syntax(source, text, error)) from None
         if tree.ignore:
             raise GrammarError(f"{source}: %ignore is not supported; write every space of a sentence out")
         for name, parameters, *_ in tree.rule_defs:

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from types import FrameType
 
 _GRACE_S = 0.5  # a model's thread is waited for for a second: see EngineWorker.close
 
@@ -22,14 +23,22 @@ class InterruptWatch:
         self._line = f"\n{line}\n".encode()
         self._telling = threading.Lock()
         self._is_told = False
+        # Also where a library made another error of it, as C modules do while they load.
+        self.has_come = False
 
     def start(self) -> None:
         """From the main thread, before anything registers what is to be done at the exit."""
         reader, writer = os.pipe()
         os.set_blocking(writer, False)
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else who started this wants it ignored
+            signal.signal(signal.SIGINT, self._interrupt)
         signal.set_wakeup_fd(writer, warn_on_full_buffer=False)  # written at once, also while the main thread computes
         threading.Thread(target=self._watch, args=(reader,), name="interrupts", daemon=True).start()
         atexit.register(self._skip_teardown)  # the first that is registered is the last that is called
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self.has_come = True
+        raise KeyboardInterrupt
 
     def tell(self) -> None:
         with self._telling:

@@ -16,6 +16,8 @@ from vlm_local.weights import ADAPTER, CONFIG, estimate_memory
 DEFAULT = "tiny"
 
 _HUB_TIMEOUT_S = 5.0
+_REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
+_ADDRESS = re.compile(r"^https?\b|://|:\d+(/|$)", re.IGNORECASE)  # of a server or the hub
 _SNAPSHOT = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
 
 
@@ -130,8 +132,7 @@ def _find_repository(name: str) -> str | None:
     model = find_model(name)
     if model:
         return model.repository
-    parts = name.split("/")
-    return name if len(parts) == 2 and all(parts) and not _is_path(name) else None
+    return name if _REPOSITORY.fullmatch(name) and not _is_path(name) else None
 
 
 def _find_cached(name: str) -> Path | None:
@@ -226,8 +227,13 @@ def _check_disk(cache: Path, size: int, name: str) -> None:
 
 
 def _explain_unknown(name: str) -> str:
+    if _ADDRESS.search(name):
+        return (
+            f"{name!r} names no model: a repository of the hub is org/name, and the address of a policy server such as "
+            "http://127.0.0.1:8000"
+        )
     if Path(name).expanduser().is_file():
-        return f"{name} is a file; give the model's folder"
+        return f"{name} is a file; expected the folder of a model, with its {CONFIG}"
     if _is_path(name):
         return f"there is no folder {name}"
     names = [model.name for model in MODELS]

@@ -28,12 +28,18 @@ def shielded_children() -> Iterator[None]:
     The parent hears it at the end of the block, so that no process is left half started.
     """
     resource_tracker.ensure_running()  # here, since it lets this thread hear SIGINT again after it has started
-    with _postponed_interrupt():
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a child inherits
-        try:
-            yield
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    with _postponed_interrupt(), deaf_children():
+        yield
+
+
+@contextmanager
+def deaf_children() -> Iterator[None]:
+    """Processes that this thread starts in the block do not hear Ctrl-C, not even before their first line."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # which a child inherits
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

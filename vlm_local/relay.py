@@ -294,12 +294,18 @@ def run(args):
     try:
         if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
             raise ValueError(f"expected an address such as http://127.0.0.1:8001, not {args.url!r}")
-        relay = Relay((parts.hostname, parts.port or 80), (args.host, args.port))
-    except (OSError, ValueError) as error:
+        address = parts.hostname, parts.port or 80
+        if address[1] == args.port and address[0] in (args.host, "127.0.0.1", "localhost"):
+            raise ValueError(f"{args.url} is where the relay itself would listen; the tunnel ends at another port")
+        relay = Relay(address, (args.host, args.port))
+    except ValueError as error:
         sys.stderr.write(f"relay: {error}\n")
         return 2
+    except OSError as error:
+        sys.stderr.write(f"relay: cannot listen on {args.host} port {args.port}: {error}; choose another --port\n")
+        return 2
     with relay:
-        print(f"ready: http://{args.host}:{relay.server_port} leads to {args.url}", flush=True)
+        print(f"ready: http://{args.host}:{relay.server_port} leads to http://{address[0]}:{address[1]}", flush=True)
         relay.serve_forever()
 
 

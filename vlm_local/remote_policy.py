@@ -9,6 +9,7 @@ import numpy as np
 
 from vlm_local.client import PolicyClient, PolicyError
 from vlm_local.errors import EngineError, RequestError
+from vlm_local.plain import hide_secrets
 from vlm_local.primitives import list_phrases, list_slight_phrases
 from vlm_local.safety import JOINTS
 from vlm_local.types import AXES, Decision, Observation
@@ -32,6 +33,7 @@ class RemotePolicy:
     def __init__(self, url: str, timeout_s: float = 30.0):
         """url, timeout_s: as PolicyClient takes them."""
         self._client = PolicyClient(url, timeout_s)
+        self._next: int | None = None  # step that our own server will count next, None where that is not known
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -39,12 +41,29 @@ class RemotePolicy:
 
     def reset(self, seed: int) -> None:
         _ask(lambda: self._client.reset(seed))
+        self._next = 0
 
     def act(self, observation: Observation) -> Decision:
         """Raises EngineError where the server failed, RequestError where it refused the observation."""
         start = perf_counter()
+        expected, self._next = self._next, None
         answer = _ask(lambda: self._client.act(observation.image, observation.instruction, observation.proprio))
+        self._next = self._check_step(answer.get("step"), expected)
         return _read_decision(_find_meant(answer), answer, 1e3 * (perf_counter() - start))
+
+    def _check_step(self, step: Any, expected: int | None) -> int | None:
+        """The step after this one. Raises EngineError where a second client drives the same robot of the server.
+
+        The server may begin an episode by itself, at step 0. Any other gap is an answer that somebody else got.
+        """
+        if not isinstance(step, int):
+            return expected
+        if expected is not None and step not in (0, expected):
+            raise EngineError(
+                f"another client drives {hide_secrets(self._client.url)} too: step {step} came instead of {expected}; "
+                "give each a URL with a name of its own, http://HOST:PORT/s/NAME"
+            )
+        return step + 1
 
     def close(self) -> None:
         self._client.close()

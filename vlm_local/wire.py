@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pybase64
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from vlm_local.bounds import check_json, check_picture_file
 from vlm_local.errors import RequestError
@@ -298,8 +298,9 @@ def decode_picture_file(data: bytes, reserve: Reserve) -> np.ndarray:
             return np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
     except RequestError:
         raise
-    except Exception as error:  # Pillow raises a dozen kinds for a broken file
-        raise RequestError(f"image: the {len(data)} bytes are no PNG or JPEG file ({error})") from None
+    except Exception as error:  # Pillow raises a dozen kinds for a broken file; one of them names an object in memory
+        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
+        raise RequestError(f"image: the {len(data)} bytes are no PNG or JPEG file{reason}") from None
 
 
 def _show(value: Any) -> str:

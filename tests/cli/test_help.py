@@ -52,6 +52,8 @@ def test_the_version_names_what_answers_depend_on(capsys):
         (["evl"], "eval"),
         (["serve", "--modle", "x"], "--model"),
         (["serve", "--tokenfile=x"], "--token-file"),
+        (["sim", "--model", "x"], "--policy"),
+        (["serve", "--policy", "x"], "--model"),
         (["bench", "deocde"], "decode"),
         (["bench", "act", "--client", "1", "--round-trips", "1"], "--rounds"),
         (["serve", "--engine", "opneai"], "openai"),
@@ -96,6 +98,12 @@ def test_a_result_is_a_table_and_one_line_of_json_and_quiet_leaves_the_line(tmp_
     assert status == 0 and "steps of 1 episodes labelled" in table[0]
     assert json.loads(last)["episodes"] == 1 and json.loads(last)["out"] == words[-1]
     assert _say(capsys, *words, "-q")[1].splitlines() == [last]
+
+
+def test_quiet_leaves_the_line_of_commands_that_also_say_what_they_do(run, capsys):
+    status, out, _ = _say(capsys, "replay", str(run), "--policy", "stop")
+    assert status == 0 and "first divergence: step 0" in out
+    assert _say(capsys, "replay", str(run), "--policy", "stop", "-q")[1].splitlines() == out.splitlines()[-1:]
 
 
 def test_doctor_ends_with_what_it_found(capsys):

@@ -74,7 +74,7 @@ def _view(folder):
     command = [sys.executable, "-m", "vlm_local", "view", str(folder), "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
-        yield re.search(r"2 runs at (http://127\.0\.0\.1:\d+)/;", process.stdout.readline())[1]
+        yield re.search(r"look at (http://127\.0\.0\.1:\d+)/; runs: 2", process.stdout.readline())[1]
     finally:
         process.terminate()  # SIGINT is ignored where a shell started the tests in the background
         process.wait(30)

@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from multiprocessing import Pipe
 
 import numpy as np
 import psutil
@@ -38,6 +39,12 @@ def test_it_answers_from_elsewhere_and_tells_what_it_knows(engine):
     engine.forget("robot/0")
     engine.generate([ask()])
     assert engine.metadata["forgotten"] == ["robot/0"]
+
+
+def test_it_does_not_hear_ctrl_c_not_even_before_its_first_line(engine):
+    with open(f"/proc/{engine.metadata['pid']}/status") as file:
+        blocked = next(int(line.split()[1], 16) for line in file if line.startswith("SigBlk"))
+    assert blocked >> (signal.SIGINT - 1) & 1
 
 
 def test_a_thought_crosses_the_pipe_piece_by_piece_beside_steps(engine):
@@ -259,3 +266,13 @@ def test_it_ends_with_a_server_that_is_killed(busy):
         assert psutil.pid_exists(pid)
         server.kill()
     until(lambda: _has_ended(pid))
+
+
+def test_a_server_that_ends_before_it_asks_leaves_no_traceback():
+    """As `serve` does that cannot record: its last line says why, not the engine's."""
+    ours, theirs = Pipe()
+    with theirs:
+        command = [sys.executable, "-m", "vlm_local.engines.process", str(theirs.fileno())]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, pass_fds=[theirs.fileno()], text=True)
+    ours.close()
+    assert process.communicate(timeout=120)[1] == "" and process.returncode == 0

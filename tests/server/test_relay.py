@@ -14,6 +14,7 @@ import pytest
 
 from tests.serving import ask, build_body, serve, until
 from vlm_local import relay as relay_file
+from vlm_local.cli import main
 from vlm_local.lab.station.run import JobPlan, run_job
 from vlm_local.lab.station.way import Link
 from vlm_local.relay import HEADER, Relay
@@ -323,3 +324,15 @@ def test_requests_that_were_sent_again_hold_no_thread_that_a_stop_or_a_robot_nee
         for thread in sent:
             thread.join(60)
         assert server.post("/s/second/act", build_body())[0] == 200
+
+
+def test_what_cannot_be_relayed_is_refused(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        for url, told in (
+            (f"http://127.0.0.1:{port}", "where the relay itself would listen"),
+            ("http://127.0.0.1:1", f"cannot listen on 127.0.0.1 port {port}: [Errno"),
+            ("https://gate.example.org", "expected an address such as http://127.0.0.1:8001"),
+        ):
+            assert main(["relay", url, "--port", str(port)]) == 2
+            assert told in capsys.readouterr().err

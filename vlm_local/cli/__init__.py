@@ -5,8 +5,10 @@ need only when they run, so that --help stays fast. A command is `run(args) -> e
 """
 
 import argparse
+import errno
 import functools
 import importlib
+import io
 import os
 import pkgutil
 import select
@@ -14,7 +16,7 @@ import sys
 import threading
 import traceback
 from contextlib import redirect_stdout
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from vlm_local.cli.options import fill_from_settings
 from vlm_local.cli.output import ShowVersion, add_output_options, set_verbosity
@@ -47,6 +49,7 @@ _EPILOG = (
     "Exit status: 0 done, 1 something was found wrong, 2 cannot be done as asked, 130 stopped by Ctrl-C."
 )
 _CLOSED_PIPE = 128 + 13  # as a program ends that SIGPIPE ends
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @functools.cache  # parsing changes nothing in it
@@ -82,6 +85,12 @@ def main(argv: list[str] | None = None) -> int:
         if not _is_output_closed():
             raise
         return _CLOSED_PIPE
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise
+        _discard(sys.stdout)
+        print(f"vlm-local: what was to be printed is lost: {error.strerror}", file=sys.stderr)
+        return 2
 
 
 def _run(argv: list[str] | None) -> int:
@@ -98,21 +107,51 @@ def _run(argv: list[str] | None) -> int:
     try:
         fill_from_settings(args)
         with redirect_stdout(PlainStream(sys.stdout)):
-            return args.run(args) or 0
+            return _run_command(args, watch)
     except VLMLocalError as error:
         print(escape_controls(hide_secrets(f"vlm-local {args.command}: {error}"), "\n"), file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] in ("", "vlm_local"):
+            raise
+        print(
+            f"vlm-local {args.command}: {sys.executable} has no package {error.name}; run .venv/bin/python, which "
+            "`bash run_server.sh` makes and fills",
+            file=sys.stderr,
+        )
+        return 2
+    except OSError as error:
+        # Of a file that this user may not read or write, or a full disk: nothing that a traceback would explain.
+        if error.filename is None and error.errno not in _FULL:
+            raise
+        place = "" if error.filename is None else f"{error.filename}: "
+        print(escape_controls(f"vlm-local {args.command}: {place}{error.strerror}"), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         watch.tell()
         return 130
 
 
+def _run_command(args: argparse.Namespace, watch: InterruptWatch) -> int:
+    try:
+        return args.run(args) or 0
+    except Exception:
+        if watch.has_come:
+            raise KeyboardInterrupt from None
+        raise
+
+
 def _is_output_closed() -> bool:
     """Whether nobody reads what is printed any more (`| head`); the rest of it then goes nowhere."""
     closed = [stream for stream in (sys.stdout, sys.stderr) if _is_pipe_closed(stream.fileno())]
     for stream in closed:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        _discard(stream)
     return bool(closed)
+
+
+def _discard(stream: TextIO) -> None:
+    """Have what is still printed there go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _is_pipe_closed(descriptor: int) -> bool:
@@ -123,10 +162,17 @@ def _is_pipe_closed(descriptor: int) -> bool:
 
 def start() -> NoReturn:
     """The process of `python -m vlm_local` and `vlm-local`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a terminal may know no ± and no umlauts
     try:
         status = main()
     except SystemExit as error:  # argparse's
         status = error.code
+    except KeyboardInterrupt:  # before the command began
+        status = 130
     except Exception:
         traceback.print_exc()
         status = 1

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vlm_local.cli.options import count, seed, workers
-from vlm_local.cli.output import print_result
+from vlm_local.cli.output import print_result, tell
 from vlm_local.errors import ConfigError, DataError
 
 _KINDS = ("eval", "sim", "spatial", "station")
@@ -99,8 +99,9 @@ def _load_trials(folder: Path):
 def _read_names(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
     """By letter where --name says so, else the folders' own names; as they were given, where two are alike."""
     from vlm_local.lab.comparison import LETTERS
+    from vlm_local.plain import escape_controls
 
-    short = [folder.resolve().name for folder in folders]
+    short = [escape_controls(folder.resolve().name) for folder in folders]
     names = dict(zip(LETTERS, short if len(set(short)) == len(short) else map(str, folders), strict=False))
     for text in given:
         letter, equals, name = text.partition("=")
@@ -135,11 +136,14 @@ def _play(args: argparse.Namespace) -> None:
     plans = [RolloutPlan(name, tasks, **shared, **unchanged) for name in names]
     effect = find_detectable_effect(args.episodes * len(tasks), ALPHA_EACH)
     sure = "no difference" if effect is None else f"a difference of {100 * effect:.0f} points or more"
-    print(f"{args.episodes * len(tasks)} pairs of episodes at most: {sure} of success rates is found in 80 % of cases")
+    num_pairs = args.episodes * len(tasks)
+    tell(args, f"{num_pairs} pairs of episodes at most: {sure} of success rates is found in 80 % of cases")
     with ExitStack() as stack:
         options = [PolicyOptions(model=policy) for policy in args.results]
         sources = [stack.enter_context(closing(open_source(each, suite))) for each in options]
-        decision = play_until_separated(args.out, plans, sources, args.workers, _print_decision)
+        decision = play_until_separated(
+            args.out, plans, sources, args.workers, lambda decision: tell(args, _format_decision(decision))
+        )
     if decision["winner"]:
         winner, by, after = (decision[key] for key in ("winner", "by", "after"))
         said = f"{winner} ({names['AB'.index(winner)]}) is better: by {by}, told apart after {after} pairs"
@@ -149,7 +153,7 @@ def _play(args: argparse.Namespace) -> None:
     print_result(args, f"{said}\n{places}", decision)
 
 
-def _print_decision(decision) -> None:
+def _format_decision(decision) -> str:
     """A line for each time that both have played."""
     from vlm_local.lab.formats import format_points, format_share, format_span
 
@@ -158,4 +162,4 @@ def _print_decision(decision) -> None:
         f"{format_points(told['difference'], 0, '+')} ({format_span(told['interval'], 0, '+')})"
         for name, told in decision["measures"].items()
     ]
-    print(f"{decision['pairs']:4} pairs  {';  '.join(parts)}", flush=True)
+    return f"{decision['pairs']:4} pairs  {';  '.join(parts)}"

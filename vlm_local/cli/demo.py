@@ -3,7 +3,7 @@
 import argparse
 
 from vlm_local.cli.options import count, port
-from vlm_local.cli.output import print_result
+from vlm_local.cli.output import print_result, tell
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -31,6 +31,6 @@ def _demo(args: argparse.Namespace) -> None:
         num_episodes = num_succeeded = 0
         for episode in play(url, args.episodes):
             num_episodes, num_succeeded = num_episodes + 1, num_succeeded + (episode.outcome == "success")
-            print(f"{episode.instruction}: {episode.outcome} after {episode.num_steps} steps", flush=True)
+            tell(args, f"{episode.instruction}: {episode.outcome} after {episode.num_steps} steps")
     table = f"{num_succeeded} of {num_episodes} episodes succeeded"
     print_result(args, table, {"episodes": num_episodes, "succeeded": num_succeeded})

@@ -5,7 +5,7 @@ from math import ceil
 from pathlib import Path
 
 from vlm_local.cli.options import MAX_COUNT, count, number, seed
-from vlm_local.cli.output import print_result
+from vlm_local.cli.output import print_result, tell
 from vlm_local.errors import DataError
 
 # AutoEval's own, of scripts/ft_paligemma.py.
@@ -54,8 +54,9 @@ def _run(args: argparse.Namespace) -> None:
     question, choices, split = _read(args)
     template = load_template("paligemma_answer" if is_paligemma else "answer")
     samples = LabelledSamples(split, question, choices, template, args.seed)
-    print(f"{len(samples)} pictures of {samples.num_episodes} episodes: {question}")
-    print(f"{len(split.held_out)} more, of episodes that are kept apart by the hash of their names, are for the report")
+    tell(args, f"{len(samples)} pictures of {samples.num_episodes} episodes: {question}")
+    text = "more, of episodes that are kept apart by the hash of their names, are for the report"
+    tell(args, f"{len(split.held_out)} {text}")
     steps = args.epochs * ceil(len(samples) / _SAMPLES)
     recipe = Recipe(
         steps,

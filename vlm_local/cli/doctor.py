@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from vlm_local.cli.options import number
-from vlm_local.cli.output import print_result
+from vlm_local.cli.output import print_result, tell
 from vlm_local.errors import ConfigError
 
 _HELP = "examine a policy server, a model with --model, or without either this machine"
@@ -81,11 +81,7 @@ def _check_model(args: argparse.Namespace) -> int:
 
     plan = CheckupPlan(args.model, args.data, args.minutes or _MINUTES, args.quantize, args.device, args.dtype)
 
-    def tell(line: str) -> None:
-        if not args.quiet:
-            print(line, flush=True)
-
-    checkup = run_checkup(plan, args.out or _OUT, tell)
+    checkup = run_checkup(plan, args.out or _OUT, lambda line: tell(args, line))
     lines = ["\nWhat was found:", *checkup.findings, f"To send back: {checkup.archive}"]
     result = {"findings": checkup.findings, "faulty": checkup.is_faulty, "archive": str(checkup.archive)}
     print_result(args, "\n".join(lines), result)

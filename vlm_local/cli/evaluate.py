@@ -15,10 +15,11 @@ from vlm_local.cli.options import (
     seed,
     workers,
 )
-from vlm_local.cli.output import print_result
+from vlm_local.cli.output import print_result, tell
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.plain import escape_controls, hide_secrets
 
+_WIDTH = 44  # of a phrase in `replay`, and more where one is longer
 _HEADLINES = ("steps", "episodes", "unanswered", "exact", "axis_accuracy", "opposite")
 
 
@@ -88,7 +89,7 @@ def _eval(args: argparse.Namespace) -> None:
             progress=shown.update,
             warn=lambda text: shown.write(escape_controls(f"left out: {text}"), file=sys.stderr),
         )
-    table = f"\nread: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}"
+    table = f"read: {describe_data(about)}\n{format_report(report)}\nreport: {args.out / 'report.html'}"
     result = {name: report[name] for name in _HEADLINES} | {"left_out": len(report["left_out"])}
     result |= {"interval": report["intervals"].get("exact"), "policy": report["policy"]["name"], "out": str(args.out)}
     print_result(args, table, result)
@@ -123,10 +124,12 @@ def _replay(args: argparse.Namespace) -> None:
 
     def replay(episode) -> list:
         """Print an episode's steps; returns them."""
-        print(f"\n{Path(episode.source).name}\n{'step':>5}   {'recorded':44} {hide_secrets(args.model or 'tiny')}")
+        width = max([_WIDTH, *(len(str(line.get("phrase"))) for line in episode.lines)])
+        head = f"{'step':>5}   {'recorded':{width}} {hide_secrets(args.model or 'tiny')}"
+        tell(args, f"\n{Path(episode.source).name}\n{head}")
         steps = []
         for step in replay_episode(episode, policy, args.seed):
-            _print_step(step)
+            tell(args, _format_step(step, width))
             steps.append(step)
         return steps
 
@@ -145,7 +148,7 @@ def _replay(args: argparse.Namespace) -> None:
                     writer, episode, steps, policy.metadata.get("model") or hide_secrets(args.model or "tiny")
                 )
             different = [step.step for step in steps if step.differs]
-            print(f"first divergence: step {different[0]}" if different else "they agree throughout")
+            tell(args, f"first divergence: step {different[0]}" if different else "they agree throughout")
             recorded, replayed = count_reasoned(episode.lines, steps)
             num_reasoned, num_thought = num_reasoned + recorded, num_thought + replayed
             num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
@@ -159,8 +162,8 @@ def _replay(args: argparse.Namespace) -> None:
     print_result(args, table, {"steps": num_steps, "same": num_same, "reasoned": reasoned, **out})
 
 
-def _print_step(step) -> None:
-    """A line of `replay`."""
+def _format_step(step, width: int) -> str:
+    """A line of `replay`; width: of what was recorded."""
     mark = "≠" if step.differs else " "
     note = f"  ({step.problem})" if step.problem else ""
-    print(f"{step.step:5} {mark} {step.recorded or 'no answer':44} {step.answered or 'no answer'}{note}")
+    return f"{step.step:5} {mark} {step.recorded or 'no answer':{width}} {step.answered or 'no answer'}{note}"

@@ -6,6 +6,7 @@ from pathlib import Path
 from vlm_local.cli.output import print_result
 
 _DEFAULT = "FOLDER.evidence.zip"
+_BOARD = Path("results/leaderboard.md")
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -26,7 +27,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "leaderboard", help="a Markdown page of `sim` and `spatial` results, each verified first"
     )
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULT", help="archives of pack, or folders")
-    parser.add_argument("--out", type=Path, default=Path("docs/leaderboard.md"), metavar="FILE")
+    parser.add_argument("--out", type=Path, default=_BOARD, metavar="FILE", help=f"[{_BOARD}]")
     parser.set_defaults(run=_leaderboard)
 
     parser = subparsers.add_parser("card", help="write verified `sim` results into the model card of their checkpoint")

@@ -77,7 +77,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--state-layout",
         metavar="NAME",
-        help="of an RLDS or LeRobot data set, before the embodiment's; see docs/evaluation.md",
+        help="of an RLDS or LeRobot data set, overrides the embodiment's; see docs/evaluation.md",
     )
 
 
@@ -116,7 +116,7 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
         metavar="NAME",
         help='a name (see `models`), folder or repository; "random", "stop" or a phrase; a server\'s URL [tiny]',
     )
-    text = "a JSON file of the options below, as `tune` writes it; flags count before it"
+    text = "a JSON file of the options below, as `tune` writes it; flags override it"
     add("--settings", metavar="FILE", help=text)
     add("--engine", choices=("local", "openai"), default="local", help="where the model runs [local]")
     add("--engine-url", metavar="URL[,URL]", help="base URLs of OpenAI-compatible servers, for --engine openai")
@@ -149,7 +149,7 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     add("--steps-per-phrase", type=count(), metavar="N", help="control steps that a phrase is held [1]")
     add("--max-batch", type=count(1, 1024), metavar="N", help="requests that share a forward [8]")
     add_embodiment_option(group)
-    add("--steps", metavar="FILE", help="a step table's JSON, before the embodiment's [0.0125 m, 0.125 rad]")
+    add("--steps", metavar="FILE", help="a step table's JSON, overrides the embodiment's [0.0125 m, 0.125 rad]")
     add("--offline", action="store_true", help="download nothing")
     text = "longest time for an answer [serve: 60000, else none]"
     add("--deadline-ms", type=number(1, MAX_DEADLINE_MS), metavar="MS", help=text)

@@ -25,6 +25,12 @@ def set_verbosity(args: argparse.Namespace) -> None:
     logging.getLogger("vlm_local").setLevel(logging.DEBUG if args.verbose else logging.NOTSET)
 
 
+def tell(args: argparse.Namespace, text: str) -> None:
+    """Print what people want to know before the result, unless --quiet."""
+    if not args.quiet:
+        print(text, flush=True)
+
+
 def print_result(args: argparse.Namespace, table: str, result: Mapping[str, Any]) -> None:
     """`table` unless --quiet, then `result` as one line of JSON."""
     from vlm_local.files import encode_json

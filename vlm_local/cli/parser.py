@@ -6,6 +6,9 @@ from typing import Any, NoReturn
 
 from vlm_local.errors import suggest
 
+# A model is served, tuned and trained; a policy, which may also be a server or a baseline, is judged.
+_OTHER_NAMES = {"--model": "--policy", "--policy": "--model"}
+
 
 class Commands(argparse._SubParsersAction):
     """Subcommands. `help` of a command is also its description, unless it has a longer one."""
@@ -64,7 +67,10 @@ class CommandParser(argparse.ArgumentParser):
             wrong = next((word.partition("=")[0] for word in unknown if word.startswith("-")), None)
             if wrong is None:
                 self.error(f"nothing is expected after the rest: {' '.join(unknown)}")
-            self.error(f"there is no option {wrong}{suggest(wrong, self.list_options())}")
+            options = self.list_options()
+            other = _OTHER_NAMES.get(wrong)
+            nearest = f"; did you mean {other}?" if other in options else suggest(wrong, options)
+            self.error(f"there is no option {wrong}{nearest}")
         return found, unknown
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

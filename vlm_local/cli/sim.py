@@ -3,13 +3,14 @@
 import argparse
 import os
 import re
+import sys
 from contextlib import closing
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from vlm_local.cli.options import add_policy_options, count, number, read_policy_options, seed, workers
 from vlm_local.cli.output import print_result
-from vlm_local.plain import hide_secrets
+from vlm_local.plain import escape_controls, hide_secrets
 
 _MAX_WORKERS = 8  # processes, unless --workers asks for more
 _TASKS = "reach, reach_relation, open_drawer, close_drawer, eggplant_in_basket, eggplant_in_sink, push, lift"
@@ -71,23 +72,31 @@ def _run_sim(args: argparse.Namespace) -> None:
     name = f"sim-{_shorten(plan.policy)}-{name_robot(tasks)}-{plan.level}-{plan.seed}"
     folder = args.out or Path("results") / name
     source = open_source(options, suite)
+    faults: list[str] = []  # of this run, in the order of their episodes' ends
     with closing(source), open_bar(plan.policy, unit="episode") as bar:
 
         def show(ended, done: int, total: int) -> None:
             bar.total, bar.n = total, done
-            bar.set_postfix_str(f"{ended['task']}-{ended['number']} {ended['outcome']}")
+            name = f"{ended['task']}-{ended['number']}"
+            bar.set_postfix_str(f"{name} {ended['outcome']}")
+            if ended["outcome"] == "faulted":
+                faults.append(f"{name} faulted: {ended['fault']}")
 
         scores = run_rollouts(folder, plan, source, args.workers or min(os.cpu_count() or 1, _MAX_WORKERS), show)
         if bar.n == 0 and not args.quiet:
             bar.write(f"all episodes are in {folder} already; another --seed or --out plays others")
+    if faults:
+        print(escape_controls(faults[0]), file=sys.stderr)
     films = [
         film
         for task, number in plan.list_episodes()
         for film in folder.glob(f"episodes/{name_episode(task, number)}/film.mp4")
     ]
     summary = _summarise(scores, plan, folder)
-    shown = f"report: {folder / 'report.html'}\n{len(films)} films, the first: {films[0] if films else None}"
-    print_result(args, f"{_format_table(summary)}\n{shown}", summary)
+    lines = [_format_table(summary), f"report: {folder / 'report.html'}"]
+    if films:
+        lines.append(f"films: {len(films)}, the first: {films[0]}")
+    print_result(args, "\n".join(lines), summary)
 
 
 def _build_plan(args: argparse.Namespace, policy: str, suite):

@@ -45,9 +45,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--out", type=Path, required=True, metavar="DIR", help=text)
     parser.set_defaults(run=_run)
 
-    parser = subparsers.add_parser(
-        "outcomes", help="how the rollouts ended that a server recorded, by AutoEval's files"
-    )
+    parser = subparsers.add_parser("outcomes", help="success of recorded rollouts, as AutoEval's own files tell it")
     parser.add_argument("recording", metavar="RUN", type=Path, help="run folder of the server")
     parser.add_argument("eval_data", metavar="EVAL_DATA", type=Path, help="folder of the same job's traj_*.pkl")
     parser.add_argument("--out", type=Path, metavar="F.json", help="also gets the table")

@@ -14,7 +14,7 @@ from vlm_local.cli.options import (
     read_data_options,
     seed,
 )
-from vlm_local.cli.output import print_result
+from vlm_local.cli.output import print_result, tell
 from vlm_local.errors import ConfigError
 
 
@@ -120,9 +120,12 @@ def _run_finetune(args) -> None:
     template = load_template(prompt, load_embodiment(BRIDGE if embodiment == AUTO else embodiment).camera)
     samples = RecordedSamples(hash_episodes(episodes, digest), template, history, args.seed, problems)
     for path, data in zip(args.data, data_sets, strict=True):
-        print(f"{path}: {describe_data(data.about)}")
-    print(f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped")
-    print(f"{samples.num_held_out} more, of every {HELD_OUT_EVERY}th episode, are kept apart; log.jsonl has their loss")
+        tell(args, f"{path}: {describe_data(data.about)}")
+    found = f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped"
+    apart = (
+        f"{samples.num_held_out} more, of every {HELD_OUT_EVERY}th episode, are kept apart; log.jsonl has their loss"
+    )
+    tell(args, f"{found}\n{apart}")
     rate = args.learning_rate or (2e-4 if args.lora else 1e-5)
     recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)
     tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)

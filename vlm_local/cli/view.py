@@ -43,8 +43,8 @@ def _view(args: argparse.Namespace) -> None:
             f"no recorded run in {', '.join(empty)}; expected what serve or sim recorded, or AutoEval's N_img.png"
         )
     with bind("127.0.0.1", args.port) as listener:
-        what = f"{len(runs)} runs" + (f" and {len(logs)} detector logs" if logs else "")
-        print(f"{what} at http://127.0.0.1:{listener.getsockname()[1]}/; Ctrl-C ends it", flush=True)
+        what = f"runs: {len(runs)}" + (f", detector logs: {len(logs)}" if logs else "")
+        print(f"look at http://127.0.0.1:{listener.getsockname()[1]}/; {what}; Ctrl-C ends it", flush=True)
         serve_episodes(runs, logs, listener)
 
 

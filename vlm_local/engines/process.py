@@ -24,7 +24,7 @@ import psutil
 from vlm_local.engines import Engine, Outcome, as_engine_error
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.logs import start_logging, take_over_logging
-from vlm_local.processes import die_with_parent
+from vlm_local.processes import deaf_children, die_with_parent
 from vlm_local.types import GenerationRequest, Picture, Thought, ThoughtRequest
 
 logger = logging.getLogger(__name__)
@@ -135,7 +135,10 @@ class EngineProcess:
         with theirs:
             command = [sys.executable, "-m", __name__, str(theirs.fileno())]
             # Its stdout is our stderr: ours has a reader who waits for one line.
-            self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()])
+            with deaf_children():
+                self._process = subprocess.Popen(
+                    command, stdin=subprocess.DEVNULL, stdout=2, pass_fds=[theirs.fileno()]
+                )
 
     def _restart(self) -> None:
         logger.warning("the engine's process is started again")
@@ -274,9 +277,10 @@ def main() -> None:
 
 def _serve(pipe: Connection) -> None:
     parts = RepeatedParts()
+    first = pipe.recv_bytes()
     try:
         with as_engine_error("loading the model failed"):
-            engine = parts.unpack(pipe.recv_bytes())()
+            engine = parts.unpack(first)()
     except VLMLocalError as error:
         return pipe.send(error)
     take_over_logging()

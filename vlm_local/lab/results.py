@@ -18,6 +18,7 @@ from vlm_local.files import encode_json, lock_folder, open_replacing, read_json_
 from vlm_local.provenance import join_parts, list_differences
 
 Settings = Mapping[str, Any]
+_SHOWN = 3  # settings that a refusal names
 
 
 class ResultFolder:
@@ -75,9 +76,9 @@ class ResultFolder:
             except (AttributeError, KeyError, TypeError) as error:
                 raise self._refuse(repr(error)) from None
             if has_results and differences:
-                raise ConfigError(
-                    f"{self.path} holds a result with other settings: {'; '.join(differences)}; choose another --out"
-                )
+                more = [f"and {len(differences) - _SHOWN} more"] if len(differences) > _SHOWN else []
+                told = "; ".join(differences[:_SHOWN] + more)
+                raise ConfigError(f"{self.path} holds a result with other settings: {told}; choose another --out")
             if has_results:
                 here = here | join_parts(there, here) | {name: here[name] for name in grows}
         self.settings = here

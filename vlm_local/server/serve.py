@@ -48,8 +48,9 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=256)
     except (OSError, OverflowError) as error:
+        fault = str(error).partition(" (while attempting")[0]  # Python adds the address to some
         raise ConfigError(
-            f"cannot listen on {host} port {port}: {error}; choose another --port, 0 takes any that is free"
+            f"cannot listen on {host} port {port}: {fault}; choose another --port, 0 takes any that is free"
         ) from None
 
 

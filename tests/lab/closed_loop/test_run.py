@@ -256,8 +256,10 @@ def test_a_server_that_stands_still_faults(tmp_path, capsys):
     with serving.serve() as served:
         served.engine.fault = RuntimeError("out of memory")
         arguments = ("--task", "reach", "--episodes", 1, "--max-steps", 2, "--workers", 1)
-        summary = run_sim(capsys, tmp_path, "--policy", served.url, *arguments)
-    assert summary["faulted"] == 1
+        assert main(["sim", "--out", str(tmp_path), "--films", "0", "--policy", served.url, *map(str, arguments)]) == 0
+    told = capsys.readouterr()
+    assert json.loads(told.out.splitlines()[-1])["faulted"] == 1
+    assert "reach-0 faulted: " in told.err and "out of memory" in told.err
 
 
 def test_a_server_that_is_not_there(tmp_path, capsys):

@@ -235,14 +235,15 @@ def test_the_leaderboard_escapes_what_others_wrote(simulation, tmp_path, capsys)
     assert "neither a sha256 nor a commit" in capsys.readouterr().err
 
 
-def test_the_leaderboard_takes_verified_runs_only(simulation, evaluation, tmp_path, capsys):
+def test_the_leaderboard_takes_verified_runs_only(simulation, evaluation, tmp_path, capsys, monkeypatch):
     folder = shutil.copytree(simulation, tmp_path / "run")
-    board, archive = tmp_path / "board.md", tmp_path / "run.evidence.zip"
+    board, archive = tmp_path / "results/leaderboard.md", tmp_path / "run.evidence.zip"
+    monkeypatch.chdir(tmp_path)
     assert main(["pack", str(folder)]) == 0
     stamp = json.loads(capsys.readouterr().out.splitlines()[-1])["seal"]
     assert main(["verify", str(archive)]) == 0
     assert f"seal {stamp}" in capsys.readouterr().out
-    assert main(["leaderboard", str(archive), "--out", str(board)]) == 0
+    assert main(["leaderboard", str(archive)]) == 0
     assert f"`{stamp[:12]}`" in board.read_text()
     board.unlink()
     change(folder / "report.json", '"faulted": 0', '"faulted": 1')

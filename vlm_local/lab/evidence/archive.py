@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.files import encode_json
+from vlm_local.files import check_no_folder, encode_json
 from vlm_local.lab.results import LAYOUTS, find_layout
 from vlm_local.plain import holds_secret
 
@@ -57,6 +57,7 @@ def pack(folder: Path, out: Path, pictures: bool = True, episodes: Collection[st
 
     Raises DataError where the folder holds no result or not an episode, ConfigError where nothing can be written.
     """
+    check_no_folder(out)
     manifest = build_manifest(folder, pictures, episodes)
     layout = LAYOUTS[manifest["kind"]]
     _refuse_secrets(folder, [name for name in manifest["files"] if not layout.is_picture(name)])

@@ -183,10 +183,11 @@ def format_calibration(cells: Sequence[Mapping[str, Any]], phrases: Sequence[Map
         lines.append(f"{cell['label']:26}{cell['count']:8}  {motion:>20}  {action:>20}{few}")
     if phrases:
         shown = phrases[:_MAX_PHRASES]
-        lines.append(f"\n{'phrase':46}{'steps':>7}  mean commanded action")
+        width = max(len(row["phrase"]) for row in shown)
+        lines.append(f"\n{'phrase':{width}}{'steps':>7}  mean commanded action")
         for row in shown:
             numbers = " ".join(f"{number:+.4f}" for number in row["action_mean"])
-            lines.append(f"{row['phrase']:46}{row['count']:7}  {numbers}{'' if row['trusted'] else '  too few'}")
+            lines.append(f"{row['phrase']:{width}}{row['count']:7}  {numbers}{'' if row['trusted'] else '  too few'}")
         if len(phrases) > len(shown):
             lines.append(f"and {len(phrases) - len(shown)} rarer phrases")
     return "\n".join(lines)

@@ -58,7 +58,7 @@ const findShown = () => listed.episodes.filter(passes);
 function paintList() {
   const shown = findShown();
   const newest = listed.episodes.length < listed.total ? `the newest ${listed.episodes.length} of ${listed.total}` : listed.total;
-  by("shown").textContent = `${shown.length < listed.total ? `${shown.length} of ` : ""}${newest} episodes`;
+  by("shown").textContent = `${shown.length < listed.total ? `${shown.length} of ` : ""}${newest} ${listed.total === 1 ? "episode" : "episodes"}`;
   by("none").hidden = shown.length > 0;
   by("filter").hidden = !listed.total;
   document.querySelector("#list table").hidden = !shown.length;
@@ -75,7 +75,10 @@ function row(episode) {
   name.append(link);
   if (listed.folders.length > 1) name.append(make("small", listed.folders[episode.run].split("/").at(-1), "muted"));
   const started = episode.started ? new Date(1000 * episode.started).toLocaleString() : "";
-  line.append(thumbnail(episode), name, make("td", episode.instruction), make("td", outcome(episode), outcome(episode)));
+  const words = make("td");
+  words.append(make("span", episode.instruction, "words"));
+  words.title = episode.instruction;
+  line.append(thumbnail(episode), name, words, make("td", outcome(episode), outcome(episode)));
   line.append(make("td", episode.num_steps, "steps"), make("td", episode.num_faults, episode.num_faults ? "bad" : ""));
   line.append(make("td", episode.lowest === null ? "" : percent(episode.lowest)));
   line.append(make("td", formatDuration(episode.duration_s)), make("td", started));
