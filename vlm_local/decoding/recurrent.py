@@ -66,8 +66,27 @@ class _Tokens:
     decay: torch.Tensor
     beta: torch.Tensor
 
-    def cut(self, place: slice) -> "_Tokens":
-        return _Tokens(*(each[:, place] for each in (self.query, self.key, self.value, self.decay, self.beta)))
+    def fold(self, size: int) -> "_Tokens":
+        """In blocks: (heads, blocks, size, dim) and (heads, blocks, size), padded by tokens that change nothing."""
+        spare = -self.beta.shape[1] % size
+        vectors = (pad(each, (0, 0, 0, spare)) for each in (self.query, self.key, self.value))
+        numbers = (pad(each, (0, spare)) for each in (self.decay, self.beta))
+        return _Tokens(*(each.unflatten(1, (-1, size)) for each in (*vectors, *numbers)))
+
+
+@dataclass(eq=False)
+class _Solved:
+    """What n tokens write and read, for a state S before them that need not be known yet.
+
+    u = own - through S, o = query S + reads u, where the u of ancestors that were read earlier come first.
+    own (heads, n, value dim), through and query (heads, n, key dim), reads (heads, n, N); decay: G (heads, n).
+    """
+
+    own: torch.Tensor
+    through: torch.Tensor
+    query: torch.Tensor
+    reads: torch.Tensor
+    decay: torch.Tensor
 
 
 @dataclass(eq=False)
@@ -164,16 +183,19 @@ def _read_prompt(
     state.tail = inputs[-len(state.tail) :]
     convolved = conv1d(inputs.T[None], module.conv1d.weight, groups=module.conv_dim)[0].T
     tokens = _split(module, convolved, rate, beta)
+    blocks = tokens.fold(min(_BLOCK, len(mixed)))
+    count = blocks.beta.shape[2]
+    above = torch.ones((count, count), dtype=torch.bool, device=mixed.device).tril(-1)
+    nothing = blocks.key[..., :0, :], blocks.value[..., :0, :], blocks.decay[..., :0]
+    solved = _solve(blocks, above, *nothing)
+    end = solved.decay[..., -1:]  # (heads, blocks, 1)
+    left = (end - solved.decay).exp()[..., None] * blocks.key  # what a block's end still has of each token
     parts = []
-    for first in range(0, len(mixed), _BLOCK):
-        block = tokens.cut(slice(first, first + _BLOCK))
-        count = block.key.shape[1]
-        above = torch.ones((count, count), dtype=torch.bool, device=mixed.device).tril(-1)
-        attended, written, decay = _solve(block, state.memory, above, *_nothing(block))
-        left = (decay[:, -1:] - decay).exp()[..., None]
-        state.memory = decay[:, -1, None, None].exp() * state.memory + (left * block.key).mT @ written
-        parts.append(attended)
-    return _join(torch.cat(parts, dim=1), mixed.dtype)
+    for block in range(end.shape[1]):
+        written = solved.own[:, block] - solved.through[:, block] @ state.memory
+        parts.append(solved.query[:, block] @ state.memory + solved.reads[:, block] @ written)
+        state.memory = end[:, block, :, None].exp() * state.memory + left[:, block].mT @ written
+    return _join(torch.cat(parts, dim=1)[:, : len(mixed)], mixed.dtype)
 
 
 def _read_nodes(
@@ -184,11 +206,11 @@ def _read_nodes(
     windows = torch.cat([state.tail, state.inputs])[path.window]  # (n, kernel, channels)
     convolved = (windows.float() * module.conv1d.weight[:, 0].T.float()).sum(1)
     tokens = _split(module, convolved.to(mixed.dtype), rate, beta)
-    attended, written, decay = _solve(tokens, state.memory, path.ancestors, state.keys, state.written, state.decay)
+    solved = _solve(tokens, path.ancestors, state.keys, state.written, state.decay)
     state.keys = torch.cat([state.keys, tokens.key], dim=1)
-    state.written = torch.cat([state.written, written], dim=1)
-    state.decay = torch.cat([state.decay, decay], dim=1)
-    return _join(attended, mixed.dtype)
+    state.written = torch.cat([state.written, solved.own - solved.through @ state.memory], dim=1)
+    state.decay = torch.cat([state.decay, solved.decay], dim=1)
+    return _join(solved.query @ state.memory + solved.reads @ state.written, mixed.dtype)
 
 
 def _split(module: Any, convolved: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor) -> _Tokens:
@@ -211,43 +233,38 @@ def _join(attended: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return attended.transpose(0, 1).flatten(1).to(dtype)
 
 
-def _nothing(tokens: _Tokens) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return tokens.key[:, :0], tokens.value[:, :0], tokens.decay[:, :0]
-
-
 def _solve(
     tokens: _Tokens,
-    memory: torch.Tensor,
     ancestors: torch.Tensor,
     old_keys: torch.Tensor,
     old_written: torch.Tensor,
     old_decay: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """n tokens that follow `memory` along their ancestors, bool (n, N), of which the last n are these tokens.
+) -> _Solved:
+    """n tokens along their ancestors, bool (n, N), of which the last n are these tokens.
 
-    old_keys, old_written, old_decay: of the first N - n. Returns o (heads, n, value dim), u likewise, G (heads, n).
+    old_keys, old_written, old_decay: of the first N - n.
     """
-    num_old = old_keys.shape[1]
+    num_old = old_keys.shape[-2]
     among = ancestors[:, num_old:].float()
-    # G: what the path from the block's beginning has decayed; of an old ancestor it is known, of new ones it adds up.
-    start = _last(old_decay, ancestors[:, :num_old])
-    decay = start + tokens.decay + tokens.decay @ among.T
-    keys = torch.cat([old_keys, tokens.key], dim=1)
-    between = decay[:, :, None] - torch.cat([old_decay, decay], dim=1)[:, None]  # (heads, n, N)
+    # G: what the path from the state on has decayed; of an old ancestor it is known, of new ones it adds up.
+    decay = tokens.decay + tokens.decay @ among.T
+    if num_old:
+        decay = decay + _last(old_decay, ancestors[:, :num_old])
+    keys = torch.cat([old_keys, tokens.key], dim=-2)
+    between = decay[..., None] - torch.cat([old_decay, decay], dim=-1)[..., None, :]  # (heads, n, N)
     weight = between.masked_fill(~ancestors, -torch.inf).exp()
     beta, faded = tokens.beta[..., None], decay.exp()[..., None]
     system = beta * weight * (tokens.key @ keys.mT)
-    right = beta * (tokens.value - faded * (tokens.key @ memory)) - system[..., :num_old] @ old_written
-    written = torch.linalg.solve_triangular(system[..., num_old:], right, upper=False, unitriangular=True)
+    own = beta * tokens.value - system[..., :num_old] @ old_written
+    both = torch.cat([own, beta * faded * tokens.key], dim=-1)
+    solved = torch.linalg.solve_triangular(system[..., num_old:], both, upper=False, unitriangular=True)
+    own, through = solved.split([tokens.value.shape[-1], tokens.key.shape[-1]], dim=-1)
     itself = pad(torch.eye(len(ancestors), device=weight.device), (num_old, 0))
-    reads = (tokens.query @ keys.mT) * (weight + itself)
-    return faded * (tokens.query @ memory) + reads @ torch.cat([old_written, written], dim=1), written, decay
+    return _Solved(own, through, faded * tokens.query, (tokens.query @ keys.mT) * (weight + itself), decay)
 
 
 def _last(old_decay: torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
     """G (heads, n) of the last of each one's old ancestors, 0 without one. ancestors: bool (n, N), the nearest last."""
-    if not ancestors.shape[1]:
-        return torch.zeros((len(old_decay), len(ancestors)), device=old_decay.device)
     order = torch.arange(1, ancestors.shape[1] + 1, device=ancestors.device)
     last = (ancestors * order).max(dim=1).values
     return pad(old_decay, (1, 0))[:, last]
