@@ -12,7 +12,8 @@ _MAX_COLUMNS = 10  # a longer group stands upright
 _HEAD = """# Measurements
 
 Written by `.venv/bin/python -m vlm_local bench report`, from the JSON objects in `{folder}/`; each is the last
-line that a `bench` command printed. Nothing here was typed in by hand.
+line that a `bench` command printed, or one that `tests/gpu.sh` wrote (`gpu-*`). Nothing here was typed in by hand.
+The words are in docs/glossary.md.
 
 To measure again, on a machine that does nothing else: `bench act` (what the server adds to the engine),
 `bench act --doors` (the same for the websocket beside HTTP, the same steps in turns) and `bench decode`, e.g.
