@@ -110,6 +110,24 @@ def test_connections_at_once_are_robots_of_their_own(door):
     assert sorted(robots) == ["ws0", "ws1"]
 
 
+def test_the_wrists_picture_is_not_taken_for_the_scenes(door):
+    """Wherever it stands, and whatever the scene's camera is called."""
+    served, url = door
+    wrist, scene = openpi_array(np.zeros((64, 64, 3), np.uint8)), openpi_array(IMAGE)
+    with connect(url) as client:
+        client.recv()
+        for cameras in (
+            {"images": {"wrist_image": wrist, "left": scene}},
+            {"observation/wrist_image": wrist, "camera_7": scene},
+            {"images": {"left_wrist": wrist}, "camera_7": scene},
+        ):
+            client.send(msgpack.packb({"prompt": "go", **cameras}))
+            client.recv()
+            np.testing.assert_array_equal(served.newest_record().observation.image, IMAGE)
+        client.send(msgpack.packb({"prompt": "go", "images": {"wrist": wrist}}))
+        assert "no picture came" in client.recv()
+
+
 def test_other_states_and_no_state_are_no_pose(door):
     served, url = door
     two_fingers = np.array([0.3, 0.0, 0.15, 3.1, 0.1, 0.0, 0.04, -0.04])

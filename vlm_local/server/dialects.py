@@ -5,7 +5,7 @@ import math
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import perf_counter
@@ -141,14 +141,17 @@ def _find_image(fields: Mapping[Any, Any]) -> Any:
     cameras = fields.get("images")
     image = _take(fields, _IMAGES)
     if image is None and isinstance(cameras, dict):
-        image = _take(cameras, _CAMERAS)
-        if image is None:
-            image = next((value for value in cameras.values() if find_spelling(value)), None)
+        image = _take(cameras, _CAMERAS) or _find_any(cameras, find_spelling)
     if image is None:
-        image = next((value for name, value in fields.items() if "wrist" not in str(name) and _is_picture(value)), None)
+        image = _find_any(fields, _is_picture)
     if image is None:
         raise RequestError(f"no picture came: expected one of {', '.join(_IMAGES)} or images, got {list_names(fields)}")
     return image
+
+
+def _find_any(fields: Mapping[Any, Any], is_picture: Callable[[Any], Any]) -> Any:
+    """The first picture of a camera that does not move with the hand."""
+    return next((value for name, value in fields.items() if "wrist" not in str(name) and is_picture(value)), None)
 
 
 def _is_picture(value: Any) -> bool:
