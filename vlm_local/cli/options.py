@@ -146,7 +146,7 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     add("--think", metavar="NAME|FILE", help=text)
     add("--think-every", type=count(), metavar="N", help="control steps from one thought to the next [5]")
     add("--think-tokens", type=count(1, 512), metavar="M", help="most tokens of a thought [200]")
-    add("--steps-per-phrase", type=count(), metavar="N", help="control steps that a phrase is held [1]")
+    add("--steps-per-phrase", type=count(), metavar="N", help="control steps for which each phrase is repeated [1]")
     add("--max-batch", type=count(1, 1024), metavar="N", help="requests that share a forward [8]")
     add_embodiment_option(group)
     add("--steps", metavar="FILE", help="a step table's JSON, overrides the embodiment's [0.0125 m, 0.125 rad]")

@@ -50,7 +50,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     websocket = parser.add_argument_group("websocket", "for clients of OpenPI, RoboArena and vla-eval").add_argument
     text = "listen here, too; 0 takes any that is free and prints it [no websocket]"
     websocket("--websocket-port", type=port(), metavar="N", help=text)
-    text = "steps in an answer, for which its phrase holds [--steps-per-phrase]"
+    text = "steps in an answer, for which its phrase is repeated [--steps-per-phrase]"
     websocket("--horizon", type=count(1, MAX_HORIZON), metavar="N", help=text)
     tunnel = parser.add_argument_group("tunnel").add_argument
     tunnel("--tunnel", metavar="USER@HOST[:PORT]", help="keep a reverse ssh forward from there to here")
