@@ -2,12 +2,14 @@
 
 import numpy as np
 import pytest
+import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import FAMILIES, slow
 from tests.tiny_models import FAMILIES as ALL
 from vlm_local.decoding import tree
 from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.decoding.session import Session
 from vlm_local.decoding.tree import Budget, TreeDecoder
 
 CASES = [(family, 0) for family in ("qwen2-vl", "paligemma2")]
@@ -115,6 +117,34 @@ def test_what_was_said_last_costs_one_forward():
         assert again.sentence == first.sentence
         assert (again.stats["forwards"], again.stats["draft_hit"]) == (1, 1.0)
         assert first.stats["forwards"] <= 4
+
+
+@pytest.mark.parametrize("family", ["qwen3.5", *map(slow, ("qwen2-vl", "gemma3", "internvl"))])
+def test_a_tree_moves_the_scores_by_less_than_a_near_tie(family):
+    """Else two tokens could change places without the plain path being asked."""
+    loaded, processing = load_tiny(family, seed=1)
+    for head in (2, 3):
+        shuffle_head(loaded, head, scale=0.2)
+        plain, whole = prepare(processing, draw_request(head), draw_request(head, posterior="exact"))
+        one_by_one, together = read_scores(loaded, plain, Budget(draft=1, step=1)), read_scores(loaded, whole)
+        moved = max(np.ptp(scores - together[node]) for node, scores in one_by_one.items())
+        assert moved < tree.NEAR_TIE[torch.float32]
+
+
+def read_scores(loaded, prepared, budget=None):
+    """What the decoder reads: node -> logits of the live tokens."""
+    seen = {}
+
+    class RecordingSession(Session):
+        def score(self, nodes, hidden):
+            scores = super().score(nodes, hidden)
+            seen.update(zip(nodes[0].tolist(), scores[0], strict=True))
+            return scores
+
+    decoder = TreeDecoder(loaded, budget)
+    decoder.session_type = RecordingSession
+    decoder.decode([prepared])
+    return seen
 
 
 @pytest.mark.parametrize("decide", ["greedy", "map"])

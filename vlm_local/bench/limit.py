@@ -11,7 +11,9 @@ from vlm_local.bench.subject import Subject
 from vlm_local.decoding.families import Family, PreparedRequest
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.layout import Chunk
+from vlm_local.decoding.session import count_reusable
 from vlm_local.decoding.static import StaticForwards
+from vlm_local.errors import ConfigError
 from vlm_local.machine import DeviceRates
 
 LENGTHS = (16, 64, 128, 192, 256, 384, 512, 1024)  # tokens of a chunk: a few nodes to a whole prompt and draft
@@ -25,9 +27,15 @@ def measure(subject: Subject) -> Measured:
     """Times a copy, a matrix product, the language model over chunks of LENGTHS and the vision tower over a picture.
 
     Both halves run as they are and fused; on a CPU fused layers are traced and not compiled.
+    Raises ConfigError for a family without forwards of fixed shape.
     """
-    rates = measure_rates(subject)
     family = Family(subject.loaded)
+    if family.is_recurrent:
+        raise ConfigError(
+            f"bench limit times forwards of fixed shape, which a {subject.loaded.family} has none of: some of its "
+            "layers keep a state instead of KV; `bench decode` times its answers"
+        )
+    rates = measure_rates(subject)
     prepared = subject.prepare(subject.draw_request(np.random.default_rng(0), "a"))
     on_gpu = subject.loaded.device.type == "cuda"
     kinds = {
@@ -70,11 +78,11 @@ def measure_rates(subject: Subject) -> DeviceRates:
 
 def find_least_step_ms(subject: Subject, prepared: PreparedRequest, rates: DeviceRates) -> float:
     """The least milliseconds of a step: one pass of the vision tower over the picture, one of the language model over
-    the picture and the text behind it. The text before it is kept from the step before.
+    what is not kept from the step before: the picture and the text behind it, in most families.
     """
-    language = _count_language(Family(subject.loaded))
-    tokens = len(prepared.input_ids) - prepared.before_length
-    return rates.find_least_ms(*language, tokens) + _find_least_vision_ms(subject, prepared, rates)
+    family = Family(subject.loaded)
+    tokens = len(prepared.input_ids) - count_reusable(family, prepared)
+    return rates.find_least_ms(*_count_language(family), tokens) + _find_least_vision_ms(subject, prepared, rates)
 
 
 def _find_least_vision_ms(subject: Subject, prepared: PreparedRequest, rates: DeviceRates) -> float:
@@ -96,7 +104,8 @@ def _count_patches(subject: Subject, prepared: PreparedRequest) -> int:
     """Pieces into which the vision tower cuts the present picture."""
     pixels = prepared.vision["pixel_values"]
     config = subject.loaded.model.config.vision_config
-    return pixels.numel() // (3 * config.patch_size**2 * getattr(config, "temporal_patch_size", 1))
+    side = int(np.ravel(config.patch_size)[0])  # InternVL's is a pair
+    return pixels.numel() // (3 * side**2 * getattr(config, "temporal_patch_size", 1))
 
 
 def _count_language(family: Family) -> tuple[int, int]:
@@ -132,7 +141,8 @@ def _build_forward(family: Family, length: int) -> Callable[[StaticForwards], ob
     visible = np.concatenate([np.ones((length, _KEPT), dtype=bool), np.tri(length, dtype=bool)], axis=1)[None]
     positions = np.broadcast_to(_KEPT + np.arange(length), (family.axes, 1, length))
     near = None if family.window is None else visible
-    token_ids, counts = generator.integers(1_000, 30_000, (1, length)), (np.array([length]), np.array([0]))
+    token_ids = generator.integers(0, family.embedding.num_embeddings, (1, length))
+    counts = np.array([length]), np.array([0])
     chunk = Chunk(token_ids, positions, *counts, visible, near)
     last = [np.array([length - 1])]
 

@@ -1,0 +1,48 @@
+"""What a step could cost at best: of every family that can be asked."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tests.tiny_models import tiny_checkpoint
+from vlm_local.bench import limit
+from vlm_local.bench.subject import load_subject
+from vlm_local.cli import main
+from vlm_local.machine import DeviceRates
+from vlm_local.policy_options import PolicyOptions
+
+
+def prepare(family):
+    subject = load_subject(PolicyOptions(model=str(tiny_checkpoint(family))), None, None)
+    return subject, subject.prepare(subject.draw_request(np.random.default_rng(0), "a"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["internvl", "gemma3", "smolvlm2", "paligemma2", "qwen2-vl"])
+def test_both_halves_of_a_family_are_timed(family, monkeypatch, capsys):
+    monkeypatch.setattr(limit, "LENGTHS", (16,))
+    assert main(["bench", "limit", "--model", str(tiny_checkpoint(family))]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(result["forwards"]) == {"16 tokens", "vision"}
+    assert all(told["least_ms"] > 0 and told["ms"] > 0 for told in result["forwards"].values())
+
+
+def test_a_family_without_forwards_of_fixed_shape_is_refused(capsys):
+    assert main(["bench", "limit", "--model", str(tiny_checkpoint("qwen3.5"))]) == 2
+    assert "forwards of fixed shape, which a qwen3.5 has none of" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("family", "keeps_text"), [("qwen3.5", False), ("internvl", True)])
+def test_the_least_step_reads_the_text_again_where_nothing_of_it_is_kept(family, keeps_text):
+    """A state holds the whole prompt, so the text before the picture is read at every step."""
+    subject, prepared = prepare(family)
+    counted = []
+
+    class Rates(DeviceRates):
+        def find_least_ms(self, num_weights, num_bytes, tokens):
+            counted.append(tokens)
+            return super().find_least_ms(num_weights, num_bytes, tokens)
+
+    assert limit.find_least_step_ms(subject, prepared, Rates(1e9, 1e9)) > 0
+    assert counted[0] == len(prepared.input_ids) - (prepared.before_length if keeps_text else 0)
