@@ -64,6 +64,7 @@ def _point_to_lfs(file):
         (lambda folder: _replace_by_fifo(folder / "config.json"), "not a regular file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(DEEP_HEADER), "no whole safetensors file"),
         (lambda folder: _edit(folder / "config.json", model_type="llava"), "llava.*supported are"),
+        (lambda folder: _edit(folder / "config.json", model_type="internvl_chat"), "whose name ends in -hf"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no image processor"),
         (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors"),

@@ -146,6 +146,11 @@ def find_family(config: Mapping[str, Any], folder: Path) -> str:
     """Family by config.json's model_type; PaliGemma's two differ by their language model."""
     model_type = config.get("model_type")
     family = _FAMILY_OF_TYPE.get(model_type) if isinstance(model_type, str) else None
+    if model_type == "internvl_chat":
+        raise ConfigError(
+            f"{folder / CONFIG} says model_type 'internvl_chat', which brings code of its own; take the repository of "
+            "the same model whose name ends in -hf"
+        )
     if family is None:
         raise ConfigError(
             f"{folder / CONFIG} says model_type {model_type!r}; supported are {', '.join(_FAMILY_OF_TYPE)}. Any other "
