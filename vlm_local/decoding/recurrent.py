@@ -29,10 +29,11 @@ _BLOCK = 64  # tokens of a prompt whose system is solved at once
 
 @dataclass(frozen=True, eq=False)
 class _Path:
-    """How one row's nodes of a chunk hang together, those of earlier chunks included, in the order of their columns.
+    """One row's tokens of a chunk: so many of the prompt (num_prompt), then n nodes.
 
-    ancestors: bool (n, N), of the n new ones; they are the last of N. window: int (n, kernel) the last tokens of the
-    path to each, itself last: 0 to kernel - 2 are the prompt's last ones, the others nodes.
+    Nodes are numbered as they were read: N with those of earlier chunks, the new ones last.
+    ancestors: bool (n, N), the nodes that precede each new one on its path. window: int (n, kernel), the last tokens of
+        its path, itself last; 0 to kernel - 2 are the prompt's last tokens, kernel - 1 + i is node i.
     """
 
     num_prompt: int
@@ -42,10 +43,11 @@ class _Path:
 
 @dataclass(eq=False)
 class _State:
-    """One row's state behind its prompt in one layer, and its nodes.
+    """What one layer keeps of one row: the state behind the prompt, and what its nodes wrote.
 
-    memory: S, float32 (heads, key dim, value dim). tail: (kernel - 1, channels) the prompt's last inputs of the
-    convolution, `inputs` (N, channels) the nodes'. keys, written, decay: their k, u (heads, N, dim), G (heads, N).
+    memory: S, float32 (heads, key dim, value dim). tail: (kernel - 1, channels), the prompt's last inputs of the
+        convolution. inputs: (N, channels), those of the nodes. keys, written: k and u of the nodes, (heads, N, dim).
+    decay: G of the nodes, (heads, N).
     """
 
     memory: torch.Tensor
@@ -114,7 +116,7 @@ class RecurrentKV(DynamicKV):
         self._rows = [self._rows[index] for index in rows]
 
     def _trace(self, row: _Row, chunk: Chunk, index: int) -> _Path:
-        """Where the chunk's tokens of this row hang."""
+        """Which nodes precede each of this row's new nodes, and which tokens the convolution sees with it."""
         kernel = self._family.conv_kernel
         num_prompt, num_nodes = int(chunk.num_prompt[index]), int(chunk.num_nodes[index])
         row.nodes = np.concatenate([row.nodes, self.filled + num_prompt + np.arange(num_nodes)])
@@ -167,7 +169,7 @@ def _attend(
 
 
 def _begin(module: Any, device: torch.device, dtype: torch.dtype) -> _State:
-    """Before the first token: nothing is remembered."""
+    """The state before the first token: zeros."""
     heads, keys, values = module.num_v_heads, module.head_k_dim, module.head_v_dim
     none = partial(torch.zeros, device=device)
     tail = none((module.conv_kernel_size - 1, module.conv_dim), dtype=dtype)
