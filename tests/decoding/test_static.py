@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
-from tests.slow import FAMILIES
+from tests.slow import FAMILIES, slow
 from vlm_local.decoding import session, static
 from vlm_local.decoding.static import round_up
 from vlm_local.decoding.tree import TreeDecoder
@@ -58,9 +58,9 @@ def test_what_no_buffer_holds_grows(monkeypatch):
     check(decode_both("qwen2-vl", [requests[:1]]))
 
 
-def count_grown(requests):
+def count_grown(requests, family="qwen2-vl"):
     """How many of these requests, one after the other, left their buffer; each says what a growing forward says."""
-    loaded, processing = share_tiny("qwen2-vl")
+    loaded, processing = share_tiny(family)
     padded, growing = TreeDecoder(loaded, is_static=True), TreeDecoder(loaded, is_static=False)
     for request in requests:
         [prepared] = prepare(processing, request)
@@ -75,6 +75,14 @@ def test_a_buffer_that_is_full_hands_over_to_one_that_grows(monkeypatch):
     requests = [draw_request(n, before="Answer. " * n, episode="a", posterior="fast") for n in range(4)]
     assert count_grown(requests)
     check(decode_both("qwen2-vl", [requests[:2], requests[2:]]))
+
+
+@pytest.mark.parametrize("slots", [100, slow(40)])  # enough for the first forward of a prompt, and not even for that
+def test_a_state_without_room_for_more_nodes_goes_on_growing(monkeypatch, slots):
+    monkeypatch.setattr(static, "SLOTS", slots)
+    requests = [draw_request(n, episode="a", posterior="fast", sentences=PHRASES) for n in range(3)]
+    assert count_grown(requests, "qwen3.5")
+    check(decode_both("qwen3.5", [requests[:2], requests[2:]]))
 
 
 def test_a_buffer_need_not_hold_what_pads_its_chunks(monkeypatch):

@@ -13,7 +13,6 @@ from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.session import count_reusable
 from vlm_local.decoding.static import StaticForwards
-from vlm_local.errors import ConfigError
 from vlm_local.machine import DeviceRates
 
 LENGTHS = (16, 64, 128, 192, 256, 384, 512, 1024)  # tokens of a chunk: a few nodes to a whole prompt and draft
@@ -26,22 +25,15 @@ _WARM_UP, _RUNS = 3, 10
 def measure(subject: Subject) -> Measured:
     """Times a copy, a matrix product, the language model over chunks of LENGTHS and the vision tower over a picture.
 
-    Both halves run as they are and fused; on a CPU fused layers are traced and not compiled.
-    Raises ConfigError for a family without forwards of fixed shape.
+    Both halves run as they are and, where layers can be, fused; on a CPU fused layers are traced and not compiled.
     """
     family = Family(subject.loaded)
-    if family.is_recurrent:
-        raise ConfigError(
-            f"bench limit times forwards of fixed shape, which a {subject.loaded.family} has none of: some of its "
-            "layers keep a state instead of KV; `bench decode` times its answers"
-        )
     rates = measure_rates(subject)
     prepared = subject.prepare(subject.draw_request(np.random.default_rng(0), "a"))
     on_gpu = subject.loaded.device.type == "cuda"
-    kinds = {
-        "": StaticForwards(family, captures=on_gpu),
-        "fused_": StaticForwards(family, captures=on_gpu, fused=FusedLayers(family)),
-    }
+    kinds = {"": StaticForwards(family, captures=on_gpu)}
+    if not family.is_recurrent:
+        kinds["fused_"] = StaticForwards(family, captures=on_gpu, fused=FusedLayers(family))
     halves = {f"{length} tokens": _build_forward(family, length) for length in LENGTHS}
     halves["vision"] = lambda forwards: forwards.encode_images([prepared])
     least_ms = _find_least(subject, prepared, rates)
@@ -63,11 +55,10 @@ def measure(subject: Subject) -> Measured:
         "forwards": chunks,
     }
     lines = [f"copy {result['copy_gb_per_s']:.0f} GB/s, product {result['product_tflop_per_s']:.1f} TFLOP/s"]
-    lines += [
-        f"{name:>12}: at least {told['least_ms']:7.2f} ms, {told['ms']:7.2f} as it is ({told['share']:.0%} reached), "
-        f"{told['fused_ms']:7.2f} fused ({told['fused_share']:.0%})"
-        for name, told in chunks.items()
-    ]
+    for name, told in chunks.items():
+        reached = f"{told['ms']:7.2f} as it is ({told['share']:.0%} reached)"
+        fused = f", {told['fused_ms']:7.2f} fused ({told['fused_share']:.0%})" if "fused_ms" in told else ""
+        lines.append(f"{name:>12}: at least {told['least_ms']:7.2f} ms, {reached}{fused}")
     return lines, result
 
 
@@ -134,20 +125,20 @@ def _measure_product(subject: Subject) -> float:
 
 
 def _build_forward(family: Family, length: int) -> Callable[[StaticForwards], object]:
-    """A chunk of made-up tokens behind KV that is kept, one row."""
+    """A chunk of made-up tokens behind KV that is kept, one row; a prompt behind nothing where there are states."""
     generator = np.random.default_rng(length)
-    shape = (family.num_layers, 2, family.num_kv_heads, _KEPT, family.head_dim)
-    kept = torch.zeros(shape, dtype=family.dtype, device=family.device)
-    visible = np.concatenate([np.ones((length, _KEPT), dtype=bool), np.tri(length, dtype=bool)], axis=1)[None]
-    positions = np.broadcast_to(_KEPT + np.arange(length), (family.axes, 1, length))
+    num_kept = 0 if family.is_recurrent else _KEPT
+    shape = (len(family.kv_layers), 2, family.num_kv_heads, num_kept, family.head_dim)
+    kept = torch.zeros(shape, dtype=family.dtype, device=family.device) if num_kept else None
+    visible = np.concatenate([np.ones((length, num_kept), dtype=bool), np.tri(length, dtype=bool)], axis=1)[None]
+    positions = np.broadcast_to(num_kept + np.arange(length), (family.axes, 1, length))
     near = None if family.window is None else visible
     token_ids = generator.integers(0, family.embedding.num_embeddings, (1, length))
-    counts = np.array([length]), np.array([0])
-    chunk = Chunk(token_ids, positions, *counts, visible, near)
+    chunk = Chunk(token_ids, positions, np.array([length]), length if family.is_recurrent else 0, visible, near)
     last = [np.array([length - 1])]
 
     def run(forwards: StaticForwards) -> object:
-        kv = forwards.open([kept], _KEPT + length)
+        kv = forwards.open([kept], num_kept + length)
         assert kv is not None  # _KEPT and the lengths measured fit a static buffer
         return kv.run(chunk, (), last)
 

@@ -130,7 +130,7 @@ class Family:
     window: sliding attention's window where some layers have one (PaliGemma 2, Gemma 3, some Qwen), else None.
     is_recurrent: some layers keep a state instead of KV (Qwen3.5). conv_kernel: tokens that their convolution sees.
     num_deep_levels: layers behind which image features are added once more (Qwen3-VL).
-    num_layers, num_kv_heads, head_dim: of the language model, the shape of its KV.
+    kv_layers: of the language model, those that keep KV; num_kv_heads, head_dim: its shape.
     vision_layers: of the vision tower, none where it cannot be captured as a graph, and none of InternVL's, in which
         transformers has hooks that torch.compile cannot trace. vision_config: its configuration.
     softcap: bound of tanh on the logits (Gemma 2), or None.
@@ -147,12 +147,13 @@ class Family:
         self.image_token_id = model.config.image_token_id
         self.axes = 3 if loaded.family.startswith("qwen") else 1
         self.is_bidirectional = loaded.family.startswith("paligemma")
-        slides = "sliding_attention" in (getattr(text, "layer_types", None) or ())
-        self.window = text.sliding_window if slides else None
+        layer_types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
+        self.kv_layers = [index for index, kind in enumerate(layer_types) if kind != "linear_attention"]
+        self.window = text.sliding_window if "sliding_attention" in layer_types else None
         self.is_recurrent = loaded.family == "qwen3.5"
         self.conv_kernel = getattr(text, "linear_conv_kernel_dim", 0)
         self._joins_pictures = loaded.family == "gemma3"
-        self.num_layers, self.num_kv_heads = text.num_hidden_layers, text.num_key_value_heads
+        self.num_kv_heads = text.num_key_value_heads
         self.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self.softcap = getattr(text, "final_logit_softcapping", None)
         self._first = 1 if self.is_bidirectional else 0  # PaliGemma counts positions from 1

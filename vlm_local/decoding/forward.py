@@ -32,8 +32,10 @@ class PlacedImage:
 class DynamicKV:
     """KV of some rows that grows with every chunk: as many columns as there are tokens, and no more.
 
-    filled: how many columns there are.
+    filled: how many columns there are. align: as `lay_out` takes it.
     """
+
+    align: int | None = None
 
     def __init__(self, family: Family, kept: Sequence[torch.Tensor | None]):
         """kept: for each row the KV that it begins with, (layers, 2, heads, n, head_dim), or None."""
@@ -44,11 +46,12 @@ class DynamicKV:
             self._begin(kept)
 
     def _begin(self, kept: Sequence[torch.Tensor | None]) -> None:
-        for keys, values in _stack_rows(kept, self.filled):
-            layer = DynamicLayer()
+        layers = [DynamicLayer() for _ in range(self._family.kv_layers[-1] + 1)]
+        for place, (keys, values) in zip(self._family.kv_layers, _stack_rows(kept, self.filled), strict=True):
+            layer = layers[place]
             layer.lazy_initialization(keys, values)
             layer.keys, layer.values = keys, values
-            self._cache.layers.append(layer)
+        self._cache.layers.extend(layers)
 
     def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """Append a chunk. Returns hidden states (n, hidden) behind the last norm, for each row those at

@@ -4,6 +4,7 @@ Rows are requests. A row's columns: what was kept of an earlier step, the rest o
 nodes of its trie in the order they were read; padding in between is seen by nobody.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,15 +17,15 @@ from vlm_local.decoding.trie import TokenTrie
 class Chunk:
     """The new tokens of one forward: B rows of T, padded; K columns of KV, these tokens last.
 
-    token_ids: int64 (B, T). positions: int64 (axes, B, T). num_prompt, num_nodes: int (B,), how many of a row's
-        tokens are of its prompt, and how many nodes follow them; the rest is padding.
+    token_ids: int64 (B, T). positions: int64 (axes, B, T). num_prompt: int (B,), how many of a row's tokens are of
+        its prompt. split: column where all rows' nodes begin, where the KV wants them to; else 0.
     visible: bool (B, T, K), who sees whom. near: the same within the sliding window, or None.
     """
 
     token_ids: np.ndarray
     positions: np.ndarray
     num_prompt: np.ndarray
-    num_nodes: np.ndarray
+    split: int
     visible: np.ndarray
     near: np.ndarray | None
 
@@ -71,13 +72,18 @@ def see_prompt(blocks: np.ndarray, start: int, stop: int, window: int | None = N
     return is_before | ((own == blocks[:stop]) & (own >= 0))
 
 
-def lay_out(rows: Sequence[Row], nodes: Sequence[np.ndarray], filled: int, window: int | None) -> Chunk:
+def lay_out(
+    rows: Sequence[Row], nodes: Sequence[np.ndarray], filled: int, window: int | None, align: int | None = None
+) -> Chunk:
     """Give columns from `filled` on to what is missing of each row's prompt, then to its nodes.
 
-    nodes: for each row, ids as `list_missing` returns them.
+    nodes: for each row, ids as `list_missing` returns them. align: all rows' nodes begin at the same multiple of this;
+        None: each row's behind its own prompt.
     """
     pending = [len(row.prompt_ids) - len(row.prompt_columns) for row in rows]
-    length = max(count + len(new) for count, new in zip(pending, nodes, strict=True))
+    split = align * math.ceil(max(pending) / align) if align else 0
+    begins = [split if align else count for count in pending]
+    length = max(begin + len(new) for begin, new in zip(begins, nodes, strict=True))
     shape = (len(rows), length)
     token_ids = np.zeros(shape, dtype=np.int64)
     positions = np.zeros((rows[0].positions.shape[0], *shape), dtype=np.int64)
@@ -87,7 +93,7 @@ def lay_out(rows: Sequence[Row], nodes: Sequence[np.ndarray], filled: int, windo
         row.rank = np.pad(row.rank, (0, filled + length - len(row.rank)))
         if pending[index]:
             _lay_prompt(row, filled, token_ids[index], positions[:, index], visible[index])
-        here = slice(pending[index], pending[index] + len(new))
+        here = slice(begins[index], begins[index] + len(new))
         _lay_nodes(row, new, filled, here, token_ids[index], positions[:, index], visible[index])
         if near is not None and window is not None:
             distance = row.rank[filled:, None] - row.rank[None]
@@ -96,7 +102,7 @@ def lay_out(rows: Sequence[Row], nodes: Sequence[np.ndarray], filled: int, windo
                 near[index][: pending[index], row.prompt_columns] = see_prompt(
                     row.blocks, row.kept, len(row.prompt_ids), window
                 )
-    return Chunk(token_ids, positions, np.array(pending), np.array([len(new) for new in nodes]), visible, near)
+    return Chunk(token_ids, positions, np.array(pending), split, visible, near)
 
 
 def _lay_prompt(row: Row, filled: int, token_ids, positions, visible) -> None:

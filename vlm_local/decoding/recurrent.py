@@ -8,46 +8,57 @@ sum of g from there to t, and u_t what t writes,
     u_t = beta_t (v_t - exp(G_t) S_0^T k_t - sum of exp(G_t - G_j) (k_j . k_t) u_j over t's ancestors j in the block)
     o_t = exp(G_t) S_0^T q_t + sum of exp(G_t - G_j) (k_j . q_t) u_j over t and its ancestors
 which is one triangular system, because ancestors come first. A prompt is the tree without branches, block by block.
+
+No branch here depends on a tensor's values and all is written in place, so that a GPU can replay it as a graph.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import conv1d, pad, silu, softplus
+from torch.nn.functional import pad, silu, softplus
 
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import DynamicKV, PlacedImage
 from vlm_local.decoding.layout import Chunk
 
-_BLOCK = 64  # tokens of a prompt whose system is solved at once
+BLOCK = 64  # tokens of a prompt whose system is solved at once
 
 
 @dataclass(frozen=True, eq=False)
-class _Path:
-    """One row's tokens of a chunk: so many of the prompt (num_prompt), then n nodes.
+class Paths:
+    """Where the tokens of a chunk stand, whose first `split` columns are prompts' and whose other n are nodes.
 
-    Nodes are numbered as they were read: N with those of earlier chunks, the new ones last.
-    ancestors: bool (n, N), the nodes that precede each new one on its path. window: int (n, kernel), the last tokens of
-        its path, itself last; 0 to kernel - 2 are the prompt's last tokens, kernel - 1 + i is node i.
+    num_prompt: int (B,), how many of the first columns are a row's. own: int (n,), the nodes' slots in the states.
+    ancestors: bool (B, n, S), whose slots precede a node on its path. window: int (B, n, kernel), the last tokens of
+        its path, itself last; 0 to kernel - 2 are the prompt's last tokens, kernel - 1 + i is slot i.
     """
 
-    num_prompt: int
+    split: int
+    num_prompt: torch.Tensor
+    own: torch.Tensor
     ancestors: torch.Tensor
     window: torch.Tensor
 
 
-@dataclass(eq=False)
-class _State:
-    """What one layer keeps of one row: the state behind the prompt, and what its nodes wrote.
+def trace_paths(split: int, num_prompt: torch.Tensor, own: torch.Tensor, seen: torch.Tensor, kernel: int) -> Paths:
+    """seen: bool (B, n, S), the slots that each node may see; its own is one of them, those behind its own are not."""
+    slots = torch.arange(-kernel, seen.shape[2], device=seen.device)  # the prompt's last tokens have negative ones
+    last = torch.where(pad(seen, (kernel, 0), value=True), slots, slots[0]).topk(kernel).values.flip(-1)
+    return Paths(split, num_prompt, own, seen & (slots[kernel:] != own[:, None]), last + kernel - 1)
 
-    memory: S, float32 (heads, key dim, value dim). tail: (kernel - 1, channels), the prompt's last inputs of the
-        convolution. inputs: (N, channels), those of the nodes. keys, written: k and u of the nodes, (heads, N, dim).
-    decay: G of the nodes, (heads, N).
+
+@dataclass(eq=False)
+class LayerState:
+    """What one layer keeps of B rows: the state behind their prompts, and what S nodes wrote, each in a slot.
+
+    memory: S, (B, heads, key dim, value dim). tail: (B, kernel - 1, channels), the prompts' last inputs of the
+        convolution. inputs: (B, S, channels), those of the nodes. keys, written: k and u of the nodes, (B, heads, S,
+        dim). rates, decay: g and G of the nodes, (B, heads, S). All but tail and inputs are float32.
     """
 
     memory: torch.Tensor
@@ -55,87 +66,63 @@ class _State:
     inputs: torch.Tensor
     keys: torch.Tensor
     written: torch.Tensor
+    rates: torch.Tensor
     decay: torch.Tensor
 
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        return self.memory, self.tail, self.inputs, self.keys, self.written, self.rates, self.decay
 
-@dataclass(eq=False)
-class _Tokens:
-    """Of one row: query, key (heads, n, key dim), value (heads, n, value dim), decay, beta (heads, n); float32."""
+    def select(self, rows: torch.Tensor) -> "LayerState":
+        """A copy with these rows."""
+        return LayerState(*(each.index_select(0, rows) for each in self.tensors))
 
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    decay: torch.Tensor
-    beta: torch.Tensor
+    def cut(self, count: int) -> "LayerState":
+        """With so many slots, the first."""
+        inputs, keys, written = self.inputs[:, :count], self.keys[:, :, :count], self.written[:, :, :count]
+        return LayerState(
+            self.memory, self.tail, inputs, keys, written, self.rates[..., :count], self.decay[..., :count]
+        )
 
-    def fold(self, size: int) -> "_Tokens":
-        """In blocks: (heads, blocks, size, dim) and (heads, blocks, size), padded by tokens that change nothing."""
-        spare = -self.beta.shape[1] % size
-        vectors = (pad(each, (0, 0, 0, spare)) for each in (self.query, self.key, self.value))
-        numbers = (pad(each, (0, spare)) for each in (self.decay, self.beta))
-        return _Tokens(*(each.unflatten(1, (-1, size)) for each in (*vectors, *numbers)))
-
-
-@dataclass(eq=False)
-class _Solved:
-    """What n tokens write and read, for a state S before them that need not be known yet.
-
-    u = own - through S, o = query S + reads u, where the u of ancestors that were read earlier come first.
-    own (heads, n, value dim), through and query (heads, n, key dim), reads (heads, n, N); decay: G (heads, n).
-    """
-
-    own: torch.Tensor
-    through: torch.Tensor
-    query: torch.Tensor
-    reads: torch.Tensor
-    decay: torch.Tensor
+    def extend(self, count: int) -> None:
+        """Make room for so many more nodes."""
+        self.inputs, self.keys, self.written = (
+            pad(each, (0, 0, 0, count)) for each in (self.inputs, self.keys, self.written)
+        )
+        self.rates, self.decay = (pad(each, (0, count)) for each in (self.rates, self.decay))
 
 
-@dataclass(eq=False)
-class _Row:
-    """states: layer's number -> its state, empty before the first forward. nodes: columns of all nodes read."""
+def begin_states(family: Family, num_rows: int, num_slots: int) -> list[LayerState]:
+    """Before the first token: zeros, for each layer with a state."""
+    states = []
+    for module in _list_modules(family):
+        heads, keys, values = module.num_v_heads, module.head_k_dim, module.head_v_dim
+        numbers = partial(torch.zeros, dtype=torch.float32, device=family.device)
+        inputs = partial(torch.zeros, dtype=family.dtype, device=family.device)
+        states.append(
+            LayerState(
+                numbers((num_rows, heads, keys, values)),
+                inputs((num_rows, module.conv_kernel_size - 1, module.conv_dim)),
+                inputs((num_rows, num_slots, module.conv_dim)),
+                numbers((num_rows, heads, num_slots, keys)),
+                numbers((num_rows, heads, num_slots, values)),
+                numbers((num_rows, heads, num_slots)),
+                numbers((num_rows, heads, num_slots)),
+            )
+        )
+    return states
 
-    states: dict[int, _State] = field(default_factory=dict)
-    nodes: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
 
-
-class RecurrentKV(DynamicKV):
-    """KV of the layers that attend, states of those that do not. A row never begins with an earlier step's."""
-
-    def __init__(self, family: Family, num_rows: int):
-        super().__init__(family, [None] * num_rows)
-        self._rows = [_Row() for _ in range(num_rows)]
-
-    def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
-        paths = [self._trace(row, chunk, index) for index, row in enumerate(self._rows)]
-        with _remembering(self._family, self._rows, paths):
-            return super().run(chunk, images, picks)
-
-    def narrow(self, rows: np.ndarray) -> None:
-        super().narrow(rows)
-        self._rows = [self._rows[index] for index in rows]
-
-    def _trace(self, row: _Row, chunk: Chunk, index: int) -> _Path:
-        """Which nodes precede each of this row's new nodes, and which tokens the convolution sees with it."""
-        kernel = self._family.conv_kernel
-        num_prompt, num_nodes = int(chunk.num_prompt[index]), int(chunk.num_nodes[index])
-        row.nodes = np.concatenate([row.nodes, self.filled + num_prompt + np.arange(num_nodes)])
-        path = chunk.visible[index, num_prompt : num_prompt + num_nodes][:, row.nodes]  # each sees its path, and itself
-        num_old = len(row.nodes) - num_nodes
-        ancestors = path & ~np.eye(num_nodes, len(row.nodes), num_old, dtype=bool)
-        before = np.arange(kernel - 1)
-        places = [np.concatenate([before, kernel - 1 + np.flatnonzero(each)])[-kernel:] for each in path]
-        window = np.stack(places) if places else np.zeros((0, kernel), dtype=np.int64)
-        device = self._family.device
-        return _Path(num_prompt, torch.as_tensor(ancestors, device=device), torch.as_tensor(window, device=device))
+def _list_modules(family: Family) -> list[Any]:
+    return [layer.linear_attn for layer in family.language_model.layers if hasattr(layer, "linear_attn")]
 
 
 @contextmanager
-def _remembering(family: Family, rows: Sequence[_Row], paths: Sequence[_Path]) -> Iterator[None]:
-    """While open, the linear attention of the family's layers goes along these paths and keeps its states in `rows`."""
-    modules = [layer.linear_attn for layer in family.language_model.layers if hasattr(layer, "linear_attn")]
-    for module in modules:
-        module.forward = partial(_attend, module, rows, paths)
+def remembering(family: Family, states: Sequence[LayerState], paths: Paths) -> Iterator[None]:
+    """While open, the linear attention of the family's layers goes along these paths and keeps its states here."""
+    modules = _list_modules(family)
+    for module, state in zip(modules, states, strict=True):
+        module.forward = partial(_attend, module, state, paths)
     try:
         yield
     finally:
@@ -143,86 +130,150 @@ def _remembering(family: Family, rows: Sequence[_Row], paths: Sequence[_Path]) -
             del module.forward
 
 
-def _attend(
-    module: Any, rows: Sequence[_Row], paths: Sequence[_Path], hidden_states: torch.Tensor, **options: Any
-) -> torch.Tensor:
+class RecurrentKV(DynamicKV):
+    """KV of the layers that attend, states of those that do not. A row never begins with an earlier step's."""
+
+    align = 1
+
+    def __init__(self, family: Family, kept: Sequence[torch.Tensor | None], states: Sequence[LayerState] | None = None):
+        """kept: as DynamicKV takes it. states: behind the same tokens; None where nothing is kept."""
+        super().__init__(family, kept)
+        self._states = list(states or begin_states(family, len(kept), 0))
+        self._slots = self.filled - np.arange(self._states[0].inputs.shape[1], 0, -1)  # the column of each
+
+    def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
+        device, num_old = self._family.device, len(self._slots)
+        columns = self.filled + np.arange(chunk.split, chunk.token_ids.shape[1])
+        self._slots = np.concatenate([self._slots, columns])
+        for state in self._states:
+            state.extend(len(columns))
+        paths = trace_paths(
+            chunk.split,
+            torch.as_tensor(chunk.num_prompt, device=device),
+            torch.arange(num_old, len(self._slots), device=device),
+            torch.as_tensor(chunk.visible[:, chunk.split :, self._slots], device=device),
+            self._family.conv_kernel,
+        )
+        with remembering(self._family, self._states, paths):
+            return super().run(chunk, images, picks)
+
+    def narrow(self, rows: np.ndarray) -> None:
+        super().narrow(rows)
+        index = torch.as_tensor(rows, device=self._family.device)
+        self._states = [state.select(index) for state in self._states]
+
+
+def _attend(module: Any, state: LayerState, paths: Paths, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
     """In place of transformers' forward of a GatedDeltaNet. hidden_states: (B, T, hidden), and so what is returned."""
     mixed = module.in_proj_qkv(hidden_states)  # (B, T, channels)
     rate = softplus(module.in_proj_a(hidden_states).float() + module.dt_bias)  # (B, T, heads)
     rate = -module.A_log.float().exp() * rate
     beta = module.in_proj_b(hidden_states).sigmoid().float()
-    attended = torch.zeros_like(mixed[..., -module.value_dim :])
-    for index, (row, path) in enumerate(zip(rows, paths, strict=True)):
-        parts = mixed[index], rate[index], beta[index]
-        end, stop = path.num_prompt, path.num_prompt + len(path.ancestors)
-        state = row.states.get(module.layer_idx) or _begin(module, hidden_states.device, mixed.dtype)
-        if end:
-            attended[index, :end] = _read_prompt(module, state, *(part[:end] for part in parts))
-        if stop > end:
-            attended[index, end:stop] = _read_nodes(module, state, path, *(part[end:stop] for part in parts))
-        row.states[module.layer_idx] = state
+    split = paths.split
+    parts = []
+    if split:
+        parts.append(_read_prompt(module, state, paths, mixed[:, :split], rate[:, :split], beta[:, :split]))
+    if split < mixed.shape[1]:
+        parts.append(_read_nodes(module, state, paths, mixed[:, split:], rate[:, split:], beta[:, split:]))
+    attended = torch.cat(parts, dim=2).transpose(1, 2).to(mixed.dtype)  # (B, T, heads, value dim)
     gate = module.in_proj_z(hidden_states)
-    heads = attended.shape[-1] // module.head_v_dim
-    shape = (*attended.shape[:2], heads, module.head_v_dim)
-    normed = module.norm(attended.reshape(-1, module.head_v_dim), gate.reshape(-1, module.head_v_dim)).reshape(shape)
-    return module.out_proj(normed.flatten(2))
+    normed = module.norm(attended.reshape(-1, module.head_v_dim), gate.reshape(-1, module.head_v_dim))
+    return module.out_proj(normed.view(*mixed.shape[:2], -1))
 
 
-def _begin(module: Any, device: torch.device, dtype: torch.dtype) -> _State:
-    """The state before the first token: zeros."""
-    heads, keys, values = module.num_v_heads, module.head_k_dim, module.head_v_dim
-    none = partial(torch.zeros, device=device)
-    tail = none((module.conv_kernel_size - 1, module.conv_dim), dtype=dtype)
-    empty = none((heads, 0, keys)), none((heads, 0, values)), none((heads, 0))
-    return _State(none((heads, keys, values)), tail, tail[:0], *empty)
+@dataclass(eq=False)
+class _Tokens:
+    """float32: query, key (B, heads, n, key dim), value (B, heads, n, value dim), rate, beta (B, heads, n)."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    rate: torch.Tensor
+    beta: torch.Tensor
+
+    def fold(self, size: int) -> "_Tokens":
+        """(B, heads, blocks, size, dim) and (B, heads, blocks, size), padded by tokens that change nothing."""
+        spare = -self.beta.shape[2] % size
+        vectors = (pad(each, (0, 0, 0, spare)) for each in (self.query, self.key, self.value))
+        numbers = (pad(each, (0, spare)) for each in (self.rate, self.beta))
+        return _Tokens(*(each.unflatten(2, (-1, size)) for each in (*vectors, *numbers)))
 
 
 def _read_prompt(
-    module: Any, state: _State, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor
+    module: Any, state: LayerState, paths: Paths, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor
 ) -> torch.Tensor:
-    """(n, channels), (n, heads) twice -> (n, value dim of all heads). The state goes on to behind these tokens."""
-    inputs = torch.cat([state.tail, mixed])
-    state.tail = inputs[-len(state.tail) :]
-    convolved = conv1d(inputs.T[None], module.conv1d.weight, groups=module.conv_dim)[0].T
-    tokens = _split(module, convolved, rate, beta)
-    blocks = tokens.fold(min(_BLOCK, len(mixed)))
-    count = blocks.beta.shape[2]
-    above = torch.ones((count, count), dtype=torch.bool, device=mixed.device).tril(-1)
-    nothing = blocks.key[..., :0, :], blocks.value[..., :0, :], blocks.decay[..., :0]
-    solved = _solve(blocks, above, *nothing)
-    end = solved.decay[..., -1:]  # (heads, blocks, 1)
-    left = (end - solved.decay).exp()[..., None] * blocks.key  # what a block's end still has of each token
-    parts = []
-    for block in range(end.shape[1]):
-        written = solved.own[:, block] - solved.through[:, block] @ state.memory
-        parts.append(solved.query[:, block] @ state.memory + solved.reads[:, block] @ written)
-        state.memory = end[:, block, :, None].exp() * state.memory + left[:, block].mT @ written
-    return _join(torch.cat(parts, dim=1)[:, : len(mixed)], mixed.dtype)
+    """(B, n, channels), (B, n, heads) twice -> (B, heads, n, value dim). The state goes on to behind these tokens."""
+    num_before, count = state.tail.shape[1], mixed.shape[1]
+    inputs = torch.cat([state.tail, mixed], dim=1)
+    place = torch.arange(max(count, num_before), device=mixed.device)
+    last = paths.num_prompt[:, None] + place[:num_before]
+    state.tail.copy_(inputs.gather(1, last[..., None].expand_as(state.tail)))
+    is_there = (place[:count] < paths.num_prompt[:, None])[..., None]  # padding neither writes nor fades
+    taps = [inputs[:, tap : tap + count] for tap in range(num_before + 1)]
+    tokens = _split(module, _convolve(module, taps), rate * is_there, beta * is_there)
+    blocks = tokens.fold(min(BLOCK, count))
+    decay = blocks.rate.cumsum(-1)
+    square = decay.shape[-1], decay.shape[-1]
+    before = torch.ones(square, dtype=torch.bool, device=mixed.device).tril()
+    weight = (decay[..., None] - decay[..., None, :]).masked_fill(~before, -torch.inf).exp()
+    beta, faded = blocks.beta[..., None], decay.exp()[..., None]
+    # What a block writes, u = own - through S, for a state S before it that is not known yet.
+    system = beta * weight * (blocks.key @ blocks.key.mT)
+    given = torch.cat([beta * blocks.value, beta * faded * blocks.key], dim=-1)
+    solved = torch.linalg.solve_triangular(system, given, upper=False, unitriangular=True)
+    own, through = solved.split([blocks.value.shape[-1], blocks.key.shape[-1]], dim=-1)
+    query, reads = faded * blocks.query, weight * (blocks.query @ blocks.key.mT)
+    end = decay[..., -1:, None]
+    left = (end - decay[..., None]).exp() * blocks.key  # what a block's end still has of each token
+    memory, parts = state.memory, []
+    for block in range(decay.shape[2]):
+        written = own[:, :, block] - through[:, :, block] @ memory
+        parts.append(query[:, :, block] @ memory + reads[:, :, block] @ written)
+        memory = end[:, :, block].exp() * memory + left[:, :, block].mT @ written
+    state.memory.copy_(memory)
+    return torch.cat(parts, dim=2)[:, :, :count]
 
 
 def _read_nodes(
-    module: Any, state: _State, path: _Path, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor
+    module: Any, state: LayerState, paths: Paths, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor
 ) -> torch.Tensor:
-    """As `_read_prompt`. The state stays behind the prompt and takes the nodes along."""
-    state.inputs = torch.cat([state.inputs, mixed])
-    windows = torch.cat([state.tail, state.inputs])[path.window]  # (n, kernel, channels)
-    convolved = (windows.float() * module.conv1d.weight[:, 0].T.float()).sum(1)
-    tokens = _split(module, convolved.to(mixed.dtype), rate, beta)
-    solved = _solve(tokens, path.ancestors, state.keys, state.written, state.decay)
-    state.keys = torch.cat([state.keys, tokens.key], dim=1)
-    state.written = torch.cat([state.written, solved.own - solved.through @ state.memory], dim=1)
-    state.decay = torch.cat([state.decay, solved.decay], dim=1)
-    return _join(solved.query @ state.memory + solved.reads @ state.written, mixed.dtype)
+    """As `_read_prompt`. The state stays behind the prompt, and takes the nodes along in their slots."""
+    state.inputs.index_copy_(1, paths.own, mixed)
+    inputs = torch.cat([state.tail, state.inputs], dim=1)
+    rows = torch.arange(len(inputs), device=inputs.device)[:, None]
+    taps = [inputs[rows, tap] for tap in paths.window.unbind(-1)]
+    tokens = _split(module, _convolve(module, taps), rate, beta)
+    decay = tokens.rate + state.rates.index_copy_(2, paths.own, tokens.rate) @ paths.ancestors.float().mT
+    state.keys.index_copy_(2, paths.own, tokens.key)
+    state.decay.index_copy_(2, paths.own, decay)
+    between = decay[..., None] - state.decay[..., None, :]  # (B, heads, n, S)
+    weight = between.masked_fill(~paths.ancestors[:, None], -torch.inf).exp()
+    beta, faded = tokens.beta[..., None], decay.exp()[..., None]
+    system = beta * weight * (tokens.key @ state.keys.mT)
+    known = faded * (tokens.key @ state.memory)  # what the prompt has written
+    given = beta * (tokens.value - known) - system @ state.written.index_fill_(2, paths.own, 0)
+    among = system.index_select(3, paths.own)
+    written = torch.linalg.solve_triangular(among, given, upper=False, unitriangular=True)
+    state.written.index_copy_(2, paths.own, written)
+    itself = (tokens.query * tokens.key).sum(-1, keepdim=True) * written
+    return faded * (tokens.query @ state.memory) + weight * (tokens.query @ state.keys.mT) @ state.written + itself
+
+
+def _convolve(module: Any, taps: Sequence[torch.Tensor]) -> torch.Tensor:
+    """taps: (B, n, channels) for each place of the kernel, the token itself last."""
+    weight = module.conv1d.weight[:, 0].float().unbind(-1)
+    products = [tap.float() * each for tap, each in zip(taps, weight, strict=True)]
+    return torch.stack(products).sum(0).to(taps[0].dtype)
 
 
 def _split(module: Any, convolved: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor) -> _Tokens:
     sizes = [module.key_dim, module.key_dim, module.value_dim]
     query, key, value = silu(convolved).split(sizes, dim=-1)
     shared = module.num_v_heads // module.num_k_heads
-    query, key = (_norm(each.unflatten(1, (-1, module.head_k_dim)).float()) for each in (query, key))
-    query, key = (each.repeat_interleave(shared, dim=1).transpose(0, 1) for each in (query, key))
-    value = value.unflatten(1, (-1, module.head_v_dim)).float().transpose(0, 1)
-    return _Tokens(query * module.head_k_dim**-0.5, key, value, rate.T, beta.T)
+    query, key = (_norm(each.unflatten(2, (-1, module.head_k_dim)).float()) for each in (query, key))
+    query, key = (each.repeat_interleave(shared, dim=2).transpose(1, 2) for each in (query, key))
+    value = value.unflatten(2, (-1, module.head_v_dim)).float().transpose(1, 2)
+    return _Tokens(query * module.head_k_dim**-0.5, key, value, rate.mT, beta.mT)
 
 
 def _norm(vectors: torch.Tensor) -> torch.Tensor:
@@ -230,48 +281,6 @@ def _norm(vectors: torch.Tensor) -> torch.Tensor:
     return vectors * torch.rsqrt((vectors * vectors).sum(dim=-1, keepdim=True) + 1e-6)
 
 
-def _join(attended: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """(heads, n, value dim) -> (n, all of them)."""
-    return attended.transpose(0, 1).flatten(1).to(dtype)
-
-
-def _solve(
-    tokens: _Tokens,
-    ancestors: torch.Tensor,
-    old_keys: torch.Tensor,
-    old_written: torch.Tensor,
-    old_decay: torch.Tensor,
-) -> _Solved:
-    """n tokens along their ancestors, bool (n, N), of which the last n are these tokens.
-
-    old_keys, old_written, old_decay: of the first N - n.
-    """
-    num_old = old_keys.shape[-2]
-    among = ancestors[:, num_old:].float()
-    # G: what the path from the state on has decayed; of an old ancestor it is known, of new ones it adds up.
-    decay = tokens.decay + tokens.decay @ among.T
-    if num_old:
-        decay = decay + _last(old_decay, ancestors[:, :num_old])
-    keys = torch.cat([old_keys, tokens.key], dim=-2)
-    between = decay[..., None] - torch.cat([old_decay, decay], dim=-1)[..., None, :]  # (heads, n, N)
-    weight = between.masked_fill(~ancestors, -torch.inf).exp()
-    beta, faded = tokens.beta[..., None], decay.exp()[..., None]
-    system = beta * weight * (tokens.key @ keys.mT)
-    own = beta * tokens.value - system[..., :num_old] @ old_written
-    both = torch.cat([own, beta * faded * tokens.key], dim=-1)
-    solved = torch.linalg.solve_triangular(system[..., num_old:], both, upper=False, unitriangular=True)
-    own, through = solved.split([tokens.value.shape[-1], tokens.key.shape[-1]], dim=-1)
-    itself = pad(torch.eye(len(ancestors), device=weight.device), (num_old, 0))
-    return _Solved(own, through, faded * tokens.query, (tokens.query @ keys.mT) * (weight + itself), decay)
-
-
-def _last(old_decay: torch.Tensor, ancestors: torch.Tensor) -> torch.Tensor:
-    """G (heads, n) of the last of each one's old ancestors, 0 without one. ancestors: bool (n, N), the nearest last."""
-    order = torch.arange(1, ancestors.shape[1] + 1, device=ancestors.device)
-    last = (ancestors * order).max(dim=1).values
-    return pad(old_decay, (1, 0))[:, last]
-
-
 def open_kv(family: Family, kept: Sequence[torch.Tensor | None]) -> DynamicKV:
     """For rows that begin with what is kept of an earlier step, where a family can keep anything."""
-    return RecurrentKV(family, len(kept)) if family.is_recurrent else DynamicKV(family, kept)
+    return RecurrentKV(family, kept) if family.is_recurrent else DynamicKV(family, kept)

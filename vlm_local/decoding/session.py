@@ -181,7 +181,7 @@ class Session:
         family, tasks = self._family, self.tasks
         missing = [task.row.list_missing(each) for task, each in zip(tasks, nodes, strict=True)]
         start = self._kv.filled
-        chunk = lay_out([task.row for task in tasks], missing, start, family.window)
+        chunk = lay_out([task.row for task in tasks], missing, start, family.window, self._kv.align)
         if isinstance(self._kv, StaticKV) and not self._kv.fits(chunk):
             self._kv = self._kv.grow()
         images = self._place_images() if self._is_fresh else ()

@@ -9,6 +9,7 @@ without capture, which is how tests compare it with forward.py.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
@@ -18,14 +19,17 @@ from vlm_local.decoding.forward import DynamicKV, PlacedImage, run_language_mode
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.graphs import GraphPool, StagedBuffer
 from vlm_local.decoding.layout import Chunk
+from vlm_local.decoding.recurrent import BLOCK, RecurrentKV, begin_states, remembering, trace_paths
 
 MAX_ROWS = 16  # more requests at once run in forward.py
 MAX_COLUMNS = 2048  # longer prompts, too
 WIDTH = 512  # columns of the narrowest buffer; others have a multiple
 MAX_LAYOUTS = 4  # of pictures, each with towers of its own; whoever sends more shapes gets no more memory of the GPU
 RESERVE = 512  # columns for nodes behind a prompt, unless all are wanted: all that the fast posterior reads on a GPU
+SLOTS = RESERVE + 64  # of a state: these nodes, and padding
 # Captured with the first request, so that no robot waits for it: chunks with a picture, and what follows them.
 _LONGEST_FIRST, _LONGEST_NEXT = 768, 256
+_DRAFT = 320  # nodes in the first chunk of a model with states, as the fast posterior wants them on a GPU
 
 
 def round_up(count: int, rows: int = 1) -> int:
@@ -63,11 +67,11 @@ class StaticForwards:
 
     @property
     def metadata(self) -> dict[str, int]:
-        """captured, uncaptured: graphs, and forwards that could not become one. kv_bytes: of all buffers of KV.
+        """captured, uncaptured: graphs, and forwards that could not become one. kv_bytes: of all KV and states.
         eager_pictures, eager_size: batches of requests that ran without these buffers, because earlier pictures had
         to be read, or because of too many rows or columns. grown: those that left them for want of columns.
         """
-        kv_bytes = sum(cache.kv.nbytes for cache in self._caches.values())
+        kv_bytes = sum(each.nbytes for cache in self._caches.values() for each in cache.tensors)
         return {
             "captured": self._graphs.captured,
             "uncaptured": self._graphs.uncaptured,
@@ -95,10 +99,17 @@ class StaticForwards:
     def _capture_usual(self, width: int) -> None:
         for rows in self._usual_rows:
             cache = self._find_cache(rows, width)
-            for has_images, longest in ((True, _LONGEST_FIRST), (False, _LONGEST_NEXT)):
-                lengths = {round_up(count, rows) for count in range(1, min(longest, width) + 1)}
-                for length in sorted(lengths, reverse=True):
-                    self.find_step(cache, length, has_images).record()
+            for split, length, has_images in self._list_usual(rows, width):
+                self.find_step(cache, split, length, has_images).record()
+
+    def _list_usual(self, rows: int, width: int) -> list[tuple[int, int, bool]]:
+        """Split, padded length and whether there are images, of the chunks that are captured first."""
+        first = {round_up(count, rows) for count in range(1, min(_LONGEST_FIRST, width) + 1)}
+        following = {round_up(count, rows) for count in range(1, min(_LONGEST_NEXT, width) + 1)}
+        usual = [(0, length, True) for length in first]
+        if self.family.is_recurrent:
+            usual = [(split, split + round_up(_DRAFT, rows), True) for split in range(BLOCK, width - _DRAFT, BLOCK)]
+        return sorted([*usual, *((0, length, False) for length in following)], reverse=True)
 
     def _find_cache(self, rows: int, width: int) -> "_StaticCache":
         if (rows, width) not in self._caches:
@@ -106,15 +117,16 @@ class StaticForwards:
         return self._caches[rows, width]
 
     def clear(self) -> None:
-        """Zero all KV: a number that is not finite would stay in a column that nobody sees and spoil its row."""
+        """Zero what is kept: a number that is not finite would stay in a column that nobody sees and spoil its row."""
         for cache in self._caches.values():
-            cache.kv.zero_()
+            for each in cache.tensors:
+                each.zero_()
 
-    def find_step(self, cache: "_StaticCache", length: int, has_images: bool) -> "_Step":
-        """The forward for chunks of this padded length, made at its first use."""
-        key = cache.rows, cache.width, length, has_images
+    def find_step(self, cache: "_StaticCache", split: int, length: int, has_images: bool) -> "_Step":
+        """The forward for chunks of this padded length and split, made at its first use."""
+        key = cache.rows, cache.width, split, length, has_images
         if key not in self._steps:
-            self._steps[key] = _Step(self.family, cache, length, has_images, self._graphs)
+            self._steps[key] = _Step(self.family, cache, split, length, has_images, self._graphs)
         return self._steps[key]
 
     def encode_images(self, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
@@ -145,21 +157,28 @@ class StaticForwards:
 class _StaticCache:
     """KV of `rows` rows of `width` columns. Plays the part of transformers' cache in a forward.
 
-    kv: (layers, 2, rows, heads, width, head_dim). columns: int64 (T,) that the running forward writes.
+    kv: (layers with KV, 2, rows, heads, width, head_dim). states: of the layers that have one instead.
+    first: column of the first node, where there are states. columns: int64 (T,) that the running forward writes.
     features: of all rows' pictures, (1 + deep levels, 1 + rows * width, hidden); those of index 0 are zero.
     """
 
     def __init__(self, family: Family, rows: int, width: int):
-        shape = (family.num_layers, 2, rows, family.num_kv_heads, width, family.head_dim)
+        shape = (len(family.kv_layers), 2, rows, family.num_kv_heads, width, family.head_dim)
         self.kv = torch.zeros(shape, dtype=family.dtype, device=family.device)
+        self._place = {layer: place for place, layer in enumerate(family.kv_layers)}
+        self.states = begin_states(family, rows, SLOTS)
         size = 1 + family.num_deep_levels, 1 + rows * width, family.embedding.weight.shape[1]
         self.features = torch.zeros(size, dtype=family.dtype, device=family.device)
-        self.rows, self.width = rows, width
+        self.rows, self.width, self.first = rows, width, 0
         self.columns: torch.Tensor
+
+    @property
+    def tensors(self) -> list[torch.Tensor]:
+        return [self.kv, *(each for state in self.states for each in state.tensors)]
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args, **kwargs):
         """New KV (rows, heads, T, head_dim) of a layer -> all its KV (rows, heads, width, head_dim)."""
-        all_keys, all_values = self.kv[layer]
+        all_keys, all_values = self.kv[self._place[layer]]
         all_keys.index_copy_(2, self.columns, keys)
         all_values.index_copy_(2, self.columns, values)
         return all_keys, all_values
@@ -170,12 +189,13 @@ class _StaticCache:
 
 
 class StaticKV:
-    """Some rows of a static cache. filled: how many columns are in use."""
+    """Some rows of a static cache. filled: how many columns are in use. align: as `lay_out` takes it."""
 
     def __init__(self, forwards: StaticForwards, cache: _StaticCache, kept: Sequence[torch.Tensor | None]):
         self._forwards = forwards
         self._cache = cache
         self._rows = np.arange(len(kept))
+        self.align = BLOCK if cache.states else None
         self.filled = 0
         for row, each in enumerate(kept):
             if each is not None:
@@ -185,12 +205,15 @@ class StaticKV:
 
     def fits(self, chunk: Chunk) -> bool:
         """Whether there are columns for a chunk, and one behind it for padding that finds no other."""
-        return self.filled + chunk.token_ids.shape[1] < self._cache.width
+        filled = self.filled + chunk.token_ids.shape[1]
+        has_slots = filled - (chunk.split or self._cache.first) < SLOTS or not self._cache.states
+        return filled < self._cache.width and has_slots
 
     def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
         """As `DynamicKV.run`."""
         length = chunk.token_ids.shape[1]
-        step = self._forwards.find_step(self._cache, round_up(length, self._cache.rows), bool(images))
+        padded = chunk.split + round_up(length - chunk.split, self._cache.rows)
+        step = self._forwards.find_step(self._cache, chunk.split, padded, bool(images))
         places = np.concatenate([row * step.length + pick for row, pick in zip(self._rows, picks, strict=True)])
         hidden = step.run(chunk, self._rows, self.filled, images, places)
         self.filled += length
@@ -208,19 +231,26 @@ class StaticKV:
     def grow(self) -> DynamicKV:
         """The same rows and columns as KV that can take any number more."""
         self._forwards.counts["grown"] += 1
-        return DynamicKV(self._forwards.family, [self._cache.kv[:, :, row, :, : self.filled] for row in self._rows])
+        family, cache = self._forwards.family, self._cache
+        kept = [cache.kv[:, :, row, :, : self.filled] if self.filled else None for row in self._rows]
+        if not cache.states:
+            return DynamicKV(family, kept)
+        rows = torch.as_tensor(self._rows, device=family.device)
+        num_slots = self.filled - cache.first
+        return RecurrentKV(family, kept, [state.select(rows).cut(num_slots) for state in cache.states])
 
 
 class _Step:
-    """The language model over a chunk of one padded shape. length: of the chunk, T."""
+    """The language model over a chunk of one padded shape. length: of the chunk, T. split: as a chunk's."""
 
-    def __init__(self, family: Family, cache: _StaticCache, length: int, has_images: bool, graphs: GraphPool):
+    def __init__(
+        self, family: Family, cache: _StaticCache, split: int, length: int, has_images: bool, graphs: GraphPool
+    ):
         self._family, self._cache, self._graphs = family, cache, graphs
-        self.length = length
+        self._split_at, self.length = split, length
         self._has_images = has_images
         rows, width, num_masks = cache.rows, cache.width, 1 if family.window is None else 2
-        # Token ids, index of the features (0: none), positions; then the columns to write, the places to read.
-        num_numbers = (2 + family.axes) * rows * length + length + rows * length
+        num_numbers = (2 + family.axes) * rows * length + length + rows * length + rows + 1  # as `_split` has them
         self._numbers = StagedBuffer((num_numbers,), torch.int64, family.device)
         self._visible = StagedBuffer((num_masks, rows, length, width), torch.bool, family.device)
         self._replay: Callable[[], torch.Tensor] | None = None
@@ -241,20 +271,25 @@ class _Step:
         return self._replay()[: len(places)]
 
     def _split(self, numbers) -> tuple:
-        """The flat numbers -> token ids, features (B, T), positions (axes, B, T), columns (T,), places (B T,)."""
+        """The flat numbers -> token ids, index of the features (0: none) (B, T), positions (axes, B, T); columns to
+        write (T,), places to read (B T,); for states the lengths of prompts (B,), the column of the first node (1,).
+        """
         axes, rows, length = self._family.axes, self._cache.rows, self.length
         size = rows * length
         grid = numbers[: (2 + axes) * size].reshape(2 + axes, rows, length)
         rest = numbers[(2 + axes) * size :]
-        return grid[0], grid[1], grid[2:], rest[:length], rest[length:]
+        columns, read, counts = rest[:length], rest[length : length + size], rest[length + size :]
+        return grid[0], grid[1], grid[2:], columns, read, counts[:rows], counts[rows:]
 
     def _fill(
         self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[PlacedImage], places: np.ndarray
     ) -> None:
         count = chunk.token_ids.shape[1]
+        self._cache.first = chunk.split or self._cache.first
         numbers = self._numbers.host
         numbers[:] = 0
-        token_ids, feature, positions, columns, read = self._split(numbers)
+        token_ids, feature, positions, columns, read, num_prompt, first = self._split(numbers)
+        num_prompt[rows], first[:] = chunk.num_prompt, self._cache.first
         token_ids[rows, :count] = chunk.token_ids
         positions[:, rows, :count] = chunk.positions
         columns[:] = np.minimum(filled + np.arange(self.length), self._cache.width - 1)
@@ -276,15 +311,33 @@ class _Step:
 
     def _compute(self) -> torch.Tensor:
         family = self._family
-        token_ids, feature, positions, self._cache.columns, read = self._split(self._numbers.device)
+        cache, visible = self._cache, self._visible.device
+        token_ids, feature, positions, cache.columns, read, num_prompt, first = self._split(self._numbers.device)
         embeds = family.embedding(token_ids).to(family.dtype)  # (B, T, hidden)
         deep = []
         if self._has_images:
-            tokens, *levels = self._cache.features
+            tokens, *levels = cache.features
             embeds = torch.where((feature > 0)[..., None], tokens[feature], embeds)
             deep = [level[feature] for level in levels]
-        hidden = run_language_model(family, self._cache, embeds, positions, list(self._visible.device), deep)
+        with self._trace(visible[0], num_prompt, first) if cache.states else nullcontext():
+            hidden = run_language_model(family, cache, embeds, positions, list(visible), deep)
         return hidden.flatten(0, 1)[read]
+
+    def _trace(
+        self, visible: torch.Tensor, num_prompt: torch.Tensor, first: torch.Tensor
+    ) -> AbstractContextManager[None]:
+        """For layers with states. A prompt begins at nothing: what it finds in the cache is another's."""
+        cache, split = self._cache, self._split_at
+        if split:
+            for state in cache.states:
+                state.memory.zero_()
+                state.tail.zero_()
+        slots = torch.arange(SLOTS, device=visible.device)
+        seen = visible[:, split:].index_select(2, (first + slots).clamp(max=cache.width - 1))
+        own = (cache.columns[split:] - first).clamp(max=SLOTS - 1)
+        return remembering(
+            self._family, cache.states, trace_paths(split, num_prompt, own, seen, self._family.conv_kernel)
+        )
 
 
 class _Tower:

@@ -77,8 +77,8 @@ class TreeDecoder:
         self._family = Family(loaded)
         on_gpu = loaded.device.type == "cuda"
         self._budget = budget or (GPU_BUDGET if on_gpu else Budget())
-        is_static = (on_gpu if is_static is None else is_static) and not self._family.is_recurrent
-        fused = FusedLayers(self._family) if is_static and is_fused else None
+        is_static = on_gpu if is_static is None else is_static
+        fused = FusedLayers(self._family) if is_static and is_fused and not self._family.is_recurrent else None
         self._forwards = StaticForwards(self._family, on_gpu, max_batch, fused) if is_static else None
         self._store = PrefixStore(_KEPT_BYTES)
         self.writer = ThoughtWriter(loaded, self._family, self._store)
