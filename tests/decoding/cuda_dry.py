@@ -95,9 +95,9 @@ def decoder(request, monkeypatch):
         processing = Processing(loaded.processor, loaded.family, torch.bfloat16)
     else:
         put_on_fake_gpu(loaded.model)
-        for name in ("__init__", "run", "copy_columns", "narrow"):
-            monkeypatch.setattr(forward.DynamicKV, name, under_mode(getattr(forward.DynamicKV, name)))
-        monkeypatch.setattr(recurrent.RecurrentKV, "run", under_mode(recurrent.RecurrentKV.run))
+        for kind in (forward.DynamicKV, recurrent.RecurrentKV):
+            for name in ("__init__", "run", "copy_columns", "narrow"):
+                monkeypatch.setattr(kind, name, under_mode(getattr(kind, name)))
         monkeypatch.setattr(tree, "Head", under_mode(tree.Head))
         monkeypatch.setattr(tree, "Family", DryFamily)
         monkeypatch.setattr(TreeDecoder, "session_type", DrySession)

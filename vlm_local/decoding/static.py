@@ -8,18 +8,18 @@ without capture, which is how tests compare it with forward.py.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
 from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout, PreparedRequest, encode_by_layout
-from vlm_local.decoding.forward import DynamicKV, PlacedImage, run_language_model
+from vlm_local.decoding.forward import DynamicKV, PlacedImage
 from vlm_local.decoding.fused import FusedLayers
-from vlm_local.decoding.graphs import GraphPool, StagedBuffer
+from vlm_local.decoding.graphs import GraphPool
 from vlm_local.decoding.layout import Chunk
-from vlm_local.decoding.recurrent import BLOCK, RecurrentKV, begin_states, remembering, trace_paths
+from vlm_local.decoding.padded import StaticCache, Step, Tower
+from vlm_local.decoding.recurrent import BLOCK, RecurrentKV
 
 MAX_ROWS = 16  # more requests at once run in forward.py
 MAX_COLUMNS = 2048  # longer prompts, too
@@ -60,9 +60,9 @@ class StaticForwards:
         self._usual_rows = sorted({round_rows(count) for count in range(1, min(max_batch, MAX_ROWS) + 1)}, reverse=True)
         self._captures = captures
         self._graphs = GraphPool(captures, fused.running) if fused else GraphPool(captures)
-        self._caches: dict[tuple[int, int], _StaticCache] = {}
-        self._steps: dict[tuple, _Step] = {}
-        self._towers: dict[PictureLayout, dict[int, _Tower]] = {}
+        self._caches: dict[tuple[int, int], StaticCache] = {}
+        self._steps: dict[tuple, Step] = {}
+        self._towers: dict[PictureLayout, dict[int, Tower]] = {}
         self.counts = {"eager_pictures": 0, "eager_size": 0, "grown": 0}
 
     @property
@@ -111,9 +111,9 @@ class StaticForwards:
             usual = [(split, split + round_up(_DRAFT, rows), True) for split in range(BLOCK, width - _DRAFT, BLOCK)]
         return sorted([*usual, *((0, length, False) for length in following)], reverse=True)
 
-    def _find_cache(self, rows: int, width: int) -> "_StaticCache":
+    def _find_cache(self, rows: int, width: int) -> "StaticCache":
         if (rows, width) not in self._caches:
-            self._caches[rows, width] = _StaticCache(self.family, rows, width)
+            self._caches[rows, width] = StaticCache(self.family, rows, width, SLOTS)
         return self._caches[rows, width]
 
     def clear(self) -> None:
@@ -122,11 +122,11 @@ class StaticForwards:
             for each in cache.tensors:
                 each.zero_()
 
-    def find_step(self, cache: "_StaticCache", split: int, length: int, has_images: bool) -> "_Step":
+    def find_step(self, cache: "StaticCache", split: int, length: int, has_images: bool) -> "Step":
         """The forward for chunks of this padded length and split, made at its first use."""
         key = cache.rows, cache.width, split, length, has_images
         if key not in self._steps:
-            self._steps[key] = _Step(self.family, cache, split, length, has_images, self._graphs)
+            self._steps[key] = Step(self.family, cache, split, length, has_images, self._graphs)
         return self._steps[key]
 
     def encode_images(self, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
@@ -145,53 +145,19 @@ class StaticForwards:
             for each in encoded[: len(prepared)]
         ]
 
-    def _find_tower(self, layout: PictureLayout, rows: int) -> "_Tower":
+    def _find_tower(self, layout: PictureLayout, rows: int) -> "Tower":
         if not self._towers:
-            self._towers[layout] = {each: _Tower(self.family, layout, each, self._graphs) for each in self._usual_rows}
+            self._towers[layout] = {each: Tower(self.family, layout, each, self._graphs) for each in self._usual_rows}
         towers = self._towers.setdefault(layout, {})
         if rows not in towers:
-            towers[rows] = _Tower(self.family, layout, rows, self._graphs)
+            towers[rows] = Tower(self.family, layout, rows, self._graphs)
         return towers[rows]
-
-
-class _StaticCache:
-    """KV of `rows` rows of `width` columns. Plays the part of transformers' cache in a forward.
-
-    kv: (layers with KV, 2, rows, heads, width, head_dim). states: of the layers that have one instead.
-    first: column of the first node, where there are states. columns: int64 (T,) that the running forward writes.
-    features: of all rows' pictures, (1 + deep levels, 1 + rows * width, hidden); those of index 0 are zero.
-    """
-
-    def __init__(self, family: Family, rows: int, width: int):
-        shape = (len(family.kv_layers), 2, rows, family.num_kv_heads, width, family.head_dim)
-        self.kv = torch.zeros(shape, dtype=family.dtype, device=family.device)
-        self._place = {layer: place for place, layer in enumerate(family.kv_layers)}
-        self.states = begin_states(family, rows, SLOTS)
-        size = 1 + family.num_deep_levels, 1 + rows * width, family.embedding.weight.shape[1]
-        self.features = torch.zeros(size, dtype=family.dtype, device=family.device)
-        self.rows, self.width, self.first = rows, width, 0
-        self.columns: torch.Tensor
-
-    @property
-    def tensors(self) -> list[torch.Tensor]:
-        return [self.kv, *(each for state in self.states for each in state.tensors)]
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args, **kwargs):
-        """New KV (rows, heads, T, head_dim) of a layer -> all its KV (rows, heads, width, head_dim)."""
-        all_keys, all_values = self.kv[self._place[layer]]
-        all_keys.index_copy_(2, self.columns, keys)
-        all_values.index_copy_(2, self.columns, values)
-        return all_keys, all_values
-
-    def get_seq_length(self, layer: int = 0) -> int:
-        """For transformers, which is told positions and masks, and asks all the same."""
-        return 0
 
 
 class StaticKV:
     """Some rows of a static cache. filled: how many columns are in use. align: as `lay_out` takes it."""
 
-    def __init__(self, forwards: StaticForwards, cache: _StaticCache, kept: Sequence[torch.Tensor | None]):
+    def __init__(self, forwards: StaticForwards, cache: StaticCache, kept: Sequence[torch.Tensor | None]):
         self._forwards = forwards
         self._cache = cache
         self._rows = np.arange(len(kept))
@@ -206,7 +172,7 @@ class StaticKV:
     def fits(self, chunk: Chunk) -> bool:
         """Whether there are columns for a chunk, and one behind it for padding that finds no other."""
         filled = self.filled + chunk.token_ids.shape[1]
-        has_slots = filled - (chunk.split or self._cache.first) < SLOTS or not self._cache.states
+        has_slots = filled - (chunk.split or self._cache.first) < self._cache.num_slots or not self._cache.states
         return filled < self._cache.width and has_slots
 
     def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -238,124 +204,3 @@ class StaticKV:
         rows = torch.as_tensor(self._rows, device=family.device)
         num_slots = self.filled - cache.first
         return RecurrentKV(family, kept, [state.select(rows).cut(num_slots) for state in cache.states])
-
-
-class _Step:
-    """The language model over a chunk of one padded shape. length: of the chunk, T. split: as a chunk's."""
-
-    def __init__(
-        self, family: Family, cache: _StaticCache, split: int, length: int, has_images: bool, graphs: GraphPool
-    ):
-        self._family, self._cache, self._graphs = family, cache, graphs
-        self._split_at, self.length = split, length
-        self._has_images = has_images
-        rows, width, num_masks = cache.rows, cache.width, 1 if family.window is None else 2
-        num_numbers = (2 + family.axes) * rows * length + length + rows * length + rows + 1  # as `_split` has them
-        self._numbers = StagedBuffer((num_numbers,), torch.int64, family.device)
-        self._visible = StagedBuffer((num_masks, rows, length, width), torch.bool, family.device)
-        self._replay: Callable[[], torch.Tensor] | None = None
-
-    def record(self) -> None:
-        """Capture it unless that is done; what is in the buffers does not matter."""
-        self._replay = self._replay or self._graphs.record(self._compute)
-
-    def run(
-        self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[PlacedImage], places: np.ndarray
-    ) -> torch.Tensor:
-        """Hidden states (n, hidden) at `places` (n,) of the flattened chunk.
-
-        rows: of the cache, for each row of the chunk. filled: columns in use before it.
-        """
-        self._fill(chunk, rows, filled, images, places)
-        self._replay = self._replay or self._graphs.record(self._compute)
-        return self._replay()[: len(places)]
-
-    def _split(self, numbers) -> tuple:
-        """The flat numbers -> token ids, index of the features (0: none) (B, T), positions (axes, B, T); columns to
-        write (T,), places to read (B T,); for states the lengths of prompts (B,), the column of the first node (1,).
-        """
-        axes, rows, length = self._family.axes, self._cache.rows, self.length
-        size = rows * length
-        grid = numbers[: (2 + axes) * size].reshape(2 + axes, rows, length)
-        rest = numbers[(2 + axes) * size :]
-        columns, read, counts = rest[:length], rest[length : length + size], rest[length + size :]
-        return grid[0], grid[1], grid[2:], columns, read, counts[:rows], counts[rows:]
-
-    def _fill(
-        self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[PlacedImage], places: np.ndarray
-    ) -> None:
-        count = chunk.token_ids.shape[1]
-        self._cache.first = chunk.split or self._cache.first
-        numbers = self._numbers.host
-        numbers[:] = 0
-        token_ids, feature, positions, columns, read, num_prompt, first = self._split(numbers)
-        num_prompt[rows], first[:] = chunk.num_prompt, self._cache.first
-        token_ids[rows, :count] = chunk.token_ids
-        positions[:, rows, :count] = chunk.positions
-        columns[:] = np.minimum(filled + np.arange(self.length), self._cache.width - 1)
-        read[: len(places)] = places
-        visible = self._visible.host
-        visible[:] = False
-        for level, seen in enumerate(each for each in (chunk.visible, chunk.near) if each is not None):
-            visible[level, rows, :count, : seen.shape[2]] = seen
-        if images:
-            start = 1
-            for row, placed in zip(rows, images, strict=True):
-                end = start + len(placed.columns)
-                feature[row, placed.columns] = np.arange(start, end)
-                for level, values in enumerate((placed.features.tokens, *placed.features.deep)):
-                    self._cache.features[level, start:end] = values
-                start = end
-        self._numbers.send()
-        self._visible.send()
-
-    def _compute(self) -> torch.Tensor:
-        family = self._family
-        cache, visible = self._cache, self._visible.device
-        token_ids, feature, positions, cache.columns, read, num_prompt, first = self._split(self._numbers.device)
-        embeds = family.embedding(token_ids).to(family.dtype)  # (B, T, hidden)
-        deep = []
-        if self._has_images:
-            tokens, *levels = cache.features
-            embeds = torch.where((feature > 0)[..., None], tokens[feature], embeds)
-            deep = [level[feature] for level in levels]
-        with self._trace(visible[0], num_prompt, first) if cache.states else nullcontext():
-            hidden = run_language_model(family, cache, embeds, positions, list(visible), deep)
-        return hidden.flatten(0, 1)[read]
-
-    def _trace(
-        self, visible: torch.Tensor, num_prompt: torch.Tensor, first: torch.Tensor
-    ) -> AbstractContextManager[None]:
-        """For layers with states. A prompt begins at nothing: what it finds in the cache is another's."""
-        cache, split = self._cache, self._split_at
-        if split:
-            for state in cache.states:
-                state.memory.zero_()
-                state.tail.zero_()
-        slots = torch.arange(SLOTS, device=visible.device)
-        seen = visible[:, split:].index_select(2, (first + slots).clamp(max=cache.width - 1))
-        own = (cache.columns[split:] - first).clamp(max=SLOTS - 1)
-        return remembering(
-            self._family, cache.states, trace_paths(split, num_prompt, own, seen, self._family.conv_kernel)
-        )
-
-
-class _Tower:
-    """The vision tower over `rows` pictures of one layout."""
-
-    def __init__(self, family: Family, layout: PictureLayout, rows: int, graphs: GraphPool):
-        self._family, self._layout, self._rows = family, layout, rows
-        shape = (rows * layout.shape[0], *layout.shape[1:])
-        self._pixels = StagedBuffer(shape, family.dtype, family.device)
-        self._replay: Callable[[], list[ImageFeatures]] = graphs.record(self._compute)
-
-    def run(self, pixels: Sequence[torch.Tensor]) -> list[ImageFeatures]:
-        """Features of each picture, and of what pads them up to `rows`. pixels: (layout's shape) each."""
-        size = self._layout.shape[0]
-        for row, each in enumerate(pixels):
-            self._pixels.put(slice(row * size, (row + 1) * size), each)
-        self._pixels.send()
-        return self._replay()
-
-    def _compute(self) -> list[ImageFeatures]:
-        return self._family.encode_pixels(self._pixels.device, self._layout, self._rows)
