@@ -21,7 +21,8 @@ from vlm_local.primitives import list_phrases
 QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
 PALIGEMMA = ("paligemma", "paligemma2")
 SMOLVLM = ("smolvlm", "smolvlm2")
-KEEP_NOTHING = (*PALIGEMMA, "qwen3.5")  # of a prompt from one step to the next
+KEEP_NOTHING = PALIGEMMA  # of a prompt from one step to the next
+KEEP_A_STATE = ("qwen3.5",)  # which serves where all of the text before it is the same
 FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "internvl", *SMOLVLM)
 
 _WIDTH = 64

@@ -131,7 +131,7 @@ def test_a_ragged_batch_with_kept_kv(decoder):
     answers = decode.decode(ready(*requests))
     assert all(each.sentence in request.sentences for request, each in zip(requests, answers, strict=True))
     again = decode.decode(ready(*requests[:2]))
-    keeps = not (decode._family.is_bidirectional or decode._family.is_recurrent)
+    keeps = not decode._family.is_bidirectional
     assert [each.stats["reused_tokens"] > 0 for each in again] == [keeps, keeps]
 
 

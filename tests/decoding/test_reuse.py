@@ -8,8 +8,9 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import FAMILIES
-from tests.tiny_models import KEEP_NOTHING
+from tests.tiny_models import KEEP_A_STATE, KEEP_NOTHING
 from vlm_local.decoding.families import Family
+from vlm_local.decoding.forward import Kept
 from vlm_local.decoding.session import PrefixStore, count_reusable
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.types import Prompt
@@ -37,7 +38,9 @@ def test_an_episode_answers_as_if_nothing_were_kept(family):
         np.testing.assert_allclose(kept.probabilities, fresh.probabilities, atol=1e-5)
         reused.append(kept.stats["reused_tokens"])
     assert reused[0] == 0 and (any(reused) is (family not in KEEP_NOTHING))
-    if any(reused):
+    if family in KEEP_A_STATE:
+        assert reused[1] > 0 == reused[2]  # all of the same text, nothing of one that differs at its end
+    elif any(reused):
         assert reused[3] > reused[1] > 0  # what was there before is used, what is new is read
         assert reused[4] < reused[1]  # up to the changed byte and no further
 
@@ -75,10 +78,10 @@ def test_stored_kv_is_the_text_alone():
     [prepared] = prepare(processing, draw_request(0, episode="a"))
     decoder = TreeDecoder(loaded)
     decoder.decode([prepared])
-    kept = decoder._store.find("a", prepared.input_ids.numpy())
+    kept, _ = decoder._store.find("a", prepared.input_ids.numpy())
     with torch.inference_mode():
         text = loaded.model(input_ids=prepared.input_ids[None, : prepared.before_length], use_cache=True)
-    for (keys, values), layer in zip(kept, text.past_key_values.layers, strict=True):
+    for (keys, values), layer in zip(kept.kv, text.past_key_values.layers, strict=True):
         torch.testing.assert_close(keys, layer.keys[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(values, layer.values[0], atol=1e-4, rtol=0)
 
@@ -115,34 +118,30 @@ def test_a_ragged_batch_reuses_for_some_of_its_rows():
         np.testing.assert_allclose(alone.probabilities, answer.probabilities, atol=1e-5)
 
 
-def build_kv(count):
-    return torch.zeros(1, 2, 1, count, 2)
+def build_kept(count):
+    return Kept(torch.zeros(1, 2, 1, count, 2))
 
 
 def test_the_store_is_bounded_and_drops_the_least_recently_used():
     store, ids = PrefixStore(max_bytes=3 * 16 * 10), np.arange(10)
     for episode in "abc":
-        store.keep(episode, ids, build_kv(10))
+        store.keep(episode, ids, build_kept(10))
     assert store.num_bytes == 3 * 160
     store.find("a", ids)
-    store.keep("d", ids, build_kv(10))
-    assert [store.find(each, ids) is not None for each in "abcd"] == [
-        True,
-        False,
-        True,
-        True,
-    ] and store.num_bytes == 3 * 160
-    store.keep("huge", np.arange(100), build_kv(100))
-    assert store.num_bytes <= 3 * 160 and store.find("huge", ids) is None
+    store.keep("d", ids, build_kept(10))
+    assert [store.find(each, ids)[0] is not None for each in "abcd"] == [True, False, True, True]
+    assert store.num_bytes == 3 * 160
+    store.keep("huge", np.arange(100), build_kept(100))
+    assert store.num_bytes <= 3 * 160 and store.find("huge", ids) == (None, 0)
 
 
 def test_the_store_gives_what_begins_alike():
     store = PrefixStore(1 << 20)
-    store.keep("a", np.array([1, 2, 3, 4]), build_kv(4))
+    store.keep("a", np.array([1, 2, 3, 4]), build_kept(4))
 
     def count(*ids):
-        kv = store.find("a", np.array(ids, dtype=int))
-        return 0 if kv is None else kv.shape[3]
+        kept, _ = store.find("a", np.array(ids, dtype=int))
+        return kept.num_columns if kept else 0
 
     assert [count(1, 2, 3, 4), count(1, 2, 3, 4, 5), count(1, 2), count(1, 9, 3, 4), count(9), count()] == [
         4,
@@ -152,4 +151,4 @@ def test_the_store_gives_what_begins_alike():
         0,
         0,
     ]
-    assert store.find(None, np.array([1])) is None
+    assert store.find(None, np.array([1])) == (None, 0)

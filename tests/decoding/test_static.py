@@ -34,9 +34,9 @@ def check(pairs):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_padded_equals_growing(family):
-    """An episode on kept KV, pictures of two sizes, other words, drafts that miss."""
+    """An episode on kept KV, pictures of two sizes, other words, drafts that miss; then another episode."""
     steps = [draw_request(n, side=64 + 36 * (n % 2), episode="a", drafts=PHRASES[n : 2 * n], **EXACT) for n in range(4)]
-    check(decode_both(family, [[step] for step in steps]))
+    check(decode_both(family, [[step] for step in (*steps, draw_request(4, **EXACT))]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

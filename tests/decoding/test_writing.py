@@ -8,7 +8,7 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
 from tests.slow import slow
-from tests.tiny_models import KEEP_NOTHING
+from tests.tiny_models import KEEP_A_STATE, KEEP_NOTHING
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import EngineError
 from vlm_local.types import Picture, Prompt
@@ -87,7 +87,7 @@ def test_the_tokens_of_all_fields_are_bounded_together():
     assert thought.num_tokens <= 5 and "THREE" not in thought.text
 
 
-@pytest.mark.parametrize("family", CHAT)
+@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5")])
 def test_a_step_finds_what_was_read_ahead_and_answers_as_without(family):
     """Also where a step with the old prompt comes between the reading and the first step with the new one."""
     loaded, processing = share_tiny(family)
@@ -95,7 +95,8 @@ def test_a_step_finds_what_was_read_ahead_and_answers_as_without(family):
     before, after = prepare(processing, *(build_request(3, text) for text in ("TASK: old", "TASK: new, PLAN: go")))
     decoder.decode([before])
     _, names = finish(decoder.writer.read_ahead(after))
-    assert names == ["read"]  # the picture before it is kept
+    if family not in KEEP_A_STATE:
+        assert names == ["read"]  # the picture before it is kept
     [old] = decoder.decode([before])
     [new] = decoder.decode([after])
     assert old.stats["reused_tokens"] == before.before_length and new.stats["reused_tokens"] >= after.before_length - 2

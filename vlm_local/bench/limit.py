@@ -9,6 +9,7 @@ import torch
 from vlm_local.bench import Measured
 from vlm_local.bench.subject import Subject
 from vlm_local.decoding.families import Family, PreparedRequest
+from vlm_local.decoding.forward import Kept
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.session import count_reusable
@@ -129,12 +130,13 @@ def _build_forward(family: Family, length: int) -> Callable[[StaticForwards], ob
     generator = np.random.default_rng(length)
     num_kept = 0 if family.is_recurrent else _KEPT
     shape = (len(family.kv_layers), 2, family.num_kv_heads, num_kept, family.head_dim)
-    kept = torch.zeros(shape, dtype=family.dtype, device=family.device) if num_kept else None
+    kept = Kept(torch.zeros(shape, dtype=family.dtype, device=family.device)) if num_kept else None
     visible = np.concatenate([np.ones((length, num_kept), dtype=bool), np.tri(length, dtype=bool)], axis=1)[None]
     positions = np.broadcast_to(num_kept + np.arange(length), (family.axes, 1, length))
     near = None if family.window is None else visible
     token_ids = generator.integers(0, family.embedding.num_embeddings, (1, length))
-    chunk = Chunk(token_ids, positions, np.array([length]), length if family.is_recurrent else 0, visible, near)
+    split = length if family.is_recurrent else 0
+    chunk = Chunk(token_ids, positions, np.array([length]), np.array([0]), split, visible, near)
     last = [np.array([length - 1])]
 
     def run(forwards: StaticForwards) -> object:

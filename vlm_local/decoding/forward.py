@@ -29,6 +29,33 @@ class PlacedImage:
     columns: np.ndarray
 
 
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """What the first n columns of a row leave to later ones.
+
+    kv: (layers with KV, 2, heads, n, head_dim). memory, tail: of the layers with a state, the state behind exactly
+        these columns, (layers, heads, key dim, value dim) and (layers, kernel - 1, channels); None without such.
+    """
+
+    kv: torch.Tensor
+    memory: torch.Tensor | None = None
+    tail: torch.Tensor | None = None
+
+    @property
+    def num_columns(self) -> int:
+        return self.kv.shape[3]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in (self.kv, self.memory, self.tail) if each is not None)
+
+    def cut(self, count: int) -> "Kept | None":
+        """Of the first `count` columns; None for none of them, or where the state is one behind others."""
+        if self.memory is not None:
+            return self if count == self.num_columns else None
+        return Kept(self.kv[:, :, :, :count]) if count else None
+
+
 class DynamicKV:
     """KV of some rows that grows with every chunk: as many columns as there are tokens, and no more.
 
@@ -37,13 +64,13 @@ class DynamicKV:
 
     align: int | None = None
 
-    def __init__(self, family: Family, kept: Sequence[torch.Tensor | None]):
-        """kept: for each row the KV that it begins with, (layers, 2, heads, n, head_dim), or None."""
+    def __init__(self, family: Family, kept: Sequence[Kept | None]):
+        """kept: for each row what it begins with, or None."""
         self._family = family
         self._cache = DynamicCache()  # without a config: layers with a sliding window keep all columns, too
-        self.filled = max((each.shape[3] for each in kept if each is not None), default=0)
+        self.filled = max((each.num_columns for each in kept if each), default=0)
         if self.filled:
-            self._begin(kept)
+            self._begin([each and each.kv for each in kept])
 
     def _begin(self, kept: Sequence[torch.Tensor | None]) -> None:
         layers = [DynamicLayer() for _ in range(self._family.kv_layers[-1] + 1)]
@@ -77,12 +104,13 @@ class DynamicKV:
             for row, columns in enumerate(picks)
         ]
 
-    def copy_columns(self, row: int, columns: np.ndarray) -> torch.Tensor:
-        """A row's KV at `columns` (n,), in memory of its own: (layers, 2, heads, n, head_dim)."""
-        layers: Any = self._cache.layers  # each with keys and values (B, heads, K, head_dim) once it was written to
+    def copy_columns(self, row: int, columns: np.ndarray) -> Kept:
+        """What a row's `columns` (n,) leave, in memory of its own. Where there are states, they are its first."""
+        # Each with keys and values (B, heads, K, head_dim) once it was written to.
+        layers: Any = [self._cache.layers[place] for place in self._family.kv_layers]
         index = torch.as_tensor(columns, device=layers[0].keys.device)
         pairs = [torch.stack([layer.keys[row], layer.values[row]]).index_select(2, index) for layer in layers]
-        return torch.stack(pairs)
+        return Kept(torch.stack(pairs))
 
     def narrow(self, rows: np.ndarray) -> None:
         """Go on with these rows."""

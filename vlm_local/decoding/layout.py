@@ -18,13 +18,15 @@ class Chunk:
     """The new tokens of one forward: B rows of T, padded; K columns of KV, these tokens last.
 
     token_ids: int64 (B, T). positions: int64 (axes, B, T). num_prompt: int (B,), how many of a row's tokens are of
-        its prompt. split: column where all rows' nodes begin, where the KV wants them to; else 0.
+        its prompt. noted: int (B,), behind how many of these a state is to be noted, 0 for none. split: column where
+        all rows' nodes begin, where the KV wants them to; else 0.
     visible: bool (B, T, K), who sees whom. near: the same within the sliding window, or None.
     """
 
     token_ids: np.ndarray
     positions: np.ndarray
     num_prompt: np.ndarray
+    noted: np.ndarray
     split: int
     visible: np.ndarray
     near: np.ndarray | None
@@ -41,14 +43,15 @@ class Row:
         behind: int,
         blocks: np.ndarray,
         kept: int,
+        keep: int,
     ):
         """prompt_ids: (L,). positions: (axes, L). behind: position of the token after the prompt.
         blocks: int (L,), as `see_prompt` takes them. kept: how many leading tokens are in the first columns already;
-            fewer than L.
+            fewer than L. keep: how many are to be kept of this prompt.
         """
         self.trie = trie
         self.prompt_ids, self.positions, self.behind = prompt_ids, positions, behind
-        self.blocks, self.kept = blocks, kept
+        self.blocks, self.kept, self.keep = blocks, kept, keep
         self.columns = np.full(len(trie), -1)  # of each node; the root's is the prompt's last token
         self.prompt_columns = np.arange(kept)
         self.rank = np.arange(kept)  # by column: how many tokens of its own path stand before it
@@ -102,7 +105,8 @@ def lay_out(
                 near[index][: pending[index], row.prompt_columns] = see_prompt(
                     row.blocks, row.kept, len(row.prompt_ids), window
                 )
-    return Chunk(token_ids, positions, np.array(pending), split, visible, near)
+    noted = [max(row.keep - row.kept, 0) if count else 0 for row, count in zip(rows, pending, strict=True)]
+    return Chunk(token_ids, positions, np.array(pending), np.array(noted), split, visible, near)
 
 
 def _lay_prompt(row: Row, filled: int, token_ids, positions, visible) -> None:

@@ -18,8 +18,8 @@ from vlm_local.decoding.recurrent import begin_states, remembering, trace_paths
 class StaticCache:
     """KV of `rows` rows of `width` columns. Plays the part of transformers' cache in a forward.
 
-    kv: (layers with KV, 2, rows, heads, width, head_dim). states: of the layers that have one instead, with slots for
-        num_slots nodes.
+    kv: (layers with KV, 2, rows, heads, width, head_dim). states: of the layers that have one instead, if any, with
+        slots for num_slots nodes.
     first: column of the first node, where there are states. columns: int64 (T,) that the running forward writes.
     features: of all rows' pictures, (1 + deep levels, 1 + rows * width, hidden); those of index 0 are zero.
     """
@@ -28,7 +28,7 @@ class StaticCache:
         shape = (len(family.kv_layers), 2, rows, family.num_kv_heads, width, family.head_dim)
         self.kv = torch.zeros(shape, dtype=family.dtype, device=family.device)
         self._place = {layer: place for place, layer in enumerate(family.kv_layers)}
-        self.states = begin_states(family, rows, num_slots)
+        self.states = begin_states(family, rows, num_slots, is_replayed=True) if family.is_recurrent else None
         size = 1 + family.num_deep_levels, 1 + rows * width, family.embedding.weight.shape[1]
         self.features = torch.zeros(size, dtype=family.dtype, device=family.device)
         self.rows, self.width, self.num_slots, self.first = rows, width, num_slots, 0
@@ -36,7 +36,7 @@ class StaticCache:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        return [self.kv, *(each for state in self.states for each in state.tensors)]
+        return [self.kv, *(self.states.tensors if self.states else ())]
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args, **kwargs):
         """New KV (rows, heads, T, head_dim) of a layer -> all its KV (rows, heads, width, head_dim)."""
@@ -60,7 +60,7 @@ class Step:
         self._split_at, self.length = split, length
         self._has_images = has_images
         rows, width, num_masks = cache.rows, cache.width, 1 if family.window is None else 2
-        num_numbers = (2 + family.axes) * rows * length + length + rows * length + rows + 1  # as `_split` has them
+        num_numbers = (2 + family.axes) * rows * length + length + rows * length + 2 * rows + 1  # as `_split` has them
         self._numbers = StagedBuffer((num_numbers,), torch.int64, family.device)
         self._visible = StagedBuffer((num_masks, rows, length, width), torch.bool, family.device)
         self._replay: Callable[[], torch.Tensor] | None = None
@@ -82,14 +82,15 @@ class Step:
 
     def _split(self, numbers) -> tuple:
         """The flat numbers -> token ids, index of the features (0: none) (B, T), positions (axes, B, T); columns to
-        write (T,), places to read (B T,); for states the lengths of prompts (B,), the column of the first node (1,).
+        write (T,), places to read (B T,); for states the chunk's num_prompt, noted (B,), the column of the first
+        node (1,).
         """
         axes, rows, length = self._family.axes, self._cache.rows, self.length
         size = rows * length
         grid = numbers[: (2 + axes) * size].reshape(2 + axes, rows, length)
         rest = numbers[(2 + axes) * size :]
         columns, read, counts = rest[:length], rest[length : length + size], rest[length + size :]
-        return grid[0], grid[1], grid[2:], columns, read, counts[:rows], counts[rows:]
+        return grid[0], grid[1], grid[2:], columns, read, counts[:rows], counts[rows:-1], counts[-1:]
 
     def _fill(
         self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[PlacedImage], places: np.ndarray
@@ -98,8 +99,8 @@ class Step:
         self._cache.first = chunk.split or self._cache.first
         numbers = self._numbers.host
         numbers[:] = 0
-        token_ids, feature, positions, columns, read, num_prompt, first = self._split(numbers)
-        num_prompt[rows], first[:] = chunk.num_prompt, self._cache.first
+        token_ids, feature, positions, columns, read, num_prompt, noted, first = self._split(numbers)
+        num_prompt[rows], noted[rows], first[:] = chunk.num_prompt, chunk.noted, self._cache.first
         token_ids[rows, :count] = chunk.token_ids
         positions[:, rows, :count] = chunk.positions
         columns[:] = np.minimum(filled + np.arange(self.length), self._cache.width - 1)
@@ -122,31 +123,28 @@ class Step:
     def _compute(self) -> torch.Tensor:
         family = self._family
         cache, visible = self._cache, self._visible.device
-        token_ids, feature, positions, cache.columns, read, num_prompt, first = self._split(self._numbers.device)
+        token_ids, feature, positions, cache.columns, read, *counts = self._split(self._numbers.device)
         embeds = family.embedding(token_ids).to(family.dtype)  # (B, T, hidden)
         deep = []
         if self._has_images:
             tokens, *levels = cache.features
             embeds = torch.where((feature > 0)[..., None], tokens[feature], embeds)
             deep = [level[feature] for level in levels]
-        with self._trace(visible[0], num_prompt, first) if cache.states else nullcontext():
+        with self._trace(visible[0], *counts) if cache.states else nullcontext():
             hidden = run_language_model(family, cache, embeds, positions, list(visible), deep)
         return hidden.flatten(0, 1)[read]
 
     def _trace(
-        self, visible: torch.Tensor, num_prompt: torch.Tensor, first: torch.Tensor
+        self, visible: torch.Tensor, num_prompt: torch.Tensor, noted: torch.Tensor, first: torch.Tensor
     ) -> AbstractContextManager[None]:
-        """For layers with states. A prompt begins at nothing: what it finds in the cache is another's."""
+        """For layers with states."""
         cache, split = self._cache, self._split_at
-        if split:
-            for state in cache.states:
-                state.memory.zero_()
-                state.tail.zero_()
+        assert cache.states is not None
         slots = torch.arange(cache.num_slots, device=visible.device)
         seen = visible[:, split:].index_select(2, (first + slots).clamp(max=cache.width - 1))
         own = (cache.columns[split:] - first).clamp(max=cache.num_slots - 1)
         return remembering(
-            self._family, cache.states, trace_paths(split, num_prompt, own, seen, self._family.conv_kernel)
+            self._family, cache.states, trace_paths(split, num_prompt, noted, own, seen, self._family.conv_kernel)
         )
 
 

@@ -14,7 +14,7 @@ No branch here depends on a tensor's values and all is written in place, so that
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch.nn.functional import pad, silu, softplus
 
 from vlm_local.decoding.families import Family
-from vlm_local.decoding.forward import DynamicKV, PlacedImage
+from vlm_local.decoding.forward import DynamicKV, Kept, PlacedImage
 from vlm_local.decoding.layout import Chunk
 
 BLOCK = 64  # tokens of a prompt whose system is solved at once
@@ -33,36 +33,45 @@ BLOCK = 64  # tokens of a prompt whose system is solved at once
 class Paths:
     """Where the tokens of a chunk stand, whose first `split` columns are prompts' and whose other n are nodes.
 
-    num_prompt: int (B,), how many of the first columns are a row's. own: int (n,), the nodes' slots in the states.
+    num_prompt, noted: int (B,), as a chunk's. own: int (n,), the nodes' slots in the states.
     ancestors: bool (B, n, S), whose slots precede a node on its path. window: int (B, n, kernel), the last tokens of
         its path, itself last; 0 to kernel - 2 are the prompt's last tokens, kernel - 1 + i is slot i.
     """
 
     split: int
     num_prompt: torch.Tensor
+    noted: torch.Tensor
     own: torch.Tensor
     ancestors: torch.Tensor
     window: torch.Tensor
 
 
-def trace_paths(split: int, num_prompt: torch.Tensor, own: torch.Tensor, seen: torch.Tensor, kernel: int) -> Paths:
+def trace_paths(
+    split: int, num_prompt: torch.Tensor, noted: torch.Tensor, own: torch.Tensor, seen: torch.Tensor, kernel: int
+) -> Paths:
     """seen: bool (B, n, S), the slots that each node may see; its own is one of them, those behind its own are not."""
     slots = torch.arange(-kernel, seen.shape[2], device=seen.device)  # the prompt's last tokens have negative ones
     last = torch.where(pad(seen, (kernel, 0), value=True), slots, slots[0]).topk(kernel).values.flip(-1)
-    return Paths(split, num_prompt, own, seen & (slots[kernel:] != own[:, None]), last + kernel - 1)
+    return Paths(split, num_prompt, noted, own, seen & (slots[kernel:] != own[:, None]), last + kernel - 1)
 
 
 @dataclass(eq=False)
-class LayerState:
-    """What one layer keeps of B rows: the state behind their prompts, and what S nodes wrote, each in a slot.
+class States:
+    """What layers keep of B rows: the state behind their prompts, and what S nodes wrote, each in a slot.
 
-    memory: S, (B, heads, key dim, value dim). tail: (B, kernel - 1, channels), the prompts' last inputs of the
-        convolution. inputs: (B, S, channels), those of the nodes. keys, written: k and u of the nodes, (B, heads, S,
-        dim). rates, decay: g and G of the nodes, (B, heads, S). All but tail and inputs are float32.
+    The first dimension are the layers, in what `of_layer` returns there is none.
+    memory: S, (L, B, heads, key dim, value dim). tail: (L, B, kernel - 1, channels), the prompts' last inputs of the
+        convolution. start, noted: the same where a chunk of prompts begins, and where it is to be noted.
+    inputs: (L, B, S, channels), those of the nodes. keys, written: k and u of the nodes, (L, B, heads, S, dim).
+    rates, decay: g and G of the nodes, (L, B, heads, S). All are float32 but tails and inputs.
     """
 
     memory: torch.Tensor
     tail: torch.Tensor
+    start: torch.Tensor
+    start_tail: torch.Tensor
+    noted: torch.Tensor
+    noted_tail: torch.Tensor
     inputs: torch.Tensor
     keys: torch.Tensor
     written: torch.Tensor
@@ -71,46 +80,65 @@ class LayerState:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return self.memory, self.tail, self.inputs, self.keys, self.written, self.rates, self.decay
+        return tuple(getattr(self, each.name) for each in fields(self))
 
-    def select(self, rows: torch.Tensor) -> "LayerState":
-        """A copy with these rows."""
-        return LayerState(*(each.index_select(0, rows) for each in self.tensors))
+    def of_layer(self, place: int) -> "States":
+        """A view."""
+        return States(*(each[place] for each in self.tensors))
 
-    def cut(self, count: int) -> "LayerState":
+    def begin(self, kept: Sequence[Kept | None]) -> None:
+        """For each row where its prompt begins: behind what is kept, or at nothing."""
+        for row, each in enumerate(kept):
+            if each and each.memory is not None and each.tail is not None:
+                self.start[:, row], self.start_tail[:, row] = each.memory, each.tail
+            else:
+                self.start[:, row], self.start_tail[:, row] = 0, 0
+
+    def complete(self, kept: Kept, row: int) -> Kept:
+        """With a copy of what was noted of a row."""
+        return replace(kept, memory=self.noted[:, row].clone(), tail=self.noted_tail[:, row].clone())
+
+    def select(self, rows: torch.Tensor) -> "States":
+        """A copy with these rows, whose prompts are read."""
+        return States(*(each.index_select(1, rows) for each in self.tensors))
+
+    def cut(self, count: int) -> "States":
         """With so many slots, the first."""
-        inputs, keys, written = self.inputs[:, :count], self.keys[:, :, :count], self.written[:, :, :count]
-        return LayerState(
-            self.memory, self.tail, inputs, keys, written, self.rates[..., :count], self.decay[..., :count]
-        )
+        inputs, rates, decay = self.inputs[:, :, :count], self.rates[..., :count], self.decay[..., :count]
+        keys, written = self.keys[..., :count, :], self.written[..., :count, :]
+        return replace(self, inputs=inputs, keys=keys, written=written, rates=rates, decay=decay)
 
-    def extend(self, count: int) -> None:
-        """Make room for so many more nodes."""
-        self.inputs, self.keys, self.written = (
-            pad(each, (0, 0, 0, count)) for each in (self.inputs, self.keys, self.written)
-        )
-        self.rates, self.decay = (pad(each, (0, count)) for each in (self.rates, self.decay))
+    def extend(self, count: int) -> "States":
+        """With room for so many more nodes."""
+        inputs, keys, written = (pad(each, (0, 0, 0, count)) for each in (self.inputs, self.keys, self.written))
+        rates, decay = (pad(each, (0, count)) for each in (self.rates, self.decay))
+        return replace(self, inputs=inputs, keys=keys, written=written, rates=rates, decay=decay)
 
 
-def begin_states(family: Family, num_rows: int, num_slots: int) -> list[LayerState]:
-    """Before the first token: zeros, for each layer with a state."""
-    states = []
-    for module in _list_modules(family):
-        heads, keys, values = module.num_v_heads, module.head_k_dim, module.head_v_dim
-        numbers = partial(torch.zeros, dtype=torch.float32, device=family.device)
-        inputs = partial(torch.zeros, dtype=family.dtype, device=family.device)
-        states.append(
-            LayerState(
-                numbers((num_rows, heads, keys, values)),
-                inputs((num_rows, module.conv_kernel_size - 1, module.conv_dim)),
-                inputs((num_rows, num_slots, module.conv_dim)),
-                numbers((num_rows, heads, num_slots, keys)),
-                numbers((num_rows, heads, num_slots, values)),
-                numbers((num_rows, heads, num_slots)),
-                numbers((num_rows, heads, num_slots)),
-            )
-        )
-    return states
+def begin_states(family: Family, num_rows: int, num_slots: int, is_replayed: bool = False) -> States:
+    """Before the first token: zeros. is_replayed: a chunk is computed again from where it began; else the next one
+    begins where it ended.
+    """
+    modules = _list_modules(family)
+    module, size = modules[0], (len(modules), num_rows)
+    heads, keys, values = module.num_v_heads, module.head_k_dim, module.head_v_dim
+    numbers = partial(torch.zeros, dtype=torch.float32, device=family.device)
+    inputs = partial(torch.zeros, dtype=family.dtype, device=family.device)
+    memory, start, noted = (numbers((*size, heads, keys, values)) for _ in range(3))
+    tail, start_tail, noted_tail = (inputs((*size, module.conv_kernel_size - 1, module.conv_dim)) for _ in range(3))
+    return States(
+        memory=memory,
+        tail=tail,
+        start=start if is_replayed else memory,
+        start_tail=start_tail if is_replayed else tail,
+        noted=noted,
+        noted_tail=noted_tail,
+        inputs=inputs((*size, num_slots, module.conv_dim)),
+        keys=numbers((*size, heads, num_slots, keys)),
+        written=numbers((*size, heads, num_slots, values)),
+        rates=numbers((*size, heads, num_slots)),
+        decay=numbers((*size, heads, num_slots)),
+    )
 
 
 def _list_modules(family: Family) -> list[Any]:
@@ -118,11 +146,11 @@ def _list_modules(family: Family) -> list[Any]:
 
 
 @contextmanager
-def remembering(family: Family, states: Sequence[LayerState], paths: Paths) -> Iterator[None]:
+def remembering(family: Family, states: States, paths: Paths) -> Iterator[None]:
     """While open, the linear attention of the family's layers goes along these paths and keeps its states here."""
     modules = _list_modules(family)
-    for module, state in zip(modules, states, strict=True):
-        module.forward = partial(_attend, module, state, paths)
+    for place, module in enumerate(modules):
+        module.forward = partial(_attend, module, states.of_layer(place), paths)
     try:
         yield
     finally:
@@ -131,25 +159,28 @@ def remembering(family: Family, states: Sequence[LayerState], paths: Paths) -> I
 
 
 class RecurrentKV(DynamicKV):
-    """KV of the layers that attend, states of those that do not. A row never begins with an earlier step's."""
+    """KV of the layers that attend, states of those that do not."""
 
     align = 1
 
-    def __init__(self, family: Family, kept: Sequence[torch.Tensor | None], states: Sequence[LayerState] | None = None):
-        """kept: as DynamicKV takes it. states: behind the same tokens; None where nothing is kept."""
+    def __init__(self, family: Family, kept: Sequence[Kept | None], states: States | None = None):
+        """kept: as DynamicKV takes it. states: behind the same columns; None where those are all kept of a step."""
         super().__init__(family, kept)
-        self._states = list(states or begin_states(family, len(kept), 0))
-        self._slots = self.filled - np.arange(self._states[0].inputs.shape[1], 0, -1)  # the column of each
+        if states is None:
+            states = begin_states(family, len(kept), 0)
+            states.begin(kept)
+        self._states = states
+        self._slots = self.filled - np.arange(states.inputs.shape[2], 0, -1)  # the column of each
 
     def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
         device, num_old = self._family.device, len(self._slots)
         columns = self.filled + np.arange(chunk.split, chunk.token_ids.shape[1])
         self._slots = np.concatenate([self._slots, columns])
-        for state in self._states:
-            state.extend(len(columns))
+        self._states = self._states.extend(len(columns))
         paths = trace_paths(
             chunk.split,
             torch.as_tensor(chunk.num_prompt, device=device),
+            torch.as_tensor(chunk.noted, device=device),
             torch.arange(num_old, len(self._slots), device=device),
             torch.as_tensor(chunk.visible[:, chunk.split :, self._slots], device=device),
             self._family.conv_kernel,
@@ -157,13 +188,15 @@ class RecurrentKV(DynamicKV):
         with remembering(self._family, self._states, paths):
             return super().run(chunk, images, picks)
 
+    def copy_columns(self, row: int, columns: np.ndarray) -> Kept:
+        return self._states.complete(super().copy_columns(row, columns), row)
+
     def narrow(self, rows: np.ndarray) -> None:
         super().narrow(rows)
-        index = torch.as_tensor(rows, device=self._family.device)
-        self._states = [state.select(index) for state in self._states]
+        self._states = self._states.select(torch.as_tensor(rows, device=self._family.device))
 
 
-def _attend(module: Any, state: LayerState, paths: Paths, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
+def _attend(module: Any, state: States, paths: Paths, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
     """In place of transformers' forward of a GatedDeltaNet. hidden_states: (B, T, hidden), and so what is returned."""
     mixed = module.in_proj_qkv(hidden_states)  # (B, T, channels)
     rate = softplus(module.in_proj_a(hidden_states).float() + module.dt_bias)  # (B, T, heads)
@@ -200,14 +233,15 @@ class _Tokens:
 
 
 def _read_prompt(
-    module: Any, state: LayerState, paths: Paths, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor
+    module: Any, state: States, paths: Paths, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor
 ) -> torch.Tensor:
     """(B, n, channels), (B, n, heads) twice -> (B, heads, n, value dim). The state goes on to behind these tokens."""
     num_before, count = state.tail.shape[1], mixed.shape[1]
-    inputs = torch.cat([state.tail, mixed], dim=1)
+    inputs = torch.cat([state.start_tail, mixed], dim=1)
     place = torch.arange(max(count, num_before), device=mixed.device)
-    last = paths.num_prompt[:, None] + place[:num_before]
-    state.tail.copy_(inputs.gather(1, last[..., None].expand_as(state.tail)))
+    for tail, number in ((state.tail, paths.num_prompt), (state.noted_tail, paths.noted)):
+        last = number[:, None] + place[:num_before]
+        tail.copy_(inputs.gather(1, last[..., None].expand_as(tail)))
     is_there = (place[:count] < paths.num_prompt[:, None])[..., None]  # padding neither writes nor fades
     taps = [inputs[:, tap : tap + count] for tap in range(num_before + 1)]
     tokens = _split(module, _convolve(module, taps), rate * is_there, beta * is_there)
@@ -225,17 +259,41 @@ def _read_prompt(
     query, reads = faded * blocks.query, weight * (blocks.query @ blocks.key.mT)
     end = decay[..., -1:, None]
     left = (end - decay[..., None]).exp() * blocks.key  # what a block's end still has of each token
-    memory, parts = state.memory, []
+    memories, written, parts = [state.start], [], []
     for block in range(decay.shape[2]):
-        written = own[:, :, block] - through[:, :, block] @ memory
-        parts.append(query[:, :, block] @ memory + reads[:, :, block] @ written)
-        memory = end[:, :, block].exp() * memory + left[:, :, block].mT @ written
-    state.memory.copy_(memory)
+        written.append(own[:, :, block] - through[:, :, block] @ memories[-1])
+        parts.append(query[:, :, block] @ memories[-1] + reads[:, :, block] @ written[-1])
+        memories.append(end[:, :, block].exp() * memories[-1] + left[:, :, block].mT @ written[-1])
+    state.noted.copy_(_find_state(paths.noted, memories, written, blocks.key, decay))
+    state.memory.copy_(memories[-1])
     return torch.cat(parts, dim=2)[:, :, :count]
 
 
+def _find_state(
+    count: torch.Tensor,
+    memories: Sequence[torch.Tensor],
+    written: Sequence[torch.Tensor],
+    keys: torch.Tensor,
+    decay: torch.Tensor,
+) -> torch.Tensor:
+    """S (B, heads, key dim, value dim) behind the first tokens of prompts, so many of each row, int (B,).
+
+    memories, written: S before each block (the last: behind all) and u in it. keys: (B, heads, blocks, size, dim).
+    decay: (B, heads, blocks, size).
+    """
+    size, rows = decay.shape[-1], torch.arange(len(count), device=count.device)
+    block = (count - 1).clamp(min=0) // size
+    inside = count - block * size  # tokens of that block: 0 to size
+    before, each = torch.stack(list(memories), 1)[rows, block], torch.stack(list(written), 1)[rows, block]
+    keys, decay = keys[rows, :, block], decay[rows, :, block]
+    end = pad(decay, (1, 0)).gather(-1, inside[:, None, None].expand(-1, decay.shape[1], 1))  # (B, heads, 1)
+    is_in = (rows.new_ones(size).cumsum(0) <= inside[:, None])[:, None]
+    left = (end - decay).masked_fill(~is_in, -torch.inf).exp()[..., None] * keys
+    return end.exp()[..., None] * before + left.mT @ each
+
+
 def _read_nodes(
-    module: Any, state: LayerState, paths: Paths, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor
+    module: Any, state: States, paths: Paths, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor
 ) -> torch.Tensor:
     """As `_read_prompt`. The state stays behind the prompt, and takes the nodes along in their slots."""
     state.inputs.index_copy_(1, paths.own, mixed)
@@ -281,6 +339,6 @@ def _norm(vectors: torch.Tensor) -> torch.Tensor:
     return vectors * torch.rsqrt((vectors * vectors).sum(dim=-1, keepdim=True) + 1e-6)
 
 
-def open_kv(family: Family, kept: Sequence[torch.Tensor | None]) -> DynamicKV:
+def open_kv(family: Family, kept: Sequence[Kept | None]) -> DynamicKV:
     """For rows that begin with what is kept of an earlier step, where a family can keep anything."""
     return RecurrentKV(family, kept) if family.is_recurrent else DynamicKV(family, kept)

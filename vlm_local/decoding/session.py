@@ -10,7 +10,7 @@ import torch
 
 from vlm_local.decoding.distribution import Choice, Prior, TrieDistribution
 from vlm_local.decoding.families import Family, PreparedPicture, PreparedRequest, join_features
-from vlm_local.decoding.forward import Head, PlacedImage
+from vlm_local.decoding.forward import Head, Kept, PlacedImage
 from vlm_local.decoding.layout import Row, lay_out
 from vlm_local.decoding.recurrent import open_kv
 from vlm_local.decoding.static import RESERVE, StaticForwards, StaticKV
@@ -21,11 +21,11 @@ from vlm_local.types import GenerationRequest
 @dataclass(frozen=True, eq=False)
 class _Entry:
     keys: np.ndarray  # (n,) of the columns, as Family.hash_columns gives them
-    kv: torch.Tensor  # (layers, 2, heads, n, head_dim)
+    kept: Kept
 
 
 class PrefixStore:
-    """KV of each episode's prompt before the present image, kept between its steps.
+    """KV and states of each episode's prompt before the present image, kept between its steps.
 
     What is kept is a copy of the columns before the present image's first token, those of earlier pictures included.
     Attention looks back only, so no later image has touched it. One entry an episode, and one that was read ahead for a
@@ -38,38 +38,39 @@ class PrefixStore:
 
     @property
     def num_bytes(self) -> int:
-        return sum(entry.kv.nbytes for entry in self._entries.values())
+        return sum(entry.kept.nbytes for entry in self._entries.values())
 
-    def find(self, episode: str | None, keys: np.ndarray) -> torch.Tensor | None:
-        """KV (layers, 2, heads, m, head_dim) of the columns whose tokens and pictures, from the first on, are those of
-        `keys` (n,); None where there is none.
+    def find(self, episode: str | None, keys: np.ndarray) -> tuple[Kept | None, int]:
+        """What is kept of columns whose tokens and pictures, from the first on, are those of `keys` (n,), or None; and
+        how many of the episode's last step are the same, whether or not that many can be used.
         """
         if episode is None:
-            return None
-        here, ahead = ((episode, is_ahead) for is_ahead in (False, True))
-        if self._count_same(ahead, keys) > self._count_same(here, keys):
+            return None, 0
+        here, ahead = (episode, False), (episode, True)
+        (kept, same), (kept_ahead, same_ahead) = self._find(here, keys), self._find(ahead, keys)
+        if kept_ahead and (kept is None or kept_ahead.num_columns > kept.num_columns):
             self._entries[here] = self._entries.pop(ahead)  # the step has come for which it was read
-        count = self._count_same(here, keys)
-        if not count:
-            return None
-        self._entries.move_to_end(here)
-        return self._entries[here].kv[:, :, :, :count]
+            kept, same = kept_ahead, same_ahead
+        if kept:
+            self._entries.move_to_end(here)
+        return kept, same
 
-    def _count_same(self, place: tuple[str, bool], keys: np.ndarray) -> int:
+    def _find(self, place: tuple[str, bool], keys: np.ndarray) -> tuple[Kept | None, int]:
         entry = self._entries.get(place)
         if entry is None:
-            return 0
+            return None, 0
         shorter = min(len(keys), len(entry.keys))
         differs = np.flatnonzero(entry.keys[:shorter] != keys[:shorter])
-        return int(differs[0]) if len(differs) else shorter
+        count = int(differs[0]) if len(differs) else shorter
+        return entry.kept.cut(count), count
 
-    def keep(self, episode: str, keys: np.ndarray, kv: torch.Tensor, is_ahead: bool = False) -> None:
-        """kv: of the columns of exactly `keys`, (layers, 2, heads, n, head_dim) in memory of its own.
+    def keep(self, episode: str, keys: np.ndarray, kept: Kept, is_ahead: bool = False) -> None:
+        """kept: of the columns of exactly `keys`, in memory of its own.
 
         is_ahead: no step had this prompt yet; what is kept for the present ones stays beside it.
         """
         self._entries.pop((episode, is_ahead), None)
-        self._entries[episode, is_ahead] = _Entry(keys, kv)
+        self._entries[episode, is_ahead] = _Entry(keys, kept)
         while self.num_bytes > self._max_bytes:
             self._entries.popitem(last=False)
 
@@ -92,7 +93,7 @@ class DecodeTask:
     """One request that is being decoded.
 
     keys: int64 (L,) of the prompt's columns, see Family.hash_columns.
-    kept: KV of its first columns from an earlier step of the episode, or None.
+    kept: what its first columns left in an earlier step of the episode, or None.
     expected: float64 (N,) probability of the trie's nodes one step ago, or None; only the draft uses it.
     num_read: nodes read so far. is_draft_hit: whether the first forward settled the choice.
     """
@@ -100,7 +101,7 @@ class DecodeTask:
     prepared: PreparedRequest
     grammar: GrammarCache
     keys: np.ndarray
-    kept: torch.Tensor | None
+    kept: Kept | None
     row: Row
     distribution: TrieDistribution
     choice: Choice = field(default_factory=lambda: Choice(None))
@@ -121,9 +122,12 @@ def build_task(
     ids = prepared.input_ids.numpy()
     positions, behind = family.position_prompt(prepared)
     keys = family.hash_columns(prepared)
-    kept = store.find(prepared.request.episode, keys[: count_reusable(family, prepared)]) if store else None
+    num_reusable = count_reusable(family, prepared)
+    kept, num_same = store.find(prepared.request.episode, keys[:num_reusable]) if store else (None, 0)
+    # A state serves only where all before it is the same: what has changed since the last step will change again.
+    keep = num_same if family.is_recurrent and num_same else num_reusable
     blocks = family.find_blocks(prepared)
-    row = Row(grammar.trie, ids, positions, behind, blocks, 0 if kept is None else kept.shape[3])
+    row = Row(grammar.trie, ids, positions, behind, blocks, kept.num_columns if kept else 0, keep)
     return DecodeTask(prepared, grammar, keys, kept, row, TrieDistribution(grammar.trie, find_taken_out(prepared)))
 
 
@@ -137,9 +141,9 @@ def find_taken_out(prepared: PreparedRequest) -> np.ndarray | None:
 
 def count_reusable(family: Family, prepared: PreparedRequest) -> int:
     """Leading tokens whose KV the present image cannot have touched: those before its first placeholder, and none
-    where the prompt attends to all of itself or is read into a state.
+    where the prompt attends to all of itself.
     """
-    if family.is_bidirectional or family.is_recurrent:
+    if family.is_bidirectional:
         return 0
     places = np.flatnonzero(prepared.input_ids.numpy() == family.image_token_id)
     num_earlier = sum(picture.num_tokens for picture in prepared.earlier)
@@ -219,10 +223,10 @@ class Session:
     def keep_prefixes(self, store: PrefixStore) -> None:
         """Copy what the next step of each task's episode may use; nothing when it is there already."""
         for index, task in enumerate(self.tasks):
-            count = count_reusable(self._family, task.prepared)
+            count = task.row.keep
             if task.request.episode is not None and count > task.row.kept:
-                kv = self._kv.copy_columns(index, task.row.prompt_columns[:count])
-                store.keep(task.request.episode, task.keys[:count], kv)
+                kept = self._kv.copy_columns(index, task.row.prompt_columns[:count])
+                store.keep(task.request.episode, task.keys[:count], kept)
 
     def narrow(self, stays: Sequence[bool]) -> None:
         """Go on with fewer tasks."""

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout, PreparedRequest, encode_by_layout
-from vlm_local.decoding.forward import DynamicKV, PlacedImage
+from vlm_local.decoding.forward import DynamicKV, Kept, PlacedImage
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.graphs import GraphPool
 from vlm_local.decoding.layout import Chunk
@@ -79,12 +79,10 @@ class StaticForwards:
             **self.counts,
         }
 
-    def open(
-        self, kept: Sequence[torch.Tensor | None], num_columns: int, has_unread: bool = False
-    ) -> "StaticKV | None":
+    def open(self, kept: Sequence[Kept | None], num_columns: int, has_unread: bool = False) -> "StaticKV | None":
         """KV for these rows, or None where they are too many or too long, or have earlier pictures to read.
 
-        kept: for each row the KV that it begins with, (layers, 2, heads, n, head_dim), or None.
+        kept: for each row what it begins with, or None.
         num_columns: that the longest row is expected to need.
         """
         width = WIDTH * math.ceil((num_columns + 1) / WIDTH)  # the last column is for padding
@@ -157,17 +155,20 @@ class StaticForwards:
 class StaticKV:
     """Some rows of a static cache. filled: how many columns are in use. align: as `lay_out` takes it."""
 
-    def __init__(self, forwards: StaticForwards, cache: StaticCache, kept: Sequence[torch.Tensor | None]):
+    def __init__(self, forwards: StaticForwards, cache: StaticCache, kept: Sequence[Kept | None]):
         self._forwards = forwards
         self._cache = cache
+        self._kept = kept
         self._rows = np.arange(len(kept))
         self.align = BLOCK if cache.states else None
         self.filled = 0
         for row, each in enumerate(kept):
-            if each is not None:
-                count = each.shape[3]
-                cache.kv[:, :, row, :, :count] = each
-                self.filled = max(self.filled, count)
+            if each:
+                cache.kv[:, :, row, :, : each.num_columns] = each.kv
+                self.filled = max(self.filled, each.num_columns)
+        cache.first = 0  # nothing is read yet
+        if cache.states:
+            cache.states.begin(kept)
 
     def fits(self, chunk: Chunk) -> bool:
         """Whether there are columns for a chunk, and one behind it for padding that finds no other."""
@@ -185,10 +186,11 @@ class StaticKV:
         self.filled += length
         return list(hidden.split([len(pick) for pick in picks]))
 
-    def copy_columns(self, row: int, columns: np.ndarray) -> torch.Tensor:
+    def copy_columns(self, row: int, columns: np.ndarray) -> Kept:
         """As `DynamicKV.copy_columns`."""
-        index = torch.as_tensor(columns, device=self._cache.kv.device)
-        return self._cache.kv[:, :, self._rows[row]].index_select(3, index)
+        cache, row = self._cache, int(self._rows[row])
+        kv = cache.kv[:, :, row].index_select(3, torch.as_tensor(columns, device=cache.kv.device))
+        return cache.states.complete(Kept(kv), row) if cache.states else Kept(kv)
 
     def narrow(self, rows: np.ndarray) -> None:
         """Go on with these rows; the others are padding from now on."""
@@ -198,9 +200,10 @@ class StaticKV:
         """The same rows and columns as KV that can take any number more."""
         self._forwards.counts["grown"] += 1
         family, cache = self._forwards.family, self._cache
-        kept = [cache.kv[:, :, row, :, : self.filled] if self.filled else None for row in self._rows]
+        if cache.states and not cache.first:
+            return RecurrentKV(family, self._kept)
+        kept = [Kept(cache.kv[:, :, row, :, : self.filled]) for row in self._rows]
         if not cache.states:
             return DynamicKV(family, kept)
         rows = torch.as_tensor(self._rows, device=family.device)
-        num_slots = self.filled - cache.first
-        return RecurrentKV(family, kept, [state.select(rows).cut(num_slots) for state in cache.states])
+        return RecurrentKV(family, kept, cache.states.select(rows).cut(self.filled - cache.first))

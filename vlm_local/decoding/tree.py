@@ -32,7 +32,7 @@ from vlm_local.types import Generation
 # differ by as much.
 NEAR_TIE = {torch.float32: 2e-4, torch.float16: 0.02, torch.bfloat16: 0.12}
 
-_KEPT_BYTES = 1 << 28  # of the KV that is kept of all episodes together
+_KEPT_BYTES = 1 << 29  # of what is kept of all episodes together; a state of Qwen3.5's 4B alone is 50 MB
 _MAX_EPISODES = 64  # whose last step is remembered for the next one's draft: 18 kB each
 
 

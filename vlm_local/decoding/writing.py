@@ -104,7 +104,7 @@ class _Reading:
         self._blocks = family.find_blocks(prepared)
         self._keys = family.hash_columns(prepared)
         self.num_reusable = count_reusable(family, prepared)
-        kept = store.find(prepared.request.episode, self._keys[: self.num_reusable])
+        kept, _ = store.find(prepared.request.episode, self._keys[: self.num_reusable])
         self._kv = open_kv(family, [kept])
 
     @property
@@ -153,7 +153,7 @@ class _Reading:
         blocks = np.pad(self._blocks, (0, written), constant_values=-1)
         visible = see_prompt(blocks, start, start + count)
         near = None if window is None else see_prompt(blocks, start, start + count, window)[None]
-        chunk = Chunk(ids[None], positions[:, None], np.array([count]), count, visible[None], near)
+        chunk = Chunk(ids[None], positions[:, None], np.array([count]), np.array([count]), count, visible[None], near)
         [hidden] = self._kv.run(chunk, images, [np.array([count - 1])])
         return hidden
 
