@@ -26,7 +26,8 @@ _FAMILY_OF_TYPE = {
     "smolvlm": "smolvlm2",
 }
 # What transformers loads by the folder's own configuration, each through the package that stands beside it.
-QUANT_METHODS = ("bitsandbytes-4bit", "bitsandbytes-8bit", "fp8", "compressed-tensors", "awq", "gptq")
+BITSANDBYTES = ("bitsandbytes-4bit", "bitsandbytes-8bit")
+QUANT_METHODS = (*BITSANDBYTES, "fp8", "compressed-tensors", "awq", "gptq")
 _POINTER = b"version https://git-lfs"
 _SIDECAR_TYPES = {
     "trained": bool,

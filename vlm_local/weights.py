@@ -137,7 +137,7 @@ def count_weights(folder: Path) -> tuple[int, int]:
     linear = rest = 0
     for file in list_weights(folder):
         for name, tensor in read_header(file).items():
-            if _is_packed(tensor):
+            if is_packed(tensor):
                 continue
             count = prod(tensor["shape"])
             is_linear = len(tensor["shape"]) == 2 and name.endswith("weight")
@@ -151,11 +151,11 @@ def count_weights(folder: Path) -> tuple[int, int]:
 def count_packed_bytes(folder: Path) -> int:
     """Bytes of the tensors that hold quantised weights as integers, which stay as they are in memory."""
     headers = [read_header(file) for file in list_weights(folder)]
-    packed = [tensor["data_offsets"] for header in headers for tensor in header.values() if _is_packed(tensor)]
+    packed = [tensor["data_offsets"] for header in headers for tensor in header.values() if is_packed(tensor)]
     return sum(end - begin for begin, end in packed)
 
 
-def _is_packed(tensor: Mapping[str, Any]) -> bool:
+def is_packed(tensor: Mapping[str, Any]) -> bool:
     return tensor["dtype"] not in _FLOATS and not tensor["dtype"].startswith("F8")
 
 

@@ -7,12 +7,18 @@ from typing import Any
 import torch
 import transformers
 
-from vlm_local.checkpoint import Checkpoint
+from vlm_local.checkpoint import BITSANDBYTES, Checkpoint
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.adapters import add_adapter
 from vlm_local.engines.processing import is_chat
 from vlm_local.engines.processors import AnswerFrame, check_pictures, check_tokens, find_frame, load_processor
-from vlm_local.engines.quantization import describe_quantization, settle_4bit, unify_floats
+from vlm_local.engines.quantization import (
+    build_plain,
+    describe_quantization,
+    keep_stored_floats,
+    settle_4bit,
+    unify_floats,
+)
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
 from vlm_local.progress import is_shown
@@ -46,16 +52,14 @@ def load_model(
     set_up_device(place)
     size = _Size(*count_weights(checkpoint.folder), count_packed_bytes(checkpoint.folder))
     chosen = _choose_dtype(dtype, place, size, quantize)
-    quantization = describe_quantization(checkpoint, quantize, chosen)
-    _check_memory(checkpoint, size, quantize, chosen, place)
     config = _read_config(checkpoint)
+    quantization = describe_quantization(checkpoint, config, quantize, chosen)
+    _check_memory(checkpoint, size, quantize, chosen, place)
     processor = load_processor(checkpoint.folder, checkpoint.family, checkpoint.adapter)
     words = Path(processor.tokenizer.name_or_path)  # the adapter's folder, where it has a tokenizer
     check_tokens(processor, config, words)
     frame = find_frame(processor, words) if is_chat(checkpoint.family) else AnswerFrame()
     model = _read_weights(checkpoint, config, chosen, place, quantization)
-    if checkpoint.quant_method:
-        unify_floats(model, chosen)
     if checkpoint.adapter:
         add_adapter(model, checkpoint.adapter)
     model.eval().requires_grad_(False)
@@ -99,6 +103,9 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
     if not is_shown():
         transformers.utils.logging.disable_progress_bar()
     try:
+        plain = build_plain(config) if method else None
+        if plain is not None and method in BITSANDBYTES:
+            keep_stored_floats(config, plain, folder)
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             folder,
             config=config,
@@ -122,6 +129,8 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
         faults.append(f"holds {len(unplaced)} tensors that have no place in a {checkpoint.family}, as {unplaced[-1]}")
     if faults:
         raise ConfigError(f"{kind} {', and '.join(faults)}; what is served would not be this model")
+    if plain is not None:
+        unify_floats(model, plain, dtype)
     return model
 
 
