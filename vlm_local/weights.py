@@ -3,8 +3,9 @@
 Reads config.json and safetensors headers only; knows no torch.
 """
 
+import fnmatch
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,19 @@ def list_weights(folder: Path) -> list[Path]:
         names = _list_shards(index)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
-        raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}; {_explain_missing(folder)}")
+        reason = explain_missing([file.name for file in folder.iterdir()])
+        raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}; {reason}")
     return [folder / name for name in names]
 
 
-def _explain_missing(folder: Path) -> str:
-    if (folder / ADAPTER).is_file() and next(folder.glob("model*.safetensors"), None):
+def explain_missing(names: Iterable[str]) -> str:
+    """Why a folder of such files and folders has no weights that are loaded, and what to do."""
+    names = sorted(set(names).difference(_NO_WEIGHTS))
+    if ADAPTER in names and fnmatch.filter(names, "model*.safetensors"):
         return f"{ADAPTER} makes it an adapter: remove that file from a model that is merged"
     for pattern, mend in _OTHER_WEIGHTS.items():
-        if found := next((file for file in sorted(folder.glob(pattern)) if file.name not in _NO_WEIGHTS), None):
-            return f"it has {found.name}, {mend}"
+        if found := fnmatch.filter(names, pattern):
+            return f"it has {found[0]}, {mend}"
     return "copy or download the whole model"
 
 
