@@ -13,6 +13,7 @@ from vlm_local.engines.adapters import add_adapter
 from vlm_local.engines.processing import is_chat
 from vlm_local.engines.processors import AnswerFrame, check_pictures, check_tokens, find_frame, load_processor
 from vlm_local.engines.quantization import (
+    INSTEAD,
     build_plain,
     describe_quantization,
     keep_stored_floats,
@@ -118,7 +119,7 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
         )
         model, info = loaded  # a pair where output_loading_info is asked for
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(f"{kind} cannot be loaded: {error}") from error
+        raise ConfigError(f"{kind} cannot be loaded: {error}{f'; {INSTEAD}' if method else ''}") from error
     faults = []
     if mismatched := sorted(info["mismatched_keys"]):
         name, stored, expected = mismatched[0]

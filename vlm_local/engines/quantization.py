@@ -14,6 +14,8 @@ from vlm_local.engines.adapters import find_place
 from vlm_local.errors import ConfigError
 from vlm_local.weights import is_packed, list_weights, read_header
 
+INSTEAD = "or take the model's unquantised folder, with --quantize where it is too large"
+
 
 def describe_quantization(checkpoint: Checkpoint, config: Any, quantize: str, dtype: torch.dtype):
     """What transformers is to be told, None where the folder speaks for itself.
@@ -48,7 +50,7 @@ def _unpack_fp8(checkpoint: Checkpoint, config: Any):
     try:
         return transformers.FineGrainedFP8Config(**_find_stored(config) | {"dequantize": True})
     except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{checkpoint.folder}, quantised by fp8, cannot be loaded: {error}") from error
+        raise ConfigError(f"{checkpoint.folder}, quantised by fp8, cannot be loaded: {error}; {INSTEAD}") from error
 
 
 def _find_stored(config: Any) -> Any:
