@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 
 from tests import recordings
+from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 
 QWEN, PALIGEMMA = "Qwen/Qwen2-VL-2B-Instruct", "google/paligemma2-3b-mix-224"
@@ -127,6 +128,7 @@ def run(hub, tmp_path):
 
 @pytest.mark.slow
 def test_a_model_is_fetched_once_and_only_what_it_needs(run, hub):
+    hub.files |= {f"checkpoint-500/{name}": data for name, data in hub.files.items()}
     first = run("fetch", "qwen2-vl")
     assert first.returncode == 0, first.stderr
     assert f"Downloading {QWEN}" in first.stderr
@@ -134,11 +136,37 @@ def test_a_model_is_fetched_once_and_only_what_it_needs(run, hub):
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         with open(os.path.join(folder, name), "rb") as file:
             assert file.read() == hub.files[name]
-    assert not any("extra.onnx" in path for _, path, _ in hub.asked)
+    assert not any("extra.onnx" in path or "checkpoint-500" in path for _, path, _ in hub.asked)
     num_asked = len(hub.asked)
     again = run("fetch", "qwen2-vl")
     assert again.returncode == 0 and again.stdout == first.stdout
     assert len(hub.asked) == num_asked  # the second time nobody is asked
+
+
+def _configure(hub, **changes):
+    hub.files["config.json"] = json.dumps(json.loads(hub.files["config.json"]) | changes).encode()
+
+
+def _move(hub, pattern, replacement):
+    hub.files = {re.sub(pattern, replacement, name): data for name, data in hub.files.items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda hub: _configure(hub, model_type="qwen3_vl_moe"), r"model_type 'qwen3_vl_moe'; .* --engine openai"),
+        slow(lambda hub: _configure(hub, quantization_config={"quant_method": "modelopt"}), "quant_method 'modelopt'"),
+        slow(
+            lambda hub: _move(hub, "model.safetensors", "pytorch_model.bin"), "it has pytorch_model.bin, which can run"
+        ),
+        slow(lambda hub: _move(hub, "^", "checkpoint-500/"), r"hf download .*'checkpoint-500/\*' --local-dir NAME"),
+    ],
+)
+def test_a_model_that_is_not_understood_is_refused_before_its_weights_are_fetched(change, said, run, hub):
+    change(hub)
+    ended = run("fetch", "qwen2-vl")
+    assert ended.returncode == 2 and re.search(said, ended.stderr), ended.stderr
+    assert not any("safetensors" in path for _, path, _ in hub.asked)
 
 
 @pytest.mark.slow
@@ -154,7 +182,10 @@ def test_a_download_that_was_cut_off_goes_on(run, hub):
     assert hub.cut is None
 
 
-@pytest.mark.parametrize(("name", "sentence"), [("paligemma2", "licence"), ("someone/nothing", "does not give it")])
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("paligemma2", "licence"), slow(f"{PALIGEMMA}-mine", "licence"), ("someone/nothing", "does not give it")],
+)
 def test_what_the_hub_refuses_is_a_paragraph(run, name, sentence):
     ended = run("fetch", name)
     assert ended.returncode == 2

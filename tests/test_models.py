@@ -47,17 +47,32 @@ def test_the_embedded_checkpoint_is_found_from_anywhere(monkeypatch):
     assert find_checkpoint("tiny", offline=True).family == "qwen2-vl"
 
 
+def _fill_cache(workplace, repository):
+    """Folder of a snapshot in the cache, not there yet."""
+    commit, folder = "0" * 40, workplace / "cache" / f"models--{repository.replace('/', '--')}"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(commit)
+    (folder / "snapshots").mkdir()
+    return folder / "snapshots" / commit
+
+
 def test_the_cache_comes_before_the_hub(workplace, monkeypatch):
-    commit = "0" * 40
-    repository = workplace / "cache" / "models--Qwen--Qwen2-VL-2B-Instruct"
-    shutil.copytree(tiny_checkpoint("qwen2-vl"), repository / "snapshots" / commit)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
+    folder = _fill_cache(workplace, "Qwen/Qwen2-VL-2B-Instruct")
+    shutil.copytree(tiny_checkpoint("qwen2-vl"), folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert find_checkpoint("qwen2-vl").folder == repository / "snapshots" / commit
-    (repository / "snapshots" / commit / "model.safetensors").write_bytes(b"half")
+    assert find_checkpoint("qwen2-vl").folder == folder
+    (folder / "model.safetensors").write_bytes(b"half")
     with pytest.raises(ConfigError, match="not on this machine"):  # the rest would have to be downloaded
         find_checkpoint("qwen2-vl")
+    (folder / "config.json").write_text('{"model_type": "gemma3n"}')
+    with pytest.raises(ConfigError, match="says model_type 'gemma3n'"):
+        find_checkpoint("qwen2-vl")
+
+
+def test_an_adapter_in_the_cache_needs_no_hub(workplace):
+    folder = _fill_cache(workplace, "lab/adapter")
+    _write_adapter(folder, str(tiny_checkpoint("qwen2-vl")))
+    assert find_checkpoint("lab/adapter", offline=True).adapter == folder
 
 
 @pytest.mark.parametrize("how", ["flag", "environment", "unreachable"])

@@ -26,7 +26,8 @@ _FAMILY_OF_TYPE = {
     "smolvlm": "smolvlm2",
 }
 # What transformers loads by the folder's own configuration, each through the package that stands beside it.
-QUANT_METHODS = ("bitsandbytes-4bit", "bitsandbytes-8bit", "fp8", "compressed-tensors", "awq", "gptq")
+BITSANDBYTES = ("bitsandbytes-4bit", "bitsandbytes-8bit")
+QUANT_METHODS = (*BITSANDBYTES, "fp8", "compressed-tensors", "awq", "gptq")
 _POINTER = b"version https://git-lfs"
 _SIDECAR_TYPES = {
     "trained": bool,
@@ -101,17 +102,21 @@ def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None 
         raise ConfigError(
             f"{folder} has no {CONFIG}, but folders that have one or an adapter: give {' or '.join(inner)}"
         )
-    config = read_json(folder / CONFIG)
-    family = find_family(config, folder)
+    family, quant_method = read_kind(folder)
     for names, what in ((TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):
         if not any((folder / file).is_file() for file in names):
             raise ConfigError(f"{folder} holds no {what} ({' or '.join(names)}); copy or download the whole model")
-    quant_method = find_quant_method(config, folder)
     check_weights(folder, quant_method)
     if adapter:
         check_weights(adapter, None)
     owner = adapter or folder
     return Checkpoint(name or owner.name, folder, family, read_sidecar(owner), adapter, quant_method)
+
+
+def read_kind(folder: Path) -> tuple[str, str | None]:
+    """Family and quant_method by a folder's config.json; raises ConfigError where either is not understood."""
+    config = read_json(folder / CONFIG)
+    return find_family(config, folder), find_quant_method(config, folder)
 
 
 def _refuse_pointers(folder: Path) -> None:

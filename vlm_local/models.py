@@ -5,17 +5,20 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from vlm_local.checkpoint import FILES, Checkpoint, open_checkpoint
+from vlm_local.checkpoint import FILES, Checkpoint, open_checkpoint, read_kind
 from vlm_local.errors import ConfigError, suggest
 from vlm_local.files import find_shipped, read_json_object
-from vlm_local.weights import ADAPTER, CONFIG, estimate_memory
+from vlm_local.weights import ADAPTER, CONFIG, check_weights, estimate_memory, explain_missing
 
 DEFAULT = "tiny"
 
 _HUB_TIMEOUT_S = 5.0
+_WANTED: Any = {"allow_patterns": [*FILES], "ignore_patterns": ["*/*"]}  # not checkpoints and exports in folders
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _ADDRESS = re.compile(r"^https?\b|://|:\d+(/|$)", re.IGNORECASE)  # of a server or the hub
 _SNAPSHOT = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
@@ -59,6 +62,8 @@ MODELS = (
     Model("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "qwen3-vl", 4_044_357_632, 393_458_176),
     Model("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "qwen3-vl", 7_517_270_016, 1_249_853_680),
     Model("qwen3.5", "Qwen/Qwen3.5-4B", "qwen3.5", 3_898_343_424, 640_922_112, alias="qwen3.5-4b"),
+    Model("qwen3.5-0.8b", "Qwen/Qwen3.5-0.8B", "qwen3.5", 595_132_416, 257_853_504),
+    Model("qwen3.5-2b", "Qwen/Qwen3.5-2B", "qwen3.5", 1_699_872_768, 513_368_896),
     Model("qwen3.5-9b", "Qwen/Qwen3.5-9B", "qwen3.5", 7_369_682_944, 2_040_130_800),
     Model("paligemma", "google/paligemma-3b-mix-224", "paligemma", 2_395_238_400, 528_228_080, 4, True),
     Model("paligemma2", "google/paligemma2-3b-mix-224", "paligemma2", 2_438_000_640, 594_241_776, 2, True),
@@ -143,10 +148,16 @@ def _find_cached(name: str) -> Path | None:
     if repository is None:
         return None
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=[*FILES], local_files_only=True))
-        open_checkpoint(folder)
-    except (LocalEntryNotFoundError, HFValidationError, ConfigError):
-        return None  # not there, or a download that was broken off: the hub goes on with it
+        folder = Path(snapshot_download(repository, local_files_only=True, **_WANTED))
+    except (LocalEntryNotFoundError, HFValidationError):
+        return None
+    is_adapter = (folder / ADAPTER).is_file()
+    if not is_adapter and (folder / CONFIG).is_file():
+        read_kind(folder)  # what the hub has more of it would not make it a known model
+    try:
+        check_weights(folder, None) if is_adapter else open_checkpoint(folder)
+    except ConfigError:
+        return None  # a download that was broken off: the hub goes on with it
     return folder
 
 
@@ -199,21 +210,38 @@ def _download(name: str, offline: bool) -> Path:
         raise ConfigError(_explain_missing(name, repository, "downloads are forbidden (--offline or HF_HUB_OFFLINE)"))
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.constants import HF_HUB_CACHE
-    from huggingface_hub.utils import filter_repo_objects
 
     try:
         info = HfApi().model_info(repository, files_metadata=True, timeout=_HUB_TIMEOUT_S)
-        files = info.siblings or []
-        wanted = set(filter_repo_objects([file.rfilename for file in files], allow_patterns=[*FILES]))
-        size = sum(file.size or 0 for file in files if file.rfilename in wanted)
+        sizes = {file.rfilename: file.size or 0 for file in info.siblings or []}
+        wanted = _choose_files(repository, sizes)
+        size = sum(sizes[file] for file in wanted)
         _check_disk(Path(HF_HUB_CACHE), size, name)
+        if ADAPTER not in wanted:  # before gigabytes of a model that is not understood
+            read_kind(Path(snapshot_download(repository, allow_patterns=[CONFIG])))
         print(f"Downloading {repository} ({size / 1e9:.1f} GB) to {HF_HUB_CACHE} ...", file=sys.stderr, flush=True)
-        return Path(snapshot_download(repository, allow_patterns=[*FILES]))  # by branch: the cache is looked up by it
+        return Path(snapshot_download(repository, **_WANTED))  # by branch: the cache is looked up by it
     except ConfigError:
         raise
     except Exception as error:  # huggingface_hub has changed its HTTP library, and so its errors, twice
         reason = f"the hub (https://huggingface.co) does not give it: {type(error).__name__}: {error}".split("\n")[0]
         raise ConfigError(_explain_missing(name, repository, reason)) from error
+
+
+def _choose_files(repository: str, names: Collection[str]) -> list[str]:
+    """Those of a repository that a model consists of. Raises ConfigError where they are none."""
+    from huggingface_hub.utils import filter_repo_objects
+
+    wanted = list(filter_repo_objects(names, **_WANTED))
+    inner = sorted({os.path.dirname(name) for name in names if os.path.basename(name) in (CONFIG, ADAPTER)})
+    if inner and "" not in inner:
+        raise ConfigError(
+            f"{repository} has no {CONFIG}, but folders that have one or an adapter ({', '.join(inner[:5])}): get one "
+            f"by `hf download {repository} --include '{inner[0]}/*' --local-dir NAME` and give NAME/{inner[0]}"
+        )
+    if not any(name.endswith(".safetensors") for name in wanted):
+        raise ConfigError(f"{repository} lacks weights; {explain_missing(name.split('/')[0] for name in names)}")
+    return wanted
 
 
 def _check_disk(cache: Path, size: int, name: str) -> None:
@@ -251,7 +279,7 @@ def _explain_missing(name: str, repository: str, reason: str) -> str:
     size = f" ({model.download_bytes / 1e9:.1f} GB)" if model else ""
     gate = (
         f" Before that, accept its licence at https://huggingface.co/{repository} and log in with `hf auth login`."
-        if model and model.gated
+        if (model and model.gated) or "GatedRepo" in reason
         else ""
     )
     looked = ", ".join(str(folder) for folder in _list_folders(name))

@@ -3,8 +3,9 @@
 Reads config.json and safetensors headers only; knows no torch.
 """
 
+import fnmatch
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -66,16 +67,19 @@ def list_weights(folder: Path) -> list[Path]:
         names = _list_shards(index)
     missing = [name for name in names if not (folder / name).is_file()]
     if missing or not names:
-        raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}; {_explain_missing(folder)}")
+        reason = explain_missing([file.name for file in folder.iterdir()])
+        raise ConfigError(f"{folder} lacks {', '.join(missing) or 'weights'}; {reason}")
     return [folder / name for name in names]
 
 
-def _explain_missing(folder: Path) -> str:
-    if (folder / ADAPTER).is_file() and next(folder.glob("model*.safetensors"), None):
+def explain_missing(names: Iterable[str]) -> str:
+    """Why a folder of such files and folders has no weights that are loaded, and what to do."""
+    names = sorted(set(names).difference(_NO_WEIGHTS))
+    if ADAPTER in names and fnmatch.filter(names, "model*.safetensors"):
         return f"{ADAPTER} makes it an adapter: remove that file from a model that is merged"
     for pattern, mend in _OTHER_WEIGHTS.items():
-        if found := next((file for file in sorted(folder.glob(pattern)) if file.name not in _NO_WEIGHTS), None):
-            return f"it has {found.name}, {mend}"
+        if found := fnmatch.filter(names, pattern):
+            return f"it has {found[0]}, {mend}"
     return "copy or download the whole model"
 
 
@@ -137,7 +141,7 @@ def count_weights(folder: Path) -> tuple[int, int]:
     linear = rest = 0
     for file in list_weights(folder):
         for name, tensor in read_header(file).items():
-            if _is_packed(tensor):
+            if is_packed(tensor):
                 continue
             count = prod(tensor["shape"])
             is_linear = len(tensor["shape"]) == 2 and name.endswith("weight")
@@ -151,11 +155,11 @@ def count_weights(folder: Path) -> tuple[int, int]:
 def count_packed_bytes(folder: Path) -> int:
     """Bytes of the tensors that hold quantised weights as integers, which stay as they are in memory."""
     headers = [read_header(file) for file in list_weights(folder)]
-    packed = [tensor["data_offsets"] for header in headers for tensor in header.values() if _is_packed(tensor)]
+    packed = [tensor["data_offsets"] for header in headers for tensor in header.values() if is_packed(tensor)]
     return sum(end - begin for begin, end in packed)
 
 
-def _is_packed(tensor: Mapping[str, Any]) -> bool:
+def is_packed(tensor: Mapping[str, Any]) -> bool:
     return tensor["dtype"] not in _FLOATS and not tensor["dtype"].startswith("F8")
 
 

@@ -23,14 +23,14 @@ def _edit(file, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
-def _store(family, bits, folder):
-    """A folder as transformers saves a model that it has quantised with bitsandbytes."""
+def _store(family, bits, folder, kept=None, dtype=torch.float32):
+    """A folder as transformers saves a model that it has quantised with bitsandbytes, all but the modules `kept`."""
     source = tiny_checkpoint(family)
     shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors"))
     options = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"} if bits == "4bit" else {"load_in_8bit": True}
-    quantization = transformers.BitsAndBytesConfig(**options)
+    quantization = transformers.BitsAndBytesConfig(**options, llm_int8_skip_modules=kept)
     model = transformers.AutoModelForImageTextToText.from_pretrained(
-        source, quantization_config=quantization, dtype=torch.float32
+        source, quantization_config=quantization, dtype=dtype
     )
     model.save_pretrained(folder)
     return folder
@@ -53,6 +53,39 @@ def test_a_folder_of_bitsandbytes_is_served_by_its_own_configuration(family, bit
     assert told[0] == expected[0] and np.abs(told[1] - expected[1]).max() < 0.01
     assert told[2]["quantize"] == f"bitsandbytes-{bits}"
     assert told[2]["memory_bytes"] < hear(tiny_checkpoint(family))[2]["memory_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("family", "bits", "kept", "listed"),
+    [
+        (
+            *("qwen2-vl", "4bit", ["lm_head", "model.visual.merger", "model.language_model.layers.1.mlp"]),
+            ["lm_head", "multi_modal_projector", "merger", "model.layers.1.mlp"],
+        ),
+        slow(
+            *("gemma3", "8bit", ["lm_head", "model.vision_tower", "model.language_model.layers.0.mlp"]),
+            ["lm_head", "vision_tower", "language_model.model.layers.0.mlp"],
+        ),
+        slow("smolvlm2", "4bit", ["lm_head", "model.connector"], ["lm_head", "modality_projection"]),
+    ],
+)
+def test_layers_that_a_folder_of_bitsandbytes_holds_as_floats_stay_so(family, bits, kept, listed, tmp_path):
+    """Whatever its configuration calls them: published copies list old names, and parts of names."""
+    folder = _store(family, bits, tmp_path / "stored", kept)
+    expected = hear(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["llm_int8_skip_modules"] = listed
+    (folder / "config.json").write_text(json.dumps(config))
+    told = hear(folder)
+    assert told[0] == expected[0] and (told[1] == expected[1]).all()
+    assert told[2]["memory_bytes"] > hear(tiny_checkpoint(family), quantize=bits)[2]["memory_bytes"]
+
+
+def test_every_float_of_a_quantised_folder_gets_the_dtype_asked_for(tmp_path):
+    """Gemma 3 has weights that are called neither weight nor bias."""
+    folder = _store("gemma3", "8bit", tmp_path / "stored", dtype=torch.bfloat16)
+    told, expected = hear(folder, dtype="float32"), hear(folder, dtype="bfloat16")
+    assert np.abs(told[1] - expected[1]).max() < 0.05
 
 
 def test_what_is_quantised_is_not_quantised_again_and_is_counted_as_it_lies(tmp_path):
@@ -135,7 +168,7 @@ def test_a_quantisation_that_cannot_be_loaded_here_is_refused_by_its_name(folder
     """Without its package, or, as here, with weights that are not what the config says."""
     _edit(folder / "config.json", quantization_config={"quant_method": method, "bits": 4, "weight_block_size": [1]})
     _add_packed(folder)
-    with pytest.raises(ConfigError, match=f"quantised by {method}"):
+    with pytest.raises(ConfigError, match=f"(?s)quantised by {method}.*take the model's unquantised folder"):
         hear(folder)
 
 

@@ -117,7 +117,7 @@ def _sort_tensors(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], f
         plain = _WRAPPERS.sub("", key.removeprefix(_PREFIX))
         part = _PART.fullmatch(plain)
         spelling = part[1] if part else plain
-        name = _find_place(spelling if part else plain, renamings, modules if part else parameters)
+        name = find_place(spelling if part else plain, renamings, modules if part else parameters)
         if name is not None and part is None and not parameters[name].is_floating_point():
             raise ConfigError(
                 f"{file}: the tensor {key} is to replace weights that are quantised in the base model; leave "
@@ -137,7 +137,7 @@ def _sort_tensors(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], f
     return layers, whole
 
 
-def _find_place(name: str, renamings, known: Mapping[str, Any]) -> str | None:
+def find_place(name: str, renamings, known: Mapping[str, Any]) -> str | None:
     """The name as it is, or what transformers has renamed it to, as in 4.52; None where neither is known."""
     if name in known:
         return name

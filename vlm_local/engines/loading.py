@@ -1,6 +1,5 @@
 """Loads a checkpoint's folder into memory: device, dtype, quantisation, adapter, end token."""
 
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +7,19 @@ from typing import Any
 import torch
 import transformers
 
-from vlm_local.checkpoint import Checkpoint
+from vlm_local.checkpoint import BITSANDBYTES, Checkpoint
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.adapters import add_adapter
 from vlm_local.engines.processing import is_chat
 from vlm_local.engines.processors import AnswerFrame, check_pictures, check_tokens, find_frame, load_processor
+from vlm_local.engines.quantization import (
+    INSTEAD,
+    build_plain,
+    describe_quantization,
+    keep_stored_floats,
+    settle_4bit,
+    unify_floats,
+)
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
 from vlm_local.progress import is_shown
@@ -46,16 +53,14 @@ def load_model(
     set_up_device(place)
     size = _Size(*count_weights(checkpoint.folder), count_packed_bytes(checkpoint.folder))
     chosen = _choose_dtype(dtype, place, size, quantize)
-    quantization = describe_quantization(checkpoint, quantize, chosen)
-    _check_memory(checkpoint, size, quantize, chosen, place)
     config = _read_config(checkpoint)
+    quantization = describe_quantization(checkpoint, config, quantize, chosen)
+    _check_memory(checkpoint, size, quantize, chosen, place)
     processor = load_processor(checkpoint.folder, checkpoint.family, checkpoint.adapter)
     words = Path(processor.tokenizer.name_or_path)  # the adapter's folder, where it has a tokenizer
     check_tokens(processor, config, words)
     frame = find_frame(processor, words) if is_chat(checkpoint.family) else AnswerFrame()
     model = _read_weights(checkpoint, config, chosen, place, quantization)
-    if checkpoint.quant_method:
-        unify_floats(model, chosen)
     if checkpoint.adapter:
         add_adapter(model, checkpoint.adapter)
     model.eval().requires_grad_(False)
@@ -99,6 +104,9 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
     if not is_shown():
         transformers.utils.logging.disable_progress_bar()
     try:
+        plain = build_plain(config) if method else None
+        if plain is not None and method in BITSANDBYTES:
+            keep_stored_floats(config, plain, folder)
         loaded: Any = transformers.AutoModelForImageTextToText.from_pretrained(
             folder,
             config=config,
@@ -111,7 +119,7 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
         )
         model, info = loaded  # a pair where output_loading_info is asked for
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, AttributeError, KeyError) as error:
-        raise ConfigError(f"{kind} cannot be loaded: {error}") from error
+        raise ConfigError(f"{kind} cannot be loaded: {error}{f'; {INSTEAD}' if method else ''}") from error
     faults = []
     if mismatched := sorted(info["mismatched_keys"]):
         name, stored, expected = mismatched[0]
@@ -122,6 +130,8 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
         faults.append(f"holds {len(unplaced)} tensors that have no place in a {checkpoint.family}, as {unplaced[-1]}")
     if faults:
         raise ConfigError(f"{kind} {', and '.join(faults)}; what is served would not be this model")
+    if plain is not None:
+        unify_floats(model, plain, dtype)
     return model
 
 
@@ -225,63 +235,3 @@ def _find_end_token(model, tokenizer, told: int | None, checkpoint: Checkpoint) 
         f"{checkpoint.folder} contradicts itself: {', '.join(ends)}; make eos_token in tokenizer_config.json and "
         f"eos_token_id in generation_config.json the one that the model was trained with"
     )
-
-
-def describe_quantization(checkpoint: Checkpoint, quantize: str, dtype: torch.dtype):
-    """What transformers is to be told, None where the folder speaks for itself.
-
-    dtype: in which --quantize 4bit computes. Raises ConfigError where weights would be quantised twice.
-    """
-    stored = checkpoint.quant_method
-    if stored and quantize != "none":
-        raise ConfigError(
-            f"{checkpoint.folder} is quantised already ({stored}), so --quantize {quantize} cannot be had on top of "
-            f"it; leave --quantize out, or take the model's unquantised folder"
-        )
-    if stored == "bitsandbytes-8bit" or quantize == "8bit":
-        # It says for every layer of every forward that it casts to float16, which is what 8bit is.
-        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    if stored == "fp8":
-        return _unpack_fp8(checkpoint)
-    if quantize == "8bit":
-        return transformers.BitsAndBytesConfig(load_in_8bit=True)
-    if quantize == "4bit":
-        return transformers.BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
-    return None
-
-
-def _unpack_fp8(checkpoint: Checkpoint):
-    """Have float8 weights multiplied by their scales while loading.
-
-    transformers itself does so only without a GPU; with one it wants kernels from the hub.
-    """
-    config = transformers.AutoConfig.from_pretrained(checkpoint.folder, local_files_only=True)
-    stored = getattr(config, "quantization_config", None) or config.get_text_config().quantization_config
-    try:
-        return transformers.FineGrainedFP8Config(**stored | {"dequantize": True})
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{checkpoint.folder}, quantised by fp8, cannot be loaded: {error}") from error
-
-
-def unify_floats(model, dtype: torch.dtype) -> None:
-    """Give the weights that are not quantised one dtype: of a quantised folder transformers leaves each as stored."""
-    for name, weight in model.named_parameters():
-        if weight.is_floating_point() and name.endswith((".weight", ".bias")):
-            weight.data = weight.data.to(dtype)
-
-
-def settle_4bit(model, dtype: torch.dtype) -> None:
-    """Let 4-bit layers compute in `dtype`, whatever the folder names: float16 overflows in Qwen and Gemma.
-
-    Odd layers skip bitsandbytes' packed CPU kernel, which takes multiples of 64 inputs and 32 outputs. It is
-    chosen by the processor alone, and the vision towers of PaliGemma and Qwen2.5-VL have others.
-    """
-    from bitsandbytes.nn.modules import Linear4bit
-
-    for module in model.modules():
-        if isinstance(module, Linear4bit):
-            module.compute_dtype, module.compute_type_is_set = dtype, True
-            if module.in_features % 64 or module.out_features % 32:
-                module.support_avx512bf16_for_cpu = False

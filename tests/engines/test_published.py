@@ -1,0 +1,86 @@
+"""Folders spelt as the published ones: flat or short configurations, old names, shards, tensors for drafting."""
+
+import json
+import re
+import shutil
+
+import pytest
+import safetensors.torch
+import torch
+
+from tests.hearing import differ
+from tests.slow import slow
+from tests.tiny_models import tiny_checkpoint
+
+
+def _flatten(config):
+    """Qwen2-VL's and Qwen2.5-VL's: the language model's part stands in the open, vision_config has names of its own."""
+    text = config.pop("text_config")
+    rope = text.pop("rope_parameters")
+    scaling = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    vision = config["vision_config"]
+    vision |= {"in_chans": vision.pop("in_channels"), "spatial_patch_size": vision["patch_size"]}
+    old = {"rope_theta": rope["rope_theta"], "rope_scaling": scaling, "sliding_window": 32768, "max_window_layers": 28}
+    return {**text, **config, **old, "use_sliding_window": False, "torch_dtype": config.pop("dtype")}
+
+
+def _split_rope(config):
+    """Qwen3-VL's."""
+    rope = config["text_config"].pop("rope_parameters")
+    config["text_config"] |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    return config
+
+
+def _shorten_gemma3(config):
+    """What equals the defaults of its day is not there; rotary embeddings and layers are told otherwise."""
+    text = config["text_config"]
+    for key in ("rope_parameters", "layer_types", "pad_token_id", "bos_token_id", "eos_token_id", "dtype"):
+        text.pop(key, None)
+    text |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 2}
+    return config
+
+
+def _shorten_internvl(config):
+    """Whether the head is tied, the language model's part alone says."""
+    config.pop("tie_word_embeddings", None)
+    rope = config["text_config"].pop("rope_parameters")
+    scaling = {"factor": 2.0, "rope_type": "dynamic", "type": "dynamic"}
+    config["text_config"] |= {"rope_theta": rope["rope_theta"], "rope_scaling": scaling, "sliding_window": None}
+    return config
+
+
+def _keep(config):
+    return config
+
+
+_SIGLIP = (r"^vision_tower\.", "vision_tower.vision_model.")
+
+
+@pytest.mark.parametrize(
+    ("family", "spell", "renamed", "added"),
+    [
+        ("qwen2-vl", _flatten, None, ()),
+        slow("qwen2.5-vl", _flatten, None, ()),
+        slow("qwen3-vl", _split_rope, None, ()),
+        ("qwen3.5", _keep, None, ("mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight")),
+        slow("paligemma", _keep, _SIGLIP, ()),
+        ("gemma3", _shorten_gemma3, _SIGLIP, ()),
+        slow("internvl", _shorten_internvl, None, ()),
+    ],
+)
+def test_a_folder_spelt_as_the_published_one_is_the_same_model(family, spell, renamed, added, tmp_path):
+    folder = shutil.copytree(tiny_checkpoint(family), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(spell(config)))
+    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    weights |= {name: torch.ones(4, 4) for name in added}
+    names = {name: re.sub(*renamed, name) if renamed else name for name in sorted(weights)}
+    places = {
+        new: f"model.safetensors-0000{row % 2 + 1}-of-00002.safetensors" for row, new in enumerate(names.values())
+    }
+    for file in set(places.values()):
+        part = {new: weights[name] for name, new in names.items() if places[new] == file}
+        safetensors.torch.save_file(part, folder / file, {"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    assert differ(folder, tiny_checkpoint(family)) == 0
