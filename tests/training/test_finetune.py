@@ -80,7 +80,9 @@ class KilledAt:
     def __init__(self, step, samples):
         self._step, self._samples = step, samples
         self.num_episodes = samples.num_episodes
-        self.draw_held_out = samples.draw_held_out
+
+    def draw_held_out(self, num_samples):
+        return self._samples.draw_held_out(num_samples)
 
     def __len__(self):
         return len(self._samples)
@@ -104,6 +106,19 @@ def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(lora, samples, t
     logs = [(tmp_path / run / "training" / "log.jsonl").read_text().splitlines() for run in ("whole", "killed")]
     steps = [[(line["step"], line["loss"]) for line in map(json.loads, log)] for log in logs]
     assert steps[0] == steps[1]
+
+
+def test_dropout_is_the_same_after_a_kill(samples, tmp_path):
+    base = shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["attention_dropout"] = 0.5
+    (base / "config.json").write_text(json.dumps(config))
+    _tune(base, tmp_path / "whole", samples, num_steps=3, save_every=1)
+    with pytest.raises(KeyboardInterrupt):
+        _tune(base, tmp_path / "killed", KilledAt(2, samples), num_steps=3, save_every=1)
+    _tune(base, tmp_path / "killed", samples, num_steps=3, save_every=1)
+    weights = [(tmp_path / run / "model.safetensors").read_bytes() for run in ("whole", "killed")]
+    assert weights[0] == weights[1]
 
 
 @pytest.mark.slow
@@ -170,7 +185,7 @@ def test_a_full_disk_keeps_the_last_state_and_says_what_to_do(samples, tmp_path,
         patch.setattr("torch.save", fill_the_disk)
         with pytest.raises(EngineError, match=r"after step 3 cannot be written .*GB are free; make room"):
             _tune(base, out, samples, num_steps=4, save_every=1)
-    assert {file.name for file in (out / "training").iterdir()} == {"settings.json", "log.jsonl", "state.pt"}
+    assert {file.name for file in (out / "training").iterdir()} == {"settings.json", "log.jsonl", "state.pt", ".lock"}
     state = out / "training" / "state.pt"
     whole = state.read_bytes()
     state.write_bytes(whole[:1000])
@@ -184,6 +199,40 @@ def test_adapters_are_written_without_a_look_at_the_hub(samples, tmp_path, recwa
     monkeypatch.setattr("vlm_local.training.finetune.name_base", lambda checkpoint: "lab/model")
     _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=1, lora=2)
     assert not [each for each in recwarn if "config" in str(each.message)]
+
+
+def test_a_second_training_in_the_same_folder_is_refused(samples, tmp_path):
+    class Meanwhile(KilledAt):
+        def draw(self, step, num_samples):
+            _tune(base, out, samples, num_steps=2)
+
+    base, out = tiny_checkpoint("qwen2-vl"), tmp_path / "out"
+    with pytest.raises(ConfigError, match="in use by another process"):
+        _tune(base, out, Meanwhile(0, samples), num_steps=2)
+    _tune(base, out, samples, num_steps=2)
+
+
+def test_what_a_full_disk_left_before_the_first_step_is_no_other_training(samples, tmp_path):
+    place = tmp_path / "out" / "training"
+    place.mkdir(parents=True)
+    (place / ".lock").touch()
+    (place / "settings.json.new").write_text('{"data"')
+    _tune(tiny_checkpoint("qwen2-vl"), tmp_path / "out", samples, num_steps=1)
+
+
+def test_a_model_that_cannot_be_written_is_written_by_the_same_command(samples, tmp_path):
+    """Until its weights are there, what stands beside them is not the base's."""
+    base, out, prompt = tmp_path / "base", tmp_path / "out", tmp_path / "mine.txt"
+    shutil.copytree(tiny_checkpoint("qwen2-vl"), base)
+    (base / "vlm_local.json").write_text('{"prompt": "chat"}')
+    prompt.write_text("[before]\nMine: $instruction\n[after]\nGo.\n")
+    (out / "model.safetensors").mkdir(parents=True)
+    with pytest.raises(EngineError, match=r"cannot be written to .*out .*the same command writes it"):
+        _tune(base, out, samples, num_steps=2, prompt=prompt)
+    assert json.loads((out / "vlm_local.json").read_text())["prompt"] == "prompt.txt"
+    (out / "model.safetensors").rmdir()
+    _tune(base, out, samples, num_steps=2, prompt=prompt)
+    assert _ask(out, 255)
 
 
 def test_a_quantised_model_is_not_trained(samples, tmp_path):
@@ -328,3 +377,31 @@ def test_every_twentieth_episode_is_never_trained_on_and_its_loss_is_logged(tmp_
     held_out = [line for line in lines if "loss held_out" in line]
     assert [line["step"] for line in held_out] == [2, 4] and all(line["loss held_out"] > 0 for line in held_out)
     assert held_out[-1]["exact held_out"] == 0
+    with pytest.raises(KeyboardInterrupt):
+        _tune(tiny_checkpoint("qwen2-vl"), tmp_path / "killed", KilledAsking(samples, 2), num_steps=4, save_every=2)
+    _tune(tiny_checkpoint("qwen2-vl"), tmp_path / "killed", samples, num_steps=4, save_every=2)
+    again = [json.loads(line) for line in (tmp_path / "killed/training/log.jsonl").read_text().splitlines()]
+    assert [{**line, "seconds": 0} for line in again] == [{**line, "seconds": 0} for line in lines]
+
+
+class KilledAsking(KilledAt):
+    """Killed the n-th time that it is asked what is held out."""
+
+    def __init__(self, samples, n):
+        super().__init__(None, samples)
+        self._left = n
+
+    def draw_held_out(self, num_samples):
+        samples, outer = self._samples.draw_held_out(num_samples), self
+
+        class Sample:
+            image, phrase = samples[0].image, samples[0].phrase
+
+            @property
+            def prompt(self):
+                outer._left -= 1
+                if not outer._left:
+                    raise KeyboardInterrupt
+                return samples[0].prompt
+
+        return [Sample(), *samples[1:]]

@@ -1,5 +1,6 @@
 """Fine-tunes a model folder of any supported family on recorded episodes, wholly or by LoRA."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from vlm_local.checkpoint import SIDECAR, Checkpoint, copy_around_weights
@@ -16,7 +18,7 @@ from vlm_local.decoding.families import LoadedModel
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
-from vlm_local.errors import ConfigError
+from vlm_local.errors import ConfigError, EngineError
 from vlm_local.files import write_json
 from vlm_local.models import name_base
 from vlm_local.prompts import load_template
@@ -89,6 +91,7 @@ class Finetuning:
             )
         torch.manual_seed(seed)
         self._checkpoint, self._samples, self._tuning, self._folder = checkpoint, samples, tuning, folder
+        self._seed = seed
         is_frozen_small = tuning.lora and tuning.recipe.bfloat16
         loaded = load_model(checkpoint, "none", tuning.device, "bfloat16" if is_frozen_small else "float32")
         self._batches = Batches(loaded)
@@ -98,17 +101,22 @@ class Finetuning:
 
     def run(self, sidecar: Mapping[str, Any], prompt: bytes | None) -> None:
         """prompt: what stands in the file that the sidecar names, None where it names a prompt of the project."""
-        recipe, held_out = self._tuning.recipe, self._samples.draw_held_out(_HELD_OUT)
-        while self._optimisation.step < recipe.num_steps:
-            self._optimisation.run((self._optimisation.step // recipe.save_every + 1) * recipe.save_every, self._step)
-            if held_out:
-                self._optimisation.log({"step": self._optimisation.step, **self._measure(held_out)})
-        draw_curves(self._folder / "training", ("loss", "loss held_out", "exact", "exact held_out"))
+        held_out = self._samples.draw_held_out(_HELD_OUT)
+        measure = functools.partial(self._measure, held_out) if held_out else dict
+        self._optimisation.run(self._tuning.recipe.num_steps, self._step, measure)
         skipped = {"skipped_steps": self._optimisation.num_skipped}
-        self._write({**sidecar, "training": {**sidecar["training"], **skipped}}, prompt)
+        try:
+            self._write({**sidecar, "training": {**sidecar["training"], **skipped}}, prompt)
+        except (OSError, SafetensorError) as error:
+            raise EngineError(
+                f"the trained model cannot be written to {self._folder} ({error}); mend that, and the same command "
+                f"writes it: its training is done and saved"
+            ) from error
+        draw_curves(self._folder / "training", ("loss", "loss held_out", "exact", "exact held_out"))
 
     def _step(self, step: int) -> tuple[torch.Tensor, Mapping[str, float]]:
         """Loss a token over all samples of the step; all but the last forward's is backpropagated already."""
+        torch.manual_seed(int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0]))  # of dropout
         samples = self._samples.draw(step, self._tuning.samples)
         groups = [
             samples[start : start + self._tuning.at_once] for start in range(0, len(samples), self._tuning.at_once)
@@ -142,20 +150,23 @@ class Finetuning:
         return {name: round(value, 5) for name, value in shares.items()}
 
     def _write(self, sidecar: Mapping[str, Any], prompt: bytes | None) -> None:
-        """A folder as the one that was trained, or an adapter's folder beside it."""
+        """A folder as the one that was trained, or an adapter's folder beside it. Its weights come last: without them
+        it is refused, where after a kill they would be served by the prompt of their base.
+        """
+        if not self._tuning.lora:
+            copy_around_weights(self._checkpoint.folder, self._folder)
+        if prompt is not None:
+            (self._folder / _PROMPT).write_bytes(prompt)
+        write_json(self._folder / SIDECAR, sidecar)
         if self._tuning.lora:
             self._trained.peft_config["default"].base_model_name_or_path = name_base(self._checkpoint)
             # Of embeddings nothing is trained; peft would ask the hub for them.
             self._trained.save_pretrained(str(self._folder), save_embedding_layers=False)
             (self._folder / "README.md").unlink(missing_ok=True)  # peft's form with nothing filled in
         else:
-            copy_around_weights(self._checkpoint.folder, self._folder)
             self._model.save_pretrained(self._folder)
         for file in self._folder.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors writes 0600, which a package would keep
-        if prompt is not None:
-            (self._folder / _PROMPT).write_bytes(prompt)
-        write_json(self._folder / SIDECAR, sidecar)
 
 
 def _add_adapters(model: nn.Module, tuning: Tuning):
@@ -255,27 +266,24 @@ def finetune(
         "seed": seed,
         **tuning.settings,
     }
-    claim_folder(folder, folder / "training", settings)
-    training = Finetuning(checkpoint, samples, tuning, folder, seed)
     text = Path(prompt).read_bytes() if Path(prompt).is_file() else None
-    training.run(
-        {
-            "trained": True,
-            "decide": "greedy",
-            "temperature": 1.0,
-            "history": history,
-            "steps_per_phrase": 1,
-            "prompt": str(prompt) if text is None else _PROMPT,
-            "results": {},
-            "training": {
-                "base": checkpoint.name,
-                "samples": len(samples),
-                "episodes": samples.num_episodes,
-                **settings,
-            },
+    sidecar = {
+        "trained": True,
+        "decide": "greedy",
+        "temperature": 1.0,
+        "history": history,
+        "steps_per_phrase": 1,
+        "prompt": str(prompt) if text is None else _PROMPT,
+        "results": {},
+        "training": {
+            "base": checkpoint.name,
+            "samples": len(samples),
+            "episodes": samples.num_episodes,
+            **settings,
         },
-        text,
-    )
+    }
+    with claim_folder(folder, folder / "training", settings):
+        Finetuning(checkpoint, samples, tuning, folder, seed).run(sidecar, text)
 
 
 def hash_episodes(episodes: Iterable[Episode], digest: "hashlib._Hash") -> Iterator[Episode]:
