@@ -103,9 +103,9 @@ def _run_finetune(args) -> None:
     from vlm_local.models import find_checkpoint
     from vlm_local.progress import track
     from vlm_local.prompts import load_template
-    from vlm_local.training.finetune import Tuning, finetune, hash_episodes
+    from vlm_local.training.finetune import Tuning, finetune
     from vlm_local.training.optimisation import Recipe
-    from vlm_local.training.samples import HELD_OUT_EVERY, RecordedSamples
+    from vlm_local.training.samples import HELD_OUT_EVERY, RecordedSamples, hash_episodes
 
     checkpoint = find_checkpoint(args.model, args.offline)
     default = "paligemma" if checkpoint.family.startswith("paligemma") else "chat"

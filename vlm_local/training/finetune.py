@@ -1,9 +1,7 @@
 """Fine-tunes a model folder of any supported family on recorded episodes, wholly or by LoRA."""
 
 import functools
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,7 +22,7 @@ from vlm_local.models import name_base
 from vlm_local.prompts import load_template
 from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
 from vlm_local.training.samples import Sample
-from vlm_local.types import Episode, GenerationRequest
+from vlm_local.types import GenerationRequest
 
 _IGNORED = -100
 _PROMPT = "prompt.txt"
@@ -284,12 +282,3 @@ def finetune(
     }
     with claim_folder(folder, folder / "training", settings):
         Finetuning(checkpoint, samples, tuning, folder, seed).run(sidecar, text)
-
-
-def hash_episodes(episodes: Iterable[Episode], digest: "hashlib._Hash") -> Iterator[Episode]:
-    """The same episodes; `digest` is fed with their words and states on the way."""
-    for episode in episodes:
-        instructions = [episode.instruction_at(step) for step in range(len(episode))]
-        digest.update(json.dumps([episode.instruction, instructions]).encode())
-        digest.update(np.ascontiguousarray(episode.states, np.float32).tobytes())
-        yield episode

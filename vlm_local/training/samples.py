@@ -1,7 +1,9 @@
 """Recorded episodes -> questions with their answers: a picture, a prompt, ECoT's phrase."""
 
+import hashlib
+import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -133,3 +135,12 @@ class RecordedSamples:
         observation = Observation(image, episode.instruction_at(step), state)
         shown = phrases[max(0, step - self._history) : step]
         return Sample(observation.image, build_prompt(self._template, observation, shown), phrases[step])
+
+
+def hash_episodes(episodes: Iterable[Episode], digest: "hashlib._Hash") -> Iterator[Episode]:
+    """The same episodes; `digest` is fed with their words and states on the way."""
+    for episode in episodes:
+        instructions = [episode.instruction_at(step) for step in range(len(episode))]
+        digest.update(json.dumps([episode.instruction, instructions]).encode())
+        digest.update(np.ascontiguousarray(episode.states, np.float32).tobytes())
+        yield episode
