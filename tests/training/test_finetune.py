@@ -15,9 +15,11 @@ from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import open_policies
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.cli import main
+from vlm_local.embodiments import find_file
 from vlm_local.errors import ConfigError, DataError, EngineError
 from vlm_local.policy_options import PolicyOptions
 from vlm_local.prompts import load_template
+from vlm_local.resolved_options import ResolvedOptions
 from vlm_local.training.finetune import Tuning, finetune
 from vlm_local.training.optimisation import Recipe
 from vlm_local.training.samples import RecordedSamples
@@ -348,6 +350,22 @@ def test_the_command_refuses_to_go_on_with_other_settings_and_names_them(tmp_pat
     (tmp_path / "mine" / "thesis.txt").write_text("not to be spoilt")
     assert tune(tmp_path / "mine", first) == 2
     assert "holds something else" in capsys.readouterr().err
+
+
+def test_what_the_prompt_says_of_the_camera_is_served_as_it_was_learnt(tmp_path, tiny, recorded, capsys):
+    file, out = tmp_path / "mine.json", tmp_path / "out"
+    arm = json.loads(find_file("bridge-widowx").read_text())
+    file.write_text(json.dumps(arm | {"camera": arm["camera"] | {"view": "through a window"}}))
+    arguments = ["--model", tiny, "--data", recorded[0], "--steps", 1, "--samples", 1, "--prompt", "chat", "--out"]
+    command = ["train", "finetune", *map(str, arguments)]
+    assert main([*command, str(out), "--embodiment", str(file)]) == 0
+    file.unlink()
+    request, _ = ResolvedOptions(PolicyOptions(model=str(out))).build_warm_up()
+    assert "through a window" in request.prompt.before + request.prompt.after
+    assert main([*command, str(out)]) == 2
+    assert "other settings: camera_words was {" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "plain")]) == 0
+    assert "embodiment" not in json.loads((tmp_path / "plain" / "vlm_local.json").read_text())  # any station's is found
 
 
 def test_what_failed_before_its_first_step_may_be_begun_otherwise(tmp_path, samples):

@@ -130,7 +130,7 @@ def _run_finetune(args) -> None:
     recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)
     tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)
     data = {"sha256": digest.hexdigest(), "camera": args.camera}
-    finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed, data)
+    finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed, data, embodiment)
     print_result(args, f"{args.out}: .venv/bin/python -m vlm_local serve --model {args.out}", {"out": str(args.out)})
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from vlm_local.checkpoint import SIDECAR, Checkpoint, copy_around_weights
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.decoding.trie import tokenize_sentences
+from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError, EngineError
@@ -25,7 +26,7 @@ from vlm_local.training.samples import Sample
 from vlm_local.types import GenerationRequest
 
 _IGNORED = -100
-_PROMPT = "prompt.txt"
+_PROMPT, _EMBODIMENT = "prompt.txt", "embodiment.json"
 _HELD_OUT = 64  # samples that were never trained on, asked each time the state is saved
 _FOR_TOKENS = ("mm_token_type_ids", "token_type_ids")  # of vision, one number a token; the rest is one row a picture
 _LINEAR = r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
@@ -97,14 +98,14 @@ class Finetuning:
         self._trained = _add_adapters(self._model, tuning) if tuning.lora else self._model.requires_grad_(True)
         self._optimisation = Optimisation(self._trained, tuning.recipe, folder / "training")
 
-    def run(self, sidecar: Mapping[str, Any], prompt: bytes | None) -> None:
-        """prompt: what stands in the file that the sidecar names, None where it names a prompt of the project."""
+    def run(self, sidecar: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """files: by name what the sidecar names of them, and the project does not ship."""
         held_out = self._samples.draw_held_out(_HELD_OUT)
         measure = functools.partial(self._measure, held_out) if held_out else dict
         self._optimisation.run(self._tuning.recipe.num_steps, self._step, measure)
         skipped = {"skipped_steps": self._optimisation.num_skipped}
         try:
-            self._write({**sidecar, "training": {**sidecar["training"], **skipped}}, prompt)
+            self._write({**sidecar, "training": {**sidecar["training"], **skipped}}, files)
         except (OSError, SafetensorError) as error:
             raise EngineError(
                 f"the trained model cannot be written to {self._folder} ({error}); mend that, and the same command "
@@ -147,14 +148,14 @@ class Finetuning:
         shares = {"loss held_out": total / num_tokens, "exact held_out": num_exact / len(samples)}
         return {name: round(value, 5) for name, value in shares.items()}
 
-    def _write(self, sidecar: Mapping[str, Any], prompt: bytes | None) -> None:
+    def _write(self, sidecar: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
         """A folder as the one that was trained, or an adapter's folder beside it. Its weights come last: without them
         it is refused, where after a kill they would be served by the prompt of their base.
         """
         if not self._tuning.lora:
             copy_around_weights(self._checkpoint.folder, self._folder)
-        if prompt is not None:
-            (self._folder / _PROMPT).write_bytes(prompt)
+        for name, content in files.items():
+            (self._folder / name).write_bytes(content)
         write_json(self._folder / SIDECAR, sidecar)
         if self._tuning.lora:
             self._trained.peft_config["default"].base_model_name_or_path = name_base(self._checkpoint)
@@ -250,28 +251,34 @@ def finetune(
     folder: Path,
     seed: int,
     data: Mapping[str, Any],
+    embodiment: str = AUTO,
 ) -> None:
     """Train and write `folder`. prompt, history: as the samples were asked; a file goes into the folder.
 
-    data: what the samples were made from, JSON values. Raises ConfigError where `folder` holds a training
-    with other settings.
+    data: what the samples were made from, JSON values. embodiment: whose words about the camera their prompts have; the
+    sidecar names it where these are not Bridge's, since `serve` would else show others, and where the base's does.
+    Raises ConfigError where `folder` holds a training with other settings.
     """
+    words, usual = (dict(load_embodiment(BRIDGE if name == AUTO else name).camera) for name in (embodiment, BRIDGE))
     settings = {
         "base_sha256": checkpoint.sha256,
         "data": dict(data),
         "prompt_sha256": load_template(prompt).sha256,
         "history": history,
         "seed": seed,
+        **({} if words == usual else {"camera_words": words}),
         **tuning.settings,
     }
-    text = Path(prompt).read_bytes() if Path(prompt).is_file() else None
+    files: dict[str, bytes] = {}
+    is_told = words != usual or embodiment == checkpoint.sidecar.get("embodiment")
     sidecar = {
         "trained": True,
         "decide": "greedy",
         "temperature": 1.0,
         "history": history,
         "steps_per_phrase": 1,
-        "prompt": str(prompt) if text is None else _PROMPT,
+        "prompt": _take_along(str(prompt), _PROMPT, files),
+        **({"embodiment": _take_along(embodiment, _EMBODIMENT, files)} if is_told else {}),
         "results": {},
         "training": {
             "base": checkpoint.name,
@@ -281,4 +288,12 @@ def finetune(
         },
     }
     with claim_folder(folder, folder / "training", settings):
-        Finetuning(checkpoint, samples, tuning, folder, seed).run(sidecar, text)
+        Finetuning(checkpoint, samples, tuning, folder, seed).run(sidecar, files)
+
+
+def _take_along(name: str, own: str, files: dict[str, bytes]) -> str:
+    """What the sidecar is to say for `name`: a file goes into `files` under its `own` name."""
+    if "." not in name:
+        return name
+    files[own] = Path(name).read_bytes()
+    return own
