@@ -11,6 +11,8 @@ import safetensors.torch
 import torch
 
 from tests import recordings
+from tests.decoding.tiny import share_tiny
+from tests.slow import FAMILIES
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import open_policies
 from vlm_local.checkpoint import open_checkpoint
@@ -74,6 +76,17 @@ def test_adapters_are_a_folder_that_brings_its_base(samples, tmp_path):
     assert json.loads((tmp_path / "vlm_local.json").read_text())["training"]["skipped_steps"] == 0
     assert not (tmp_path / "model.safetensors").exists()
     assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_are_on_every_linear_layer_of_the_language_model(family, samples, tmp_path):
+    _tune(tiny_checkpoint(family), tmp_path, samples, num_steps=1, lora=2)
+    loaded, _ = share_tiny(family)
+    kinds = {name for name, module in loaded.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    wanted = {name for name in kinds if "language_model" in name or "text_model" in name}
+    stored = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
+    adapted = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in stored}
+    assert adapted == wanted and len(stored) == 2 * len(wanted)
 
 
 class KilledAt:

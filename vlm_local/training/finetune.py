@@ -29,7 +29,8 @@ _IGNORED = -100
 _PROMPT, _EMBODIMENT = "prompt.txt", "embodiment.json"
 _HELD_OUT = 64  # samples that were never trained on, asked each time the state is saved
 _FOR_TOKENS = ("mm_token_type_ids", "token_type_ids")  # of vision, one number a token; the rest is one row a picture
-_LINEAR = r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_RECURRENT = r"linear_attn\.(in_proj_\w+|out_proj)"  # by which three of four layers of Qwen3.5 attend
+_LINEAR = rf"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|{_RECURRENT})"
 _ADAPTED = rf".*(language_model|text_model).*{_LINEAR}"
 _ADAPTED_EVERYWHERE = rf".*{_LINEAR}"  # in the vision tower, too, where it has layers of these names
 
