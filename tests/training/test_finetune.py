@@ -303,6 +303,20 @@ def test_history_shows_the_phrases_before(tmp_path):
     assert shown == [0, 1, 2]
 
 
+def test_history_begins_anew_with_a_new_instruction(tmp_path):
+    """As a server's does, which takes it for a new episode."""
+    template = tmp_path / "prompt.txt"
+    template.write_text("[before]\n$instruction\n[after]\n$history\n")
+    states = np.zeros((9, 7), np.float32)
+    states[:, 0] = 0.02 * np.arange(9)
+    said, image = ("reach",) * 3 + ("lift",) * 6, np.zeros((64, 64, 3), np.uint8)
+    episode = Episode(0, "reach", states, None, lambda step: image, "test", said)
+    samples = RecordedSamples([episode], load_template(template), 2, seed=0)
+    prompts = [sample.prompt for sample in samples.draw(0, 6)]
+    shown = sorted((prompt.before, prompt.after.count("move forward")) for prompt in prompts)
+    assert shown == [("lift", 0), ("lift", 1), ("lift", 2), ("reach", 0), ("reach", 1), ("reach", 2)]
+
+
 def test_data_without_a_labelled_step_is_refused():
     short = Episode(0, "", np.zeros((6, 7), np.float32), None, lambda step: None, "test")
     with pytest.raises(DataError, match="none of 1 episodes"):

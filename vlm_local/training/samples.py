@@ -132,8 +132,10 @@ class RecordedSamples:
                 self._unreadable.add((number, step))
                 self._report(error)
             return None
-        observation = Observation(image, episode.instruction_at(step), state)
-        shown = phrases[max(0, step - self._history) : step]
+        instruction, first = episode.instruction_at(step), step
+        while first > max(0, step - self._history) and episode.instruction_at(first - 1) == instruction:
+            first -= 1  # not beyond: to a server a new instruction is a new episode
+        observation, shown = Observation(image, instruction, state), phrases[first:step]
         return Sample(observation.image, build_prompt(self._template, observation, shown), phrases[step])
 
 
