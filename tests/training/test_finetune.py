@@ -13,7 +13,7 @@ from tests import recordings
 from tests.decoding.tiny import share_tiny
 from tests.slow import FAMILIES
 from tests.tiny_models import tiny_checkpoint
-from tests.training.tuning import PROMPT, ask, record, tune
+from tests.training.tuning import PROMPT, ask, record, record_another, tune
 from vlm_local.cli import main
 from vlm_local.embodiments import find_file
 from vlm_local.errors import ConfigError, DataError
@@ -128,6 +128,33 @@ def test_a_frame_that_cannot_be_read_is_told_once_and_passed_over():
 
 def _fail_to_load(step):
     raise DataError("the disk is gone")
+
+
+def _split(records):
+    """Pixel values of what is trained on and of what is held out."""
+    samples = RecordedSamples(records, load_template(PROMPT), 0, seed=0)
+    parts = [sample for step in range(len(samples)) for sample in samples.draw(step, 1)], samples.draw_held_out(1000)
+    return [{int(sample.image.max()) for sample in part} for part in parts]
+
+
+def test_one_episode_in_twenty_is_never_trained_on():
+    trained, held_out = _split([record_another(number) for number in range(200)])
+    assert not trained & held_out and trained | held_out == set(range(200)) and 4 <= len(held_out) <= 20
+    assert len(_split([record_another(number) for number in range(20)])[1]) >= 1
+    assert not _split([record_another(number) for number in range(19)])[1]  # too few to say much
+
+
+def test_what_was_trained_on_is_not_held_out_when_recordings_are_added_before_it():
+    old = [record_another(number) for number in range(60)]
+    for num_new in (1, 7, 100):
+        new = [record_another(number) for number in range(60, 60 + num_new)]
+        assert not _split(old)[0] & _split(new + old[::-1])[1]
+
+
+def test_a_copy_of_an_episode_is_on_the_same_side():
+    records = [record_another(number) for number in range(60)]
+    trained, held_out = _split(records + records[7:])
+    assert held_out and not trained & held_out
 
 
 def test_history_shows_the_phrases_before(tmp_path):

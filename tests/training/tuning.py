@@ -20,6 +20,13 @@ def record(index, direction, colour):
     return Episode(index, "reach the block", states, None, lambda step: image, f"test {index}")
 
 
+def record_another(number):
+    """One for each number: pictures of this value, and states of its own."""
+    episode = record(number, 0, number)
+    episode.states[:, 1] += 0.001 * number
+    return episode
+
+
 def tune(folder, out, samples, num_steps=40, save_every=5, prompt=PROMPT, **fields):
     recipe = Recipe(num_steps, 3e-3, warmup_steps=5, log_every=10, save_every=save_every)
     checkpoint = open_checkpoint(folder)
