@@ -167,7 +167,7 @@ def find_family(config: Mapping[str, Any], folder: Path) -> str:
 
 
 def read_sidecar(folder: Path) -> dict[str, Any]:
-    """vlm_local.json of a folder, {} without one; a relative `prompt` file stands in the folder."""
+    """vlm_local.json of a folder, {} without one; relative files of a prompt or an embodiment stand in the folder."""
     file = folder / SIDECAR
     if not file.is_file():
         return {}
@@ -175,9 +175,9 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
     for key, kind in _SIDECAR_TYPES.items():
         if sidecar.get(key) is not None and not isinstance(sidecar[key], kind):
             raise ConfigError(f"{file}: {key!r} is {sidecar[key]!r}, which is of the wrong type")
-    prompt = sidecar.get("prompt")
-    if prompt and (folder / prompt).is_file():
-        sidecar["prompt"] = str(folder / prompt)
+    for key in ("prompt", "embodiment"):
+        if sidecar.get(key) and (folder / sidecar[key]).is_file():
+            sidecar[key] = str(folder / sidecar[key])
     return sidecar
 
 

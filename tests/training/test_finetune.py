@@ -1,7 +1,6 @@
 """Fine-tuning of every kind of family: what was learnt is what the served model says."""
 
 import json
-import math
 import shutil
 from pathlib import Path
 
@@ -11,115 +10,47 @@ import safetensors.torch
 import torch
 
 from tests import recordings
+from tests.decoding.tiny import share_tiny
+from tests.slow import FAMILIES
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.assembly import open_policies
-from vlm_local.checkpoint import open_checkpoint
+from tests.training.tuning import PROMPT, ask, record, record_another, tune
 from vlm_local.cli import main
-from vlm_local.errors import ConfigError, DataError, EngineError
+from vlm_local.embodiments import find_file
+from vlm_local.errors import ConfigError, DataError
 from vlm_local.policy_options import PolicyOptions
 from vlm_local.prompts import load_template
-from vlm_local.training.finetune import Tuning, finetune
-from vlm_local.training.optimisation import Recipe
+from vlm_local.resolved_options import ResolvedOptions
 from vlm_local.training.samples import RecordedSamples
-from vlm_local.types import Episode, Observation
-
-PROMPT = "paligemma"
-
-
-def _record(index, direction, colour):
-    """Six steps of motion along one axis, under a picture of one colour."""
-    states = np.zeros((6, 7), np.float32)
-    states[:, direction] = 0.02 * np.arange(6)
-    image = np.full((64, 64, 3), colour, np.uint8)
-    return Episode(index, "reach the block", states, None, lambda step: image, f"test {index}")
-
-
-@pytest.fixture
-def samples():
-    """White goes forward, black goes up."""
-    return RecordedSamples([_record(0, 0, 255), _record(1, 2, 0)], load_template(PROMPT), 0, seed=0)
-
-
-def _tune(folder, out, samples, num_steps=40, save_every=5, prompt=PROMPT, **fields):
-    recipe = Recipe(num_steps, 3e-3, warmup_steps=5, log_every=10, save_every=save_every)
-    checkpoint = open_checkpoint(folder)
-    tuning = Tuning(recipe, **{"samples": 6, "at_once": 3, **fields})
-    finetune(checkpoint, samples, tuning, prompt, 0, out, seed=0, data={"sha256": "of these samples"})
-
-
-def _ask(folder, colour):
-    policies = open_policies(PolicyOptions(model=str(folder), offline=True))
-    try:
-        image = np.full((64, 64, 3), colour, np.uint8)
-        return policies.build("robot").act(Observation(image, "reach the block", np.zeros(7))).phrase
-    finally:
-        policies.close()
+from vlm_local.types import Episode
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen2-vl", "paligemma", "smolvlm2", "gemma3", "internvl", "qwen3.5"])
 def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
-    _tune(tiny_checkpoint(family), tmp_path, samples, save_every=40)
-    assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
+    tune(tiny_checkpoint(family), tmp_path, samples, save_every=40)
+    assert (ask(tmp_path, 255), ask(tmp_path, 0)) == ("move forward", "move up")
 
 
 @pytest.mark.slow
 def test_adapters_are_a_folder_that_brings_its_base(samples, tmp_path):
     base = tiny_checkpoint("qwen2-vl")
-    _tune(base, tmp_path, samples, num_steps=50, lora=16)
+    tune(base, tmp_path, samples, num_steps=50, lora=16)
     config = json.loads((tmp_path / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(base)
     assert json.loads((tmp_path / "vlm_local.json").read_text())["training"]["skipped_steps"] == 0
     assert not (tmp_path / "model.safetensors").exists()
-    assert (_ask(tmp_path, 255), _ask(tmp_path, 0)) == ("move forward", "move up")
+    assert (ask(tmp_path, 255), ask(tmp_path, 0)) == ("move forward", "move up")
 
 
-class KilledAt:
-    """The samples, up to a step at which somebody presses Ctrl-C."""
-
-    def __init__(self, step, samples):
-        self._step, self._samples = step, samples
-        self.num_episodes = samples.num_episodes
-        self.draw_held_out = samples.draw_held_out
-
-    def __len__(self):
-        return len(self._samples)
-
-    def draw(self, step, num_samples):
-        if step == self._step:
-            raise KeyboardInterrupt
-        return self._samples.draw(step, num_samples)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("lora", [0, 4])
-def test_a_killed_run_ends_with_the_weights_of_one_that_was_not(lora, samples, tmp_path):
-    base = tiny_checkpoint("qwen2-vl")
-    _tune(base, tmp_path / "whole", samples, num_steps=8, lora=lora)
-    with pytest.raises(KeyboardInterrupt):  # saved at 5, killed at 7
-        _tune(base, tmp_path / "killed", KilledAt(7, samples), num_steps=8, lora=lora)
-    _tune(base, tmp_path / "killed", samples, num_steps=8, lora=lora)
-    name = "adapter_model.safetensors" if lora else "model.safetensors"
-    assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes()
-    logs = [(tmp_path / run / "training" / "log.jsonl").read_text().splitlines() for run in ("whole", "killed")]
-    steps = [[(line["step"], line["loss"]) for line in map(json.loads, log)] for log in logs]
-    assert steps[0] == steps[1]
-
-
-@pytest.mark.slow
-def test_a_training_goes_on_with_other_portions_and_with_nothing_else_changed(samples, tmp_path):
-    base, out = tiny_checkpoint("qwen2-vl"), tmp_path / "out"
-    _tune(base, out, samples, num_steps=6)
-    weights = (out / "model.safetensors").read_bytes()
-    _tune(base, out, samples, num_steps=6, at_once=2)
-    for changes, said in (
-        ({"folder": tiny_checkpoint("paligemma")}, 'base_sha256 was "'),
-        ({"num_steps": 12}, "num_steps was 6 and is 12;"),
-        ({"lora": 4}, "lora was 0 and is 4;"),
-    ):
-        with pytest.raises(ConfigError, match=f"other settings: {said}"):
-            _tune(**{"folder": base, "out": out, "samples": samples, "num_steps": 6, **changes})
-    assert (out / "model.safetensors").read_bytes() == weights
+@pytest.mark.parametrize("family", FAMILIES)
+def test_adapters_are_on_every_linear_layer_of_the_language_model(family, samples, tmp_path):
+    tune(tiny_checkpoint(family), tmp_path, samples, num_steps=1, lora=2)
+    loaded, _ = share_tiny(family)
+    kinds = {name for name, module in loaded.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    wanted = {name for name in kinds if "language_model" in name or "text_model" in name}
+    stored = safetensors.torch.load_file(tmp_path / "adapter_model.safetensors")
+    adapted = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in stored}
+    assert adapted == wanted and len(stored) == 2 * len(wanted)
 
 
 def test_a_tuned_folder_has_the_prompt_and_the_log_of_its_own_training(samples, tmp_path):
@@ -140,49 +71,17 @@ def test_a_tuned_folder_has_the_prompt_and_the_log_of_its_own_training(samples, 
     (base / "chat_template.json").rename(base / "unused.json")
     (base / "chat_template.jinja").write_text(json.loads((base / "unused.json").read_text())["chat_template"])
     prompt.write_text("[before]\nMine: $instruction\n[after]\nGo.\n")
-    _tune(base, out, samples, num_steps=2, prompt=prompt)
+    tune(base, out, samples, num_steps=2, prompt=prompt)
     assert json.loads((out / "vlm_local.json").read_text())["prompt"] == "prompt.txt"
     assert (out / "prompt.txt").read_text() == prompt.read_text()
     assert (out / "additional_chat_templates" / "other.jinja").exists()
     assert not (out / "checkpoint-500").exists() and not (out / "optimizer.bin").exists()
-    _tune(base, out, samples, num_steps=2, prompt=prompt)  # its own settings: the same command goes on
-
-
-def test_a_training_that_skipped_its_steps_writes_no_model(samples, tmp_path):
-    folder = shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "spoilt")
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
-    weights["model.norm.weight"][0] = math.nan
-    safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    with pytest.raises(EngineError, match="gradients that are not finite"):
-        _tune(folder, tmp_path / "out", samples, num_steps=2)
-    assert not (tmp_path / "out" / "vlm_local.json").exists()
-
-
-def test_a_full_disk_keeps_the_last_state_and_says_what_to_do(samples, tmp_path, monkeypatch):
-    def fill_the_disk(value, path):
-        path.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file data/12")
-
-    base, out = tiny_checkpoint("qwen2-vl"), tmp_path / "out"
-    with pytest.raises(KeyboardInterrupt):
-        _tune(base, out, KilledAt(2, samples), num_steps=4, save_every=1)
-    with monkeypatch.context() as patch:
-        patch.setattr("torch.save", fill_the_disk)
-        with pytest.raises(EngineError, match=r"after step 3 cannot be written .*GB are free; make room"):
-            _tune(base, out, samples, num_steps=4, save_every=1)
-    assert {file.name for file in (out / "training").iterdir()} == {"settings.json", "log.jsonl", "state.pt"}
-    state = out / "training" / "state.pt"
-    whole = state.read_bytes()
-    state.write_bytes(whole[:1000])
-    with pytest.raises(ConfigError, match=r"state\.pt cannot be read.*begins anew"):
-        _tune(base, out, samples, num_steps=4, save_every=1)
-    state.write_bytes(whole)
-    _tune(base, out, samples, num_steps=4, save_every=1)
+    tune(base, out, samples, num_steps=2, prompt=prompt)  # its own settings: the same command goes on
 
 
 def test_adapters_are_written_without_a_look_at_the_hub(samples, tmp_path, recwarn, monkeypatch):
     monkeypatch.setattr("vlm_local.training.finetune.name_base", lambda checkpoint: "lab/model")
-    _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=1, lora=2)
+    tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=1, lora=2)
     assert not [each for each in recwarn if "config" in str(each.message)]
 
 
@@ -195,7 +94,7 @@ def test_a_quantised_model_is_not_trained(samples, tmp_path):
     weights["packed"] = torch.zeros(2, dtype=torch.uint8)
     safetensors.torch.save_file(weights, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(ConfigError, match=r"quantised \(bitsandbytes-4bit\).*unquantised folder"):
-        _tune(folder, tmp_path / "out", samples, num_steps=2)
+        tune(folder, tmp_path / "out", samples, num_steps=2)
 
 
 def test_samples_are_the_labels_of_the_steps(samples):
@@ -231,12 +130,53 @@ def _fail_to_load(step):
     raise DataError("the disk is gone")
 
 
+def _split(records):
+    """Pixel values of what is trained on and of what is held out."""
+    samples = RecordedSamples(records, load_template(PROMPT), 0, seed=0)
+    parts = [sample for step in range(len(samples)) for sample in samples.draw(step, 1)], samples.draw_held_out(1000)
+    return [{int(sample.image.max()) for sample in part} for part in parts]
+
+
+def test_one_episode_in_twenty_is_never_trained_on():
+    trained, held_out = _split([record_another(number) for number in range(200)])
+    assert not trained & held_out and trained | held_out == set(range(200)) and 4 <= len(held_out) <= 20
+    assert len(_split([record_another(number) for number in range(20)])[1]) >= 1
+    assert not _split([record_another(number) for number in range(19)])[1]  # too few to say much
+
+
+def test_what_was_trained_on_is_not_held_out_when_recordings_are_added_before_it():
+    old = [record_another(number) for number in range(60)]
+    for num_new in (1, 7, 100):
+        new = [record_another(number) for number in range(60, 60 + num_new)]
+        assert not _split(old)[0] & _split(new + old[::-1])[1]
+
+
+def test_a_copy_of_an_episode_is_on_the_same_side():
+    records = [record_another(number) for number in range(60)]
+    trained, held_out = _split(records + records[7:])
+    assert held_out and not trained & held_out
+
+
 def test_history_shows_the_phrases_before(tmp_path):
     template = tmp_path / "prompt.txt"
     template.write_text("[before]\n$instruction\n[after]\n$history\n")
-    samples = RecordedSamples([_record(0, 0, 255)], load_template(template), 2, seed=0)
+    samples = RecordedSamples([record(0, 0, 255)], load_template(template), 2, seed=0)
     shown = sorted(sample.prompt.after.count("move forward") for sample in samples.draw(0, 3))
     assert shown == [0, 1, 2]
+
+
+def test_history_begins_anew_with_a_new_instruction(tmp_path):
+    """As a server's does, which takes it for a new episode."""
+    template = tmp_path / "prompt.txt"
+    template.write_text("[before]\n$instruction\n[after]\n$history\n")
+    states = np.zeros((9, 7), np.float32)
+    states[:, 0] = 0.02 * np.arange(9)
+    said, image = ("reach",) * 3 + ("lift",) * 6, np.zeros((64, 64, 3), np.uint8)
+    episode = Episode(0, "reach", states, None, lambda step: image, "test", said)
+    samples = RecordedSamples([episode], load_template(template), 2, seed=0)
+    prompts = [sample.prompt for sample in samples.draw(0, 6)]
+    shown = sorted((prompt.before, prompt.after.count("move forward")) for prompt in prompts)
+    assert shown == [("lift", 0), ("lift", 1), ("lift", 2), ("reach", 0), ("reach", 1), ("reach", 2)]
 
 
 def test_data_without_a_labelled_step_is_refused():
@@ -262,7 +202,7 @@ def test_the_command_tunes_the_embedded_model_on_rlds(more, tmp_path, tiny, brid
     sidecar = json.loads((out / "vlm_local.json").read_text())
     assert sidecar["trained"] is True and sidecar["prompt"] == "prompt.txt"
     assert (out / "training" / "curves.png").stat().st_size > 1000
-    assert _ask(out, 255)
+    assert ask(out, 255)
 
 
 @pytest.fixture(scope="module")
@@ -278,12 +218,12 @@ def recorded(tmp_path_factory):
 
 
 def test_the_command_refuses_to_go_on_with_other_settings_and_names_them(tmp_path, tiny, recorded, capsys):
-    def tune(out, data, *more) -> int:
+    def run(out, data, *more) -> int:
         arguments = ["--model", tiny, "--data", data, "--out", out, "--steps", 1, "--samples", 1, "--warmup", 1]
         return main(["train", "finetune", *map(str, [*arguments, *more])])
 
     first, second = recorded
-    assert tune(tmp_path / "out", first) == 0
+    assert run(tmp_path / "out", first) == 0
     for data, more, said in (
         (first, ("--learning-rate", 0.01), "learning_rate was 1e-05 and is 0.01"),
         (first, ("--bfloat16", "--seed", 1), "seed was 0 and is 1; bfloat16 was false and is true"),
@@ -292,19 +232,29 @@ def test_the_command_refuses_to_go_on_with_other_settings_and_names_them(tmp_pat
         (first, ("--camera", "image_0"), 'data.camera was null and is "image_0"'),
         (second, (), 'data.sha256 was "'),
     ):
-        assert tune(tmp_path / "out", data, *more) == 2
+        assert run(tmp_path / "out", data, *more) == 2
         assert f"other settings: {said}" in capsys.readouterr().err
-    assert tune(tmp_path / "out", first) == 0
+    assert run(tmp_path / "out", first) == 0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("not to be spoilt")
-    assert tune(tmp_path / "mine", first) == 2
+    assert run(tmp_path / "mine", first) == 2
     assert "holds something else" in capsys.readouterr().err
 
 
-def test_what_failed_before_its_first_step_may_be_begun_otherwise(tmp_path, samples):
-    with pytest.raises(KeyboardInterrupt):
-        _tune(tiny_checkpoint("qwen2-vl"), tmp_path, KilledAt(0, samples), num_steps=2)
-    _tune(tiny_checkpoint("qwen2-vl"), tmp_path, samples, num_steps=2, lora=2)
+def test_what_the_prompt_says_of_the_camera_is_served_as_it_was_learnt(tmp_path, tiny, recorded, capsys):
+    file, out = tmp_path / "mine.json", tmp_path / "out"
+    arm = json.loads(find_file("bridge-widowx").read_text())
+    file.write_text(json.dumps(arm | {"camera": arm["camera"] | {"view": "through a window"}}))
+    arguments = ["--model", tiny, "--data", recorded[0], "--steps", 1, "--samples", 1, "--prompt", "chat", "--out"]
+    command = ["train", "finetune", *map(str, arguments)]
+    assert main([*command, str(out), "--embodiment", str(file)]) == 0
+    file.unlink()
+    request, _ = ResolvedOptions(PolicyOptions(model=str(out))).build_warm_up()
+    assert "through a window" in request.prompt.before + request.prompt.after
+    assert main([*command, str(out)]) == 2
+    assert "other settings: camera_words was {" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "plain")]) == 0
+    assert "embodiment" not in json.loads((tmp_path / "plain" / "vlm_local.json").read_text())  # any station's is found
 
 
 @pytest.fixture
@@ -313,18 +263,3 @@ def bridge():
     if not folder.exists():
         pytest.skip("needs ../shared/data/bridge_dev beside the repository")
     return folder
-
-
-def test_every_twentieth_episode_is_never_trained_on_and_its_loss_is_logged(tmp_path):
-    """Episodes that are trained on are white and go forward; the one that is kept apart is black and goes up."""
-    records = [_record(index, 2 if index == 19 else 0, 0 if index == 19 else 255) for index in range(21)]
-    samples = RecordedSamples(records, load_template(PROMPT), 0, seed=0)
-    assert len(samples) == 20 * 3 and samples.num_episodes == 21
-    drawn = [sample for step in range(20) for sample in samples.draw(step, 6)]
-    assert {(sample.phrase, int(sample.image.max())) for sample in drawn} == {("move forward", 255)}
-    assert {(sample.phrase, int(sample.image.max())) for sample in samples.draw_held_out(64)} == {("move up", 0)}
-    _tune(tiny_checkpoint("qwen2-vl"), tmp_path / "out", samples, num_steps=4, save_every=2)
-    lines = [json.loads(line) for line in (tmp_path / "out/training/log.jsonl").read_text().splitlines()]
-    held_out = [line for line in lines if "loss held_out" in line]
-    assert [line["step"] for line in held_out] == [2, 4] and all(line["loss held_out"] > 0 for line in held_out)
-    assert held_out[-1]["exact held_out"] == 0

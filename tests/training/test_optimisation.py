@@ -1,7 +1,8 @@
-"""Steps whose gradients are not finite are skipped, counted, and not borne for long."""
+"""Steps whose gradients are not finite are skipped, counted, and not borne for long; what a kill leaves on disk."""
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -40,3 +41,24 @@ def test_the_count_survives_a_kill(tmp_path):
 def test_too_many_skipped_steps_end_the_training(tmp_path):
     with pytest.raises(EngineError, match="3 of the first 30 training steps gave gradients that are not finite"):
         _train(tmp_path / "run", bad={3, 17, 29})
+
+
+def test_a_state_is_on_the_disk_before_it_takes_the_place_of_the_last(tmp_path, monkeypatch):
+    """Else a power cut leaves neither."""
+    synced = []
+    monkeypatch.setattr("os.fsync", lambda descriptor: synced.append(os.fstat(descriptor)))
+    _train(tmp_path / "run", bad=(), num_steps=10)
+    state = (tmp_path / "run" / "state.pt").stat()
+    assert [(each.st_ino, each.st_size) for each in synced] == [(state.st_ino, state.st_size)]
+
+
+def test_a_kill_while_the_log_is_cut_leaves_the_old_one(tmp_path):
+    _train(tmp_path / "run", bad=(), stop=20)
+    log, old = tmp_path / "run" / "log.jsonl", tmp_path / "old.jsonl"
+    with log.open("a") as file:
+        file.write('{"step": 25, "loss": 1.0}\n')
+    os.link(log, old)
+    before = old.read_text()
+    _train(tmp_path / "run", bad=(), stop=30)
+    assert old.read_text() == before  # another file took its place
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [10, 20, 30]

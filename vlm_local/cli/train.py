@@ -103,9 +103,9 @@ def _run_finetune(args) -> None:
     from vlm_local.models import find_checkpoint
     from vlm_local.progress import track
     from vlm_local.prompts import load_template
-    from vlm_local.training.finetune import Tuning, finetune, hash_episodes
+    from vlm_local.training.finetune import Tuning, finetune
     from vlm_local.training.optimisation import Recipe
-    from vlm_local.training.samples import HELD_OUT_EVERY, RecordedSamples
+    from vlm_local.training.samples import HELD_OUT_EVERY, RecordedSamples, hash_episodes
 
     checkpoint = find_checkpoint(args.model, args.offline)
     default = "paligemma" if checkpoint.family.startswith("paligemma") else "chat"
@@ -123,14 +123,15 @@ def _run_finetune(args) -> None:
         tell(args, f"{path}: {describe_data(data.about)}")
     found = f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped"
     apart = (
-        f"{samples.num_held_out} more, of every {HELD_OUT_EVERY}th episode, are kept apart; log.jsonl has their loss"
+        f"{samples.num_held_out} more, of one in {HELD_OUT_EVERY} episodes, are kept apart; log.jsonl has their loss"
     )
     tell(args, f"{found}\n{apart}")
     rate = args.learning_rate or (2e-4 if args.lora else 1e-5)
     recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)
     tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)
     data = {"sha256": digest.hexdigest(), "camera": args.camera}
-    finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed, data)
+    data |= {"held_out_steps": samples.num_held_out} if samples.num_held_out else {}
+    finetune(checkpoint, samples, tuning, prompt, history, args.out, args.seed, data, embodiment)
     print_result(args, f"{args.out}: .venv/bin/python -m vlm_local serve --model {args.out}", {"out": str(args.out)})
 
 

@@ -1,34 +1,36 @@
 """Fine-tunes a model folder of any supported family on recorded episodes, wholly or by LoRA."""
 
-import hashlib
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from vlm_local.checkpoint import SIDECAR, Checkpoint, copy_around_weights
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.decoding.trie import tokenize_sentences
+from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
-from vlm_local.errors import ConfigError
+from vlm_local.errors import ConfigError, EngineError
 from vlm_local.files import write_json
 from vlm_local.models import name_base
 from vlm_local.prompts import load_template
 from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
 from vlm_local.training.samples import Sample
-from vlm_local.types import Episode, GenerationRequest
+from vlm_local.types import GenerationRequest
 
 _IGNORED = -100
-_PROMPT = "prompt.txt"
+_PROMPT, _EMBODIMENT = "prompt.txt", "embodiment.json"
 _HELD_OUT = 64  # samples that were never trained on, asked each time the state is saved
 _FOR_TOKENS = ("mm_token_type_ids", "token_type_ids")  # of vision, one number a token; the rest is one row a picture
-_LINEAR = r"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_RECURRENT = r"linear_attn\.(in_proj_\w+|out_proj)"  # by which three of four layers of Qwen3.5 attend
+_LINEAR = rf"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|{_RECURRENT})"
 _ADAPTED = rf".*(language_model|text_model).*{_LINEAR}"
 _ADAPTED_EVERYWHERE = rf".*{_LINEAR}"  # in the vision tower, too, where it has layers of these names
 
@@ -89,6 +91,7 @@ class Finetuning:
             )
         torch.manual_seed(seed)
         self._checkpoint, self._samples, self._tuning, self._folder = checkpoint, samples, tuning, folder
+        self._seed = seed
         is_frozen_small = tuning.lora and tuning.recipe.bfloat16
         loaded = load_model(checkpoint, "none", tuning.device, "bfloat16" if is_frozen_small else "float32")
         self._batches = Batches(loaded)
@@ -96,19 +99,24 @@ class Finetuning:
         self._trained = _add_adapters(self._model, tuning) if tuning.lora else self._model.requires_grad_(True)
         self._optimisation = Optimisation(self._trained, tuning.recipe, folder / "training")
 
-    def run(self, sidecar: Mapping[str, Any], prompt: bytes | None) -> None:
-        """prompt: what stands in the file that the sidecar names, None where it names a prompt of the project."""
-        recipe, held_out = self._tuning.recipe, self._samples.draw_held_out(_HELD_OUT)
-        while self._optimisation.step < recipe.num_steps:
-            self._optimisation.run((self._optimisation.step // recipe.save_every + 1) * recipe.save_every, self._step)
-            if held_out:
-                self._optimisation.log({"step": self._optimisation.step, **self._measure(held_out)})
-        draw_curves(self._folder / "training", ("loss", "loss held_out", "exact", "exact held_out"))
+    def run(self, sidecar: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """files: by name what the sidecar names of them, and the project does not ship."""
+        held_out = self._samples.draw_held_out(_HELD_OUT)
+        measure = functools.partial(self._measure, held_out) if held_out else dict
+        self._optimisation.run(self._tuning.recipe.num_steps, self._step, measure)
         skipped = {"skipped_steps": self._optimisation.num_skipped}
-        self._write({**sidecar, "training": {**sidecar["training"], **skipped}}, prompt)
+        try:
+            self._write({**sidecar, "training": {**sidecar["training"], **skipped}}, files)
+        except (OSError, SafetensorError) as error:
+            raise EngineError(
+                f"the trained model cannot be written to {self._folder} ({error}); mend that, and the same command "
+                f"writes it: its training is done and saved"
+            ) from error
+        draw_curves(self._folder / "training", ("loss", "loss held_out", "exact", "exact held_out"))
 
     def _step(self, step: int) -> tuple[torch.Tensor, Mapping[str, float]]:
         """Loss a token over all samples of the step; all but the last forward's is backpropagated already."""
+        torch.manual_seed(int(np.random.SeedSequence([self._seed, step]).generate_state(1)[0]))  # of dropout
         samples = self._samples.draw(step, self._tuning.samples)
         groups = [
             samples[start : start + self._tuning.at_once] for start in range(0, len(samples), self._tuning.at_once)
@@ -141,21 +149,24 @@ class Finetuning:
         shares = {"loss held_out": total / num_tokens, "exact held_out": num_exact / len(samples)}
         return {name: round(value, 5) for name, value in shares.items()}
 
-    def _write(self, sidecar: Mapping[str, Any], prompt: bytes | None) -> None:
-        """A folder as the one that was trained, or an adapter's folder beside it."""
+    def _write(self, sidecar: Mapping[str, Any], files: Mapping[str, bytes]) -> None:
+        """A folder as the one that was trained, or an adapter's folder beside it. Its weights come last: without them
+        it is refused, where after a kill they would be served by the prompt of their base.
+        """
+        if not self._tuning.lora:
+            copy_around_weights(self._checkpoint.folder, self._folder)
+        for name, content in files.items():
+            (self._folder / name).write_bytes(content)
+        write_json(self._folder / SIDECAR, sidecar)
         if self._tuning.lora:
             self._trained.peft_config["default"].base_model_name_or_path = name_base(self._checkpoint)
             # Of embeddings nothing is trained; peft would ask the hub for them.
             self._trained.save_pretrained(str(self._folder), save_embedding_layers=False)
             (self._folder / "README.md").unlink(missing_ok=True)  # peft's form with nothing filled in
         else:
-            copy_around_weights(self._checkpoint.folder, self._folder)
             self._model.save_pretrained(self._folder)
         for file in self._folder.glob("*.safetensors"):
             file.chmod(0o644)  # safetensors writes 0600, which a package would keep
-        if prompt is not None:
-            (self._folder / _PROMPT).write_bytes(prompt)
-        write_json(self._folder / SIDECAR, sidecar)
 
 
 def _add_adapters(model: nn.Module, tuning: Tuning):
@@ -241,47 +252,49 @@ def finetune(
     folder: Path,
     seed: int,
     data: Mapping[str, Any],
+    embodiment: str = AUTO,
 ) -> None:
     """Train and write `folder`. prompt, history: as the samples were asked; a file goes into the folder.
 
-    data: what the samples were made from, JSON values. Raises ConfigError where `folder` holds a training
-    with other settings.
+    data: what the samples were made from, JSON values. embodiment: whose words about the camera their prompts have; the
+    sidecar names it where these are not Bridge's, since `serve` would else show others, and where the base's does.
+    Raises ConfigError where `folder` holds a training with other settings.
     """
+    words, usual = (dict(load_embodiment(BRIDGE if name == AUTO else name).camera) for name in (embodiment, BRIDGE))
     settings = {
         "base_sha256": checkpoint.sha256,
         "data": dict(data),
         "prompt_sha256": load_template(prompt).sha256,
         "history": history,
         "seed": seed,
+        **({} if words == usual else {"camera_words": words}),
         **tuning.settings,
     }
-    claim_folder(folder, folder / "training", settings)
-    training = Finetuning(checkpoint, samples, tuning, folder, seed)
-    text = Path(prompt).read_bytes() if Path(prompt).is_file() else None
-    training.run(
-        {
-            "trained": True,
-            "decide": "greedy",
-            "temperature": 1.0,
-            "history": history,
-            "steps_per_phrase": 1,
-            "prompt": str(prompt) if text is None else _PROMPT,
-            "results": {},
-            "training": {
-                "base": checkpoint.name,
-                "samples": len(samples),
-                "episodes": samples.num_episodes,
-                **settings,
-            },
+    files: dict[str, bytes] = {}
+    is_told = words != usual or embodiment == checkpoint.sidecar.get("embodiment")
+    sidecar = {
+        "trained": True,
+        "decide": "greedy",
+        "temperature": 1.0,
+        "history": history,
+        "steps_per_phrase": 1,
+        "prompt": _take_along(str(prompt), _PROMPT, files),
+        **({"embodiment": _take_along(embodiment, _EMBODIMENT, files)} if is_told else {}),
+        "results": {},
+        "training": {
+            "base": checkpoint.name,
+            "samples": len(samples),
+            "episodes": samples.num_episodes,
+            **settings,
         },
-        text,
-    )
+    }
+    with claim_folder(folder, folder / "training", settings):
+        Finetuning(checkpoint, samples, tuning, folder, seed).run(sidecar, files)
 
 
-def hash_episodes(episodes: Iterable[Episode], digest: "hashlib._Hash") -> Iterator[Episode]:
-    """The same episodes; `digest` is fed with their words and states on the way."""
-    for episode in episodes:
-        instructions = [episode.instruction_at(step) for step in range(len(episode))]
-        digest.update(json.dumps([episode.instruction, instructions]).encode())
-        digest.update(np.ascontiguousarray(episode.states, np.float32).tobytes())
-        yield episode
+def _take_along(name: str, own: str, files: dict[str, bytes]) -> str:
+    """What the sidecar is to say for `name`: a file goes into `files` under its `own` name."""
+    if "." not in name:
+        return name
+    files[own] = Path(name).read_bytes()
+    return own

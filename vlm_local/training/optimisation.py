@@ -12,14 +12,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, TextIO
 
 import psutil
 import torch
 from torch import nn
 
 from vlm_local.errors import ConfigError, EngineError
-from vlm_local.files import encode_json, read_json_lines, write_json
+from vlm_local.files import encode_json, lock_folder, open_replacing, read_json_lines, write_json
 from vlm_local.progress import open_bar
 from vlm_local.provenance import list_differences
 
@@ -70,30 +70,47 @@ class Recipe:
         return {name: value for name, value in asdict(self).items() if name not in silent}
 
 
-def claim_folder(folder: Path, place: Path, settings: Mapping[str, Any]) -> None:
+def claim_folder(folder: Path, place: Path, settings: Mapping[str, Any]) -> TextIO:
     """Begin a training in `folder`, or make sure that it is the same one that goes on there.
 
     place: where it keeps its state, `folder` or a folder in it. settings: all that decides the weights,
-    JSON values only. Raises ConfigError that names each setting that differs, and for a folder of something
-    else.
+    JSON values only. Returns a lock, held until it is closed. Raises ConfigError that names each setting that
+    differs, for a folder of something else, and while another process trains there.
     """
     path = place / _SETTINGS
     here = json.loads(encode_json(settings))
-    is_begun = any(next(place.glob(pattern), None) for pattern in _WORK)
-    if path.exists() and is_begun:
-        try:
-            differences = list(list_differences(json.loads(path.read_bytes()), here))
-        except (AttributeError, ValueError) as error:
-            raise ConfigError(f"{path} cannot be read ({error}); choose another --out") from None
-        if differences:
-            raise ConfigError(
-                f"{folder} holds a training with other settings: {'; '.join(differences)}; "
-                "go on with the same ones, or choose another --out"
-            )
-    elif not path.exists() and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not path.exists() and folder.exists() and not _is_free(folder):
         raise ConfigError(f"{folder} holds something else than a training that can go on; choose another --out")
-    else:
-        write_json(path, here)
+    place.mkdir(parents=True, exist_ok=True)
+    lock = lock_folder(place)
+    try:
+        if path.exists() and any(next(place.glob(pattern), None) for pattern in _WORK):
+            _check_same(folder, path, here)
+        else:
+            write_json(path, here)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _is_free(folder: Path) -> bool:
+    """Whether it holds nothing, or only what a kill or a full disk left before the settings were written."""
+    files = (each for each in folder.rglob("*") if not each.is_dir() and each.name != f"{_SETTINGS}.new")
+    return folder.is_dir() and not any(each.lstat().st_size for each in files)
+
+
+def _check_same(folder: Path, path: Path, here: Mapping[str, Any]) -> None:
+    """path: the settings of the training in `folder`. Raises ConfigError where they are not `here`."""
+    try:
+        differences = list(list_differences(json.loads(path.read_bytes()), here))
+    except (AttributeError, ValueError) as error:
+        raise ConfigError(f"{path} cannot be read ({error}); choose another --out") from None
+    if differences:
+        raise ConfigError(
+            f"{folder} holds a training with other settings: {'; '.join(differences)}; "
+            "go on with the same ones, or choose another --out"
+        )
 
 
 class Optimisation:
@@ -118,9 +135,15 @@ class Optimisation:
         self._num_noted = 0
         self._begun = perf_counter()
 
-    def run(self, until: int, compute: Callable[[int], tuple[torch.Tensor, Mapping[str, float]]]) -> None:
+    def run(
+        self,
+        until: int,
+        compute: Callable[[int], tuple[torch.Tensor, Mapping[str, float]]],
+        measure: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
         """Take steps up to `until`. compute: step -> loss to minimise, and what to log beside it.
 
+        measure: what to log of the weights each time they are saved; before, so that no kill comes in between.
         Raises EngineError when too many steps were skipped since their gradients were not finite.
         """
         with open_bar("training", self.recipe.num_steps, initial=self.step, leave=False) as bar:
@@ -131,7 +154,10 @@ class Optimisation:
                 self._note({"loss": float(loss.detach()), **measured} if is_taken else {})
                 self._check_skipped()
                 if self.step % self.recipe.save_every == 0 or self.step == self.recipe.num_steps:
-                    self.save()
+                    self._log_means()
+                    if told := measure():
+                        self.log({"step": self.step, **told})
+                    self._save()
                 bar.set_postfix_str(f"{self._last_means}{_measure_memory(self._device) / 1e9:.1f} GB", refresh=False)
                 bar.update()
 
@@ -179,9 +205,8 @@ class Optimisation:
         with (self.folder / _LOG).open("a", encoding="utf-8") as file:
             file.write(json.dumps(fields) + "\n")
 
-    def save(self) -> None:
+    def _save(self) -> None:
         """Raises EngineError where there is no room; what was saved before stays."""
-        self._log_means()
         state = {
             "step": self.step,
             "seconds": self.seconds,
@@ -192,6 +217,8 @@ class Optimisation:
         partial = self.folder / f"{_STATE}.partial"
         try:
             torch.save(state, partial)
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())  # before the last state goes: a power cut must leave one of them
             os.replace(partial, self.folder / _STATE)
         except (OSError, RuntimeError) as error:  # torch's own writer knows no OSError
             partial.unlink(missing_ok=True)
@@ -236,8 +263,8 @@ def _group(parameters: Mapping[str, nn.Parameter], recipe: Recipe) -> list[dict]
 def _cut_log(path: Path, step: int) -> None:
     """Drop what was logged after the last saved state: those steps are taken again."""
     if path.exists():
-        kept = [line for line in read_json_lines(path) if line["step"] <= step]
-        path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        with open_replacing(path) as file:
+            file.writelines(json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= step)
 
 
 def draw_curves(folder: Path, names: Iterable[str] = ("loss", "exact")) -> Path:

@@ -1,7 +1,9 @@
 """Recorded episodes -> questions with their answers: a picture, a prompt, ECoT's phrase."""
 
+import hashlib
+import json
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +14,7 @@ from vlm_local.prompts import Template, build_prompt
 from vlm_local.types import Episode, Observation, Prompt
 
 _MAX_UNREADABLE = 100  # frames in a row: one is damaged, so many are a disk that is gone
-HELD_OUT_EVERY = 20  # the last of so many episodes is never trained on: 5 % tell when a model learns by heart
+HELD_OUT_EVERY = 20  # one of so many episodes is never trained on: 5 % tell when a model learns by heart
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +37,7 @@ class _Labelled:
 class RecordedSamples:
     """The labelled steps of episodes, in an order shuffled anew every epoch; frames are read when asked for.
 
-    Of every HELD_OUT_EVERY episodes the last one is kept apart, for `draw_held_out` alone.
+    One in HELD_OUT_EVERY episodes is kept apart, for `draw_held_out` alone: see choose_held_out.
     """
 
     def __init__(
@@ -61,20 +63,22 @@ class RecordedSamples:
         self._epoch = -1
         self._shuffled = np.zeros(0, np.int64)  # the order of that epoch
         self.num_skipped = 0
-        places, held_out = [np.zeros((0, 2), np.int32)], [np.zeros((0, 2), np.int32)]
+        steps: list[np.ndarray] = []  # of each episode those that are asked
+        digests: list[bytes] = []
         for episode in episodes:
             if len(episode) < 2 or not episode.instruction:
                 self.num_skipped += 1
                 continue
             labels, full = label_episode(episode.states)
             whole = np.flatnonzero(full).tolist()
-            steps = np.array([step for step in whole if episode.instruction_at(step)], np.int32)
-            is_held_out = len(self._episodes) % HELD_OUT_EVERY == HELD_OUT_EVERY - 1
-            number = np.full_like(steps, len(self._episodes))
-            (held_out if is_held_out else places).append(np.column_stack([number, steps]).astype(np.int32))
+            steps.append(np.array([step for step in whole if episode.instruction_at(step)], np.int32))
+            digests.append(hashlib.sha256(_encode(episode)).digest())
             self._episodes.append(_Labelled(episode, [sys.intern(format_phrase(label)) for label in labels]))
-        self._places = np.concatenate(places)  # (N, 2): episode, step
-        self._held_out = np.concatenate(held_out)
+        places = np.column_stack(
+            [np.repeat(np.arange(len(steps)), [len(each) for each in steps]), np.concatenate([[], *steps])]
+        ).astype(np.int32)
+        is_held_out = np.isin(places[:, 0], choose_held_out(digests))
+        self._places, self._held_out = places[~is_held_out], places[is_held_out]  # (N, 2): episode, step
         if not len(self._places):
             raise DataError(
                 f"none of {self.num_episodes + self.num_skipped} episodes has an instruction and four steps or more"
@@ -130,6 +134,36 @@ class RecordedSamples:
                 self._unreadable.add((number, step))
                 self._report(error)
             return None
-        observation = Observation(image, episode.instruction_at(step), state)
-        shown = phrases[max(0, step - self._history) : step]
+        instruction, first = episode.instruction_at(step), step
+        while first > max(0, step - self._history) and episode.instruction_at(first - 1) == instruction:
+            first -= 1  # not beyond: to a server a new instruction is a new episode
+        observation, shown = Observation(image, instruction, state), phrases[first:step]
         return Sample(observation.image, build_prompt(self._template, observation, shown), phrases[step])
+
+
+def choose_held_out(digests: Sequence[bytes]) -> list[int]:
+    """Which episodes are never trained on, by the SHA-256 of each: those in the lowest of HELD_OUT_EVERY parts of its
+    range, or the lowest where there is none; none of fewer than HELD_OUT_EVERY.
+
+    So none that was trained on is held out later, where recordings are added or read in another order, and two copies
+    of an episode are not on both sides.
+    """
+    shares = [int.from_bytes(digest[:8], "big") / 2**64 for digest in digests]
+    if len(set(shares)) < HELD_OUT_EVERY:
+        return []
+    limit = max(1 / HELD_OUT_EVERY, min(shares))
+    return [number for number, share in enumerate(shares) if share <= limit]
+
+
+def hash_episodes(episodes: Iterable[Episode], digest: "hashlib._Hash") -> Iterator[Episode]:
+    """The same episodes; `digest` is fed with their words and states on the way."""
+    for episode in episodes:
+        digest.update(_encode(episode))
+        yield episode
+
+
+def _encode(episode: Episode) -> bytes:
+    """Its words and states."""
+    instructions = [episode.instruction_at(step) for step in range(len(episode))]
+    words = json.dumps([episode.instruction, instructions]).encode()
+    return words + np.ascontiguousarray(episode.states, np.float32).tobytes()

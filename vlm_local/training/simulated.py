@@ -110,10 +110,11 @@ class SimulatedTraining:
     def __init__(self, start: Path | None, folder: Path, course: Course, recipe: Recipe, seed: int):
         """start: folder whose weights a new run begins with, None for untrained ones drawn from the seed.
 
-        A run that is there goes on from its own weights. Raises ConfigError where its settings were others.
+        A run that is there goes on from its own weights. Raises ConfigError where its settings were others, and
+        while another process trains there.
         """
         settings = {"start_sha256": start and open_checkpoint(start).sha256, "seed": seed, **recipe.settings}
-        claim_folder(folder, folder, {**settings, "course": course.settings})
+        self._lock = claim_folder(folder, folder, {**settings, "course": course.settings})
         if start is None:
             start = folder / "untrained"
             write_tiny(start, seed)
@@ -132,6 +133,10 @@ class SimulatedTraining:
 
     def run(self) -> Path:
         """Train to the end of the course; the folder of the last student."""
+        with self._lock:
+            return self._run()
+
+    def _run(self) -> Path:
         course, optimisation = self._course, self._optimisation
         first = optimisation.step // course.steps
         if first:  # a kill may have come after the state was saved and before the student was whole

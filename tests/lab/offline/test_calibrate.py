@@ -37,6 +37,16 @@ def test_sizes_are_the_mean_labelled_motion_a_step():
     assert "move up" not in cells
 
 
+def test_a_yaw_that_crosses_180_degrees_is_no_large_turn():
+    """Its label is ECoT's, with the sign of the jump; the arm goes on turning by as little as before."""
+    states = np.zeros((60, 7), np.float32)
+    states[:, 5] = (2.5 + 0.12 * np.arange(60) + np.pi) % (2 * np.pi) - np.pi
+    calibration = collect([Episode(0, "go", states, None, lambda step: None, "made up")])
+    table, counts = build_table(calibration)
+    assert counts["yaw_rad"] >= MIN_COUNT and table.yaw_rad == pytest.approx(0.12, abs=1e-5)
+    assert [cell["label"] for cell in list_cells(calibration) if cell["axis"] == "yaw"] == ["rotate counterclockwise"]
+
+
 def test_spread_is_the_standard_deviation():
     random = np.random.default_rng(0)
     steps = random.uniform(0.011, 0.03, 200)

@@ -75,6 +75,8 @@ class Calibration:
             window = episode.states[step : step + WINDOW]
             label = label_window(window)
             travelled = window[-1] - window[0]
+            if np.abs(travelled[3:6]).max() > np.pi:
+                continue  # an angle went past 180 degrees, and its numbers on from -180: the arm turned by much less
             motion = travelled.astype(float) / TRANSITIONS
             columns: list[int] = list(_COLUMNS)
             if label.tilt:
