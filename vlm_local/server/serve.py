@@ -96,7 +96,8 @@ class HTTPServer:
             max_request_header_size=2**14,
             ident=None,
         )
-        self._server.channel_class = partial(Channel, self.service.settings)
+        self._server.channel_class = partial(Channel, self.service.settings, self.service.budget)
+        self.service.budget.listings.append(lambda: list(self._server.active_channels.values()))
         self._thread = threading.Thread(target=run_loop, args=(self._server, self._sockets), name="http", daemon=True)
         self._thread.start()
 

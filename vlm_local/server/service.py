@@ -18,6 +18,7 @@ from vlm_local.errors import RequestError
 from vlm_local.files import encode_json
 from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
 from vlm_local.server.access import Gate
+from vlm_local.server.budget import Budget
 from vlm_local.server.callers import Callers
 from vlm_local.server.episodes import EpisodeSettings, Robot, Robots, Step
 from vlm_local.server.records import Record, Subscriber, Subscription
@@ -107,6 +108,7 @@ class Service:
         self.callers = Callers(settings.max_robots, settings.episodes.idle_s, on_split=self._share_gripper)
         self.robots = Robots(self._build_robot, settings.max_robots, is_free=self.callers.is_free)
         self.repeats = Repeats(4 * settings.max_robots, settings.max_robots)
+        self.budget = Budget()
         self.subscriptions: list[Subscription] = []
         self.stopping = threading.Event()
         self.report: dict[str, Callable[[], Any]] = {"held": self.states.describe}
