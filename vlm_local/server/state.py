@@ -165,6 +165,12 @@ class RobotStates:
             self._file.write(_WAIT_S if turns else 0.0)
 
     @property
+    def is_known(self) -> bool:
+        """Whether there is anything that a restart must know."""
+        with self._lock:
+            return self._all is not None or bool(self._robots or self._grippers)
+
+    @property
     def names(self) -> list[str]:
         """Robots of which a hold or a gripper is known."""
         with self._lock:

@@ -17,10 +17,10 @@ from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError
-from vlm_local.files import write_json
+from vlm_local.files import list_missing, remove_unused, write_json
 from vlm_local.models import name_base
 from vlm_local.prompts import load_template
-from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
+from vlm_local.training.optimisation import SETTINGS, Optimisation, Recipe, claim_folder, draw_curves
 from vlm_local.training.samples import Sample
 from vlm_local.types import Episode, GenerationRequest
 
@@ -255,8 +255,13 @@ def finetune(
         "seed": seed,
         **tuning.settings,
     }
+    made = list_missing(folder / "training")
     claim_folder(folder, folder / "training", settings)
-    training = Finetuning(checkpoint, samples, tuning, folder, seed)
+    try:
+        training = Finetuning(checkpoint, samples, tuning, folder, seed)
+    except Exception:
+        remove_unused(made, (SETTINGS,))
+        raise
     text = Path(prompt).read_bytes() if Path(prompt).is_file() else None
     training.run(
         {

@@ -23,7 +23,7 @@ from vlm_local.files import encode_json, read_json_lines, write_json
 from vlm_local.progress import open_bar
 from vlm_local.provenance import list_differences
 
-_STATE, _LOG, _CURVES, _SETTINGS = "state.pt", "log.jsonl", "curves.png", "settings.json"
+_STATE, _LOG, _CURVES, SETTINGS = "state.pt", "log.jsonl", "curves.png", "settings.json"
 _SHARES = ("exact", "success")
 _WORK = (_STATE, "shards/*.npz")  # what is left of a training that was killed
 _MAX_SKIPPED = 0.05  # of all steps; beyond that the weights are not those of the recipe
@@ -77,7 +77,7 @@ def claim_folder(folder: Path, place: Path, settings: Mapping[str, Any]) -> None
     JSON values only. Raises ConfigError that names each setting that differs, and for a folder of something
     else.
     """
-    path = place / _SETTINGS
+    path = place / SETTINGS
     here = json.loads(encode_json(settings))
     is_begun = any(next(place.glob(pattern), None) for pattern in _WORK)
     if path.exists() and is_begun:
