@@ -37,6 +37,7 @@ def place(tmp_path, monkeypatch):
         ["serve", "--port", "0", *NO_URL],
         ["serve", "--port", "0", "--engine-url", " , ", *NO_URL],
         ["sim", "--out", "results/a", *NO_GPU],
+        ["station", "http://127.0.0.1:1", "--task", "open_drawer", "--out", "a"],
     ],
     ids=" ".join,
 )
