@@ -115,7 +115,11 @@ def test_a_phrase_is_held_for_the_steps_that_are_asked_for():
         ({"model": "random", "prompt": "poem"}, ConfigError, "the shipped prompts are"),
         ({"model": "random", "engine": "cloud"}, ConfigError, "--engine must be"),
         ({"engine": "openai", "model": "m"}, ConfigError, "--engine-url"),
-        ({"engine": "openai", "model": "m", "contrast": 0.5}, ConfigError, "--contrast needs the probabilities"),
+        (
+            {"engine": "openai", "model": "m", "engine_url": "http://a", "contrast": 0.5},
+            ConfigError,
+            "--contrast needs the probabilities",
+        ),
         ({"model": "random", "contrast": 0.5}, ConfigError, "--contrast would change nothing"),
         ({"model": "http://127.0.0.1:1", "contrast": 0.5}, ConfigError, "takes no --contrast"),
         ({"contrast": -1.0}, ConfigError, "contrast must be"),

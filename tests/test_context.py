@@ -169,7 +169,16 @@ def test_an_engine_in_its_own_process_is_shown_the_same(data_set):
         ({"model": "qwen2-vl", "example_choice": "nearest"}, "without --examples"),
         ({"model": "qwen2-vl", "prompt": "answer", "frames": 1}, r"no block \[frame\]"),
         ({"model": "qwen2-vl", "examples": "data:0"}, "from 1 to 64"),
-        ({"model": "any", "engine": "openai", "examples": "data", "example_choice": "nearest"}, "image features"),
+        (
+            {
+                "model": "any",
+                "engine": "openai",
+                "engine_url": "http://a",
+                "examples": "data",
+                "example_choice": "nearest",
+            },
+            "image features",
+        ),
     ],
 )
 def test_what_cannot_be_shown_is_refused_at_start(options, message):

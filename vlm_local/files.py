@@ -2,11 +2,12 @@
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -38,10 +39,11 @@ def _to_plain(value: Any) -> Any:
 def open_replacing(path: Path) -> Iterator[TextIO]:
     """A text file to write that takes the place of `path` once it is whole; an error leaves `path` alone.
 
-    A reader sees the old text or the new one, never a part. Folders are made where missing. Raises
-    ConfigError where nothing can be written there.
+    A reader sees the old text or the new one, never a part. Folders are made where missing, and removed again after an
+    error. Raises ConfigError where nothing can be written there.
     """
     check_no_folder(path)
+    made = list_missing(path.parent)
     beside = path.with_name(path.name + ".new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +59,8 @@ def open_replacing(path: Path) -> Iterator[TextIO]:
         raise
     finally:
         beside.unlink(missing_ok=True)
+        if not path.exists():
+            remove_unused(made)
 
 
 def check_no_folder(path: Path) -> None:
@@ -69,6 +73,23 @@ def write_json(path: Path, value: Any) -> None:
     """Replace `path` by indented JSON in one step."""
     with open_replacing(path) as file:
         file.write(encode_json(value, indent=1) + "\n")
+
+
+def list_missing(folder: Path) -> list[Path]:
+    """The folder and those around it that are not there, the innermost first."""
+    return list(itertools.takewhile(lambda each: not each.exists(), (folder, *folder.parents)))
+
+
+def remove_unused(folders: Iterable[Path], unused: Iterable[str] = ()) -> None:
+    """Remove these folders, the innermost first, up to one with more than empty files and those named `unused`."""
+    with suppress(OSError):
+        for folder in folders:
+            entries = list(folder.iterdir())
+            if any(entry.is_dir() or (entry.stat().st_size and entry.name not in unused) for entry in entries):
+                return
+            for entry in entries:
+                entry.unlink()
+            folder.rmdir()
 
 
 def lock_folder(folder: Path) -> TextIO:

@@ -100,6 +100,8 @@ class ResolvedOptions:
             unused = ("engine", "engine_url", "max_batch", "contrast", "marks", *_SHOWN, *_THINKING, *_LOADING)
             why = f"no model is loaded for {self._model!r}"
         elif self._options.engine == "openai":
+            if not self._urls:
+                raise ConfigError("--engine openai needs --engine-url URL[,URL...], for example http://127.0.0.1:8001")
             if self.settings.contrast:
                 raise ConfigError(
                     "--contrast needs the probabilities of every phrase at a blank picture, of which a server behind "
@@ -277,13 +279,16 @@ class ResolvedOptions:
     def _choose_prompt(self) -> str:
         return self.choose("prompt") or ("paligemma" if self._is_paligemma else "chat")
 
+    @property
+    def _urls(self) -> list[str]:
+        return [url.strip() for url in (self._options.engine_url or "").split(",") if url.strip()]
+
     def _connect(self) -> Engine:
         from vlm_local.engines.openai import OpenAIEngine
 
         options = self._options
-        urls = [url.strip() for url in (options.engine_url or "").split(",") if url.strip()]
         # Earlier than the worker's, or a server that is late would pass for a model that is stuck.
         deadline_ms = None if options.deadline_ms is None else 0.9 * options.deadline_ms
-        engine = OpenAIEngine(urls, self._model, deadline_ms, self.choose("max_batch"))
+        engine = OpenAIEngine(self._urls, self._model, deadline_ms, self.choose("max_batch"))
         engine.check(self.settings.decide, self.settings.posterior)
         return engine

@@ -1,12 +1,14 @@
 """What people see of the command line: help, versions, the nearest spelling, -q, completion."""
 
 import json
+import re
 import subprocess
 
 import pytest
 
 from vlm_local.cli import GROUPS, build_parser, main
 from vlm_local.data.runs import RunWriter
+from vlm_local.environments.ours import SUITE as OURS
 from vlm_local.models import MODELS
 
 
@@ -31,6 +33,25 @@ def test_every_command_says_what_it_does(capsys):
     for words, parser in build_parser().walk():
         assert parser.description and parser.description[-1] in ".:)", words
         assert {"--quiet", "--verbose", "--help"} <= set(parser.list_options())
+
+
+def test_no_text_of_a_command_is_empty(capsys, tmp_path, monkeypatch):
+    """As "$UNSET" in a script is: `sim --task ''` played the first task, `--out ''` wrote into this folder."""
+    monkeypatch.chdir(tmp_path)
+    empty = [["replay", ""], ["sim", "--task", " "]]
+    for words, parser in build_parser().walk():
+        for name, action in parser.list_options().items():
+            if action.nargs != 0 and name.startswith("--"):
+                empty.append([*words, name, ""])
+    assert ["sim", "--task", ""] in empty and ["train", "finetune", "--out", ""] in empty and len(empty) > 200
+    for words in empty:
+        status, _, error = _say(capsys, *words)
+        assert status == 2 and re.search("is empty|must be a|there is no ''|expected", error), (words, error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_in_a_list_may_have_blanks_around_them():
+    assert OURS.choose("reach , push,reach") == ("reach", "push")
 
 
 def test_the_policy_options_stand_in_one_group(capsys):

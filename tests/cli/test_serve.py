@@ -187,11 +187,12 @@ def test_sigint_while_it_loads(start):
 
 
 @pytest.mark.slow
-def test_a_load_that_fails_is_a_paragraph_and_a_2(start):
-    process = start("--record", "off", seconds="fail")
+def test_a_load_that_fails_is_a_paragraph_and_a_2_and_leaves_no_run(start, tmp_path):
+    process = start(seconds="fail")
     _, error = process.communicate(timeout=60)
     assert process.returncode == 2
     assert error.rstrip().splitlines()[-1] == "vlm-local serve: loading the model failed: MemoryError: no room"
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
@@ -262,6 +263,26 @@ def test_what_makes_no_sense_is_refused_in_a_paragraph(tmp_path):
     assert len(told) == len(REFUSED), ended.stderr
     for (flags, sentence), (status, error) in zip(REFUSED, told, strict=True):
         assert status == 2 and sentence in error and "Traceback" not in error, flags
+
+
+@pytest.mark.slow
+def test_a_hold_outlasts_a_model_that_cannot_be_loaded(start):
+    process = start()
+    assert ask(_wait_ready(process), "POST", "/hold", b"{}")[0] == 200
+    process.kill()
+    process.wait(60)
+    start(seconds="fail").communicate(timeout=60)
+    told = json.loads(ask(_wait_ready(start()), "POST", "/act?details=1", build_body())[2])
+    assert "held by a person" in told["fault"]
+
+
+@pytest.mark.slow
+def test_a_websocket_port_that_is_taken_leaves_no_run(start, tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = start("--websocket-port", str(taken.getsockname()[1]))
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 2 and "choose another --websocket-port" in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_port_that_is_taken(start):

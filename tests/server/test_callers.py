@@ -169,6 +169,110 @@ def test_a_closed_connection_frees_its_place():
         assert server.act("/s/right/act?details=1")["robot"] == "right"
 
 
+def _lose_two_stations(server, instructions, opening=None):
+    """Two stations, of which the first has closed its gripper, and whose connections end."""
+    with closing(Station(server, instructions[0])) as first, closing(Station(server, instructions[1])) as second:
+        server.engine.phrase = "close gripper"
+        first.act(proprio=_measure(opening))
+        server.engine.phrase = "stop"
+        for station in (second, first, second, first):
+            assert station.act(proprio=_measure(1.0 if station is second else opening))[1] == 0
+
+
+def _measure(opening):
+    return None if opening is None else [0.3, 0.0, 0.15, 0.0, 0.1, 0.0, opening]
+
+
+def _come_back(server, instruction, opening):
+    station = Station(server, instruction)
+    _, _, step = station.act(proprio=_measure(opening))
+    return station, step, server.newest_record().decision.action[6]
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+@pytest.mark.parametrize("is_measured", [True, False])
+def test_two_stations_with_one_task_that_both_come_back_begin_anew_and_drop_nothing(server, order, is_measured):
+    """Nobody knows which is which. A gripper that is not measured stays closed where one of the two was."""
+    openings = [0.4, 1.0] if is_measured else [None, None]
+    _lose_two_stations(server, [DRAWER, DRAWER], openings[0])
+    stations = []
+    for which in order:
+        station, step, command = _come_back(server, DRAWER, openings[which])
+        stations.append(station)
+        assert (step, command) == (0, which if is_measured else 0)
+    assert sorted(station.act()[2] for station in stations) == [1, 1]
+    for station in stations:
+        station.close()
+
+
+def test_two_stations_with_two_tasks_that_both_come_back_go_on(server):
+    _lose_two_stations(server, [DRAWER, SINK])
+    sink, step, command = _come_back(server, SINK, 1.0)
+    assert (step, command) == (2, 1)
+    drawer, step, command = _come_back(server, DRAWER, None)
+    assert (step, command) == (3, 0)
+    sink.close()
+    drawer.close()
+
+
+def test_a_station_that_resets_when_it_comes_back_resets_no_other(server):
+    _lose_two_stations(server, [DRAWER, SINK])
+    with closing(Station(server, SINK)) as sink:
+        sink.reset()
+        drawer, step, command = _come_back(server, DRAWER, None)
+        assert (step, command) == (3, 0)
+        assert sink.act()[2] == 0
+        drawer.close()
+
+
+def test_a_station_that_comes_back_with_another_task_takes_no_others_gripper(server):
+    _lose_two_stations(server, [DRAWER, SINK])
+    station, step, command = _come_back(server, "lift the cup", 1.0)
+    assert (step, command) == (0, 1)
+    station.close()
+
+
+def test_who_may_be_the_one_that_a_person_stopped_stands_still(server):
+    _lose_two_stations(server, [DRAWER, DRAWER], 0.4)
+    assert server.post("/s/robot/hold", b"")[0] == 200
+    server.engine.phrase = "move up"
+    for opening in (1.0, 0.4):
+        station, *_ = _come_back(server, DRAWER, opening)
+        assert "held by a person" in server.newest_record().decision.fault
+        station.close()
+
+
+def test_a_reset_on_a_new_connection_does_not_release_who_may_have_been_stopped(server):
+    _lose_two_stations(server, [DRAWER, SINK])
+    assert server.post("/s/robot/hold", b"")[0] == 200
+    with closing(Station(server, DRAWER)) as station:
+        station.reset()
+        station.act()
+        assert "held by a person" in server.newest_record().decision.fault
+
+
+def test_two_that_were_taken_for_one_are_both_stopped(server):
+    with closing(Station(server, DRAWER)) as station:
+        station.act()
+        assert server.post("/s/robot/hold", b"")[0] == 200
+        robots = {station.act(instruction)[0] for instruction in (SINK, DRAWER)}
+    assert robots == {"robot", "robot.2"}
+    assert set(server.service.states.describe()["robots"]) == robots
+
+
+def test_after_a_restart_who_comes_first_gets_no_others_gripper(tmp_path):
+    with observe(tmp_path / "first") as server:
+        _lose_two_stations(server, [DRAWER, SINK])
+    with observe(tmp_path / "second", previous=tmp_path / "first") as server:
+        server.service.subscribe(server.records.append)
+        server.engine.phrase = "stop"
+        with closing(Station(server, SINK)) as sink, closing(Station(server, DRAWER)) as drawer:
+            for station, opening, command in ((sink, 1.0, 1), (drawer, None, 0)):
+                station.act(proprio=_measure(opening))
+                until(lambda: server.records)
+                assert server.records.pop().decision.action[6] == command
+
+
 class Line:
     """A connection as the server sees it."""
 

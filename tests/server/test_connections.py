@@ -20,6 +20,7 @@ from vlm_local.server.live import Hub
 from vlm_local.server.service import ServerSettings
 
 HALF = b"POST /act HTTP/1.1\r\nHost: x\r\nX: "
+BUDGET = "vlm_local.server.budget.MAX_HELD"
 LONG = b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: 8000000\r\n\r\n"
 
 
@@ -81,8 +82,8 @@ def test_a_request_has_ten_seconds_and_a_connection_that_has_asked_has_more(serv
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
 
 
-def test_bodies_together_have_a_budget_and_the_largest_goes(server, connect, limit):
-    limit("MAX_HELD", 1_000_000)
+def test_bodies_together_have_a_budget_and_the_largest_goes(server, connect, monkeypatch):
+    monkeypatch.setattr(BUDGET, 1_000_000)
     small = build_body()
     robot = connect(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(small) + small[:100_000])
     large = connect(LONG + b"x" * 950_000)
@@ -179,13 +180,13 @@ def test_a_stranger_costs_no_memory_and_hears_why():
             stranger.close()
 
 
-@pytest.mark.parametrize(("name", "value"), [("UNREAD_S", 0.2), slow("MAX_HELD", 1_000_000)])
-def test_who_takes_nothing_of_its_answer_is_hung_up_on(limit, name, value):
+@pytest.mark.parametrize(("name", "value"), [("vlm_local.server.connections.UNREAD_S", 0.2), slow(BUDGET, 1_000_000)])
+def test_who_takes_nothing_of_its_answer_is_hung_up_on(limit, monkeypatch, name, value):
     with observe() as server:
         server.act(image=np.random.default_rng(0).integers(0, 256, (1600, 1600, 3), np.uint8))
         until(lambda: server.get("/live/frame/robot")[0] == 200)
         limit("UNREAD_S", 1000.0)
-        limit(name, value)
+        monkeypatch.setattr(name, value)
         with socket.socket() as deaf:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             deaf.connect(("127.0.0.1", server.port))

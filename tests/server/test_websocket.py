@@ -21,6 +21,11 @@ from vlm_local.server.serve import bind
 from vlm_local.server.service import ServerSettings
 from vlm_local.server.websocket import MAX_CONNECTIONS, WebsocketDoor
 
+BUDGET = "vlm_local.server.budget.MAX_HELD"
+HANDSHAKE = (
+    b"GET /vla-eval HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 STATE = np.array([0.3, 0.0, 0.15, 0.0, 0.1, 0.0, 1.0])
 
 
@@ -338,6 +343,68 @@ def _port_of(url):
     return int(url.rsplit(":", 1)[1])
 
 
+def _send_begin(url, client, num_bytes):
+    """A handshake, and so many bytes of a frame of 8 MB."""
+    client.connect(("127.0.0.1", _port_of(url)))
+    client.sendall(HANDSHAKE)
+    assert b"101" in client.recv(64)
+    client.sendall(b"\x82\xff" + (8_000_000).to_bytes(8) + bytes(4) + bytes(num_bytes))
+
+
+def test_frames_on_their_way_have_a_budget_and_the_largest_go(monkeypatch):
+    monkeypatch.setattr(BUDGET, 1_000_000)
+    with open_door() as (_, url), ExitStack() as stack:
+        robot = stack.enter_context(connect(url))
+        robot.recv()
+        strangers = [stack.enter_context(socket.socket()) for _ in range(8)]
+        for stranger in strangers:
+            _send_begin(url, stranger, 400_000)
+            robot.send(openpi_observation())
+            assert msgpack.unpackb(robot.recv())["phrases"] == [PHRASE]
+        until(lambda: sum(not _has_ended(stranger) for stranger in strangers) <= 2)
+        assert not _has_ended(strangers[-1]) or not _has_ended(strangers[-2])
+
+
+def test_frames_and_bodies_on_their_way_share_a_budget(monkeypatch):
+    monkeypatch.setattr(BUDGET, 1_000_000)
+    with open_door() as (served, url), ExitStack() as stack:
+        small, large, frames, more = (stack.enter_context(socket.socket()) for _ in range(4))
+        for client, length in ((small, 200_000), (large, 800_000)):
+            client.connect(("127.0.0.1", served.port))
+            head = b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % length
+            client.sendall(head + bytes(length - 100_000))
+        _send_begin(url, frames, 400_000)
+        assert read_answer(large).startswith(b"HTTP/1.1 503")
+        assert not _has_ended(frames)
+        _send_begin(url, more, 600_000)
+        until(lambda: _has_ended(more))
+        assert not _has_ended(frames)
+        small.sendall(bytes(100_000))
+        assert read_answer(small).startswith(b"HTTP/1.1 400")  # zeros: it was read to its end
+
+
+def test_a_long_connection_comes_to_no_budget(monkeypatch):
+    """What was answered is not counted any more."""
+    monkeypatch.setattr(BUDGET, 1_000_000)
+    with open_door() as (_, url), connect(url) as robot:
+        robot.recv()
+        for _ in range(12):
+            robot.send(openpi_observation())
+            assert msgpack.unpackb(robot.recv())["phrases"] == [PHRASE]
+
+
+def _has_ended(client):
+    client.settimeout(0.01)
+    try:
+        while client.recv(4096):
+            pass
+    except TimeoutError:
+        return False
+    except ConnectionError:
+        return True
+    return True
+
+
 @contextmanager
 def _deaf_clients(url, count):
     """Clients that send rubbish, each piece of which is answered, and read nothing. Gives them once they are stuck."""
@@ -346,10 +413,7 @@ def _deaf_clients(url, count):
         for client in deaf:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             client.connect(("127.0.0.1", _port_of(url)))
-            client.sendall(
-                b"GET /vla-eval HTTP/1.1\r\nHost: localhost\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            )
+            client.sendall(HANDSHAKE)
             assert b"101" in client.recv(64)
             client.settimeout(2)
         for client in deaf:

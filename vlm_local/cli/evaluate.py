@@ -140,8 +140,10 @@ def _replay(args: argparse.Namespace) -> None:
     num_steps = num_same = num_reasoned = num_thought = 0
     with closing(open_source(read_policy_options(args))) as source:
         policy = source.build("replay")
-        writer = None if args.out is None else RunWriter(args.out, {"replay": True, **policy.metadata})
+        writer = None
         for episode in read_run(args.recording, ProblemPrinter(), args.episode):
+            if args.out is not None and writer is None:
+                writer = RunWriter(args.out, {"replay": True, **policy.metadata})
             steps = replay(episode)
             if writer is not None:
                 record_replay(

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from vlm_local.errors import suggest
@@ -72,6 +73,13 @@ class CommandParser(argparse.ArgumentParser):
             nearest = f"; did you mean {other}?" if other in options else suggest(wrong, options)
             self.error(f"there is no option {wrong}{nearest}")
         return found, unknown
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Refuse an empty text, such as "$UNSET" in a script: it would mean the default, or this folder."""
+        is_text = action.type in (None, str, Path) and action.nargs != argparse.PARSER  # all that follows a command
+        if is_text and any(not text.strip() for text in arg_strings):
+            raise argparse.ArgumentError(action, "is empty")
+        return super()._get_values(action, arg_strings)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:

@@ -67,8 +67,6 @@ class OpenAIEngine:
         max_batch: how many requests `generate` takes. dialect: the only one to try (see chat_api.py).
         Raises ConfigError where a server cannot be used, RemoteError where none can be reached.
         """
-        if not urls:
-            raise ConfigError("--engine openai needs --engine-url URL[,URL...], for example http://127.0.0.1:8001")
         self.max_batch = max_batch
         self._model = model
         self._dialect = dialect

@@ -90,7 +90,7 @@ class Suite:
         if names == "all":
             return self.tasks
         found: list[str] = []
-        for name in names.split(","):
+        for name in map(str.strip, names.split(",")):
             found += [task for task in self.tasks if task.startswith(f"{name}/")] or [name]
         return tuple(dict.fromkeys(found))
 

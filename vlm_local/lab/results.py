@@ -2,7 +2,8 @@
 
 One rule for all studies: the same command goes on where it was stopped. What a study may grow by (episodes, tasks,
 scenes) may differ from the last time; any other setting that decides its results is refused by its name. Until the
-first result is there, every command may take the folder, so that a typo locks nobody out.
+first result is there, every command may take the folder, so that a typo locks nobody out; one that ends before it by an
+error removes what it made.
 """
 
 import json
@@ -14,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.files import encode_json, lock_folder, open_replacing, read_json_lines, read_json_object, write_json
+from vlm_local.files import (
+    encode_json,
+    list_missing,
+    lock_folder,
+    open_replacing,
+    read_json_lines,
+    read_json_object,
+    remove_unused,
+    write_json,
+)
 from vlm_local.provenance import join_parts, list_differences
 
 Settings = Mapping[str, Any]
@@ -43,6 +53,7 @@ class ResultFolder:
         )
         if not is_free and not self._settings_path.is_file():
             raise ConfigError(f"{path} holds something else than a result of `{study}`; choose another --out")
+        self._made = list_missing(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -55,6 +66,8 @@ class ResultFolder:
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         """Raises DataError for an error of the disk, such as one that is full."""
         self._lock.close()
+        if error is not None:
+            remove_unused(self._made, (self._settings_path.name,))
         if isinstance(error, OSError):
             raise DataError(f"{self.path}: {error}; the same command goes on once it is mended") from error
 

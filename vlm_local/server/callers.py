@@ -1,12 +1,13 @@
 """Which robot a request without a robot's name comes from: its connection and its instruction tell.
 
 AutoEval keeps one connection for a whole job, and sends no name; its other clients open a connection for each request.
-Two stations, or a station and its reset policy, are two connections, most often with two instructions.
+Two stations, or a station and its reset policy, are two connections, most often with two instructions. Where two that
+say the same have lost their connections, nobody knows which of them comes back first: both begin anew.
 """
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,6 +46,11 @@ class _Caller:
         return instruction is None or self.instruction in (instruction, None)
 
 
+def is_given(name: str) -> bool:
+    """Whether `Callers` gives this name."""
+    return name == DEFAULT_ROBOT or name.startswith(f"{DEFAULT_ROBOT}.")
+
+
 class Callers:
     """Names for robots that give none: "robot", "robot.2" and so on. Any thread may call it."""
 
@@ -53,12 +59,14 @@ class Callers:
         max_robots: int,
         idle_s: float,
         clock: Callable[[], float] = time.monotonic,
-        on_split: Callable[[str, str], None] = lambda old, new: None,
+        on_split: Callable[[Sequence[str], str], None] = lambda old, new: None,
+        on_mixed: Callable[[Sequence[str]], None] = lambda names: None,
     ):
-        """idle_s: after it a robot's place is given to a new connection with its instruction. on_split: is told the
-        names where what seemed to be one robot turns out to be two, of which the second is new.
+        """idle_s: after it a robot's place is given to a new connection with its instruction. on_split: is told a new
+        name, and those of which the robot may have been one before. on_mixed: is told names that may each be another
+        robot's from the next request on.
         """
-        self._on_split = on_split
+        self._on_split, self._on_mixed = on_split, on_mixed
         self._max_robots = max_robots
         self._idle_s = idle_s
         self._clock = clock
@@ -86,7 +94,10 @@ class Callers:
         with self._lock:
             mine = self._list(lambda caller: connection is not None and caller.connection is connection)
             free = self._list(lambda caller: caller.is_free)
-            caller = next(iter(mine or free), None) or self._add()
+            if not mine and (mixed := self._find_mixed(connection, free)):
+                caller = self._add(mixed)  # their instructions will tell who else is which
+            else:
+                caller = next(iter(mine or free), None) or self._add()
             return self._note(caller, connection, is_reset=True)
 
     def _note(self, caller: _Caller, connection: Any, is_reset: bool) -> str:
@@ -119,18 +130,31 @@ class Callers:
         mine = self._list(lambda caller: connection is not None and caller.connection is connection)
         free = self._list(lambda caller: caller.is_free)
         left = self._list(lambda caller: caller.is_reset or self._clock() - caller.last > self._idle_s)
-        same = (caller for callers in (mine, free, left) for caller in callers if caller.says(instruction))
-        if (caller := next(same, None)) is not None:
-            return caller
+        for callers in (mine, free, left):
+            if same := [caller for caller in callers if caller.says(instruction)]:
+                if callers is not mine and (mixed := self._find_mixed(connection, same)):
+                    self._on_mixed([caller.name for caller in mixed])
+                return same[0]
         # The same robot with another task, unless two tasks alternate.
+        if not mine and (mixed := self._find_mixed(connection, free)):
+            return self._add(mixed)
         others = (mine or free) if connection is not None else []
         for caller in others:
             if not self._alternates(caller, instruction):
                 return caller
-        caller = self._add()
-        for origin in (mine or free)[:1]:
-            self._on_split(origin.name, caller.name)
-        return caller
+        return self._add((mine or free)[:1])
+
+    def _find_mixed(self, connection: Any, callers: list[_Caller]) -> list[_Caller]:
+        """Those of `callers`, the last one first, that were here at the same time, where a new connection may be any of
+        them; [] where it is surely the last one's. A client that opens one for each request was here a moment ago.
+        """
+        if connection is None or not callers:
+            return []
+        last = callers[0]
+        around = [caller for caller in callers if last.last - caller.last <= self._idle_s]
+        is_next = last.num_asked == 1 and self._clock() - last.last < _RECENT_S
+        keeps_connections = any(caller.num_asked > 1 for caller in around)
+        return around if len(around) > 1 and keeps_connections and not is_next else []
 
     def _alternates(self, caller: _Caller, instruction: str | None) -> bool:
         before, last = caller.before
@@ -140,12 +164,18 @@ class Callers:
         """The last one to call first."""
         return sorted(filter(is_wanted, self._callers.values()), key=lambda caller: -caller.last)
 
-    def _add(self) -> _Caller:
-        """A new caller, with the place of the one that has been free longest where there are too many."""
+    def _add(self, before: Sequence[_Caller] = ()) -> _Caller:
+        """A new caller, with the place of the one that has been free longest where there are too many.
+
+        before: those of which it may have been one.
+        """
         free = self._list(lambda caller: caller.is_free)
         if len(self._callers) > self._max_robots and free:
             del self._callers[free[-1].name]
+            self._on_mixed([free[-1].name])
         names = (DEFAULT_ROBOT if number == 1 else f"{DEFAULT_ROBOT}.{number}" for number in range(1, 10**6))
         caller = _Caller(next(name for name in names if name not in self._callers))
         self._callers[caller.name] = caller
+        if before:
+            self._on_split([each.name for each in before], caller.name)
         return caller

@@ -1,12 +1,12 @@
 """Limits on connections and bodies, before a request is worked on.
 
 Threads: waitress's loop calls everything here in its one thread, except `Channel.service`, which runs in a worker
-thread of PoolDispatcher. Nothing in the loop's thread waits.
+thread of PoolDispatcher, and what `Budget` asks of a channel. Nothing in the loop's thread waits.
 
 A request must arrive within REQUEST_S. Its headers decide whether its body is kept. Large bodies take turns, and while
-a robot is answered a very large one is read at 25 MB/s at most. The bodies and unsent answers of all connections
-together stay below MAX_HELD. Where no connection is free, a new one takes the place of the one that has kept the server
-waiting longest.
+a robot is answered a very large one is read at 25 MB/s at most. The bodies and unsent answers of all connections share
+a budget with websocket's frames (`vlm_local/server/budget.py`). Where no connection is free, a new one takes the place
+of the one that has kept the server waiting longest.
 """
 
 # The stubs of waitress leave out attributes that it has, and type some of them too narrowly to be replaced.
@@ -29,6 +29,7 @@ from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
 from vlm_local.plain import hide_token
 from vlm_local.server.access import ADDRESS, CONNECTION, FULL_PATH, Address, longest_body, parse_address
+from vlm_local.server.budget import Budget
 from vlm_local.server.parser import Parser
 from vlm_local.server.service import LARGE_BODY, ServerSettings
 from vlm_local.wire import MAX_BODY
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 REQUEST_S = 10.0  # from a request's first byte, or the connection's begin, to its last byte
 UNREAD_S = 30.0  # an answer of which the client takes nothing
-MAX_HELD = 2**28  # bytes; 16 robots with 256x256 pictures hold 4 MB
 MAX_CONNECTIONS = 512
 PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is answered: 25 MB/s
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
@@ -84,12 +84,12 @@ class Channel(HTTPChannel):
     error_task_class = _ErrorTask
     task_class = _Task
 
-    def __init__(self, settings: ServerSettings, server, *args, **kwargs):
+    def __init__(self, settings: ServerSettings, budget: Budget, server, *args, **kwargs):
         _make_room(list(server.active_channels.values()))
-        self._settings = settings
+        self._settings, self._budget = settings, budget
         self._opened = time.monotonic()
         self._nothing_unsent = time.time()  # when that was seen last
-        self._has_asked = False
+        self._has_asked = self._is_ended = False
         self._last_read = self.last_turn = 0.0  # monotonic seconds
         self.has_turn = False  # to read on in a large body; given by run_loop
         self.serves_robot = False  # or says how the server is
@@ -126,9 +126,21 @@ class Channel(HTTPChannel):
 
     @property
     def num_held(self) -> int:
-        """Bytes of bodies that came and of answers that are still to be sent."""
+        """Bytes of bodies that came and of answers that are still to be sent; 0 once it was told to end."""
+        if self._is_ended:
+            return 0
         requests = sum(request.num_held for request in (self.request, *self.requests) if request is not None)
         return requests + self.total_outbufs_len
+
+    @property
+    def may_end(self) -> bool:
+        """Whether a request is on its way, or an answer."""
+        return not self._is_ended and (self.request is not None or self.total_outbufs_len > 0)
+
+    def end(self) -> None:
+        """Have the loop hang up, unless the request has come in by then."""
+        self._is_ended = True
+        self.server.pull_trigger()
 
     @property
     def has_large_body(self) -> bool:
@@ -138,6 +150,13 @@ class Channel(HTTPChannel):
 
     def readable(self):
         """Asked before every wait for sockets, once a second at least."""
+        if self._is_ended:
+            self._is_ended = False
+            if self.may_end:
+                self.refuse(
+                    HTTPStatus.SERVICE_UNAVAILABLE, "too many large bodies are on their way; send smaller pictures"
+                )
+                return False
         never_asked, waited_s = self.waited
         if not self.requests and (self.request is not None or never_asked) and waited_s > REQUEST_S:
             self.refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request did not come within {REQUEST_S:g} s")
@@ -163,7 +182,7 @@ class Channel(HTTPChannel):
     def received(self, data):
         self._last_read = time.monotonic()
         super().received(data)
-        _keep_to_budget(list(self.server.active_channels.values()))
+        self._budget.keep()
 
     def service(self):
         self._has_asked = True
@@ -245,11 +264,3 @@ def _make_room(channels: list[Channel]) -> None:
     if len(channels) >= MAX_CONNECTIONS and waiting:
         longest = max(waiting, key=lambda channel: channel.waited)
         longest.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many connections are open")
-
-
-def _keep_to_budget(channels: list[Channel]) -> None:
-    """Close the connection that holds the most bytes, received or unsent, where all together exceed MAX_HELD."""
-    under_way = [channel for channel in channels if channel.request is not None or channel.total_outbufs_len]
-    if under_way and sum(channel.num_held for channel in channels) > MAX_HELD:
-        largest = max(under_way, key=lambda channel: channel.num_held)
-        largest.refuse(HTTPStatus.SERVICE_UNAVAILABLE, "too many large bodies are on their way; send smaller pictures")

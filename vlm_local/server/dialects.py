@@ -1,12 +1,9 @@
 """What websocket clients say: OpenPI's dialect, RoboArena's and vla-eval's, each from its first word to its last."""
 
 import logging
-import math
 import os
-import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
@@ -18,6 +15,7 @@ from vlm_local.errors import EngineError, RequestError
 from vlm_local.server.access import RateLimit
 from vlm_local.server.episodes import Step
 from vlm_local.server.frames import Spelling, find_spelling, list_names, pack, read_array, read_picture, unpack
+from vlm_local.server.peers import Peer
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.service import Service
 from vlm_local.wire import MAX_INSTRUCTION, Message, Reserve, check_state, check_text
@@ -36,23 +34,6 @@ _STATES = ("observation/state", "state", "states", "observation.state")
 _PROMPTS = ("prompt", "task_description", "instruction", "task")
 
 
-@dataclass(eq=False)
-class Peer:
-    """A connection. waits_since: monotonic seconds since it is the client's turn, to send or to read, None while we
-    work for it.
-    """
-
-    socket: socket.socket
-    waits_since: float | None = field(default_factory=time.monotonic)
-    is_open: bool = False  # the handshake is done
-    has_acted: bool = False  # an action was decided
-
-    @property
-    def rank(self) -> tuple[bool, bool, float]:
-        """The smallest makes room for others: who has brought nothing yet, and has waited longest."""
-        return self.has_acted, self.is_open, math.inf if self.waits_since is None else self.waits_since
-
-
 class Client:
     """One connection's robot: maps in, steps out."""
 
@@ -64,10 +45,12 @@ class Client:
 
     def receive(self) -> dict[Any, Any]:
         """The client's next map. Raises RequestError for another frame, ConnectionClosed at the end."""
+        self._peer.take(0)
         self._peer.waits_since = time.monotonic()
         frame = self._connection.recv()
         self._peer.waits_since = None
         self._frame_bytes = len(frame)
+        self._peer.take(self._frame_bytes)
         self.began = perf_counter()
         if self._limit is not None:
             self._limit.check(self._connection.remote_address[0])

@@ -7,7 +7,7 @@ request that runs for the robot.
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
@@ -72,16 +72,17 @@ class Robot:
         settings: EpisodeSettings,
         clock: Callable[[], float] = time.monotonic,
         states: RobotStates | None = None,
-        frame: Frame | None = None,
+        build_frame: Callable[[], Frame] = Frame,
         model: str | None = None,
     ):
-        """states: holds and grippers of all robots; None for some of its own. frame: of its state and actions.
+        """states: holds and grippers of all robots; None for some of its own. build_frame: of its state and actions.
 
         model: as Step has it.
         """
         self.name = name
         self._states = RobotStates() if states is None else states
-        self._frame = Frame() if frame is None else frame
+        self._build_frame = build_frame
+        self._frame = build_frame()
         self._policy = policy
         self._settings = settings
         self._clock = clock
@@ -99,6 +100,7 @@ class Robot:
         self.num_inside = 0  # requests that run or wait; kept by Robots
         self.last_seen = 0.0  # monotonic seconds; kept by Robots
         self.has_acted = False
+        self._is_another = False  # from the next request on
 
     @property
     def is_new(self) -> bool:
@@ -114,8 +116,18 @@ class Robot:
         """Number episodes from `episode` + 1 on: a robot that was removed comes back. Only while `is_new`."""
         self._episode = self._last_number = episode
 
+    def begin_anew(self) -> None:
+        """The next request may be another arm's: nothing of the episode holds for it. Without `turn`."""
+        self._is_another = True
+
+    def _let_go(self) -> None:
+        if self._is_another:
+            self._is_another, self._started_by, self._instruction = False, "", None
+            self._frame = self._build_frame()
+
     def reset(self, seed: int | None = None) -> tuple[int, int]:
         """Begin a new episode because the client said so; returns its (number, seed). seed: None derives one."""
+        self._let_go()
         self._instruction = None
         self._start("reset", seed)
         self._states.set_gripper(self.name, replace(self._states.find_gripper(self.name), is_reset=True))
@@ -126,6 +138,7 @@ class Robot:
 
         Raises RequestError where no instruction is known, and what the policy raises.
         """
+        self._let_go()
         instruction = self._instruction if message.instruction is None else message.instruction
         if instruction is None:
             raise RequestError("instruction is null, but this episode has none yet; say what the robot shall do")
@@ -259,6 +272,12 @@ class Robots:
                 robot.num_inside -= 1
                 if robot.is_new and not robot.num_inside:
                     self._remove(robot)
+
+    def begin_anew(self, names: Iterable[str]) -> None:
+        """Have robots begin a new episode at their next request, which may be another arm's."""
+        with self._lock:
+            for robot in (self._robots[name] for name in names if name in self._robots):
+                robot.begin_anew()
 
     def _add(self, name: str) -> Robot:
         if name != DEFAULT_ROBOT and len(self._robots.keys() - {DEFAULT_ROBOT}) >= self._max_robots:

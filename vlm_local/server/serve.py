@@ -18,6 +18,7 @@ from waitress.server import create_server
 from waitress.wasyncore import close_all
 
 from vlm_local.errors import ConfigError
+from vlm_local.files import list_missing, remove_unused
 from vlm_local.processes import trim_heaps
 from vlm_local.server.connections import MAX_CONNECTIONS, Channel, PoolDispatcher, run_loop
 from vlm_local.server.live import MAX_VIEWERS
@@ -39,6 +40,7 @@ _TRIM_EVERY_S = 5.0
 _READ_AT_ONCE = 2**18  # a 256x256 request in two reads
 _KEEP_IN_MEMORY = 2**23  # larger bodies wait in a temporary file
 _SPARE_CONNECTIONS = 64  # where all others have a request that is being answered
+_OF_EVERY_RUN = ("meta.json", "state.json")  # files of one in which nothing happened
 _IDLE_CONNECTION_S = 300  # a person resets the scene between two episodes
 
 
@@ -96,7 +98,8 @@ class HTTPServer:
             max_request_header_size=2**14,
             ident=None,
         )
-        self._server.channel_class = partial(Channel, self.service.settings)
+        self._server.channel_class = partial(Channel, self.service.settings, self.service.budget)
+        self.service.budget.listings.append(lambda: list(self._server.active_channels.values()))
         self._thread = threading.Thread(target=run_loop, args=(self._server, self._sockets), name="http", daemon=True)
         self._thread.start()
 
@@ -135,21 +138,22 @@ class RunningServer:
         self._options = options
         port = listener.getsockname()[1]
         previous = None if options.record is None else find_previous(options.record, port)
-        run = self.run_folder = None if options.record is None else _make_run(options.record, policies.metadata)
         names = {socket.gethostname().lower()} | ({options.tunnel.host.lower()} if options.tunnel else set())
         settings = replace(settings, names=settings.names | names)
-        self._observed = ObservedApp(policies, settings, run, options.max_record_bytes, previous, port)
-        self._service = self._observed.service
-        if (held := self._service.states.describe()) != {"all": None, "robots": {}}:
-            logger.warning("still held from %s, until POST /release: %s", previous, held)
         self._websocket: WebsocketDoor | None = None
         self._websocket_listener: socket.socket | None = None
         self.websocket_url: str | None = None
         if options.websocket_port is not None:
             host = listener.getsockname()[0]
             self._websocket_listener = _reserve(host, options.websocket_port)
-            port = self._websocket_listener.getsockname()[1]
-            self.websocket_url = f"ws://{_name_host(host)}:{port}{settings.prefix}/"
+            websocket_port = self._websocket_listener.getsockname()[1]
+            self.websocket_url = f"ws://{_name_host(host)}:{websocket_port}{settings.prefix}/"
+        self._made = [] if options.record is None else list_missing(options.record)
+        run = self.run_folder = None if options.record is None else _make_run(options.record, policies.metadata)
+        self._observed = ObservedApp(policies, settings, run, options.max_record_bytes, previous, port)
+        self._service = self._observed.service
+        if (held := self._service.states.describe()) != {"all": None, "robots": {}}:
+            logger.warning("still held from %s, until POST /release: %s", previous, held)
         self._http = HTTPServer(self._observed.app, listener)
         self.url = self._http.url
         tunnel = self._tunnel = None if options.tunnel is None else Tunnel(options.tunnel, self._http.port)
@@ -174,6 +178,7 @@ class RunningServer:
         if not self._service.drain(GRACE_S):
             logger.warning("what did not finish within %g s gets a 503", GRACE_S)
         worker = self._policies.worker
+        has_failed = worker is not None and worker.state == "failed"
         ended = worker is None or worker.close()
         self._service.drain(_ANSWER_S)
         if not self._observed.close(_FLUSH_S):
@@ -183,6 +188,8 @@ class RunningServer:
         if self._websocket is not None:
             self._websocket.close()
         self._http.stop()
+        if has_failed and self.run_folder is not None and not self._service.states.is_known:
+            remove_unused([self.run_folder / "episodes", self.run_folder, *self._made], _OF_EVERY_RUN)
         return ended
 
 

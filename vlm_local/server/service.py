@@ -1,8 +1,9 @@
 """What all routes share: robots, the engine's health, requests in flight, subscribers; reading a body, answering."""
 
+import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,12 +19,15 @@ from vlm_local.errors import RequestError
 from vlm_local.files import encode_json
 from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
 from vlm_local.server.access import Gate
-from vlm_local.server.callers import Callers
+from vlm_local.server.budget import Budget
+from vlm_local.server.callers import Callers, is_given
 from vlm_local.server.episodes import EpisodeSettings, Robot, Robots, Step
 from vlm_local.server.records import Record, Subscriber, Subscription
 from vlm_local.server.repeats import Repeats
 from vlm_local.server.state import RobotStates
 from vlm_local.wire import Message, Reserve
+
+logger = logging.getLogger(__name__)
 
 ACTION_CONVENTION = {
     "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
@@ -104,9 +108,13 @@ class Service:
     def __init__(self, policies: Policies, settings: ServerSettings, states: RobotStates | None = None):
         self.settings = settings
         self.states = RobotStates() if states is None else states
-        self.callers = Callers(settings.max_robots, settings.episodes.idle_s, on_split=self._share_gripper)
+        idle_s = settings.episodes.idle_s
+        self.callers = Callers(settings.max_robots, idle_s, on_split=self._share_state, on_mixed=self._begin_anew)
+        unnamed = [name for name in self.states.names if is_given(name)]
+        self.states.mix(unnamed, unnamed)  # they are of another run, and who comes first now gets the first name
         self.robots = Robots(self._build_robot, settings.max_robots, is_free=self.callers.is_free)
         self.repeats = Repeats(4 * settings.max_robots, settings.max_robots)
+        self.budget = Budget()
         self.subscriptions: list[Subscription] = []
         self.stopping = threading.Event()
         self.report: dict[str, Callable[[], Any]] = {"held": self.states.describe}
@@ -229,9 +237,19 @@ class Service:
         """Answer AutoEval's submission test as a robot that nobody else is: no place is taken, nothing is kept."""
         return self._build_robot("test", RobotStates()).act(message)
 
-    def _share_gripper(self, old: str, new: str) -> None:
-        """One of them may hold something, and nobody knows which: neither lets go for that."""
-        self.states.set_gripper(new, self.states.find_gripper(old))
+    def _share_state(self, old: Sequence[str], new: str) -> None:
+        """One of them may be held or hold something, and nobody knows which: none moves or lets go for that."""
+        self.states.mix(old, [new])
+
+    def _begin_anew(self, names: Sequence[str]) -> None:
+        if len(names) > 1:
+            logger.warning(
+                "%s lost their connections, and gave no names: who is who is not known, and each begins a new episode; "
+                "give each station a name of its own, http://HOST:PORT/s/NAME",
+                " and ".join(names),
+            )
+        self.states.mix(names, names)
+        self.robots.begin_anew(names)
 
     def _build_robot(self, name: str, states: RobotStates | None = None) -> Robot:
         """states: None for those that all robots share."""
@@ -241,7 +259,7 @@ class Service:
             policy = HoldOnFault(policy, settings.max_held)
         model = self.policies.metadata.get("model")
         states = self.states if states is None else states
-        return Robot(name, policy, settings.episodes, states=states, frame=settings.build_frame(), model=model)
+        return Robot(name, policy, settings.episodes, states=states, build_frame=settings.build_frame, model=model)
 
 
 def read_body() -> bytes:

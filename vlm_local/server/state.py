@@ -8,7 +8,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -163,6 +163,35 @@ class RobotStates:
         if before.kind != gripper.kind and self._file is not None:
             turns = (before.is_open, before.is_reset) != (gripper.is_open, gripper.is_reset)
             self._file.write(_WAIT_S if turns else 0.0)
+
+    @property
+    def is_known(self) -> bool:
+        """Whether there is anything that a restart must know."""
+        with self._lock:
+            return self._all is not None or bool(self._robots or self._grippers)
+
+    @property
+    def names(self) -> list[str]:
+        """Robots of which a hold or a gripper is known."""
+        with self._lock:
+            return list(self._robots.keys() | self._grippers.keys())
+
+    def mix(self, before: Iterable[str], now: Iterable[str]) -> None:
+        """Any robot of `now` may be any of `before`. One of these that is held holds all. A gripper that is closed
+        closes all that are not measured: one of them may hold something.
+        """
+        before, now = list(before), list(now)
+        if (hold := next(filter(None, map(self.find_hold, before)), None)) is not None:
+            for name in now:
+                if self.find_hold(name) is None:
+                    self.hold(name, hold.reason)
+        known = [gripper for gripper in map(self.find_gripper, before) if gripper != Gripper()]
+        opens = {gripper.is_open for gripper in known if gripper.command is not None}
+        if opens:
+            arrived = len(opens) > 1 or all(gripper.arrived for gripper in known)  # then a measurement overrules it
+            gripper = Gripper(float(opens == {True}), arrived, all(gripper.is_reset for gripper in known))
+            for name in now:
+                self.set_gripper(name, gripper)
 
     def describe(self) -> dict[str, Any]:
         """all: the hold of every robot or None; robots: name -> hold, or None for one that is released alone."""

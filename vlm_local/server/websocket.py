@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -21,8 +21,9 @@ from websockets.sync.server import Server, ServerConnection, serve
 
 from vlm_local.errors import RequestError
 from vlm_local.server.access import Address, RateLimit, check_origin, parse_address
-from vlm_local.server.dialects import DIALECTS, INTERNAL_ERROR, ROUTES, Client, Peer
+from vlm_local.server.dialects import DIALECTS, INTERNAL_ERROR, ROUTES, Client
 from vlm_local.server.frames import MAX_FRAME
+from vlm_local.server.peers import Peer
 from vlm_local.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ _library = logging.getLogger(__name__ + ".connections")
 _library.setLevel(logging.CRITICAL)  # it writes a traceback for each probe that connects and says nothing
 
 MAX_HORIZON = 100  # steps in an answer; OpenPI's clients play 5 to 10
-MAX_CONNECTIONS = 64  # each holds a thread, and a frame while it is read
+MAX_CONNECTIONS = 64  # each holds a thread
 _HANDSHAKE_S = 10.0
 _CLOSE_S = 1.0  # for clients to hear of the end
 _RETRY_S = 0.1
@@ -45,7 +46,8 @@ class WebsocketDoor:
         listener.listen()
         self._service = service
         self._horizon = horizon
-        self._peers: dict[int, Peer] = {}  # by file descriptor
+        self._peers: list[Peer] = []
+        service.budget.listings.append(lambda: self._peers)
         self._names: set[str] = set()
         rate = service.settings.rate_limit
         self._limit = None if rate is None else RateLimit(rate)
@@ -72,22 +74,23 @@ class WebsocketDoor:
         ending.start()
         ending.join(_CLOSE_S)  # it waits for clients, also for those that read nothing
         with self._lock:
-            peers = list(self._peers.values())
+            peers = list(self._peers)
         for peer in peers:
-            _hang_up(peer.socket)
+            peer.hang_up()
         ending.join(_CLOSE_S)
 
-    def _make_room(self, accepted: socket.socket) -> None:
+    def _make_room(self, accepted: socket.socket) -> Peer:
         """Count a new connection; where there are too many, one of those ends that were never given an action, or else
         wait for their client. Where all are robots that wait for us, the new one ends.
         """
+        peer = Peer(accepted, self._service.budget)
         with self._lock:
-            self._peers = {number: peer for number, peer in self._peers.items() if peer.socket.fileno() == number}
-            if len(self._peers) >= MAX_CONNECTIONS:
-                resting = [peer for peer in self._peers.values() if not peer.has_acted or peer.waits_since is not None]
-                longest = min(resting, key=lambda peer: peer.rank, default=None)
-                _hang_up(accepted if longest is None else longest.socket)
-            self._peers[accepted.fileno()] = Peer(accepted)
+            peers = [peer for peer in self._peers if peer.fileno() >= 0]
+            if len(peers) >= MAX_CONNECTIONS:
+                resting = [peer for peer in peers if not peer.has_acted or peer.waits_since is not None]
+                min(resting, key=lambda peer: peer.rank, default=peer).hang_up()
+            self._peers = [*peers, peer]
+        return peer
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer probes by HTTP, refuse who may not enter, let all others in."""
@@ -109,9 +112,9 @@ class WebsocketDoor:
     def _talk(self, connection: ServerConnection) -> None:
         assert connection.request is not None  # it was admitted
         address = parse_address(connection.request.path.partition("?")[0], self._service.settings.prefix)
-        with self._lock:
-            peer = self._peers.get(connection.socket.fileno()) or Peer(connection.socket)
-            peer.is_open = True
+        peer = connection.socket
+        assert isinstance(peer, Peer)  # _Listener gives no others
+        peer.is_open = True
         with self._naming(address.robot) as robot:
             client = Client(connection, peer, robot, self._service, self._limit)
             try:
@@ -139,10 +142,10 @@ class WebsocketDoor:
 
 
 class _Listener:
-    """A listening socket that tells of each connection before it has a thread."""
+    """A listening socket that makes a Peer of each connection before it has a thread."""
 
-    def __init__(self, listener: socket.socket, tell: Callable[[socket.socket], None]):
-        self._listener, self._tell = listener, tell
+    def __init__(self, listener: socket.socket, build_peer: Callable[[socket.socket], Peer]):
+        self._listener, self._build_peer = listener, build_peer
 
     def accept(self):
         """Raises OSError only once the socket is closed, which `serve` takes any error for."""
@@ -154,16 +157,10 @@ class _Listener:
                     raise
                 time.sleep(_RETRY_S)
                 continue
-            self._tell(accepted)
-            return accepted, address
+            return self._build_peer(accepted), address
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._listener, name)
-
-
-def _hang_up(peer: socket.socket) -> None:
-    with suppress(OSError):  # it has gone by itself
-        peer.shutdown(socket.SHUT_RDWR)
 
 
 def _check_entry(service: Service, headers: Headers, remote: str, address: Address) -> None:

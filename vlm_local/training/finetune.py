@@ -18,10 +18,10 @@ from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError, EngineError
-from vlm_local.files import write_json
+from vlm_local.files import list_missing, remove_unused, write_json
 from vlm_local.models import name_base
 from vlm_local.prompts import load_template
-from vlm_local.training.optimisation import Optimisation, Recipe, claim_folder, draw_curves
+from vlm_local.training.optimisation import SETTINGS, Optimisation, Recipe, claim_folder, draw_curves
 from vlm_local.training.samples import Sample
 from vlm_local.types import GenerationRequest
 
@@ -288,8 +288,14 @@ def finetune(
             **settings,
         },
     }
+    made = list_missing(folder / "training")
     with claim_folder(folder, folder / "training", settings):
-        Finetuning(checkpoint, samples, tuning, folder, seed).run(sidecar, files)
+        try:
+            training = Finetuning(checkpoint, samples, tuning, folder, seed)
+        except Exception:
+            remove_unused(made, (SETTINGS,))
+            raise
+        training.run(sidecar, files)
 
 
 def _take_along(name: str, own: str, files: dict[str, bytes]) -> str:

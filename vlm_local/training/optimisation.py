@@ -23,7 +23,7 @@ from vlm_local.files import encode_json, lock_folder, open_replacing, read_json_
 from vlm_local.progress import open_bar
 from vlm_local.provenance import list_differences
 
-_STATE, _LOG, _CURVES, _SETTINGS = "state.pt", "log.jsonl", "curves.png", "settings.json"
+_STATE, _LOG, _CURVES, SETTINGS = "state.pt", "log.jsonl", "curves.png", "settings.json"
 _SHARES = ("exact", "success")
 _WORK = (_STATE, "shards/*.npz")  # what is left of a training that was killed
 _MAX_SKIPPED = 0.05  # of all steps; beyond that the weights are not those of the recipe
@@ -77,7 +77,7 @@ def claim_folder(folder: Path, place: Path, settings: Mapping[str, Any]) -> Text
     JSON values only. Returns a lock, held until it is closed. Raises ConfigError that names each setting that
     differs, for a folder of something else, and while another process trains there.
     """
-    path = place / _SETTINGS
+    path = place / SETTINGS
     here = json.loads(encode_json(settings))
     if not path.exists() and folder.exists() and not _is_free(folder):
         raise ConfigError(f"{folder} holds something else than a training that can go on; choose another --out")
@@ -96,7 +96,7 @@ def claim_folder(folder: Path, place: Path, settings: Mapping[str, Any]) -> Text
 
 def _is_free(folder: Path) -> bool:
     """Whether it holds nothing, or only what a kill or a full disk left before the settings were written."""
-    files = (each for each in folder.rglob("*") if not each.is_dir() and each.name != f"{_SETTINGS}.new")
+    files = (each for each in folder.rglob("*") if not each.is_dir() and each.name != f"{SETTINGS}.new")
     return folder.is_dir() and not any(each.lstat().st_size for each in files)
 
 

@@ -18,6 +18,7 @@ from vlm_local.lab.evidence.card import BEGIN, END
 from vlm_local.lab.evidence.verify import verify
 
 STOP = [0, 0, 0, 0, 0, 0, 1]
+HUGE = "1" + 400 * "0"  # more than a double holds
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_pictures_can_stay_behind(simulation, tmp_path):
     ("source", "file", "old", "new", "message"),
     [
         ("evaluation", "report.json", '"exact": ', '"exact": 1', "exact is"),
-        ("evaluation", "report.json", '"exact": ', f'"exact": 1{400 * "0"}, "was": ', "are not those"),
+        ("evaluation", "report.json", '"exact": ', f'"exact": {HUGE}, "was": ', "are not those"),
         ("evaluation", "report.json", '"seed": 0', '"seed": 1', "seed is 1 and comes out as 0"),
         ("evaluation", "report.json", '"three_axis"', '"four_axis"', "four_axis is nothing that is scored"),
         ("evaluation", "rows.jsonl", '"step": 1,', '"step": 2,', "not every step once.* episode 0, step 1"),
@@ -101,7 +102,7 @@ def test_pictures_can_stay_behind(simulation, tmp_path):
         ("evaluation", "rows.jsonl", '"previous_label": null', '"previous_label": "stop"', "episode 0, step 0 is not"),
         ("evaluation", "rows.jsonl", '"full_window": true', '"full_window": false', "episode 0, step 0 is not as its"),
         ("evaluation", "rows.jsonl", '"phrase_source"', '"probability": 1.5, "phrase_source"', "outside of 0 to 1"),
-        ("evaluation", "rows.jsonl", '"phrase_source"', f'"probability": 1{400 * "0"}, "phrase_source"', "not those"),
+        ("evaluation", "rows.jsonl", '"phrase_source"', f'"probability": {HUGE}, "phrase_source"', "not those"),
         ("evaluation", "evaluation.json", '"every": 1', '"every": 0', "are not those of `eval`"),
         ("evaluation", "report.json", '"exact": ', f'"deep": {10**5 * "["}{10**5 * "]"}, "exact": ', "nested too deep"),
         ("simulation", "meta.json", '"control": "none"', '"control": "<b>"', "there is no control '<b>'"),

@@ -17,7 +17,7 @@ import numpy as np
 
 from vlm_local.data.film import write_film
 from vlm_local.errors import ConfigError
-from vlm_local.files import encode_json, write_json
+from vlm_local.files import encode_json, list_missing, remove_unused, write_json
 from vlm_local.lab.station.arm import StationArm
 from vlm_local.lab.station.camera import StationCamera
 from vlm_local.lab.station.client import JobEnded, StationClient, submit_test
@@ -102,11 +102,16 @@ def run_job(plan: JobPlan, out: Path, progress: Callable[[int], None] = lambda d
     It ends early where the server is gone for good; the report is then of the episodes before, and says so. Raises
     ConfigError where the submission test fails, or no episode was played whole.
     """
+    made = list_missing(out)
     require_free(out, "second")
     try:
         submit_test(plan.url)
     except JobEnded as error:
+        remove_unused(made)
         raise ConfigError(f"the submission test fails, so the form would not take this address: {error}") from None
+    except ConfigError:
+        remove_unused(made)
+        raise
     with ExitStack() as stack:
         way = stack.enter_context(closing(Way(plan.url, plan.drop_s is not None, plan.has_relay)))
         env = stack.enter_context(closing(SimEnv(plan.task, image_size=None)))

@@ -79,7 +79,7 @@ RUNGS = (
 def find_rungs(names: str | None) -> tuple[Rung, ...]:
     """names: joined by commas, None for all; they are tried in the order of RUNGS. Raises ConfigError."""
     known = {rung.name: rung for rung in RUNGS}
-    wanted = list(known) if names is None else names.split(",")
+    wanted = list(known) if names is None else [name.strip() for name in names.split(",")]
     for name in wanted:
         if name not in known:
             raise ConfigError(f"--rungs: there is no {name!r}{suggest(name, known)}; choose from {', '.join(known)}")
