@@ -29,6 +29,7 @@ class Part:
 
 
 _SMALL = "--shape small --layers 1 --rounds 2"
+_STATES = "--shape small-qwen3.5 --layers 4"  # of which one keeps KV
 _PARTS = (
     Part("values", 100, "tests.gpu.values", small="--requests 1 qwen2-vl paligemma2"),
     Part("limit-2b", 60, "vlm_local", "bench limit --shape qwen2-vl-2b", "--shape small --layers 1"),
@@ -38,6 +39,7 @@ _PARTS = (
     Part("rows-2b", 60, "vlm_local", "bench rows --shape qwen2-vl-2b --rounds 20", f"{_SMALL} --counts 1,4"),
     Part("serve", 60, "tests.gpu.serve", small="--requests 20"),
     Part("decode-7b", 90, "vlm_local", "bench decode --shape qwen2-vl-7b --rounds 20", _SMALL),
+    Part("decode-qwen3.5", 90, "vlm_local", "bench decode --shape qwen3.5-4b --rounds 20", f"{_SMALL} {_STATES}"),
 )
 
 

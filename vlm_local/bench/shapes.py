@@ -1,7 +1,9 @@
 """Real architectures with random weights, made in memory: timings need the shape, not the training."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,10 +20,12 @@ from vlm_local.types import GenerationRequest
 
 @dataclass(frozen=True)
 class _Shape:
-    """What tells the sizes of Qwen2-VL apart, as their config.json have it."""
+    """What tells the sizes of a family apart, as their config.json have it."""
 
+    family: str
     hidden: int
     intermediate: int
+    layers: int
     heads: int
     kv_heads: int
     vocabulary: int
@@ -29,15 +33,18 @@ class _Shape:
 
 
 _SHAPES = {
-    "qwen2-vl-2b": _Shape(1536, 8960, 12, 2, 151_936, True),
-    "qwen2-vl-7b": _Shape(3584, 18944, 28, 4, 152_064, False),
-    "small": _Shape(256, 512, 2, 1, 151_936, True),  # nobody's: to try a benchmark itself
+    "qwen2-vl-2b": _Shape("qwen2-vl", 1536, 8960, 28, 12, 2, 151_936, True),
+    "qwen2-vl-7b": _Shape("qwen2-vl", 3584, 18944, 28, 28, 4, 152_064, False),
+    "qwen3.5-4b": _Shape("qwen3.5", 2560, 9216, 32, 16, 4, 248_320, True),
+    # Nobody's: to try a benchmark itself.
+    "small": _Shape("qwen2-vl", 256, 512, 28, 2, 1, 151_936, True),
+    "small-qwen3.5": _Shape("qwen3.5", 256, 512, 4, 2, 1, 151_936, True),
 }
 SHAPES = tuple(_SHAPES)
 
 _IMAGE, _END, _FIRST_TEXT = 151_655, 151_645, 1_000
-# The shipped chat prompt under Qwen2's tokenizer: tokens before and behind a 256x256 image's 81.
-_BEFORE, _GRID, _AFTER = 258, (1, 18, 18), 72
+# The shipped chat prompt under Qwen2's tokenizer: tokens before and behind a picture, and the picture's side.
+_BEFORE, _SIDE, _AFTER = 258, 256, 72
 _CHARACTERS = 3  # a token of an example's text has so many: names and numbers
 # How Qwen2's tokenizer spells the movement phrases: the same tokens a phrase, under other numbers.
 _PIECES = (
@@ -54,37 +61,47 @@ def build_shape(name: str, layers: int | None, device: torch.device, dtype: torc
     if name not in _SHAPES:
         raise ConfigError(f"--shape {name}: the known shapes are {', '.join(SHAPES)}")
     shape = _SHAPES[name]
-    config = transformers.Qwen2VLConfig(
-        text_config={
-            "hidden_size": shape.hidden,
-            "intermediate_size": shape.intermediate,
-            "num_hidden_layers": layers or 28,
-            "num_attention_heads": shape.heads,
-            "num_key_value_heads": shape.kv_heads,
-            "vocab_size": shape.vocabulary,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
-            "bos_token_id": None,
-            "eos_token_id": _END,
-        },
-        vision_config={
-            "depth": layers or 32,
-            "embed_dim": 1280,
-            "num_heads": 16,
-            "hidden_size": shape.hidden,
-            "mlp_ratio": 4,
-        },
-        image_token_id=_IMAGE,
-        tie_word_embeddings=shape.shares_embedding,
-    )
+    text = {
+        "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate,
+        "num_hidden_layers": layers or shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "vocab_size": shape.vocabulary,
+        "bos_token_id": None,
+        "eos_token_id": _END,
+    }
+    describe, kind = _FAMILIES[shape.family]
+    config = describe(text, layers, image_token_id=_IMAGE, tie_word_embeddings=shape.shares_embedding)
     set_up_device(device)
     with no_init_weights(), device:
-        model = transformers.Qwen2VLForConditionalGeneration._from_config(config, dtype=dtype)
+        model = kind._from_config(config, dtype=dtype)
     model.eval().requires_grad_(False)
     multiply_patches(model)
     _fill(model)
     tokenizer = _build_tokenizer(shape.vocabulary)
     model.generation_config = transformers.GenerationConfig(eos_token_id=_END, pad_token_id=_END)
-    return LoadedModel(model, tokenizer, None, "qwen2-vl", device, dtype, _END)
+    return LoadedModel(model, tokenizer, None, shape.family, device, dtype, _END)
+
+
+def _describe_qwen2(text: dict[str, Any], layers: int | None, **options: Any) -> transformers.PreTrainedConfig:
+    text |= {"rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}}
+    vision = {"depth": layers or 32, "embed_dim": 1280, "num_heads": 16, "hidden_size": text["hidden_size"]}
+    return transformers.Qwen2VLConfig(text_config=text, vision_config=vision | {"mlp_ratio": 4}, **options)
+
+
+def _describe_qwen35(text: dict[str, Any], layers: int | None, **options: Any) -> transformers.PreTrainedConfig:
+    rope = {"rope_type": "default", "rope_theta": 1e7, "mrope_section": [11, 11, 10], "mrope_interleaved": True}
+    text |= {"rope_parameters": rope | {"partial_rotary_factor": 0.25}, "head_dim": 256}
+    vision = {"depth": layers or 24, "hidden_size": 1024, "intermediate_size": 4096, "num_heads": 16}
+    vision |= {"out_hidden_size": text["hidden_size"]}
+    return transformers.Qwen3_5Config(text_config=text, vision_config=vision, **options)
+
+
+_FAMILIES: dict[str, tuple[Callable[..., Any], Any]] = {
+    "qwen2-vl": (_describe_qwen2, transformers.Qwen2VLForConditionalGeneration),
+    "qwen3.5": (_describe_qwen35, transformers.Qwen3_5ForConditionalGeneration),
+}
 
 
 def _fill(model) -> None:
@@ -122,7 +139,7 @@ def prepare_for_shape(loaded: LoadedModel, request: GenerationRequest) -> Prepar
     The last token is always the same, as a chat template's is: a decoder keeps one trie of the phrases for it.
     """
     prompt = request.prompt
-    image = np.full(_GRID[1] * _GRID[2] // 4, _IMAGE)
+    image = np.full(_count_patches(loaded) ** 2 // 4, _IMAGE)
     before = [_draw_tokens(prompt.before, _BEFORE)]
     for part in prompt.earlier:
         before.append(_draw_tokens(part, len(part) // _CHARACTERS) if isinstance(part, str) else image)
@@ -139,8 +156,14 @@ def prepare_for_shape(loaded: LoadedModel, request: GenerationRequest) -> Prepar
 
 def _draw_patches(loaded: LoadedModel, pixels: np.ndarray) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(int(pixels[0, 0, 0]))
-    patches = torch.randn((_GRID[1] * _GRID[2], 1176), generator=generator)
-    return {"pixel_values": patches.to(loaded.dtype), "image_grid_thw": torch.tensor([_GRID])}
+    side = _count_patches(loaded)
+    patches = torch.randn((side**2, 2 * 3 * loaded.model.config.vision_config.patch_size**2), generator=generator)
+    return {"pixel_values": patches.to(loaded.dtype), "image_grid_thw": torch.tensor([(1, side, side)])}
+
+
+def _count_patches(loaded: LoadedModel) -> int:
+    """Along a side of the picture; an even number, because two by two become a token."""
+    return 2 * round(_SIDE / (2 * loaded.model.config.vision_config.patch_size))
 
 
 def _draw_tokens(text: str, count: int) -> np.ndarray:

@@ -44,7 +44,7 @@ def _numbers(low: int, high: int) -> Callable[[str], list[int]]:
 
 def _add_subject(parser: argparse.ArgumentParser) -> None:
     add_policy_options(parser)
-    text = "random weights of a real shape instead: qwen2-vl-2b, qwen2-vl-7b or small"
+    text = "random weights of a real shape instead: qwen2-vl-2b, qwen2-vl-7b, qwen3.5-4b or small"
     parser.add_argument("--shape", metavar="NAME", help=text)
     parser.add_argument("--layers", type=count(1, 1000), metavar="N", help="with --shape: only so many [all]")
 
