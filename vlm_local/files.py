@@ -85,6 +85,14 @@ def lock_folder(folder: Path) -> TextIO:
     return file
 
 
+def holds_lock(file: TextIO, folder: Path) -> bool:
+    """Whether `file`, of lock_folder, is still the lock of this folder, which may have been removed or moved since."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
+    except (OSError, ValueError):  # ValueError: closed
+        return False
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process has taken the folder by lock_folder."""
     try:
