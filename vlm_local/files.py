@@ -105,6 +105,17 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def append_whole(file: BinaryIO, data: bytes) -> None:
+    """All of `data` or nothing: half a line would spoil every line after it. file: unbuffered."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    except OSError:
+        file.truncate(end)
+        raise
+
+
 def open_regular(path: Path) -> BinaryIO:
     """A file to read. Raises OSError for a FIFO or a device, which could keep the reader waiting for ever."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
