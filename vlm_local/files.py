@@ -106,6 +106,14 @@ def lock_folder(folder: Path) -> TextIO:
     return file
 
 
+def holds_lock(file: TextIO, folder: Path) -> bool:
+    """Whether `file`, of lock_folder, is still the lock of this folder, which may have been removed or moved since."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), (folder / LOCK).stat())
+    except (OSError, ValueError):  # ValueError: closed
+        return False
+
+
 def is_locked(folder: Path) -> bool:
     """Whether a process has taken the folder by lock_folder."""
     try:
@@ -116,6 +124,17 @@ def is_locked(folder: Path) -> bool:
     except OSError:
         return False
     return False
+
+
+def append_whole(file: BinaryIO, data: bytes) -> None:
+    """All of `data` or nothing: half a line would spoil every line after it. file: unbuffered."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
+    except OSError:
+        file.truncate(end)
+        raise
 
 
 def open_regular(path: Path) -> BinaryIO:

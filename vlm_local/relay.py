@@ -56,7 +56,8 @@ class Upstream:
         """Status, content type and body of the answer. Raises LinkDown."""
         self._number += 1
         headers = {**headers, HEADER: f"{self._name}-{self._number}", "Content-Length": str(len(body))}
-        self._alive, is_down = time.monotonic(), False  # when the tunnel was known to work
+        began, is_down = time.monotonic(), False
+        self._alive = began  # when the tunnel was known to work
         while True:
             answer = None
             try:
@@ -68,7 +69,7 @@ class Upstream:
             held_s = time.monotonic() - self._alive
             if answer is not None and (not reason or held_s > self._hold_s):
                 if is_down:
-                    _tell(f"{path} is answered after {held_s:.1f} s")
+                    _tell(f"{path} is answered after {time.monotonic() - began:.1f} s")
                 return answer
             if held_s > self._hold_s:
                 raise LinkDown

@@ -66,6 +66,16 @@ def test_a_summary_follows_an_episode_that_grows(tmp_path):
         assert next(summarise_run(tmp_path)).num_steps == step + 1
 
 
+@pytest.mark.slow
+def test_a_long_list_reads_no_episode_that_has_ended_twice(tmp_path, monkeypatch):
+    for number in range(5000):  # a month of two robots
+        (tmp_path / "episodes" / f"left-{number}").mkdir(parents=True)
+        (tmp_path / "episodes" / f"left-{number}" / "steps.jsonl").touch()
+    assert sum(1 for _ in summarise_run(tmp_path)) == 5000
+    monkeypatch.setattr("vlm_local.data.summary.read_steps", lambda *_: pytest.fail("it was read again"))
+    assert sum(1 for _ in summarise_run(tmp_path)) == 5000
+
+
 def test_an_export_reads_back_as_it_was(run, tmp_path, capsys):
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()

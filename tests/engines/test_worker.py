@@ -213,6 +213,19 @@ def test_a_request_that_gave_up_waiting_never_reaches_the_engine(make_worker):
     assert engine.batches == [["first"]]
 
 
+def test_an_answer_to_a_picture_that_is_too_old_is_none_though_it_is_there(make_worker, monkeypatch):
+    """A process, or a whole virtual machine, that was paused: what waits for the answer stood still as well."""
+    engine = GatedEngine()
+    worker = make_worker(engine, deadline_ms=60_000)
+    asked = Caller(worker, _request("a"))
+    engine.entered.acquire()
+    monkeypatch.setattr("vlm_local.engines.worker.perf_counter", lambda: time.perf_counter() + 61)
+    engine.gate.release()
+    assert "deadline of 60 s" in str(asked.finish())
+    engine.gate.release()
+    assert isinstance(Caller(worker, _request("b")).finish(), Generation)  # nothing is stuck
+
+
 def test_a_batch_that_failed_past_the_deadline_is_not_tried_again(make_worker):
     engine = GatedEngine()
     worker = make_worker(engine, deadline_ms=1000)

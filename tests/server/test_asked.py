@@ -1,6 +1,8 @@
 """A person corrects what a detector said, on the live page or over AutoEval's own log, and training reads it."""
 
 import json
+import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from tests.server.observing import observe
 from tests.server.test_answers import DRAWER, SINK, build_question, judge
 from tests.serving import ask
 from vlm_local.cli import main
+from vlm_local.data.corrections import LABELS
 from vlm_local.data.questions import open_labelled
 from vlm_local.engines.scripted import ScriptedEngine
 from vlm_local.errors import DataError
@@ -27,9 +30,12 @@ def server(tmp_path):
         yield server
 
 
-def correct(port, name, answer, kind="application/json"):
-    body = json.dumps({"answer": answer}).encode()
-    return ask(port, "POST", f"/live/answers/{name}", body, {"Content-Type": kind})[0]
+def correction(port, name, answer, kind="application/json"):
+    return port, "POST", f"/live/answers/{name}", json.dumps({"answer": answer}).encode(), {"Content-Type": kind}
+
+
+def correct(*said):
+    return ask(*correction(*said))[0]
 
 
 def read(folder, **options):
@@ -60,6 +66,35 @@ def test_what_is_no_answer_and_what_is_long_gone_is_refused(server):
     assert correct(server.port, "1", "perhaps") == correct(server.port, "1", ["yes"]) == 400
     assert correct(server.port, "1", "yes", "text/plain") == 415
     assert ask(server.port, "POST", "/live/answers/1", b"[]", {"Content-Type": "application/json"})[0] == 400
+
+
+def test_a_correction_that_does_not_fit_leaves_nothing_and_is_taken_when_there_is_room(server, tmp_path):
+    folder = tmp_path / "run" / FOLDER
+    for seed in range(2):
+        ask(server.port, "POST", "/answer", build_question(picture(seed)))
+    assert correct(server.port, "0", "yes") == 200
+    kept = (folder / LABELS).read_bytes()
+    for room, name in ((64, "1"), (len(kept) + 20, "0")):  # for no picture, and for a part of a line
+        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        try:
+            status, _, told = ask(*correction(server.port, name, "no"))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert status == 507 and str(folder).encode() in told
+        assert (folder / LABELS).read_bytes() == kept and len(list(folder.iterdir())) == 2
+    assert correct(server.port, "1", "no") == 200
+    images, problems = read(folder)
+    assert not problems and (images["no"] == picture(1)).all()
+
+
+def test_corrections_go_on_where_the_run_was_removed(server, tmp_path):
+    ask(server.port, "POST", "/answer", build_question(picture(0)))
+    assert correct(server.port, "0", "yes") == 200
+    shutil.rmtree(tmp_path / "run")
+    assert correct(server.port, "0", "no") == 200
+    images, problems = read(tmp_path / "run" / FOLDER)
+    assert not problems and (images["no"] == picture(0)).all()
 
 
 def test_without_a_recording_there_is_no_place_for_a_correction():

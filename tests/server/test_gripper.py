@@ -1,11 +1,12 @@
 """The gripper never lets go of what it holds unless the record says why."""
 
 import json
+import socket
 
 import pytest
 
 from tests.server.observing import observe
-from tests.serving import PROPRIO, serve, until
+from tests.serving import PROPRIO, ask, build_body, serve, until
 from vlm_local.data.runs import read_run
 from vlm_local.errors import EngineError
 from vlm_local.server.episodes import EpisodeSettings
@@ -153,3 +154,25 @@ def test_a_state_that_cannot_be_read_holds_every_robot(tmp_path):
         assert json.loads(server.get("/health")[2])["held"]["all"]
         server.post("/release")
         assert server.act()["fault"] is None
+
+
+def test_an_answer_that_nobody_waited_for_turns_no_gripper_and_is_no_step(tmp_path):
+    """A client that gives up after some seconds asks again with a new picture. Its arm never heard of that answer."""
+    with observe(tmp_path) as server:
+        server.engine.phrase = "move up"
+        assert _command(server, 1.0) == 1
+        server.engine.phrase = "close gripper"
+        server.engine.gate.clear()
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            body = build_body(proprio=_measure(1.0))
+            client.sendall(b"POST /act HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+            until(lambda: len(server.engine.requests) == 2)
+        assert ask(server.port, "GET", "/health")[0] == 200  # by now the server has read that the client is gone
+        server.engine.gate.set()
+        until(lambda: (tmp_path / "refusals.jsonl").is_file())
+        server.engine.phrase = "move up"
+        assert [_command(server, 1.0) for _ in range(2)] == [1, 1]
+        until(lambda: server.observed.report_recording()["written"] == 3)
+    (episode,) = read_run(tmp_path, pytest.fail)
+    assert [line["step"] for line in episode.lines] == [0, 2, 3]
+    assert json.loads((tmp_path / "refusals.jsonl").read_text())["status"] == 499

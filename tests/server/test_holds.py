@@ -122,6 +122,30 @@ def test_it_stays_held_over_a_restart_until_it_is_released(tmp_path):
         assert _act(server)["phrase"] == PHRASE
 
 
+def test_a_hold_that_a_full_disk_did_not_take_is_written_when_there_is_room(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("vlm_local.server.state._RETRY_S", 0.01)
+    with observe(tmp_path / "1") as server:
+        (tmp_path / "1" / "state.json.new").mkdir()  # what cannot be opened for writing, also by root
+        for _ in range(3):
+            assert _say(server, "/s/left/hold", reason="tea")["survives_restart"] is False
+        (tmp_path / "1" / "state.json.new").rmdir()
+        until(lambda: "tea" in (tmp_path / "1" / "state.json").read_text())
+        assert _say(server, "/s/right/hold")["survives_restart"]
+    told = [record.levelname for record in caplog.records if "state.json" in record.message]
+    assert told == ["ERROR", "WARNING"]  # once when it begins and once when it is over
+    with observe(tmp_path / "2", previous=tmp_path / "1") as server:
+        assert "tea" in _act(server)["fault"]
+
+
+def test_a_hold_that_a_full_disk_did_not_take_is_tried_again_at_the_end(tmp_path):
+    with observe(tmp_path / "1") as server:
+        (tmp_path / "1" / "state.json.new").mkdir()
+        assert _say(server, "/s/left/hold", reason="tea")["survives_restart"] is False
+        (tmp_path / "1" / "state.json.new").rmdir()
+    with observe(tmp_path / "2", previous=tmp_path / "1") as server:
+        assert "tea" in _act(server)["fault"]
+
+
 def test_without_a_recording_it_says_that_a_restart_forgets():
     with serve() as server:
         assert _say(server, "/hold")["survives_restart"] is False

@@ -225,12 +225,26 @@ def test_a_stop_that_does_not_reach_the_server_is_said_loudly(browser):
 
 
 @pytest.mark.slow
-def test_the_page_says_when_the_server_is_gone(browser):
+def test_the_page_says_when_the_server_is_gone_and_that_a_hold_is_what_it_heard_last(browser):
     with observe() as server:
-        browser.open(server.url)
+        _open_anew(browser, server.url)
         browser.wait("document.getElementById('state').innerText === 'healthy'")
+        browser.click("#hold-all")
+        browser.wait("document.getElementById('held-text').innerText.includes('All robots are held')")
+        added = "getComputedStyle(document.getElementById('held-text'), '::after').content"
+        assert browser.run(f"return {added}") == "none"
     browser.wait("document.getElementById('state').innerText === 'no connection'")
+    browser.wait(f"{added}.includes('no connection now')")
     browser.read_log()  # the failed connections
+
+
+@pytest.mark.slow
+def test_a_page_that_is_refused_says_why(browser, server, monkeypatch):
+    monkeypatch.setattr("vlm_local.server.live.MAX_VIEWERS", 0)  # an old token is refused in the same way
+    _open_anew(browser, server.url)
+    browser.wait("document.getElementById('state').innerText === 'refused'")
+    assert "times already; close one" in browser.text("#notice")
+    browser.read_log()  # the refusals
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -95,8 +96,9 @@ def test_a_full_disk_loses_steps_that_are_counted_and_recording_goes_on_after_it
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     stats = recorder.stats()
     assert (stats["written"], stats["lost"]) == (1, 6) and "too large" in stats["error"]
-    assert len(caplog.records) == 1  # not one a step
+    assert len(caplog.records) == 1 and str(tmp_path) in caplog.text  # not one a step
     recorder(_record(6))
+    assert "goes on; 6 steps were lost" in caplog.text
     recorder(_record(1, "other"))
     assert recorder.stats()["error"] is None
     recorder.close()
@@ -105,6 +107,51 @@ def test_a_full_disk_loses_steps_that_are_counted_and_recording_goes_on_after_it
     assert [line["step"] for line in robot.lines] == [0, 6]
     assert [line["step"] for line in other.lines] == [1]
     np.testing.assert_array_equal(robot.load_image(1), _record(6).observation.image)
+
+
+def test_a_refusal_that_does_not_fit_is_no_lost_step(tmp_path):
+    recorder = Recorder(tmp_path, dict)
+    (tmp_path / "refusals.jsonl").mkdir()
+    recorder(Refusal(1.0, "r2", "robot", "/act", 503, "the model is stuck"))
+    assert recorder.stats()["lost"] == 0 and "refusals.jsonl" in recorder.stats()["error"]
+
+
+@pytest.mark.parametrize("removed", [".", "run", "run/episodes", "run/episodes/left-0", "run/episodes/left-0/frames"])
+def test_folders_that_are_removed_while_serving_are_made_anew(tmp_path, removed):
+    run = tmp_path / "runs" / "run"
+    recorder = Recorder(run, lambda: {"model": "tiny"})
+    recorder(_record(0, "left"))
+    recorder(_record(0, "right"))
+    shutil.rmtree(tmp_path / "runs" / removed)
+    for step in range(1, 3):
+        recorder(_record(step, "left"))
+        recorder(_record(step, "right"))
+    stats = recorder.stats()
+    assert (stats["written"], stats["lost"], stats["error"]) == (6, 0, None)
+    with pytest.raises(ConfigError, match="in use by another process"):
+        Recorder(run, dict)  # nor does another server take it for the run of one that has ended
+    assert json.loads((run / "meta.json").read_text()) == {"model": "tiny"}
+    recorder.close()
+    episodes = list(read_run(run, lambda problem: None))  # left-0 may have lost its frames
+    assert sum(line["step"] > 0 for episode in episodes for line in episode.lines) == 4
+    image = episodes[-1].load_image(len(episodes[-1].lines) - 1)
+    np.testing.assert_array_equal(image, _record(2).observation.image)
+
+
+def test_a_run_on_a_disk_that_went_away_and_came_back_is_gone_on_with(tmp_path, caplog):
+    run = tmp_path / "runs" / "run"
+    recorder = Recorder(run, dict)
+    recorder(_record(0))
+    run.parent.rename(tmp_path / "away")
+    (tmp_path / "runs").touch()  # where no folder can be made, also by root
+    for step in range(1, 4):
+        recorder(_record(step))
+    assert recorder.stats()["lost"] == 3 and len(caplog.records) == 1
+    (tmp_path / "runs").unlink()
+    (tmp_path / "away").rename(run.parent)
+    recorder(_record(4))
+    recorder.close()
+    assert [line["step"] for episode in _read(run) for line in episode.lines] == [0, 4]
 
 
 def test_above_the_cap_the_oldest_ended_episodes_go(tmp_path):

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -93,7 +94,8 @@ def test_an_answer_that_a_drop_swallowed_is_given_again_and_no_step_is_taken_twi
         assert (_act(station)["step"], _count_steps(server)) == (2, 3)
 
 
-def test_a_repeat_waits_for_the_first_that_is_still_under_way(way):
+def test_a_repeat_waits_for_the_first_that_is_still_under_way(way, monkeypatch, capfd):
+    monkeypatch.setattr("vlm_local.relay._PROBE_EVERY_S", 0.05)
     server, link, port = way
     answers = []
     server.engine.gate.clear()
@@ -107,6 +109,7 @@ def test_a_repeat_waits_for_the_first_that_is_still_under_way(way):
         server.engine.gate.set()
         asked.join(30)
     assert (answers[0]["step"], _count_steps(server), len(server.engine.requests)) == (0, 1, 1)
+    assert float(re.search(r"is answered after ([\d.]+) s", capfd.readouterr().err)[1]) >= 1  # all of it
 
 
 @pytest.mark.slow

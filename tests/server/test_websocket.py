@@ -443,6 +443,21 @@ def _is_closed(client):
     return False
 
 
+def test_an_answer_that_nobody_waited_for_turns_no_gripper():
+    with open_door() as (served, url):
+        served.engine.phrase = "close gripper"
+        served.engine.gate.clear()
+        with connect(f"{url}/s/left", compression=None) as client:
+            client.recv()
+            client.send(openpi_observation())
+            until(lambda: served.engine.requests)
+        served.engine.gate.set()
+        until(lambda: served.records)
+        served.engine.phrase = "move up"
+        answer = served.act("/s/left/act?details=1", instruction="lift it", proprio=STATE.tolist())
+        assert (answer["step"], answer["action"][6]) == (1, 1)
+
+
 def test_who_is_not_waited_for_is_not_hung_up_on(monkeypatch):
     monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 1)
     with open_door() as (served, url), connect(url) as client:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import DataError, Report
-from vlm_local.files import encode_json, open_regular, read_foreign_json_lines
+from vlm_local.files import append_whole, encode_json, open_regular, read_foreign_json_lines
 
 LABELS = "labels.jsonl"
 _LOGGED = re.compile(r"(\d{1,9})_img\.png")
@@ -32,10 +32,10 @@ class Correction:
 
 
 def add_correction(folder: Path, correction: Correction) -> None:
-    """Append a line. Raises OSError."""
+    """Append a line. Raises OSError (a full disk); nothing of it is there then."""
     line = {**vars(correction), "time": time.time()}
-    with (folder / LABELS).open("a", encoding="utf-8") as file:
-        file.write(encode_json(line) + "\n")
+    with (folder / LABELS).open("ab", buffering=0) as file:
+        append_whole(file, (encode_json(line) + "\n").encode())
 
 
 def read_corrections(folder: Path, report: Report) -> dict[str, Correction]:

@@ -7,9 +7,7 @@ picture is written before its line and lines are flushed, so whatever stands the
 be read; a line that was cut off is counted.
 """
 
-import errno
 import itertools
-import os
 import re
 import shutil
 import zlib
@@ -28,7 +26,7 @@ from vlm_local.data.selection import DataSet, Selection, refuse_selection, summa
 from vlm_local.embodiments import AUTO, load_embodiment
 from vlm_local.embodiments.rotations import base_to_bridge
 from vlm_local.errors import DataError, Report
-from vlm_local.files import encode_json, read_json_lines, read_json_object, write_json
+from vlm_local.files import append_whole, encode_json, read_json_lines, read_json_object, write_json
 from vlm_local.types import Episode
 
 RECORDED_RUN = "recorded run"  # the format, in what is told of a data set
@@ -100,7 +98,7 @@ class RunWriter:
             frame = files.folder / "frames" / f"{files.num_steps:06d}.png"
             Image.fromarray(image).save(frame, **_PNG)
             size += frame.stat().st_size
-        _append(files.steps, text)
+        append_whole(files.steps, text)
         files.num_steps += 1
         return size
 
@@ -112,7 +110,7 @@ class RunWriter:
         """
         path = self.folder / "refusals.jsonl"
         with path.open("ab", buffering=0) as file:
-            _append(file, (encode_json(line) + "\n").encode())
+            append_whole(file, (encode_json(line) + "\n").encode())
             is_full = file.tell() > MAX_REFUSAL_BYTES
         if is_full:
             path.replace(self.folder / "refusals.old.jsonl")
@@ -129,17 +127,6 @@ class RunWriter:
     def close(self) -> None:
         for robot in list(self._open):
             self.end_episode(robot)
-
-
-def _append(file: FileIO, data: bytes) -> None:
-    """All of `data` or nothing: half a line would spoil every line after it."""
-    end = file.seek(0, os.SEEK_END)
-    try:
-        if file.write(data) != len(data):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), file.name)
-    except OSError:
-        file.truncate(end)
-        raise
 
 
 @dataclass

@@ -53,7 +53,7 @@ def summarise_run(run: str | Path) -> Iterator[EpisodeSummary]:
         yield replace(summary, outcome=outcome if isinstance(outcome, str) else None)
 
 
-@lru_cache(4096)
+@lru_cache(2**15)  # 1 KB each; a list that is longer finds none again
 def _summarise(robot: str, number: int, folder: Path, size: int, changed_ns: int) -> EpisodeSummary:
     """size, changed_ns: of steps.jsonl; an episode that has ended is read once."""
     torn: list[int] = []

@@ -135,7 +135,7 @@ class EngineWorker:
             generation = job.future.result(self._deadline_s)
         except (FutureTimeoutError, CancelledError):
             job.future.cancel()
-            raise EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)") from None
+            raise self._explain_late() from None
         finally:
             if self._thoughts is not None:
                 with self._changed:
@@ -143,7 +143,12 @@ class EngineWorker:
                     self._changed.notify()
             del job  # its future holds the failure, which holds this function's variables: the picture for long
         waited_ms = 1e3 * (perf_counter() - submitted)
+        if self._deadline_s is not None and waited_ms > 1e3 * self._deadline_s:  # the machine was paused
+            raise self._explain_late()
         return add_timings(generation, {"queue": max(waited_ms - generation.timings_ms["engine"], 0.0)})
+
+    def _explain_late(self) -> EngineError:
+        return EngineError(f"no answer within the deadline of {self._deadline_s:g} s (--deadline-ms)")
 
     def think(self, request: ThoughtRequest, build_next: Callable[[Thought], GenerationRequest]) -> "Future[Thought]":
         """Have a thought written; returns at once. Cancelling the future, or forgetting the episode, ends it.

@@ -176,7 +176,7 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
             with robot.turn:
                 _check_still_there()
                 entered = perf_counter()
-                step = robot.act(message)
+                step = robot.act(message, _is_gone_for_good)
                 waits = {"decode": 1e3 * (decoded - g.start), "wait": 1e3 * (entered - decoded)}
                 record = build_record(step, robot.name, g.id, g.start, waits)
                 service.publish(record)  # here, so that a robot's steps stay in order
@@ -248,6 +248,11 @@ def _check_still_there() -> None:
 def _is_gone() -> bool:
     is_gone = request.environ.get("waitress.client_disconnected")
     return is_gone is not None and is_gone()
+
+
+def _is_gone_for_good() -> bool:
+    """A relay whose tunnel dropped comes again and gets the answer that was made meanwhile."""
+    return "relayed" not in g and _is_gone()
 
 
 def _answer(record: StepRecord, form: str) -> Response:

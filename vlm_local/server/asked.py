@@ -92,13 +92,15 @@ class RecentAnswers:
             raise RequestError("recording is off, so a correction has no place: serve with --record DIR", 409)
         _check_choice(answer, each.question.choices)
         with self._lock:  # two pages may correct the same
-            if each.picture is None:
-                self._folder.mkdir(exist_ok=True)
-                picture = (
-                    f"{time.time_ns() // 1_000_000}-{name}.png"  # a run goes on after a restart, which counts anew
-                )
-                (self._folder / picture).write_bytes(encode_file(each.question.image, "PNG", compress_level=1))
-                each.picture = picture
+            if each.picture is None or not (self._folder / each.picture).is_file():  # somebody may remove the run
+                self._folder.mkdir(parents=True, exist_ok=True)
+                picture = self._folder / f"{time.time_ns() // 1_000_000}-{name}.png"  # a restart counts names anew
+                try:
+                    picture.write_bytes(encode_file(each.question.image, "PNG", compress_level=1))
+                except OSError:
+                    picture.unlink(missing_ok=True)
+                    raise
+                each.picture = picture.name
             add_correction(self._folder, Correction(each.picture, each.question.text, each.question.choices, answer))
             each.label = answer
 
@@ -165,7 +167,11 @@ def add_asked_routes(app: Flask, asked: Asked) -> None:
             raise RequestError("send JSON, with Content-Type: application/json", 415)
         fields, _ = load_request(request.get_data(cache=False))
         answer = check_text(fields.get("answer"), "answer", MAX_CHOICE)
-        asked.correct(name, answer)
+        try:
+            asked.correct(name, answer)
+        except OSError as error:
+            reason = error.strerror or error
+            raise RequestError(f"{asked.place} cannot be written ({reason}); then press it again", 507) from None
         return send_json({"id": name, "label": answer})
 
 

@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from websockets.protocol import State
 from websockets.sync.server import ServerConnection
 
 from vlm_local.errors import EngineError, RequestError
@@ -84,7 +85,7 @@ class Client:
                 decoded = perf_counter()
                 with robot.turn:
                     waits = {"decode": 1e3 * (decoded - self.began), "wait": 1e3 * (perf_counter() - decoded)}
-                    step = robot.act(message)
+                    step = robot.act(message, lambda: self._connection.state is not State.OPEN)
                     self._peer.has_acted = True
                     steps = [step, *robot.repeat(step, num_steps - 1)]
                     return [self._publish(each, robot.name, request_id, waits) for each in steps]

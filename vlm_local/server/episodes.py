@@ -133,10 +133,12 @@ class Robot:
         self._states.set_gripper(self.name, replace(self._states.find_gripper(self.name), is_reset=True))
         return self._episode, self._seed
 
-    def act(self, message: Message) -> Step:
+    def act(self, message: Message, is_gone: Callable[[], bool] = lambda: False) -> Step:
         """Answer one observation, in a new episode where the last one has ended.
 
-        Raises RequestError where no instruction is known, and what the policy raises.
+        is_gone: whether nobody waits for the answer any more, asked when it is there. No arm carries it
+        out then, so gripper and commanded pose stay as they were; only the step's number is used up.
+        Raises RequestError where no instruction is known or the client is gone (499), and what the policy raises.
         """
         self._let_go()
         instruction = self._instruction if message.instruction is None else message.instruction
@@ -150,10 +152,13 @@ class Robot:
         observation = Observation(message.image, instruction, self._frame.read(message.state), self._step)
         self._step += 1
         try:
-            observation, decision = self._decide(observation)
+            observation, decision, gripper = self._decide(observation)
         except RequestError:
             self._step -= 1  # it never reached the model
             raise
+        if is_gone():
+            raise RequestError("the client went away before its answer was made", 499)
+        self._states.set_gripper(self.name, gripper)
         self.has_acted, self._last_number = True, self._episode
         sent = self._frame.send(decision.action)
         self._aim = position if self._aim is None else self._aim
@@ -177,8 +182,8 @@ class Robot:
         if self._aim is not None:
             self._aim = self._aim + action[:3]
 
-    def _decide(self, observation: Observation) -> tuple[Observation, Decision]:
-        """Ask the policy, unless a person holds the robot. Returns what was asked and the answer."""
+    def _decide(self, observation: Observation) -> tuple[Observation, Decision, Gripper]:
+        """Ask the policy, unless a person holds the robot. Returns what was asked, the answer, the gripper after it."""
         opening = observation.opening
         before = self._states.find_gripper(self.name)
         trusted = opening if self._settings.follow_gripper or before.command is None or before.is_reset else None
@@ -196,14 +201,14 @@ class Robot:
             return self._stand_still(observation, before.keep(opening), hold)
         if moved_by is not None:
             decision = replace(decision, extra={**decision.extra, "gripper": moved_by})
-        self._states.set_gripper(self.name, gripper.tell(float(decision.action[6])))
-        return asked, decision
+        return asked, decision, gripper.tell(float(decision.action[6]))
 
-    def _stand_still(self, observation: Observation, gripper: Gripper, hold: Hold) -> tuple[Observation, Decision]:
-        self._states.set_gripper(self.name, gripper)
+    def _stand_still(
+        self, observation: Observation, gripper: Gripper, hold: Hold
+    ) -> tuple[Observation, Decision, Gripper]:
         action = np.array([0.0] * 6 + [gripper.command])
         decision = Decision(action, fault=f"held by a person: {hold.reason}", extra={"hold": asdict(hold)})
-        return replace(observation, gripper=gripper.command), decision
+        return replace(observation, gripper=gripper.command), decision, gripper
 
     def _find_end(self, instruction: str, position: np.ndarray | None) -> str | None:
         """Why the episode ended before this request, None where it goes on."""

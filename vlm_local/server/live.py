@@ -70,11 +70,13 @@ class Hub:
         """Server-sent events: one `snapshot`, then each `step`, and `status` every second.
 
         A viewer that falls behind misses steps, never holds anyone up. Raises RequestError (503)
-        where the places are taken.
+        where the places are taken, and after `close`.
         """
         viewer: queue.Queue[str | None] = queue.Queue(_BACKLOG)
         with self._lock:
-            if self._closed or len(self._viewers) >= MAX_VIEWERS:
+            if self._closed:
+                raise RequestError("the server is stopping", 503)
+            if len(self._viewers) >= MAX_VIEWERS:
                 raise RequestError(f"the page is open {MAX_VIEWERS} times already; close one", 503)
             self._viewers.append(viewer)
             robots = {robot: list(steps) for robot, steps in self._steps.items()}

@@ -24,6 +24,7 @@ logger = logging.getLogger(__name__)
 FILE = "state.json"  # in the run's folder
 _WAIT_S = 0.2  # the longest that a robot waits for the disk, and only when a gripper's command turns
 _LONG_WAIT_S = 2.0  # for the disk, where no robot waits
+_RETRY_S = 2.0  # until what could not be written is tried again
 _MAX_NAMES = 1024  # robots that are remembered; those that changed last stay
 _HELD_MOST = 0.85  # of the gripper's range: the widest that a held object is read as
 
@@ -247,13 +248,18 @@ def _read_port(path: Path) -> int | None:
 
 
 class _StateFile:
-    """One small file, written by a thread of its own, so that a disk that hangs keeps nobody waiting for long."""
+    """One small file, written by a thread of its own, so that a disk that hangs keeps nobody waiting for long.
+
+    What cannot be written (a full disk) is tried again until it is: else a restart after the disk was made free would
+    not know of a hold, or would open a gripper.
+    """
 
     def __init__(self, path: Path, encode: Callable[[], str]):
         self._path = path
         self._encode = encode
         self._changed = threading.Condition()
         self._num_wanted = self._num_tried = self._num_failed = 0
+        self._is_behind = False  # whether the last try failed
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="state", daemon=True)
         self._thread.start()
@@ -274,12 +280,14 @@ class _StateFile:
         self._thread.join(1)
 
     def _run(self) -> None:
-        while True:
+        closed = False
+        while not closed:
             with self._changed:
-                self._changed.wait_for(lambda: self._num_wanted > self._num_tried or self._closed)
-                if self._num_wanted == self._num_tried:
-                    return
-                number = self._num_wanted
+                retry_s = _RETRY_S if self._is_behind else None
+                self._changed.wait_for(lambda: self._num_wanted > self._num_tried or self._closed, retry_s)
+                number, closed = self._num_wanted, self._closed
+                if number == self._num_tried and not self._is_behind:
+                    continue
             failed = not self._try()
             with self._changed:
                 self._num_tried = number
@@ -288,6 +296,7 @@ class _StateFile:
 
     def _try(self) -> bool:
         beside = self._path.with_name(FILE + ".new")
+        was_behind = self._is_behind
         try:
             with beside.open("w", encoding="utf-8") as file:
                 file.write(self._encode())
@@ -295,6 +304,14 @@ class _StateFile:
                 os.fsync(file.fileno())  # a hold outlasts a power cut
             os.replace(beside, self._path)
         except OSError as error:
-            logger.error("%s cannot be written (%s): a restart would not know holds and grippers", self._path, error)
+            self._is_behind = True
+            if not was_behind:
+                logger.error(
+                    "%s cannot be written (%s): until it can, a restart would not know holds and grippers",
+                    self._path, error,
+                )  # fmt: skip
             return False
+        self._is_behind = False
+        if was_behind:
+            logger.warning("%s is written again: a restart knows holds and grippers", self._path)
         return True

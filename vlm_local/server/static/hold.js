@@ -40,7 +40,7 @@ export function showHeld(held, robots) {
   const free = held.all ? Object.keys(held.robots).filter((name) => !held.robots[name]) : [];
   const except = free.length ? ` except ${free.join(", ")}` : "";
   const who = held.all ? `All robots are held${except}` : `Held: ${single.join(", ")}`;
-  const why = held.all ? `${held.all.reason}, since ${new Date(1000 * held.all.since).toLocaleTimeString()}` : "";
+  const why = held.all ? `${held.all.reason}, since ${new Date(1000 * held.all.since).toLocaleString()}` : "";
   by("held-text").replaceChildren(make("strong", who), make("span", why));
   by("held").hidden = !held.all && !single.length;
 }

@@ -8,12 +8,14 @@ import { offerFrames } from "./try.js";
 
 const KEPT = 64;
 const RETRY_MS = 2000;
+const LONGEST_RETRY_MS = 60000; // a page that was left open with an old token should not fill the log
 const SILENT_MS = 5000; // the server tells its status every second
 const FOLD_S = 60; // a robot that has been idle for so long moves below the others and folds
 const KEYS = { 1: "#live", 2: "#episodes", 3: "#try", 4: "#detector" };
 const by = (id) => document.getElementById(id);
 const robots = new Map(); // name -> {steps, card, arrived}
 let held = null; // as /health tells it
+let retryMs = RETRY_MS; // doubles with each refusal
 
 function route() {
   const [part, run, id] = location.hash.slice(1).split("/");
@@ -86,6 +88,8 @@ function showStatus(status) {
   const pill = by("state");
   pill.textContent = status.state;
   pill.className = `pill ${{ healthy: "good", loading: "warn" }[status.state] ?? "bad"}`;
+  document.body.classList.remove("lost");
+  retryMs = RETRY_MS;
   by("model").textContent = status.model ?? "";
   by("untrained").hidden = status.trained !== false;
   held = status.held;
@@ -131,15 +135,35 @@ function connect() {
   on("step", (step) => take(step));
   on("status", showStatus);
   // A server that hangs, or a link that is gone without a word, is no error to the browser.
-  const watch = setInterval(() => performance.now() - heard > SILENT_MS && lose(), 1000);
-  const lose = () => {
+  const watch = setInterval(() => performance.now() - heard > SILENT_MS && lose(false), 1000);
+  const lose = async (isRefused) => {
     clearInterval(watch);
     stream.close();
+    document.body.classList.add("lost");
     by("state").textContent = "no connection";
     by("state").className = "pill bad";
-    setTimeout(connect, RETRY_MS);
+    const refusal = isRefused ? await findRefusal() : null;
+    if (refusal !== null) by("state").textContent = "refused";
+    by("notice").hidden = refusal === null;
+    by("notice").textContent = `The server refuses this page: ${refusal}`;
+    retryMs = refusal === null ? RETRY_MS : Math.min(2 * retryMs, LONGEST_RETRY_MS);
+    setTimeout(connect, retryMs);
   };
-  stream.onerror = lose;
+  stream.onerror = () => lose(stream.readyState === EventSource.CLOSED);
+}
+
+// Why the server answered the stream with an error, which an EventSource does not tell; null where it does not any more.
+async function findRefusal() {
+  const question = new AbortController();
+  setTimeout(() => question.abort(), SILENT_MS);
+  try {
+    const answer = await fetch("live/events", { signal: question.signal });
+    return answer.ok ? null : (await answer.json()).error;
+  } catch {
+    return null;
+  } finally {
+    question.abort();
+  }
 }
 
 by("address").textContent = new URL("act", location.href.replace(/#.*/, "")).href;
