@@ -53,6 +53,27 @@ def _message(instruction="lift the cup", x=None):
     return Message(IMAGE, instruction, proprio, "list")
 
 
+def _watch(robot, policy, shown):
+    """`same_picture` of the steps. shown: (picture's grey, whether the answer moves the arm) of each."""
+    told = []
+    for grey, moves in shown:
+        policy.action = np.array([0.0125 * moves, 0, 0, 0, 0, 0, 1])
+        step = robot.act(Message(np.full_like(IMAGE, grey), "lift the cup", None, "list"))
+        told.append(step.decision.extra.get("same_picture"))
+    return told
+
+
+def test_a_picture_that_stays_the_same_while_the_arm_moves_is_told(robot, policy, caplog):
+    frozen = [(1, True)] * 8
+    assert _watch(robot, policy, frozen) == [None] * 5 + [5, 6, 7]
+    assert [record.message.split(":")[0] for record in caplog.records] == [
+        "robot left has sent the same picture for 5 steps that should have moved it"
+    ]
+    assert _watch(robot, policy, [(2, True), *frozen[:5]]) == [None] * 6  # it is back, and gone again
+    assert _watch(robot, policy, [(3, False)] * 8) == [None] * 8  # nothing was to be seen
+    assert _watch(robot, policy, [(4, True), (4, False)] * 5) == [None] * 9 + [5]
+
+
 def _play(robot, *messages):
     """(episode, step, why it began) of each message."""
     steps = [robot.act(message) for message in messages]

@@ -11,6 +11,7 @@ from tests.serving import IMAGE, PHRASE, SteeredEngine, ask
 from vlm_local.data.questions import open_labelled
 from vlm_local.errors import EngineError
 from vlm_local.server.access import Gate
+from vlm_local.server.camera import FROZEN_AFTER
 from vlm_local.server.service import ServerSettings
 from vlm_local.types import Generation
 
@@ -152,6 +153,9 @@ def test_a_fault_and_its_end_are_seen(browser, server):
     server.act()
     browser.wait("document.querySelector('.card:not(.faulty)')")
     browser.wait(f"document.querySelector('.phrase').innerText === '{PHRASE}'")
+    for _ in range(FROZEN_AFTER):
+        server.act()
+    browser.wait(f"document.querySelector('.badges').innerText === 'Same picture for {FROZEN_AFTER} steps'")
 
 
 def _open_anew(browser, url):
