@@ -12,7 +12,8 @@ from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout
 from vlm_local.decoding.forward import PlacedImage, run_language_model
 from vlm_local.decoding.graphs import GraphPool, StagedBuffer
 from vlm_local.decoding.layout import Chunk
-from vlm_local.decoding.recurrent import begin_states, remembering, trace_paths
+from vlm_local.decoding.recurrent import remembering, trace_paths
+from vlm_local.decoding.states import begin_states
 
 
 class StaticCache:
