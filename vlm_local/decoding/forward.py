@@ -50,7 +50,7 @@ class Kept:
         return sum(each.nbytes for each in (self.kv, self.memory, self.tail) if each is not None)
 
     def cut(self, count: int) -> "Kept | None":
-        """Of the first `count` columns; None for none of them, or where the state is one behind others."""
+        """Of the first `count` columns. None for no column, and where the state is one behind more of them."""
         if self.memory is not None:
             return self if count == self.num_columns else None
         return Kept(self.kv[:, :, :, :count]) if count else None

@@ -19,7 +19,7 @@ class Chunk:
 
     token_ids: int64 (B, T). positions: int64 (axes, B, T). num_prompt: int (B,), how many of a row's tokens are of
         its prompt. noted: int (B,), behind how many of these a state is to be noted, 0 for none. split: column where
-        all rows' nodes begin, where the KV wants them to; else 0.
+        the nodes of all rows begin; 0 where each row's follow its own prompt.
     visible: bool (B, T, K), who sees whom. near: the same within the sliding window, or None.
     """
 

@@ -53,7 +53,7 @@ class States:
                 self.start[:, row], self.start_tail[:, row] = 0, 0
 
     def complete(self, kept: Kept, row: int) -> Kept:
-        """With a copy of what was noted of a row."""
+        """The same with a copy of the state that was noted of a row."""
         return replace(kept, memory=self.noted[:, row].clone(), tail=self.noted_tail[:, row].clone())
 
     def select(self, rows: torch.Tensor) -> "States":
