@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
 from tests.tiny_models import FAMILIES
 from vlm_local.decoding import forward, recurrent, session, tree
-from vlm_local.decoding.families import Family, ImageFeatures, LoadedModel
+from vlm_local.decoding.families import Family, LoadedModel
+from vlm_local.decoding.prepared import ImageFeatures
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.engines.processing import Processing
 

@@ -10,7 +10,8 @@ import torch
 import transformers
 
 from tests.tiny_models import tiny_checkpoint
-from vlm_local.decoding.families import LoadedModel, PreparedRequest
+from vlm_local.decoding.families import LoadedModel
+from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.decoding.session import Session
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.engines.loading import fix_rotary

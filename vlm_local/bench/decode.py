@@ -17,7 +17,7 @@ from vlm_local.bench import Measured
 from vlm_local.bench.sequences import PlayedEpisode, load_sequences
 from vlm_local.bench.steering import SteeredOutlines, Steering, steer_tree
 from vlm_local.bench.subject import Subject, load_subject, play_episode, summarise_ms
-from vlm_local.decoding.families import PreparedRequest
+from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.decoding.tree import Budget, TreeDecoder
 from vlm_local.engines.blank import BlankReadings, build_blank_request
 from vlm_local.policy_options import PolicyOptions

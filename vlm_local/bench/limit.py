@@ -8,10 +8,11 @@ import torch
 
 from vlm_local.bench import Measured
 from vlm_local.bench.subject import Subject
-from vlm_local.decoding.families import Family, PreparedRequest
+from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import Kept
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.layout import Chunk
+from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.decoding.session import count_reusable
 from vlm_local.decoding.static import StaticForwards
 from vlm_local.machine import DeviceRates

@@ -12,7 +12,8 @@ from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import Unigram
 from transformers.initialization import no_init_weights
 
-from vlm_local.decoding.families import LoadedModel, PreparedPicture, PreparedRequest
+from vlm_local.decoding.families import LoadedModel
+from vlm_local.decoding.prepared import PreparedPicture, PreparedRequest
 from vlm_local.engines.loading import multiply_patches, set_up_device
 from vlm_local.errors import ConfigError
 from vlm_local.types import GenerationRequest

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vlm_local.decoding.families import PreparedRequest
 from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.decoding.session import Session
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.decoding.trie import TokenTrie, tokenize_sentences

@@ -10,7 +10,8 @@ import torch
 
 from vlm_local.bench.sequences import PlayedEpisode
 from vlm_local.bench.shapes import build_shape, prepare_for_shape
-from vlm_local.decoding.families import LoadedModel, PreparedRequest
+from vlm_local.decoding.families import LoadedModel
+from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import Processing
 from vlm_local.errors import ConfigError

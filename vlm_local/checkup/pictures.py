@@ -8,8 +8,8 @@ from typing import Any
 from vlm_local.actions import GripperLatch, build_action
 from vlm_local.bench.limit import find_least_step_ms, measure_rates
 from vlm_local.bench.subject import Subject, summarise_ms
-from vlm_local.decoding.families import PreparedRequest
 from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.environments import OURS, find_suite
 from vlm_local.lab.closed_loop.environment import State

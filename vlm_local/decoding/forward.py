@@ -15,8 +15,9 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from vlm_local.decoding.families import Family, ImageFeatures
+from vlm_local.decoding.families import Family
 from vlm_local.decoding.layout import Chunk
+from vlm_local.decoding.prepared import ImageFeatures
 
 _GROUPED = "sdpa_in_groups"
 

@@ -13,7 +13,8 @@ import torch
 import transformers
 
 from vlm_local.decoding.distribution import refuse_not_finite
-from vlm_local.decoding.families import LoadedModel, PreparedRequest
+from vlm_local.decoding.families import LoadedModel
+from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.decoding.session import find_taken_out
 from vlm_local.decoding.trie import MAX_GRAMMARS, tokenize_sentences
 from vlm_local.errors import EngineError

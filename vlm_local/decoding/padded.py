@@ -8,10 +8,11 @@ from contextlib import AbstractContextManager, nullcontext
 import numpy as np
 import torch
 
-from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout
+from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import PlacedImage, run_language_model
 from vlm_local.decoding.graphs import GraphPool, StagedBuffer
 from vlm_local.decoding.layout import Chunk
+from vlm_local.decoding.prepared import ImageFeatures, PictureLayout
 from vlm_local.decoding.recurrent import remembering, trace_paths
 from vlm_local.decoding.states import begin_states
 

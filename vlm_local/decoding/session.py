@@ -9,9 +9,10 @@ import numpy as np
 import torch
 
 from vlm_local.decoding.distribution import Choice, Prior, TrieDistribution
-from vlm_local.decoding.families import Family, PreparedPicture, PreparedRequest, join_features
+from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import Head, Kept, PlacedImage
 from vlm_local.decoding.layout import Row, lay_out
+from vlm_local.decoding.prepared import PreparedPicture, PreparedRequest, join_features
 from vlm_local.decoding.recurrent import open_kv
 from vlm_local.decoding.static import RESERVE, StaticForwards, StaticKV
 from vlm_local.decoding.trie import TokenTrie

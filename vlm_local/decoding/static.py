@@ -13,12 +13,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from vlm_local.decoding.families import Family, ImageFeatures, PictureLayout, PreparedRequest, encode_by_layout
+from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import DynamicKV, Kept, PlacedImage
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.graphs import GraphPool
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.padded import StaticCache, Step, Tower
+from vlm_local.decoding.prepared import ImageFeatures, PictureLayout, PreparedRequest, encode_by_layout
 from vlm_local.decoding.recurrent import BLOCK, RecurrentKV
 
 MAX_ROWS = 16  # more requests at once run in forward.py

@@ -9,9 +9,10 @@ from collections.abc import Generator, Sequence
 import numpy as np
 import torch
 
-from vlm_local.decoding.families import Family, ImageFeatures, LoadedModel, PreparedRequest, join_features
+from vlm_local.decoding.families import Family, LoadedModel
 from vlm_local.decoding.forward import PlacedImage
 from vlm_local.decoding.layout import Chunk, see_prompt
+from vlm_local.decoding.prepared import ImageFeatures, PreparedRequest, join_features
 from vlm_local.decoding.recurrent import open_kv
 from vlm_local.decoding.session import PrefixStore, count_reusable, list_unread
 from vlm_local.errors import EngineError

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from vlm_local.decoding.families import PreparedRequest
+from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.types import GenerationRequest
 
 MAX_BLANKS = 64  # kept; 27 kB each for the 729 phrases

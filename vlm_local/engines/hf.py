@@ -14,8 +14,9 @@ import torch
 
 from vlm_local import __version__
 from vlm_local.checkpoint import Checkpoint
-from vlm_local.decoding.families import Family, LoadedModel, PreparedRequest
+from vlm_local.decoding.families import Family, LoadedModel
 from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.decoding.trie import MAX_GRAMMARS
 from vlm_local.decoding.writing import Pieces, ThoughtWriter

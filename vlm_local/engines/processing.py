@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vlm_local.decoding.families import PreparedPicture, PreparedRequest
+from vlm_local.decoding.prepared import PreparedPicture, PreparedRequest
 from vlm_local.engines import ControlTokenFilter, scale_down
 from vlm_local.errors import RequestError
 from vlm_local.types import GenerationRequest, Picture, Prompt

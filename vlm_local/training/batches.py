@@ -15,7 +15,8 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, AttentionMaskInterface
 
-from vlm_local.decoding.families import Family, LoadedModel, PreparedPicture, PreparedRequest
+from vlm_local.decoding.families import Family, LoadedModel
+from vlm_local.decoding.prepared import PreparedPicture, PreparedRequest
 from vlm_local.engines.processing import Processing
 from vlm_local.prompts import Frame, build_prompt, load_template
 from vlm_local.training.questions import SLOTS, Question

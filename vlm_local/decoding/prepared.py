@@ -1,0 +1,116 @@
+"""A request as its family's model reads it, and how pictures go through the vision tower: all of one layout at once."""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlm_local.types import GenerationRequest
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedPicture:
+    """A picture that a prompt shows before the present one.
+
+    key: of types.Picture. num_tokens: placeholders that stand for it. vision: as PreparedRequest's.
+    """
+
+    key: int
+    num_tokens: int
+    vision: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedRequest:
+    """A request as its family's model reads it.
+
+    input_ids: int64 (L,) on the CPU, image placeholders written out; the answer's tokens follow it.
+    before_length: leading tokens that come before anything of the present image; their KV depends on the
+        prompt's text and earlier pictures alone (0 for PaliGemma, whose prefix is one bidirectional block).
+    vision: what the model's forward takes beside input_ids, batch dimension of one image included, of the present
+        image: pixel_values, image_grid_thw, pixel_attention_mask ... On the CPU: a copy to a GPU from the thread
+        that prepares would wait there for the forward that runs.
+    earlier: the pictures before the present one, in the prompt's order.
+    blank_log: float64, what the decoder's `read_blank` gave for the blank picture; needed where the request has a
+        contrast, else None.
+    """
+
+    request: GenerationRequest
+    input_ids: torch.Tensor
+    before_length: int
+    vision: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    earlier: tuple[PreparedPicture, ...] = ()
+    blank_log: np.ndarray | None = None
+
+    def join_vision(self) -> dict[str, torch.Tensor]:
+        """As `vision`, of all pictures together, in the prompt's order."""
+        if not self.earlier:
+            return dict(self.vision)
+        parts = [*(picture.vision for picture in self.earlier), self.vision]
+        joined = {name: self._join(name, [part[name] for part in parts]) for name in self.earlier[0].vision}
+        return {**self.vision, **joined}
+
+    @staticmethod
+    def _join(name: str, values: list[torch.Tensor]) -> torch.Tensor:
+        """Pictures, or Qwen's patches and grids, follow one another; SmolVLM's (1, n, ...) are padded to one size."""
+        if values[0].dim() < 4 or (name == "pixel_values" and values[0].dim() == 4):
+            return torch.cat(values)
+        sizes = [max(value.shape[axis] for value in values) for axis in (-2, -1)]
+        padded = [
+            torch.nn.functional.pad(value, (0, sizes[1] - value.shape[-1], 0, sizes[0] - value.shape[-2]))
+            for value in values
+        ]
+        return torch.cat(padded, dim=1)
+
+
+Prepared = PreparedRequest | PreparedPicture
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFeatures:
+    """Of one request. tokens: (n, hidden), one for each image placeholder, in order. deep: the same
+    shape once for each of the first layers of Qwen3-VL, which adds them there again; else empty.
+    """
+
+    tokens: torch.Tensor
+    deep: tuple[torch.Tensor, ...] = ()
+
+
+@dataclass(frozen=True)
+class PictureLayout:
+    """What must be alike in pictures that go through the vision tower together.
+
+    shape: of one request's pixel_values. grid: (time, height, width) in patches, () where a family has none.
+    """
+
+    shape: tuple[int, ...]
+    grid: tuple[int, ...]
+
+
+def join_features(features: Sequence[ImageFeatures]) -> ImageFeatures:
+    """Those of several pictures of one prompt, in its order."""
+    if len(features) == 1:
+        return features[0]
+    deep = zip(*(each.deep for each in features), strict=True)
+    return ImageFeatures(torch.cat([each.tokens for each in features]), tuple(map(torch.cat, deep)))
+
+
+def encode_by_layout(
+    prepared: Sequence[Prepared], encode: Callable[[PictureLayout, list[Any]], list[ImageFeatures]]
+) -> list[ImageFeatures]:
+    """Features of each one's picture, in order. encode: is given all of one layout at once."""
+    groups: dict[PictureLayout, list[int]] = defaultdict(list)
+    for index, item in enumerate(prepared):
+        groups[find_layout(item)].append(index)
+    features: dict[int, ImageFeatures] = {}
+    for layout, members in groups.items():
+        features |= zip(members, encode(layout, [prepared[index] for index in members]), strict=True)
+    return [features[index] for index in range(len(prepared))]
+
+
+def find_layout(prepared: Prepared) -> PictureLayout:
+    grid = prepared.vision.get("image_grid_thw")
+    return PictureLayout(tuple(prepared.vision["pixel_values"].shape), () if grid is None else tuple(grid[0].tolist()))
