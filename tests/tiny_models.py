@@ -23,7 +23,9 @@ PALIGEMMA = ("paligemma", "paligemma2")
 SMOLVLM = ("smolvlm", "smolvlm2")
 KEEP_NOTHING = PALIGEMMA  # of a prompt from one step to the next
 KEEP_A_STATE = ("qwen3.5",)  # which serves where all of the text before it is the same
-FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "internvl", *SMOLVLM)
+FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "gemma4", "internvl", *SMOLVLM)
+# Gemma 4's larger models, of the same family: dense, and with a mixture of experts.
+GEMMA4 = ("gemma4", "gemma4-31b", "gemma4-26b")
 
 _WIDTH = 64
 _INIT = 0.15  # wide enough that phrases differ in probability, narrow enough that none has it all
@@ -50,6 +52,21 @@ _GEMMA_CHAT = (
     "{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}"
     "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
+
+_GEMMA4_CHAT = (
+    "{{ bos_token }}{% for message in messages %}"
+    "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|image|>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}"
+    "<turn|>\n{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
+)
+# Of the larger models: thoughts are off, and the template says so.
+_GEMMA4_LARGE_CHAT = _GEMMA4_CHAT.replace(
+    "model\n{% endif %}", "model\n{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
+)
+_GEMMA4_NAMES = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"}
+_GEMMA4_NAMES |= {"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}
+_GEMMA4_NAMES |= {"sot_token": "<|turn>", "eot_token": "<turn|>", "soc_token": "<|channel>", "eoc_token": "<channel|>"}
 
 # What the tokenizers learn from: a prompt as it might be, fixed, so that they stay the same.
 _CORPUS = (
@@ -94,7 +111,7 @@ def _scratch() -> Path:
 
 
 def write_checkpoint(family: str, folder: Path, seed: int = 0) -> Path:
-    """Write a random checkpoint of `family` (one of FAMILIES) in Hugging Face layout."""
+    """Write a random checkpoint of `family` (one of FAMILIES or GEMMA4) in Hugging Face layout."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer, special = _build_tokenizer(family)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -103,7 +120,7 @@ def write_checkpoint(family: str, folder: Path, seed: int = 0) -> Path:
     ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
     torch.manual_seed(seed)
     model = _BUILDERS[family](tokenizer.get_vocab_size(), ids)
-    ends = [ids["document_end"], ids["eos"]] if family == "gemma3" else ids["eos"]
+    ends = [ids["document_end"], ids["eos"]] if "document_end" in ids else ids["eos"]
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=ends, pad_token_id=ids["pad"], bos_token_id=ids.get("bos")
     )
@@ -124,6 +141,8 @@ def _build_tokenizer(family: str) -> tuple[Tokenizer, dict[str, str]]:
         return _build_gemma_tokenizer()
     if family == "gemma3":
         return _build_gemma3_tokenizer()
+    if family in GEMMA4:
+        return _build_gemma4_tokenizer()
     if family in SMOLVLM:
         special = {"bos": "<|im_start|>", "eos": "<end_of_utterance>", "pad": "<|endoftext|>", "image": "<image>"}
         extra = ["<fake_token_around_image>", "<global-img>"]
@@ -172,6 +191,15 @@ def _build_gemma3_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
     return tokenizer, special
 
 
+def _build_gemma4_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
+    """Gemma 4's: it leaves <bos> to the chat template."""
+    tokenizer, special = _learn_gemma_tokenizer()
+    names = [*_GEMMA4_NAMES.values(), "<|video|>"]
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    tokenizer.add_tokens([AddedToken("\n" * count, normalized=False) for count in (1, 2, 3)])
+    return tokenizer, special | {"image": "<|image|>", "eos": "<turn|>", "document_end": "<eos>", "video": "<|video|>"}
+
+
 def _learn_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
     """Gemma's type: spaces become metaspace, unknown characters fall back to bytes."""
     learner = Tokenizer(BPE(unk_token="<unk>", fuse_unk=True))
@@ -204,6 +232,8 @@ def _list_processor_files(family: str) -> dict[str, dict]:
         return _list_smolvlm_files(family)
     if family == "gemma3":
         return _list_gemma3_files()
+    if family in GEMMA4:
+        return _list_gemma4_files(_GEMMA4_CHAT if family == "gemma4" else _GEMMA4_LARGE_CHAT)
     if family == "internvl":
         return _list_internvl_files()
     tokenizer = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
@@ -242,6 +272,19 @@ def _list_gemma3_files() -> dict[str, dict]:
         "preprocessor_config.json": image | _normalise(0.5, 0.5),
         "processor_config.json": {"image_seq_length": 16, "processor_class": "Gemma3Processor"},
         "chat_template.json": {"chat_template": _GEMMA_CHAT},
+    }
+
+
+def _list_gemma4_files(template: str) -> dict[str, dict]:
+    tokenizer = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
+    image = {"image_processor_type": "Gemma4ImageProcessor", "do_normalize": False, "do_rescale": True, "resample": 3}
+    image |= {"patch_size": 4, "pooling_kernel_size": 3, "max_soft_tokens": 70, "image_seq_length": 70}
+    processor = {"processor_class": "Gemma4Processor", "image_processor": image, "image_seq_length": 70}
+    processor["feature_extractor"] = {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "sampling_rate": 16000}
+    return {
+        "tokenizer_config.json": tokenizer | _GEMMA4_NAMES | {"extra_special_tokens": ["<|video|>"]},
+        "processor_config.json": processor,
+        "chat_template.json": {"chat_template": template},
     }
 
 
@@ -379,6 +422,39 @@ def _build_gemma3(vocab_size: int, ids: dict[str, int]):
     return model
 
 
+def _build_gemma4(vocab_size: int, ids: dict[str, int], large: dict | None = None):
+    """large: what the text part of a larger model has otherwise, None for the small ones."""
+    kinds = ["sliding_attention", "full_attention"] * 2
+    text = _describe_text(vocab_size, ids) | {"head_dim": 16, "global_head_dim": 32, "bos_token_id": ids["bos"]}
+    text |= {"num_hidden_layers": 4, "layer_types": kinds, "sliding_window": 24, "final_logit_softcapping": 30.0}
+    if large is None:
+        text |= {"num_kv_shared_layers": 2, "use_double_wide_mlp": True, "hidden_size_per_layer_input": 8}
+        text |= {"vocab_size_per_layer_input": vocab_size}
+    else:
+        text |= {"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"} | large
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision |= {"num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 256}
+    vision |= {"use_clipped_linears": large is None, "standardize": large is not None, "initializer_range": _INIT}
+    sound = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 16}
+    config = transformers.Gemma4Config(
+        text_config=text,
+        vision_config=vision,
+        audio_config=sound | {"subsampling_conv_channels": [8, 4]} if large is None else None,
+        image_token_id=ids["image"],
+        video_token_id=ids["video"],
+        initializer_range=_INIT,
+    )
+    model = transformers.Gemma4ForConditionalGeneration(config)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name.endswith(("layer_scalar", "per_expert_scale", "std_scale", "norm.weight")):
+            tensor.data.uniform_(0.7, 1.3)
+        elif name.endswith(("position_embedding_table", "std_bias")):
+            tensor.data.normal_(std=_INIT)
+        elif name.endswith(("put_min", "put_max")):  # a quarter of the numbers is beyond
+            tensor.data.fill_(-1.0 if name.endswith("min") else 1.0)
+    return model
+
+
 def _build_internvl(vocab_size: int, ids: dict[str, int]):
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision |= {"image_size": 64, "patch_size": 8, "initializer_range": _INIT}
@@ -400,6 +476,8 @@ def _build_smolvlm(vocab_size: int, ids: dict[str, int], kind: str = "SmolVLM"):
     return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
 
 
+_DENSE = {"attention_k_eq_v": True, "num_global_key_value_heads": 1}
+_EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 32} | _DENSE
 _BUILDERS = {
     "qwen2-vl": _build_qwen2,
     "qwen2.5-vl": _build_qwen25,
@@ -408,6 +486,9 @@ _BUILDERS = {
     "paligemma": _build_paligemma,
     "paligemma2": functools.partial(_build_paligemma, text_type="gemma2"),
     "gemma3": _build_gemma3,
+    "gemma4": _build_gemma4,
+    "gemma4-31b": functools.partial(_build_gemma4, large=_DENSE),
+    "gemma4-26b": functools.partial(_build_gemma4, large=_EXPERTS),
     "internvl": _build_internvl,
     "smolvlm": functools.partial(_build_smolvlm, kind="Idefics3"),
     "smolvlm2": _build_smolvlm,

@@ -21,6 +21,7 @@ _FAMILY_OF_TYPE = {
     "qwen3_5": "qwen3.5",
     "paligemma": "paligemma",
     "gemma3": "gemma3",
+    "gemma4": "gemma4",
     "internvl": "internvl",
     "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",

@@ -30,6 +30,7 @@ class Model:
 
     repository: on the Hugging Face hub; None for the one that ships with the project.
     linear, rest: weights in linear layers and elsewhere, counted on the architecture.
+    unread: weights for sounds, which are in the repository's files alone.
     stored_bytes: bytes a weight in the repository's files.
     gated: the licence must be accepted on the hub first.
     """
@@ -42,10 +43,11 @@ class Model:
     stored_bytes: int = 2
     gated: bool = False
     alias: str | None = None
+    unread: int = 0
 
     @property
     def download_bytes(self) -> int:
-        return self.stored_bytes * (self.linear + self.rest)
+        return self.stored_bytes * (self.linear + self.rest + self.unread)
 
     def estimate_memory(self, quantize: str) -> int:
         """Bytes of its weights with bfloat16 floats."""
@@ -69,6 +71,13 @@ MODELS = (
     Model("paligemma2", "google/paligemma2-3b-mix-224", "paligemma2", 2_438_000_640, 594_241_776, 2, True),
     Model("gemma3", "google/gemma-3-4b-it", "gemma3", 3_622_662_144, 677_417_328, gated=True, alias="gemma3-4b"),
     Model("gemma3-12b", "google/gemma-3-12b-it", "gemma3", 11_173_883_904, 1_013_441_136, gated=True),
+    Model(
+        *("gemma4", "google/gemma-4-E2B-it", "gemma4", 2_027_814_912, 2_769_298_688),
+        alias="gemma4-e2b",
+        unread=307_183_904,
+    ),
+    Model("gemma4-e4b", "google/gemma-4-E4B-it", "gemma4", 4_123_787_264, 3_508_556_800, unread=308_756_768),
+    Model("gemma4-31b", "google/gemma-4-31B-it", "gemma4", 29_831_669_760, 1_441_416_752),
     Model("internvl3", "OpenGVLab/InternVL3-2B-hf", "internvl", 1_620_836_352, 468_121_088, alias="internvl3-2b"),
     Model("internvl3-1b", "OpenGVLab/InternVL3-1B-hf", "internvl", 664_289_280, 273_903_744),
     Model("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "internvl", 6_854_803_456, 1_089_570_304),

@@ -16,6 +16,7 @@ from vlm_local.files import MAX_JSON_BYTES, parse_json, read_json_object
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 
 _FLOATS = ("F64", "F32", "F16", "BF16")
+_SOUND = ("audio_tower.", "embed_audio.")
 _BUFFERS = ("position_ids", "inv_freq")  # old files hold them; transformers computes them again
 # What may lie there instead of safetensors that transformers loads -> what it is, and what to do.
 _OTHER_WEIGHTS = {
@@ -141,7 +142,7 @@ def count_weights(folder: Path) -> tuple[int, int]:
     linear = rest = 0
     for file in list_weights(folder):
         for name, tensor in read_header(file).items():
-            if is_packed(tensor):
+            if is_packed(tensor) or is_unread(name):
                 continue
             count = prod(tensor["shape"])
             is_linear = len(tensor["shape"]) == 2 and name.endswith("weight")
@@ -154,9 +155,14 @@ def count_weights(folder: Path) -> tuple[int, int]:
 
 def count_packed_bytes(folder: Path) -> int:
     """Bytes of the tensors that hold quantised weights as integers, which stay as they are in memory."""
-    headers = [read_header(file) for file in list_weights(folder)]
-    packed = [tensor["data_offsets"] for header in headers for tensor in header.values() if is_packed(tensor)]
+    tensors = [each for file in list_weights(folder) for each in read_header(file).items()]
+    packed = [tensor["data_offsets"] for name, tensor in tensors if is_packed(tensor) and not is_unread(name)]
     return sum(end - begin for begin, end in packed)
+
+
+def is_unread(name: str) -> bool:
+    """Whether a tensor is for sounds, so that it is not loaded (Gemma 4's)."""
+    return any(part in name for part in _SOUND)
 
 
 def is_packed(tensor: Mapping[str, Any]) -> bool:

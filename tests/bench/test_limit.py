@@ -19,7 +19,7 @@ def prepare(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3.5", "internvl", "gemma3", "smolvlm2", "paligemma2", "qwen2-vl"])
+@pytest.mark.parametrize("family", ["qwen3.5", "internvl", "gemma3", "gemma4", "smolvlm2", "paligemma2", "qwen2-vl"])
 def test_both_halves_of_a_family_are_timed(family, monkeypatch, capsys):
     monkeypatch.setattr(limit, "LENGTHS", (16,))
     assert main(["bench", "limit", "--model", str(tiny_checkpoint(family))]) == 0
@@ -40,3 +40,20 @@ def test_the_least_step_reads_the_text_again_where_nothing_of_it_is_kept(family,
 
     assert limit.find_least_step_ms(subject, prepared, Rates(1e9, 1e9)) > 0
     assert counted[0] == len(prepared.input_ids) - (prepared.before_length if keeps_text else 0)
+
+
+def test_neither_padding_of_a_picture_nor_a_table_of_tokens_is_work():
+    subject, prepared = prepare("gemma4")
+    counted = []
+
+    class Rates(DeviceRates):
+        def find_least_ms(self, num_weights, num_bytes, tokens):
+            counted.append((num_weights, tokens))
+            return super().find_least_ms(num_weights, num_bytes, tokens)
+
+    limit.find_least_step_ms(subject, prepared, Rates(1e9, 1e9))
+    model = subject.loaded.model.model.language_model
+    tables = model.embed_tokens.weight.numel() + model.embed_tokens_per_layer.weight.numel()
+    num_tokens = int((prepared.input_ids == subject.loaded.model.config.image_token_id).sum())
+    assert counted[0][0] == sum(each.numel() for each in model.parameters()) - tables
+    assert counted[1][1] == 9 * num_tokens  # patches of which a token is made

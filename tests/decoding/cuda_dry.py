@@ -14,7 +14,7 @@ from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
 from tests.tiny_models import FAMILIES
 from vlm_local.decoding import forward, recurrent, session, tree
 from vlm_local.decoding.families import Family, LoadedModel
-from vlm_local.decoding.prepared import ImageFeatures
+from vlm_local.decoding.prepared import ImageFeatures, find_layout
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.engines.processing import Processing
 
@@ -63,7 +63,7 @@ class DrySession(session.Session):
 
 
 class DryFamily(Family):
-    """Features of the right shape; the vision tower itself is transformers' own and asks for values."""
+    """Features of the right shape; the vision tower itself is transformers' own and mostly asks for values."""
 
     def encode_images(self, prepared):
         levels = 1 if hasattr(self.language_model, "_deepstack_process") else 0
@@ -87,7 +87,7 @@ def put_on_fake_gpu(model) -> None:
                 module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=CUDA)
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=[*FAMILIES, "gemma4-31b"])
 def decoder(request, monkeypatch):
     """TreeDecoder and a function that prepares requests, on the GPU there is or a fake one."""
     loaded, processing = load_tiny(request.param, dtype=torch.bfloat16)
@@ -141,6 +141,21 @@ def test_a_near_tie_goes_the_plain_path(decoder):
     decode._near_tie = np.inf
     [answer] = decode.decode(ready(draw_request(0)))
     assert answer.stats["near_tie"] == 1
+
+
+@pytest.mark.parametrize("decoder", ["gemma4", "gemma4-31b"], indirect=True)
+def test_gemma4s_vision_tower_asks_for_no_value(decoder):
+    decode, ready = decoder
+    [prepared] = ready(draw_request(0, side=100))
+    layout = find_layout(prepared)
+
+    def encode():
+        pixels = torch.zeros(2, *layout.shape[1:], dtype=torch.bfloat16, device=CUDA)
+        return decode._family.encode_pixels(pixels, layout, 2)
+
+    for features in (encode if HAS_GPU else under_mode(encode))():
+        assert (features.tokens.device, features.tokens.dtype) == (CUDA, torch.bfloat16)
+        assert len(features.tokens) == np.count_nonzero(prepared.input_ids.numpy() == decode._family.image_token_id)
 
 
 @pytest.mark.parametrize("decoder", ["qwen2-vl"], indirect=True)

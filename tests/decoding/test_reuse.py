@@ -81,7 +81,7 @@ def test_stored_kv_is_the_text_alone():
     kept, _ = decoder._store.find("a", prepared.input_ids.numpy())
     with torch.inference_mode():
         text = loaded.model(input_ids=prepared.input_ids[None, : prepared.before_length], use_cache=True)
-    for (keys, values), layer in zip(kept.kv, text.past_key_values.layers, strict=True):
+    for (keys, values), layer in zip(kept.kv[0], text.past_key_values.layers, strict=True):
         torch.testing.assert_close(keys, layer.keys[0], atol=1e-4, rtol=0)
         torch.testing.assert_close(values, layer.values[0], atol=1e-4, rtol=0)
 
@@ -119,7 +119,7 @@ def test_a_ragged_batch_reuses_for_some_of_its_rows():
 
 
 def build_kept(count):
-    return Kept(torch.zeros(1, 2, 1, count, 2))
+    return Kept((torch.zeros(1, 2, 1, count, 2),))
 
 
 def test_the_store_is_bounded_and_drops_the_least_recently_used():

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 from tests.tiny_models import tiny_checkpoint
+from vlm_local.checkpoint import read_kind
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.decoding.session import Session
@@ -34,6 +35,7 @@ def load_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedMo
 def share_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedModel, Processing]:
     """The same model for every test that leaves it as it is."""
     folder, device = tiny_checkpoint(family, seed), torch.device("cpu")
+    family, _ = read_kind(folder)
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
     fix_rotary(model)
     processor = load_processor(folder, family)

@@ -173,6 +173,21 @@ def test_what_an_image_processor_cannot_guess_is_asked_for(family, key, tmp_path
         _load(folder)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("max_soft_tokens", None, r"lacks max_soft_tokens, which cannot be guessed"),
+        slow("pooling_kernel_size", 2, r"pooling_kernel_size is 2 .* has pooling_kernel_size 3"),
+    ],
+)
+def test_what_gemma4s_processor_says_of_pictures_is_held_against_the_model(key, value, told, tmp_path):
+    folder = _copy("gemma4", tmp_path)
+    file = folder / "processor_config.json"
+    _edit(file, image_processor=json.loads(file.read_text())["image_processor"] | {key: value})
+    with pytest.raises(ConfigError, match=told):
+        _load(folder)
+
+
 def test_patches_that_the_model_does_not_read_are_refused(folder):
     _edit(folder / "preprocessor_config.json", patch_size=16)
     with pytest.raises(ConfigError, match=r"patch_size is 16 .* vision_config in config\.json has patch_size 14"):

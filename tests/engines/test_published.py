@@ -49,10 +49,22 @@ def _shorten_internvl(config):
     return config
 
 
+def _spell_gemma4(config):
+    """Heads of the layers without a window have a name of their own, the vision tower's rotary embedding an old one."""
+    text, vision = config["text_config"], config["vision_config"]
+    text |= {"global_head_dim": text.pop("per_layer_config")["1"]["head_dim"], "num_global_key_value_heads": None}
+    vision |= {"rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}, "default_output_length": 70}
+    return config | {"vision_soft_tokens_per_image": 70, "eoa_token_id": config["eoa_token_index"]}
+
+
 def _keep(config):
     return config
 
 
+# Of layers that read the KV of earlier ones, and have these weights all the same.
+_SHARED = tuple(
+    f"model.language_model.layers.{layer}.self_attn.{name}.weight" for layer in (2, 3) for name in ("k_proj", "k_norm")
+)
 _SIGLIP = (r"^vision_tower\.", "vision_tower.vision_model.")
 
 
@@ -65,6 +77,7 @@ _SIGLIP = (r"^vision_tower\.", "vision_tower.vision_model.")
         ("qwen3.5", _keep, None, ("mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight")),
         slow("paligemma", _keep, _SIGLIP, ()),
         ("gemma3", _shorten_gemma3, _SIGLIP, ()),
+        ("gemma4", _spell_gemma4, None, _SHARED),
         slow("internvl", _shorten_internvl, None, ()),
     ],
 )

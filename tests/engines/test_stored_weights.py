@@ -45,6 +45,8 @@ def _store(family, bits, folder, kept=None, dtype=torch.float32):
         slow("paligemma", "4bit"),
         ("paligemma2", "8bit"),
         slow("smolvlm2", "8bit"),
+        slow("gemma4", "4bit"),
+        slow("gemma4-31b", "8bit"),
     ],
 )
 def test_a_folder_of_bitsandbytes_is_served_by_its_own_configuration(family, bits, tmp_path):

@@ -1,6 +1,7 @@
 """How fast a step could be: the device's bandwidth and arithmetic, and what the model's halves take of them."""
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -12,7 +13,7 @@ from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import Kept
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.layout import Chunk
-from vlm_local.decoding.prepared import PreparedRequest
+from vlm_local.decoding.prepared import PreparedRequest, find_layout
 from vlm_local.decoding.session import count_reusable
 from vlm_local.decoding.static import StaticForwards
 from vlm_local.machine import DeviceRates
@@ -95,15 +96,16 @@ def _find_least(subject: Subject, prepared: PreparedRequest, rates: DeviceRates)
 
 def _count_patches(subject: Subject, prepared: PreparedRequest) -> int:
     """Pieces into which the vision tower cuts the present picture."""
-    pixels = prepared.vision["pixel_values"]
+    num_pixels = math.prod(find_layout(prepared).shape)
     config = subject.loaded.model.config.vision_config
     side = int(np.ravel(config.patch_size)[0])  # InternVL's is a pair
-    return pixels.numel() // (3 * side**2 * getattr(config, "temporal_patch_size", 1))
+    return num_pixels // (3 * side**2 * getattr(config, "temporal_patch_size", 1))
 
 
 def _count_language(family: Family) -> tuple[int, int]:
-    """Weights of the language model and their bytes, without the table of tokens, of which only rows are read."""
-    return _count([each for each in family.language_model.parameters() if each is not family.embedding.weight])
+    """Weights of the language model and their bytes, without tables of tokens, of which only rows are read."""
+    tables = {id(each.weight) for each in family.language_model.modules() if isinstance(each, torch.nn.Embedding)}
+    return _count([each for each in family.language_model.parameters() if id(each) not in tables])
 
 
 def _count(weights: Sequence[torch.Tensor]) -> tuple[int, int]:
@@ -130,8 +132,9 @@ def _build_forward(family: Family, length: int) -> Callable[[StaticForwards], ob
     """A chunk of made-up tokens behind KV that is kept, one row; a prompt behind nothing where there are states."""
     generator = np.random.default_rng(length)
     num_kept = 0 if family.is_recurrent else _KEPT
-    shape = (len(family.kv_layers), 2, family.num_kv_heads, num_kept, family.head_dim)
-    kept = Kept(torch.zeros(shape, dtype=family.dtype, device=family.device)) if num_kept else None
+    shapes = [(len(each.layers), 2, each.num_heads, num_kept, each.head_dim) for each in family.kv_shapes]
+    zeros = tuple(torch.zeros(shape, dtype=family.dtype, device=family.device) for shape in shapes)
+    kept = Kept(zeros) if num_kept else None
     visible = np.concatenate([np.ones((length, num_kept), dtype=bool), np.tri(length, dtype=bool)], axis=1)[None]
     positions = np.broadcast_to(num_kept + np.arange(length), (family.axes, 1, length))
     near = None if family.window is None else visible

@@ -6,21 +6,39 @@ decoder that appends trees to a prompt needs them by themselves.
 
 import functools
 import itertools
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from transformers.configuration_utils import get_head_shapes
 from transformers.vision_utils import (
     get_vision_interpolation_indices_and_weights,
     get_vision_position_ids,
     get_vision_window_index,
 )
 
-from vlm_local.decoding.prepared import ImageFeatures, PictureLayout, Prepared, PreparedRequest, encode_by_layout
+from vlm_local.decoding.prepared import (
+    ImageFeatures,
+    PictureLayout,
+    Prepared,
+    PreparedRequest,
+    encode_by_layout,
+    take_pixels,
+)
 
 _MAX_LAYOUTS = 64  # of pictures, whose constants are kept: robots have few cameras
+
+
+@dataclass(frozen=True)
+class KVShape:
+    """What is alike in some layers that keep KV. layers: their indices, ascending."""
+
+    layers: tuple[int, ...]
+    num_heads: int
+    head_dim: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,9 +66,10 @@ class Family:
     axes: how many numbers a position has: 3 for M-RoPE, else 1.
     is_bidirectional: the prompt is one block that attends to all of itself (PaliGemma).
     window: sliding attention's window where some layers have one (PaliGemma 2, Gemma 3, some Qwen), else None.
+    cuts_blocks: only layers with a window see all of a block (find_blocks), and that within the window (Gemma 4).
     is_recurrent: some layers keep a state instead of KV (Qwen3.5). conv_kernel: tokens that their convolution sees.
     num_deep_levels: layers behind which image features are added once more (Qwen3-VL).
-    kv_layers: of the language model, those that keep KV; num_kv_heads, head_dim: its shape.
+    kv_shapes: of the language model's KV: one, but for Gemma 4, which has another in the layers without a window.
     vision_layers: of the vision tower, none where it cannot be captured as a graph, and none of InternVL's, in which
         transformers has hooks that torch.compile cannot trace. vision_config: its configuration.
     softcap: bound of tanh on the logits (Gemma 2), or None.
@@ -68,21 +87,24 @@ class Family:
         self.axes = 3 if loaded.family.startswith("qwen") else 1
         self.is_bidirectional = loaded.family.startswith("paligemma")
         layer_types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
-        self.kv_layers = [index for index, kind in enumerate(layer_types) if kind != "linear_attention"]
+        self.kv_shapes = _list_kv_shapes(text, layer_types)
         self.window = text.sliding_window if "sliding_attention" in layer_types else None
         self.is_recurrent = loaded.family == "qwen3.5"
         self.conv_kernel = getattr(text, "linear_conv_kernel_dim", 0)
-        self._joins_pictures = loaded.family == "gemma3"
-        self.num_kv_heads = text.num_key_value_heads
-        self.head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        self.cuts_blocks = getattr(text, "use_bidirectional_attention", None) == "vision"
+        self._joins_pictures = loaded.family == "gemma3" or self.cuts_blocks
+        self._embeds_per_layer = bool(getattr(text, "hidden_size_per_layer_input", 0))
+        self._pad_token_id = getattr(text, "pad_token_id", None) or 0
         self.softcap = getattr(text, "final_logit_softcapping", None)
         self._first = 1 if self.is_bidirectional else 0  # PaliGemma counts positions from 1
         self._merge = model.config.vision_config.spatial_merge_size if self.axes == 3 else 1
-        self._vision_tower: Any = inner.visual if self.axes == 3 else None
+        self._vision_tower: Any = inner.visual if self.axes == 3 else getattr(inner, "vision_tower", None)
+        self._project: Any = inner.embed_vision if loaded.family == "gemma4" else None
         levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
         self.num_deep_levels = len(levels)
         self._get_features = inner.get_image_features
         self._describe_grid = functools.lru_cache(_MAX_LAYOUTS)(self._compute_grid_constants)
+        self._place_patches = functools.lru_cache(_MAX_LAYOUTS)(self._compute_places)
         # SmolVLM looks for empty tiles by their values, which a CPU must read back.
         self.can_capture_vision = not loaded.family.startswith("smolvlm")
         self.vision_config = model.config.vision_config
@@ -90,14 +112,14 @@ class Family:
         if self.axes == 3:
             self.vision_layers = list(self._vision_tower.blocks)
         elif self.can_capture_vision and loaded.family != "internvl":
-            self.vision_layers = list(inner.vision_tower.encoder.layers)
+            self.vision_layers = list(self._vision_tower.encoder.layers)
 
     def encode_images(self, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
         """Of each one's picture, the present one of a request. One pass of the vision tower for each layout."""
         return encode_by_layout(prepared, self._encode_alike)
 
     def _encode_alike(self, layout: PictureLayout, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
-        stacked = torch.cat([each.vision["pixel_values"] for each in prepared]).to(self.device)
+        stacked = torch.cat([take_pixels(each, layout) for each in prepared]).to(self.device)
         masks = [mask for each in prepared if (mask := each.vision.get("pixel_attention_mask")) is not None]
         return self.encode_pixels(stacked, layout, len(prepared), torch.cat(masks).to(self.device) if masks else None)
 
@@ -108,6 +130,8 @@ class Family:
 
         No value is read back from a GPU, but for SmolVLM. mask: SmolVLM's pixel_attention_mask.
         """
+        if self._project is not None:
+            return self._encode_patches(pixels, self._place_patches(layout.grid, count))
         options = dict(self._describe_grid(layout.grid, count)) if layout.grid else {}
         if mask is not None:
             options["pixel_attention_mask"] = mask
@@ -117,6 +141,26 @@ class Family:
             ImageFeatures(tokens.to(self.dtype), tuple(level[row].to(self.dtype) for level in deep))
             for row, tokens in enumerate(output.pooler_output)
         ]
+
+    def _encode_patches(self, pixels: torch.Tensor, places: torch.Tensor) -> list[ImageFeatures]:
+        """Gemma 4's vision tower without padding, which transformers' forward asks a GPU about.
+
+        pixels: (count, n, patch). places: int64 (count, n, 2), each patch's column and row.
+        """
+        tower, is_padding = self._vision_tower, torch.zeros_like(places[..., 0], dtype=torch.bool)
+        embeds = tower.patch_embedder(pixels, places, is_padding)
+        hidden = tower.encoder(embeds, attention_mask=None, pixel_position_ids=places).last_hidden_state
+        length = places.shape[1] // tower.config.pooling_kernel_size**2
+        pooled, _ = tower.pooler(hidden, places, is_padding, length)
+        if tower.config.standardize:
+            pooled = (pooled - tower.std_bias.float()) * tower.std_scale.float()
+        return [ImageFeatures(tokens.to(self.dtype)) for tokens in self._project(pooled.to(hidden.dtype))]
+
+    def _compute_places(self, grid: tuple[int, ...], count: int) -> torch.Tensor:
+        """Of the patches of `count` pictures, row by row."""
+        _, height, width = grid
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        return torch.stack([columns, rows], dim=-1).flatten(0, 1).repeat(count, 1, 1).to(self.device)
 
     def _compute_grid_constants(self, grid: tuple[int, ...], count: int) -> Mapping[str, Any]:
         """What Qwen's vision towers derive from the pictures' grids, made once: they would read the grid
@@ -144,6 +188,15 @@ class Family:
             constants |= {"interp_indices": indices.to(self.device), "interp_weights": weights.to(self.device)}
         return constants
 
+    def list_inputs(self, token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+        """What the language model takes of tokens (B, T) beside their embeddings: Gemma 4's small ones for each layer,
+        for which a picture's tokens are padding.
+        """
+        if not self._embeds_per_layer:
+            return {}
+        words = token_ids.masked_fill(token_ids == self.image_token_id, self._pad_token_id)
+        return {"per_layer_inputs": self.language_model.get_per_layer_inputs(words)}
+
     def hash_columns(self, prepared: PreparedRequest) -> np.ndarray:
         """int64 (L,): what each token's KV depends on, beside the tokens before it: its id, or for a placeholder the
         key of its picture, negative. The present picture's placeholders keep their id.
@@ -159,7 +212,7 @@ class Family:
     def find_blocks(self, prepared: PreparedRequest) -> np.ndarray:
         """int (L,): the same number for tokens of a prompt that see one another, whichever comes first; -1 for others.
 
-        PaliGemma's prompt is one such block, each picture of Gemma 3 is.
+        PaliGemma's prompt is one such block, each picture of Gemma 3 and of the larger Gemma 4 is.
         """
         is_image = prepared.input_ids.numpy() == self.image_token_id
         if self.is_bidirectional:
@@ -191,3 +244,14 @@ class Family:
                 parts.append(np.tile(start + np.arange(end - begin), (3, 1)))
                 start += end - begin
         return np.concatenate(parts, axis=1), start
+
+
+def _list_kv_shapes(text: Any, layer_types: Sequence[str]) -> tuple[KVShape, ...]:
+    """Of a language model's configuration. Gemma 4's last layers read the KV of earlier ones and keep none."""
+    num_keeping = len(layer_types) - getattr(text, "num_kv_shared_layers", 0)
+    keeping = [index for index, kind in enumerate(layer_types[:num_keeping]) if kind != "linear_attention"]
+    heads, dims = get_head_shapes(text)  # each a number, or a list of one for each layer
+    shapes = defaultdict(list)
+    for index in keeping:
+        shapes[tuple(each if isinstance(each, int) else each[index] for each in (heads, dims))].append(index)
+    return tuple(KVShape(tuple(layers), *shape) for shape, layers in shapes.items())

@@ -34,27 +34,28 @@ class PlacedImage:
 class Kept:
     """What the first n columns of a row leave to later ones.
 
-    kv: (layers with KV, 2, heads, n, head_dim). memory, tail: of the layers with a state, the state behind exactly
-        these columns, (layers, heads, key dim, value dim) and (layers, kernel - 1, channels); None without such.
+    kv: for each of the family's shapes (its layers, 2, heads, n, head_dim). memory, tail: of the layers with a state,
+        the state behind exactly these columns, (layers, heads, key dim, value dim) and (layers, kernel - 1, channels);
+        None without such.
     """
 
-    kv: torch.Tensor
+    kv: tuple[torch.Tensor, ...]
     memory: torch.Tensor | None = None
     tail: torch.Tensor | None = None
 
     @property
     def num_columns(self) -> int:
-        return self.kv.shape[3]
+        return self.kv[0].shape[3]
 
     @property
     def nbytes(self) -> int:
-        return sum(each.nbytes for each in (self.kv, self.memory, self.tail) if each is not None)
+        return sum(each.nbytes for each in (*self.kv, self.memory, self.tail) if each is not None)
 
     def cut(self, count: int) -> "Kept | None":
         """Of the first `count` columns. None for no column, and where the state is one behind more of them."""
         if self.memory is not None:
             return self if count == self.num_columns else None
-        return Kept(self.kv[:, :, :, :count]) if count else None
+        return Kept(tuple(each[:, :, :, :count] for each in self.kv)) if count else None
 
 
 class DynamicKV:
@@ -71,14 +72,16 @@ class DynamicKV:
         self._cache = DynamicCache()  # without a config: layers with a sliding window keep all columns, too
         self.filled = max((each.num_columns for each in kept if each), default=0)
         if self.filled:
-            self._begin([each and each.kv for each in kept])
+            self._begin(kept)
 
-    def _begin(self, kept: Sequence[torch.Tensor | None]) -> None:
-        layers = [DynamicLayer() for _ in range(self._family.kv_layers[-1] + 1)]
-        for place, (keys, values) in zip(self._family.kv_layers, _stack_rows(kept, self.filled), strict=True):
-            layer = layers[place]
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
+    def _begin(self, kept: Sequence[Kept | None]) -> None:
+        shapes = self._family.kv_shapes
+        layers = [DynamicLayer() for _ in range(1 + max(shape.layers[-1] for shape in shapes))]
+        for number, shape in enumerate(shapes):
+            stacked = _stack_rows([each and each.kv[number] for each in kept], self.filled)
+            for index, (keys, values) in zip(shape.layers, stacked, strict=True):
+                layers[index].lazy_initialization(keys, values)
+                layers[index].keys, layers[index].values = keys, values
         self._cache.layers.extend(layers)
 
     def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:
@@ -98,7 +101,7 @@ class DynamicKV:
             embeds = _insert(embeds, images, [placed.features.tokens for placed in images])
         masks = [each for each in (chunk.visible, chunk.near) if each is not None]
         visible = [torch.as_tensor(each, device=family.device) for each in masks]
-        hidden = run_language_model(family, self._cache, embeds, positions, visible, levels)
+        hidden = run_language_model(family, self._cache, token_ids, embeds, positions, visible, levels)
         self.filled += chunk.token_ids.shape[1]
         return [
             hidden[row].index_select(0, torch.as_tensor(columns, device=hidden.device))
@@ -107,11 +110,14 @@ class DynamicKV:
 
     def copy_columns(self, row: int, columns: np.ndarray) -> Kept:
         """What a row's `columns` (n,) leave, in memory of its own. Where there are states, they are its first."""
-        # Each with keys and values (B, heads, K, head_dim) once it was written to.
-        layers: Any = [self._cache.layers[place] for place in self._family.kv_layers]
-        index = torch.as_tensor(columns, device=layers[0].keys.device)
-        pairs = [torch.stack([layer.keys[row], layer.values[row]]).index_select(2, index) for layer in layers]
-        return Kept(torch.stack(pairs))
+        layers: Any = self._cache.layers  # each with keys and values (B, heads, K, head_dim) once it was written to
+        index = torch.as_tensor(columns, device=self._family.device)
+        kv = []
+        for shape in self._family.kv_shapes:
+            own = [layers[place] for place in shape.layers]
+            pairs = [torch.stack([layer.keys[row], layer.values[row]]).index_select(2, index) for layer in own]
+            kv.append(torch.stack(pairs))
+        return Kept(tuple(kv))
 
     def narrow(self, rows: np.ndarray) -> None:
         """Go on with these rows."""
@@ -137,12 +143,14 @@ def _stack_rows(kept: Sequence[torch.Tensor | None], filled: int) -> torch.Tenso
 def run_language_model(
     family: Family,
     cache,
+    token_ids: torch.Tensor,
     embeds: torch.Tensor,
     positions: torch.Tensor,
     visible: Sequence[torch.Tensor],
     deep: Sequence[torch.Tensor],
 ) -> torch.Tensor:
-    """Embeddings (B, T, hidden) -> hidden states (B, T, hidden) behind the last norm; the cache takes their KV.
+    """Tokens (B, T) and embeddings (B, T, hidden), pictures' among them -> hidden states (B, T, hidden) behind the last
+    norm; the cache takes their KV.
 
     positions: int64 (axes, B, T). visible: bool (B, T, K) who sees whom; a second one within the sliding
     window where the family has it. deep: (B, T, hidden) to add behind each of the first layers.
@@ -158,6 +166,7 @@ def run_language_model(
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
+            **family.list_inputs(token_ids),
         ).last_hidden_state
 
 

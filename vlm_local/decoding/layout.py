@@ -44,14 +44,15 @@ class Row:
         blocks: np.ndarray,
         kept: int,
         keep: int,
+        cuts_blocks: bool = False,
     ):
         """prompt_ids: (L,). positions: (axes, L). behind: position of the token after the prompt.
-        blocks: int (L,), as `see_prompt` takes them. kept: how many leading tokens are in the first columns already;
-            fewer than L. keep: how many are to be kept of this prompt.
+        blocks: int (L,), and cuts_blocks: as `see_prompt` takes them. kept: how many leading tokens are in the first
+            columns already; fewer than L. keep: how many are to be kept of this prompt.
         """
         self.trie = trie
         self.prompt_ids, self.positions, self.behind = prompt_ids, positions, behind
-        self.blocks, self.kept, self.keep = blocks, kept, keep
+        self.blocks, self.kept, self.keep, self.cuts_blocks = blocks, kept, keep, cuts_blocks
         self.columns = np.full(len(trie), -1)  # of each node; the root's is the prompt's last token
         self.prompt_columns = np.arange(kept)
         self.rank = np.arange(kept)  # by column: how many tokens of its own path stand before it
@@ -63,16 +64,22 @@ class Row:
         return wanted[self.columns[wanted] < 0]
 
 
-def see_prompt(blocks: np.ndarray, start: int, stop: int, window: int | None = None) -> np.ndarray:
+def see_prompt(
+    blocks: np.ndarray, start: int, stop: int, window: int | None = None, cuts_blocks: bool = False
+) -> np.ndarray:
     """bool (stop - start, stop): whom the tokens from `start` on see of a prompt's first `stop`.
 
     Each sees itself and what is before it, within the sliding window if there is one, and all of its own block.
-    blocks: int (at least `stop`,), the same number for the tokens of a block, -1 for tokens of none.
+    blocks: int (at least `stop`,), the same number for the tokens of a block, -1 for tokens of none. cuts_blocks: what
+        comes later in the own block is seen with a window only, and nothing that it leaves out.
     """
     own, place = blocks[start:stop, None], np.arange(start, stop)[:, None]
     distance = place - np.arange(stop)
-    is_before = distance >= 0 if window is None else (distance >= 0) & (distance < window)
-    return is_before | ((own == blocks[:stop]) & (own >= 0))
+    is_near = distance < (stop if window is None else window)
+    is_joined = (own == blocks[:stop]) & (own >= 0)
+    if cuts_blocks:
+        is_joined &= is_near & (window is not None)
+    return (distance >= 0) & is_near | is_joined
 
 
 def lay_out(
@@ -103,7 +110,7 @@ def lay_out(
             near[index] = visible[index] & (distance < window)
             if pending[index]:
                 near[index][: pending[index], row.prompt_columns] = see_prompt(
-                    row.blocks, row.kept, len(row.prompt_ids), window
+                    row.blocks, row.kept, len(row.prompt_ids), window, row.cuts_blocks
                 )
     noted = [max(row.keep - row.kept, 0) if count else 0 for row, count in zip(rows, pending, strict=True)]
     return Chunk(token_ids, positions, np.array(pending), np.array(noted), split, visible, near)
@@ -115,7 +122,9 @@ def _lay_prompt(row: Row, filled: int, token_ids, positions, visible) -> None:
     token_ids[:count] = row.prompt_ids[row.kept :]
     positions[:, :count] = row.positions[:, row.kept :]
     row.prompt_columns = np.concatenate([row.prompt_columns, columns])
-    visible[:count, row.prompt_columns] = see_prompt(row.blocks, row.kept, len(row.prompt_ids))
+    visible[:count, row.prompt_columns] = see_prompt(
+        row.blocks, row.kept, len(row.prompt_ids), cuts_blocks=row.cuts_blocks
+    )
     row.rank[columns] = row.kept + np.arange(count)
     row.columns[0] = columns[-1]
 

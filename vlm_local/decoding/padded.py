@@ -20,16 +20,17 @@ from vlm_local.decoding.states import begin_states
 class StaticCache:
     """KV of `rows` rows of `width` columns. Plays the part of transformers' cache in a forward.
 
-    kv: (layers with KV, 2, rows, heads, width, head_dim). states: of the layers that have one instead, if any, with
-        slots for num_slots nodes.
+    kv: for each of the family's shapes (its layers, 2, rows, heads, width, head_dim). states: of the layers that have
+        one instead, if any, with slots for num_slots nodes.
     first: column of the first node, where there are states. columns: int64 (T,) that the running forward writes.
     features: of all rows' pictures, (1 + deep levels, 1 + rows * width, hidden); those of index 0 are zero.
     """
 
     def __init__(self, family: Family, rows: int, width: int, num_slots: int):
-        shape = (len(family.kv_layers), 2, rows, family.num_kv_heads, width, family.head_dim)
-        self.kv = torch.zeros(shape, dtype=family.dtype, device=family.device)
-        self._place = {layer: place for place, layer in enumerate(family.kv_layers)}
+        sizes = [(len(each.layers), 2, rows, each.num_heads, width, each.head_dim) for each in family.kv_shapes]
+        self.kv = tuple(torch.zeros(size, dtype=family.dtype, device=family.device) for size in sizes)
+        pairs = zip(family.kv_shapes, self.kv, strict=True)
+        self._layers = {layer: kv[place] for shape, kv in pairs for place, layer in enumerate(shape.layers)}
         self.states = begin_states(family, rows, num_slots, is_replayed=True) if family.is_recurrent else None
         size = 1 + family.num_deep_levels, 1 + rows * width, family.embedding.weight.shape[1]
         self.features = torch.zeros(size, dtype=family.dtype, device=family.device)
@@ -38,11 +39,11 @@ class StaticCache:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        return [self.kv, *(self.states.tensors if self.states else ())]
+        return [*self.kv, *(self.states.tensors if self.states else ())]
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args, **kwargs):
         """New KV (rows, heads, T, head_dim) of a layer -> all its KV (rows, heads, width, head_dim)."""
-        all_keys, all_values = self.kv[self._place[layer]]
+        all_keys, all_values = self._layers[layer]
         all_keys.index_copy_(2, self.columns, keys)
         all_values.index_copy_(2, self.columns, values)
         return all_keys, all_values
@@ -133,7 +134,7 @@ class Step:
             embeds = torch.where((feature > 0)[..., None], tokens[feature], embeds)
             deep = [level[feature] for level in levels]
         with self._trace(visible[0], *counts) if cache.states else nullcontext():
-            hidden = run_language_model(family, cache, embeds, positions, list(visible), deep)
+            hidden = run_language_model(family, cache, token_ids, embeds, positions, list(visible), deep)
         return hidden.flatten(0, 1)[read]
 
     def _trace(

@@ -83,7 +83,8 @@ class ImageFeatures:
 class PictureLayout:
     """What must be alike in pictures that go through the vision tower together.
 
-    shape: of one request's pixel_values. grid: (time, height, width) in patches, () where a family has none.
+    shape: of one request's pixel_values, without padding. grid: (time, height, width) in patches, () where a family
+        has none.
     """
 
     shape: tuple[int, ...]
@@ -112,5 +113,14 @@ def encode_by_layout(
 
 
 def find_layout(prepared: Prepared) -> PictureLayout:
-    grid = prepared.vision.get("image_grid_thw")
-    return PictureLayout(tuple(prepared.vision["pixel_values"].shape), () if grid is None else tuple(grid[0].tolist()))
+    shape, grid = prepared.vision["pixel_values"].shape, prepared.vision.get("image_grid_thw")
+    places = prepared.vision.get("image_position_ids")
+    if places is not None:  # Gemma 4's patches (1, n, patch) have padding behind them, whose places are negative
+        width, height = (places[0].amax(0) + 1).tolist()
+        return PictureLayout((shape[0], width * height, shape[2]), (1, height, width))
+    return PictureLayout(tuple(shape), () if grid is None else tuple(grid[0].tolist()))
+
+
+def take_pixels(prepared: Prepared, layout: PictureLayout) -> torch.Tensor:
+    """Of the picture that has this layout."""
+    return prepared.vision["pixel_values"][tuple(map(slice, layout.shape))]

@@ -128,7 +128,8 @@ def build_task(
     # A state serves only where all before it is the same: what has changed since the last step will change again.
     keep = num_same if family.is_recurrent and num_same else num_reusable
     blocks = family.find_blocks(prepared)
-    row = Row(grammar.trie, ids, positions, behind, blocks, kept.num_columns if kept else 0, keep)
+    num_kept = kept.num_columns if kept else 0
+    row = Row(grammar.trie, ids, positions, behind, blocks, num_kept, keep, family.cuts_blocks)
     return DecodeTask(prepared, grammar, keys, kept, row, TrieDistribution(grammar.trie, find_taken_out(prepared)))
 
 

@@ -19,7 +19,7 @@ from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.graphs import GraphPool
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.padded import StaticCache, Step, Tower
-from vlm_local.decoding.prepared import ImageFeatures, PictureLayout, PreparedRequest, encode_by_layout
+from vlm_local.decoding.prepared import ImageFeatures, PictureLayout, PreparedRequest, encode_by_layout, take_pixels
 from vlm_local.decoding.recurrent import BLOCK, RecurrentKV
 
 MAX_ROWS = 16  # more requests at once run in forward.py
@@ -137,7 +137,8 @@ class StaticForwards:
     def _encode_alike(self, layout: PictureLayout, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
         if layout not in self._towers and len(self._towers) == MAX_LAYOUTS:
             return self.family.encode_images(prepared)
-        encoded = self._find_tower(layout, round_rows(len(prepared))).run([p.vision["pixel_values"] for p in prepared])
+        tower = self._find_tower(layout, round_rows(len(prepared)))
+        encoded = tower.run([take_pixels(each, layout) for each in prepared])
         # A copy: the memory of one graph's output may be another's scratch.
         return [
             ImageFeatures(each.tokens.clone(), tuple(level.clone() for level in each.deep))
@@ -165,7 +166,8 @@ class StaticKV:
         self.filled = 0
         for row, each in enumerate(kept):
             if each:
-                cache.kv[:, :, row, :, : each.num_columns] = each.kv
+                for kv, its in zip(cache.kv, each.kv, strict=True):
+                    kv[:, :, row, :, : each.num_columns] = its
                 self.filled = max(self.filled, each.num_columns)
         cache.first = 0  # nothing is read yet
         if cache.states:
@@ -190,8 +192,9 @@ class StaticKV:
     def copy_columns(self, row: int, columns: np.ndarray) -> Kept:
         """As `DynamicKV.copy_columns`."""
         cache, row = self._cache, int(self._rows[row])
-        kv = cache.kv[:, :, row].index_select(3, torch.as_tensor(columns, device=cache.kv.device))
-        return cache.states.complete(Kept(kv), row) if cache.states else Kept(kv)
+        index = torch.as_tensor(columns, device=self._forwards.family.device)
+        kept = Kept(tuple(kv[:, :, row].index_select(3, index) for kv in cache.kv))
+        return cache.states.complete(kept, row) if cache.states else kept
 
     def narrow(self, rows: np.ndarray) -> None:
         """Go on with these rows; the others are padding from now on."""
@@ -203,7 +206,7 @@ class StaticKV:
         family, cache = self._forwards.family, self._cache
         if cache.states and not cache.first:
             return RecurrentKV(family, self._kept)
-        kept = [Kept(cache.kv[:, :, row, :, : self.filled]) for row in self._rows]
+        kept = [Kept(tuple(kv[:, :, row, :, : self.filled] for kv in cache.kv)) for row in self._rows]
         if not cache.states:
             return DynamicKV(family, kept)
         rows = torch.as_tensor(self._rows, device=family.device)

@@ -4,6 +4,7 @@ What is written is greedy. The names of the fields are put into the text, the wo
 it ends the line or the field's tokens are spent.
 """
 
+import functools
 from collections.abc import Generator, Sequence
 
 import numpy as np
@@ -152,8 +153,8 @@ class _Reading:
         count, start, window = len(ids), self.filled, self._family.window
         written = max(0, start + count - len(self._blocks))
         blocks = np.pad(self._blocks, (0, written), constant_values=-1)
-        visible = see_prompt(blocks, start, start + count)
-        near = None if window is None else see_prompt(blocks, start, start + count, window)[None]
+        see = functools.partial(see_prompt, blocks, start, start + count, cuts_blocks=self._family.cuts_blocks)
+        visible, near = see(), None if window is None else see(window)[None]
         chunk = Chunk(ids[None], positions[:, None], np.array([count]), np.array([count]), count, visible[None], near)
         [hidden] = self._kv.run(chunk, images, [np.array([count - 1])])
         return hidden

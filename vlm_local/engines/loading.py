@@ -23,7 +23,7 @@ from vlm_local.engines.quantization import (
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
 from vlm_local.progress import is_shown
-from vlm_local.weights import CONFIG, count_packed_bytes, count_weights, estimate_memory
+from vlm_local.weights import CONFIG, count_packed_bytes, count_weights, estimate_memory, is_unread
 
 QUANTIZE = ("none", "8bit", "4bit")
 
@@ -91,6 +91,8 @@ def _read_config(checkpoint: Checkpoint) -> Any:
             f"{file}: rope_type is {rope!r}, by which a token's place depends on how long the prompt is, but prompts "
             f'are read in parts here; write "default" where they stay below max_position_embeddings'
         )
+    if getattr(config, "audio_config", None) is not None:
+        config.audio_config = None  # nobody shows a sound: a twentieth of Gemma 4's weights
     if config._attn_implementation not in _ATTENTIONS:
         config._attn_implementation = "sdpa"  # the same sum; flash attention takes no mask for a tree
     return config
@@ -126,7 +128,7 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
         faults.append(f"has {name} {tuple(stored)} where config.json makes it {tuple(expected)}")
     if missing := sorted(info["missing_keys"]):
         faults.append(f"lacks {len(missing)} of the model's weights, as {missing[-1]}")
-    if unplaced := sorted(info["unexpected_keys"]):
+    if unplaced := sorted(name for name in info["unexpected_keys"] if not is_unread(name)):
         faults.append(f"holds {len(unplaced)} tensors that have no place in a {checkpoint.family}, as {unplaced[-1]}")
     if faults:
         raise ConfigError(f"{kind} {', and '.join(faults)}; what is served would not be this model")

@@ -41,6 +41,7 @@ _CONVERSATIONS = (
 )
 
 _ANSWER = "stop"
+_OTHERS = ("video_processor", "feature_extractor")  # parts of a processor, for videos and sounds
 _SEQUENCE = ("image_seq_length", "image_seq_len")  # names of the number of tokens that a picture takes
 
 # Of each family: its processor, its image processor, and what the latter cannot do without in the folder's file,
@@ -53,6 +54,7 @@ _PROCESSORS = {
     "paligemma": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
     "paligemma2": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
     "gemma3": ("Gemma3Processor", "Gemma3ImageProcessorPil", ("size",)),
+    "gemma4": ("Gemma4Processor", "Gemma4ImageProcessorPil", ("max_soft_tokens",)),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessorPil", ("size", "image_mean", "image_std")),
     "smolvlm": ("Idefics3Processor", "Idefics3ImageProcessorPil", ("max_image_size",)),
     "smolvlm2": ("SmolVLMProcessor", "SmolVLMImageProcessorPil", ("max_image_size",)),
@@ -104,16 +106,24 @@ def _avoid_splitting(processor: Any, family: str) -> None:
         processor.images_kwargs = {**processor.images_kwargs, "do_pan_and_scan": False}
 
 
+class _WithoutOthers(transformers.ProcessorMixin):
+    """Stands behind a stock class, some of which name the parts that they hand on."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **{name: part for name, part in kwargs.items() if name not in _OTHERS})
+
+
 def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words: Path, pictures: Path) -> type:
-    """The processor class with the parts that it is made of fixed, and without a video processor.
+    """The processor class with the parts that it is made of fixed, and none for videos and sounds.
 
     words, pictures: folders of the tokenizer and of the image processor.
 
     Pillow's image processor also where torchvision is present: the same pixels on every machine.
     """
-    has_video = "video_processor" in inspect.signature(stock.__init__).parameters
+    named = inspect.signature(stock.__init__).parameters
+    others = {name: None for name in _OTHERS if name in named}
 
-    class Bound(stock):
+    class Bound(stock, _WithoutOthers):
         # Named, because transformers hands on only what a signature names: tokens of a picture, in two spellings.
         def __init__(
             self,
@@ -126,8 +136,8 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words
         ):
             told = zip(_SEQUENCE, (image_seq_length, image_seq_len), strict=True)
             kwargs |= {name: count for name, count in told if count is not None}
-            parts = (image_processor, tokenizer, None) if has_video else (image_processor, tokenizer)
-            super().__init__(*parts, chat_template=chat_template, **kwargs)
+            parts = {"image_processor": image_processor, "tokenizer": tokenizer, **others}
+            super().__init__(**parts, chat_template=chat_template, **kwargs)
 
         @classmethod
         def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **options):
@@ -149,8 +159,9 @@ def check_pictures(processor: Any, config: Any, folder: Path) -> None:
     them another number of places in the prompt.
     """
     images, vision = processor.image_processor, config.vision_config
-    cuts = {key: getattr(images, key, None) for key in ("patch_size", "merge_size", "temporal_patch_size")}
-    cuts["size"] = dict(images.size).get("height")  # None for families that take pictures of any size
+    keys = ("patch_size", "merge_size", "temporal_patch_size", "pooling_kernel_size")
+    cuts = {key: getattr(images, key, None) for key in keys}
+    cuts["size"] = dict(images.size or {}).get("height")  # None for families that take pictures of any size
     names = {"merge_size": "spatial_merge_size", "size": "image_size"}
     for key, cut in cuts.items():
         name = names.get(key, key)
@@ -161,7 +172,7 @@ def check_pictures(processor: Any, config: Any, folder: Path) -> None:
                 f"config.json has {name} {read}; make them the same"
             )
     name = next((each for each in _SEQUENCE if hasattr(processor, each)), None)
-    if name is None:  # Qwen's pictures take as many tokens as their size asks for
+    if name is None or hasattr(images, "max_soft_tokens"):  # Qwen's and Gemma 4's take what their size asks for
         return
     read = _count_features(config)
     if (written := getattr(processor, name)) != read:

@@ -1,6 +1,7 @@
 """Fine-tunes a model folder of any supported family on recorded episodes, wholly or by LoRA."""
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,10 @@ _PROMPT, _EMBODIMENT = "prompt.txt", "embodiment.json"
 _HELD_OUT = 64  # samples that were never trained on, asked each time the state is saved
 _FOR_TOKENS = ("mm_token_type_ids", "token_type_ids")  # of vision, one number a token; the rest is one row a picture
 _RECURRENT = r"linear_attn\.(in_proj_\w+|out_proj)"  # by which three of four layers of Qwen3.5 attend
-_LINEAR = rf"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|{_RECURRENT})"
+_PER_LAYER = r"per_layer_(input_gate|projection|model_projection)"  # Gemma 4's, of tokens' embeddings for each layer
+_LINEAR = rf"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj|{_RECURRENT}|{_PER_LAYER})"
 _ADAPTED = rf".*(language_model|text_model).*{_LINEAR}"
-_ADAPTED_EVERYWHERE = rf".*{_LINEAR}"  # in the vision tower, too, where it has layers of these names
+_ADAPTED_EVERYWHERE = rf".*{_LINEAR}(\.linear)?"  # in the vision tower, too, where it has layers of these names
 
 
 @dataclass(frozen=True)
@@ -177,7 +179,10 @@ def _add_adapters(model: nn.Module, tuning: Tuning):
         raise ConfigError("--lora needs peft: .venv/bin/pip install -e '.[train]'") from None
     alpha = 2 * tuning.lora if tuning.lora_alpha is None else tuning.lora_alpha
     adapted = _ADAPTED_EVERYWHERE if tuning.adapts_vision else _ADAPTED
-    config = LoraConfig(r=tuning.lora, lora_alpha=alpha, target_modules=adapted)
+    # Gemma 4's vision tower has its linear layers within others, which clip their numbers and bear the names.
+    named = [(name, module) for name, module in model.named_modules() if re.fullmatch(adapted, name)]
+    around = [name for name, module in named if not isinstance(module, nn.Linear)]
+    config = LoraConfig(r=tuning.lora, lora_alpha=alpha, target_modules=adapted, exclude_modules=around or None)
     return get_peft_model(model, config)
 
 
