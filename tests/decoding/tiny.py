@@ -17,7 +17,8 @@ from vlm_local.decoding.session import Session
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.engines.loading import fix_rotary
 from vlm_local.engines.processing import Processing, is_chat
-from vlm_local.engines.processors import AnswerFrame, find_frame, load_processor
+from vlm_local.engines.processors import load_processor
+from vlm_local.engines.templates import AnswerFrame, find_frame
 from vlm_local.grammar import load_grammar
 from vlm_local.types import GenerationRequest, Prompt
 

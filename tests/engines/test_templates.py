@@ -6,7 +6,7 @@ import pytest
 
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.cli import main
-from vlm_local.engines import processors
+from vlm_local.engines import templates
 from vlm_local.engines.processors import load_processor
 from vlm_local.errors import ConfigError
 
@@ -48,7 +48,7 @@ def _set_template(folder, template):
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_template_without_an_end_is_refused(folder, bomb, monkeypatch):
-    monkeypatch.setattr(processors, "MAX_TEMPLATE_LINES", 200_000)
+    monkeypatch.setattr(templates, "MAX_TEMPLATE_LINES", 200_000)
     template, says = BOMBS[bomb]
     _set_template(folder, template)
     with pytest.raises(ConfigError, match=says):
@@ -64,5 +64,5 @@ def test_the_command_says_so_and_ends(folder, tmp_path, capsys):
 
 @pytest.mark.parametrize("family", ["qwen2-vl", "qwen3-vl", "smolvlm2"])
 def test_real_templates_are_far_from_the_bounds(family, monkeypatch):
-    monkeypatch.setattr(processors, "MAX_TEMPLATE_LINES", processors.MAX_TEMPLATE_LINES // 10)
+    monkeypatch.setattr(templates, "MAX_TEMPLATE_LINES", templates.MAX_TEMPLATE_LINES // 10)
     load_processor(tiny_checkpoint(family), family)

@@ -11,7 +11,7 @@ from vlm_local.checkpoint import BITSANDBYTES, Checkpoint
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.adapters import add_adapter
 from vlm_local.engines.processing import is_chat
-from vlm_local.engines.processors import AnswerFrame, check_pictures, check_tokens, find_frame, load_processor
+from vlm_local.engines.processors import check_pictures, check_tokens, load_processor
 from vlm_local.engines.quantization import (
     INSTEAD,
     build_plain,
@@ -20,6 +20,7 @@ from vlm_local.engines.quantization import (
     settle_4bit,
     unify_floats,
 )
+from vlm_local.engines.templates import AnswerFrame, find_frame
 from vlm_local.errors import ConfigError
 from vlm_local.machine import SPARE, has_fast_bfloat16, measure_free_memory
 from vlm_local.progress import is_shown
