@@ -159,6 +159,22 @@ def test_an_adapter_whose_base_is_no_model_is_refused(base, reason, workplace):
         find_checkpoint("./mine")
 
 
+def test_an_adapter_is_served_on_the_weights_that_it_was_trained_on_alone(workplace):
+    """Where a training wrote down which: same shapes of other weights would answer nonsense without a word."""
+    base = shutil.copytree(tiny_checkpoint("qwen2-vl"), workplace / "base")
+    _write_adapter(workplace / "mine", "../base")
+    told = {"training": {"base_sha256": open_checkpoint(base).sha256}}
+    (workplace / "mine" / "vlm_local.json").write_text(json.dumps(told))
+    assert find_checkpoint("./mine").sidecar == told
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ConfigError, match=r"trained on weights with the sha256 \w{12}\.\.\., but those of its base"):
+        find_checkpoint("./mine")
+    (workplace / "mine" / "vlm_local.json").write_text('{"training": {}}')
+    find_checkpoint("./mine")
+
+
 def test_a_base_in_the_cache_of_somebody_else_is_found_by_its_repository(workplace):
     shutil.copytree(tiny_checkpoint("qwen2-vl"), workplace / "checkpoints" / "qwen2-vl")
     snapshot = f"models--Qwen--Qwen2-VL-2B-Instruct/snapshots/{'0' * 40}"
