@@ -264,6 +264,8 @@ def _explain_unknown(name: str) -> str:
         return f"{name} is a file; expected the folder of a model, with its {CONFIG}"
     if _is_path(name):
         return f"there is no folder {name}"
+    if name.lower() == "oracle":
+        return f"{name!r} names no model: the oracle reads a simulator's state, as `sim --policy oracle` has it"
     names = [model.name for model in MODELS]
     nearest = suggest(name, [*names, "random", "stop"])
     return (
