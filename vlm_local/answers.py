@@ -9,10 +9,11 @@ import numpy as np
 
 from vlm_local.client import Detector, PolicyError
 from vlm_local.errors import EngineError, RequestError
+from vlm_local.fields import check_text, decode_image
 from vlm_local.prompts import Template, build_prompt
 from vlm_local.remote_policy import read_number, read_timings
 from vlm_local.types import Generation, GenerationRequest, Observation
-from vlm_local.wire import check_text, decode_image, load_request
+from vlm_local.wire import load_request
 
 MIN_CHOICES, MAX_CHOICES = 2, 64
 MAX_CHOICE = 200

@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from vlm_local.answers import Answer, Question
 from vlm_local.errors import EngineError, RequestError
+from vlm_local.fields import Reserve
 from vlm_local.plain import hide_token
 from vlm_local.relay import HEADER
 from vlm_local.server.access import (
@@ -35,7 +36,7 @@ from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.routes import add_answer_route, add_hold_routes, add_status_routes
 from vlm_local.server.service import Policies, ServerSettings, Service, read_body, send_json, take_place
 from vlm_local.server.state import RobotStates
-from vlm_local.wire import MAX_BODY, Message, Reserve, decode_act, decode_reset, encode_action, is_submission_test
+from vlm_local.wire import MAX_BODY, Message, decode_act, decode_reset, encode_action, is_submission_test
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,14 @@ from websockets.protocol import State
 from websockets.sync.server import ServerConnection
 
 from vlm_local.errors import EngineError, RequestError
+from vlm_local.fields import Reserve, check_state, check_text
 from vlm_local.server.access import RateLimit
 from vlm_local.server.episodes import Step
 from vlm_local.server.frames import Spelling, find_spelling, list_names, pack, read_array, read_picture, unpack
 from vlm_local.server.peers import Peer
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.service import Service
-from vlm_local.wire import MAX_INSTRUCTION, Message, Reserve, check_state, check_text
+from vlm_local.wire import MAX_INSTRUCTION, Message
 
 logger = logging.getLogger(__name__)
 

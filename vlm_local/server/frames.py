@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 
 from vlm_local.errors import RequestError
-from vlm_local.wire import Reserve, build_array, check_image_shape, decode_picture_file, take_any
+from vlm_local.fields import Reserve, build_array, check_image_shape, decode_picture_file, take_any
 
 MAX_FRAME = 2**24  # bytes; five cameras of 1024x1024 pixels, uncompressed
 _MAX_ITEMS = 4096  # of a list or map: msgpack reserves them before they come, for each level of nesting

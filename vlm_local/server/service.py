@@ -16,6 +16,7 @@ from vlm_local.bounds import MAX_LISTED, check_one_text
 from vlm_local.embodiments import AUTO
 from vlm_local.embodiments.frame import Frame
 from vlm_local.errors import RequestError
+from vlm_local.fields import Reserve
 from vlm_local.files import encode_json
 from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
 from vlm_local.server.access import Gate
@@ -25,7 +26,7 @@ from vlm_local.server.episodes import EpisodeSettings, Robot, Robots, Step
 from vlm_local.server.records import Record, Subscriber, Subscription
 from vlm_local.server.repeats import Repeats
 from vlm_local.server.state import RobotStates
-from vlm_local.wire import Message, Reserve
+from vlm_local.wire import Message
 
 logger = logging.getLogger(__name__)
 
