@@ -53,6 +53,28 @@ def test_a_jpeg_is_read_too():
     assert abs(decode_act(_body(_file(smooth, "JPEG"))).image.astype(int) - 90).max() <= 2
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_of_a_camera_held_sideways_is_turned_as_viewers_turn_it(kind):
+    corners = np.zeros((32, 48, 3), np.uint8)
+    corners[:16, :24], corners[16:, 24:] = 250, 120
+    turned = {
+        1: corners,
+        2: corners[:, ::-1],
+        3: corners[::-1, ::-1],
+        4: corners[::-1],
+        5: corners.transpose(1, 0, 2),
+        6: np.rot90(corners, -1),
+        7: corners[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(corners),
+    }
+    for orientation, expected in turned.items():
+        buffer, note = BytesIO(), Image.Exif()
+        note[0x0112] = orientation
+        Image.fromarray(corners).save(buffer, kind, exif=note)
+        image = decode_act(_body(base64.b64encode(buffer.getvalue()).decode())).image
+        assert image.shape == expected.shape and abs(image.astype(int) - expected).max() < 20, orientation
+
+
 def test_json_numpy_of_the_library_is_ours():
     json_numpy = pytest.importorskip("json_numpy")
     body = json_numpy.dumps({"image": SMALL, "instruction": "go", "proprio": np.arange(7.0)}).encode()

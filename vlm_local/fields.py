@@ -18,6 +18,7 @@ import pybase64
 from PIL import Image, UnidentifiedImageError
 
 from vlm_local.bounds import check_picture_file
+from vlm_local.data.images import turn_upright
 from vlm_local.errors import RequestError
 
 MIN_SIDE, MAX_SIDE = 16, 4096
@@ -163,6 +164,7 @@ def decode_picture_file(data: bytes, reserve: Reserve) -> np.ndarray:
             if file.mode not in _IMAGE_MODES:
                 raise RequestError(f"image: expected 8 bits a channel, got a file of mode {file.mode}")
             reserve(file.height * file.width * 3)
+            turn_upright(file)
             return np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
     except RequestError:
         raise

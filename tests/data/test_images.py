@@ -1,8 +1,20 @@
-"""Pictures made square as a station makes them."""
+"""Pictures out of files, and made square as a station makes them."""
+
+from io import BytesIO
 
 import numpy as np
+from PIL import Image
 
-from vlm_local.data.images import squeeze
+from vlm_local.data.images import decode_image, squeeze
+
+
+def test_a_camera_held_sideways_is_turned_as_at_the_server():
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16] = 250
+    note, file = Image.Exif(), BytesIO()
+    note[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(np.rot90(upright)).save(file, "PNG", exif=note)
+    assert (decode_image(file.getvalue(), "a photo") == upright).all()
 
 
 def test_a_picture_is_squeezed_between_the_centres_of_pixels_without_smoothing():

@@ -2,11 +2,12 @@
 
 import io
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlm_local.errors import DataError
 from vlm_local.files import open_regular
@@ -32,9 +33,16 @@ def decode_image(data: bytes, source: str) -> np.ndarray:
             _check_sides(image.size[::-1], source)
             if image.mode != "RGB":
                 raise DataError(f"{source}: an RGB image was expected, this one is {image.mode}")
+            turn_upright(image)
             return check_image(np.asarray(image), source)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{source}: not a readable PNG or JPEG image ({error})") from None
+
+
+def turn_upright(image: Image.Image) -> None:
+    """As viewers and OpenCV show it: a camera that is held sideways notes that in EXIF. A broken note says nothing."""
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def read_image(path: Path) -> np.ndarray:
