@@ -23,7 +23,8 @@ from vlm_local.errors import RequestError
 
 MIN_SIDE, MAX_SIDE = 16, 4096
 
-MAX_MEASURED = 1000.0  # metres or radians; far beyond any arm, and squares and millimetres stay finite
+# Far beyond any arm; what is sent in millimetres or degrees soon lies beyond them, too. A gripper has units of its own.
+MAX_POSITION_M, MAX_ANGLE_RAD, MAX_GRIPPER = 10.0, 4 * math.pi, 1000.0
 
 _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g);base64,", re.IGNORECASE)
@@ -57,7 +58,10 @@ def decode_state(value: Any) -> np.ndarray | None:
     expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
     if isinstance(value, dict):
         array = _decode_array(value, "proprio")
-    elif isinstance(value, list) and all(isinstance(number, int | float) for number in value):
+    elif isinstance(value, list):
+        for number in value:
+            if type(number) not in (int, float):
+                raise RequestError(f"{expected}got {show(number)} among them")
         try:
             array = np.array(value, dtype=np.float64)
         except OverflowError:
@@ -75,8 +79,12 @@ def check_state(array: np.ndarray) -> np.ndarray:
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
         raise RequestError(f"{expected}all finite, got {array.tolist()}")
-    if np.abs(array).max() > MAX_MEASURED:
-        raise RequestError(f"{expected}in metres and radians, none above {MAX_MEASURED:g}, got {array.tolist()}")
+    limits = [*[MAX_POSITION_M] * 3, *[MAX_ANGLE_RAD] * 3, *[MAX_GRIPPER] * (len(array) - 6)]
+    if (np.abs(array) > limits).any():
+        raise RequestError(
+            f"{expected}x, y, z in metres, up to {MAX_POSITION_M:g}, and angles in radians, up to {MAX_ANGLE_RAD:.1f}, "
+            f"got {array.tolist()}"
+        )
     return array
 
 
@@ -126,24 +134,30 @@ def _decode_base64(text: str | bytes, name: str) -> bytes:
     try:
         return pybase64.b64decode(text, validate=True)
     except ValueError as error:
-        raise RequestError(f"{name}: broken base64 ({error})") from None
+        alphabet = "its alphabet is A-Z, a-z, 0-9, + and /, padded with ="
+        raise RequestError(f"{name}: broken base64 ({error}); {alphabet}") from None
 
 
 def _decode_nested(rows: list) -> np.ndarray:
-    """A nested list of whole numbers -> uint8 (H, W, 3). `bytes` takes nothing but 0..255."""
-    first = rows[0] if rows else None
-    width = len(first) if isinstance(first, list) else 0
-    if not all(isinstance(row, list) and len(row) == width for row in rows):
+    """A nested list of whole numbers -> uint8 (H, W, 3)."""
+    shape, first = [], rows
+    while isinstance(first, list) and len(shape) < 5:
+        shape.append(len(first))
+        first = first[0] if first else None
+    check_image_shape(tuple(shape))
+    if not all(isinstance(row, list) and len(row) == shape[1] for row in rows):
         raise RequestError("image: the nested list is ragged; expected rows of equal length")
     pixels = list(chain.from_iterable(rows))
     if not all(isinstance(pixel, list) and len(pixel) == 3 for pixel in pixels):
         raise RequestError("image: expected a nested list of shape (H, W, 3), but a pixel is not 3 numbers")
-    check_image_shape((len(rows), width, 3))
     try:
+        if isinstance(first, bool):  # `bytes` takes it, and nothing else but whole numbers 0..255
+            raise TypeError
         data = bytes(chain.from_iterable(pixels))
     except (TypeError, ValueError):
-        raise RequestError("image: expected whole numbers 0..255 in the nested list, got something else") from None
-    return np.frombuffer(data, np.uint8).reshape(len(rows), width, 3)
+        odd = next(value for value in chain.from_iterable(pixels) if type(value) is not int or not 0 <= value <= 255)
+        raise RequestError(f"image: expected whole numbers 0..255 in the nested list, got {show(odd)}") from None
+    return np.frombuffer(data, np.uint8).reshape(shape)
 
 
 def _decode_image_file(text: str, reserve: Reserve) -> np.ndarray:
@@ -174,8 +188,10 @@ def decode_picture_file(data: bytes, reserve: Reserve) -> np.ndarray:
 
 
 def show(value: Any) -> str:
-    """A JSON value for a message, never longer than a line."""
+    """A value for a message, never longer than a line."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
-    text = json.dumps(value[:60] if isinstance(value, str) else value)
+    text = json.dumps(
+        value[:60] if isinstance(value, str) else value, default=repr
+    )  # websocket's clients send bytes, too
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,6 +1,7 @@
 """Request bytes <-> types, exactly as the robots' clients speak. No HTTP, no global patching of json."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from vlm_local.types import Decision
 # The largest image in json_numpy's base64, and a margin for everything else.
 MAX_BODY = 4 * (MAX_SIDE * MAX_SIDE * 3) // 3 + 2**20
 MAX_INSTRUCTION = 2000
+
+_MAX_NAMED = 5  # fields that an error lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,9 +39,7 @@ class Message:
 def decode_act(body: bytes, reserve: Reserve = take_any) -> Message:
     """The body of /act -> Message. Raises RequestError with a sentence for everything else."""
     fields, form = load_request(body)
-    for name in ("image", "instruction"):
-        if name not in fields:
-            raise RequestError(f"the field {name!r} is missing; a request is {{'image', 'instruction', 'proprio'}}")
+    check_names(fields, ("image", "instruction"), ("proprio",))
     image, instruction, state = fields["image"], fields["instruction"], fields.get("proprio")
     if form == "list" and any(isinstance(value, dict) and "__numpy__" in value for value in (image, state)):
         form = "json_numpy"
@@ -56,7 +57,9 @@ def decode_reset(body: bytes) -> int | None:
     if not body.strip():
         return None
     value = _load_json(body)
-    seed = None if value is None else _as_object(value).get("seed")
+    fields = {} if value is None else _as_object(value)
+    check_names(fields, (), ("seed",))
+    seed = fields.get("seed")
     if seed is None:
         return None
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
@@ -99,20 +102,48 @@ def build_details(decision: Decision, **where: Any) -> dict[str, Any]:
 
 def _load_json(body: bytes) -> Any:
     check_json(body)
+    encoding = json.detect_encoding(body)
+    if not encoding.startswith("utf-8"):
+        raise RequestError(f"the body looks like text in {encoding.upper()}; send JSON in UTF-8")
     try:
-        return json.loads(body.decode("utf-8"))
+        return json.loads(body.decode(encoding), object_pairs_hook=_build_object)
     except UnicodeDecodeError as error:
-        raise RequestError(f"the body is not UTF-8 text: byte {error.start} is {body[error.start]:#04x}") from None
+        came = f"byte {error.start} is {error.object[error.start]:#04x}"
+        raise RequestError(f"the body is not UTF-8 text: {came}; send JSON, a picture in it as base64") from None
     except RecursionError:
         raise RequestError("the body is JSON nested too deeply to be a request") from None
     except ValueError as error:
         raise RequestError(f"the body is not complete JSON: {error}") from None
 
 
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = {}
+    for name, value in pairs:
+        if name in fields:
+            raise RequestError(f"the field {show(name)} comes twice in one object; send it once")
+        fields[name] = value
+    return fields
+
+
 def _as_object(value: Any) -> dict:
     if not isinstance(value, dict):
         raise RequestError(f"the body must be a JSON object, but is {show(value)}")
     return value
+
+
+def check_names(fields: Mapping[str, Any], needed: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Raises RequestError for a missing field, and for one in another case: `Proprio` would be missed in silence.
+
+    Fields of other names are allowed: clients of other servers send more.
+    """
+    known = (*needed, *optional)
+    for name in fields:
+        if name not in known and name.lower() in known:
+            raise RequestError(f"the field {show(name)} must be written {name.lower()!r}")
+    for name in needed:
+        if name not in fields:
+            came = ", ".join(show(name) for name in list(fields)[:_MAX_NAMED]) or "nothing"
+            raise RequestError(f"the field {name!r} is missing; a request is {{{', '.join(known)}}}, but {came} came")
 
 
 def load_request(body: bytes) -> tuple[dict, str]:

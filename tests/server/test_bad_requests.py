@@ -26,7 +26,7 @@ def server():
     [
         (b"", "the body is empty"),
         (b'{"image": ', "not complete JSON"),
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"\xff\xfe\x00", "in UTF-16"),
         (build_body(IMAGE / 255.0), "expected dtype uint8"),
         (build_body(IMAGE[None]), "expected shape (H, W, 3)"),
         (build_body(proprio=[float("nan")] * 8), "all finite"),

@@ -156,6 +156,11 @@ def test_other_states_and_no_state_are_no_pose(door):
         (openpi_observation(**{"observation/image": openpi_array(IMAGE) | {b"shape": [-1, 9, 3]}}), "is no shape"),
         (openpi_observation(**{"observation/image": openpi_array(IMAGE.astype("<f4"))}), "expected dtype uint8"),
         (openpi_observation(prompt=7), "expected a string"),
+        (openpi_observation(prompt=b"lift it"), "expected a string, got \"b'lift it'\""),
+        (openpi_observation(prompt=msgpack.Timestamp(1)), "expected a string"),
+        (openpi_observation(**{"observation/state": [None] * 7}), "a NumPy array or a list of numbers"),
+        (openpi_observation(**{"observation/state": openpi_array(STATE * 1000)}), "x, y, z in metres, up to 10"),
+        (openpi_observation(**{"observation/image": {"__image__": True, "format": "webp"}}), "png, jpeg or raw, got"),
         (msgpack.packb({"image": msgpack.ExtType(4, b"x")}), "extension 4"),
     ],
 )
