@@ -145,6 +145,12 @@ def test_details_are_an_object_whatever_the_form(server):
     assert {"decode", "wait", "engine", "total"} <= set(details["timings_ms"])
 
 
+@pytest.mark.parametrize("query", ["", "details=0", "details=False", "details=1", "details=true"])
+def test_details_are_sent_to_those_who_ask_for_them(server, query):
+    answer = json.loads(server.post(f"/act?{query}", build_body())[2])
+    assert ("phrase" in answer) == (query in ("details=1", "details=true"))
+
+
 def test_a_body_in_chunks(server):
     body = build_body()
     parts = [body[i : i + 50_000] for i in range(0, len(body), 50_000)]

@@ -96,6 +96,8 @@ def _guard(app: Flask, service: Service) -> None:
             g.is_known = False
         if limit is not None and address.route == "/act":
             limit.check(remote)
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            raise RequestError("this port speaks HTTP; websocket clients have the port of serve --websocket-port")
         most = longest_body(address.route)
         if request.routing_exception is None and (request.content_length or 0) > most:
             raise RequestError(f"the body is larger than the {most} bytes allowed", 413)
@@ -257,7 +259,7 @@ def _is_gone_for_good() -> bool:
 
 
 def _answer(record: StepRecord, form: str) -> Response:
-    if request.args.get("details", "0") not in ("", "0"):
+    if request.args.get("details", "").lower() not in ("", "0", "false"):
         response = send_json(record.details)
     else:
         response = Response(encode_action(record.decision.action, form), mimetype="application/json")

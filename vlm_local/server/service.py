@@ -267,10 +267,12 @@ def read_body() -> bytes:
     """The whole body of the present request, whose length has been checked.
 
     Flask's get_data reads 64 kB at a time and joins the parts: 141 ms of processor time for 60 MB instead of 44.
-    Raises RequestError for a long list, before all of it is read.
+    Raises RequestError for a long list, before all of it is read, and for a compressed body.
     """
     if "body" in g:
         return g.body
+    if (coding := request.headers.get("Content-Encoding", "identity").lower()) != "identity":
+        raise RequestError(f"the body came with Content-Encoding {coding[:40]!r}; send it as it is", 415)
     stream, length = request.environ["wsgi.input"], request.content_length or 0
     if length > MAX_LISTED:
         check_one_text(stream.read(_HEAD), length)
