@@ -32,13 +32,13 @@ def add_hold_routes(app: Flask, service: Service) -> None:
         robot = request.environ[ADDRESS].robot
         reason = _read_reason(request.get_data(cache=False))
         logger.warning("held: %s (%s)", robot or "all robots", reason)
-        return _tell(robot, "held", service.states.hold(robot, reason), reason=reason)
+        return _tell(service, robot, "held", service.states.hold(robot, reason), reason=reason)
 
     @app.post("/release")
     def release():
         robot = request.environ[ADDRESS].robot
         logger.warning("released: %s", robot or "all robots")
-        return _tell(robot, "released", service.states.release(robot))
+        return _tell(service, robot, "released", service.states.release(robot))
 
 
 def _read_reason(body: bytes) -> str:
@@ -50,9 +50,15 @@ def _read_reason(body: bytes) -> str:
         return _DEFAULT_REASON
 
 
-def _tell(robot: str | None, status: str, is_kept: bool, **more: str) -> Response:
-    """robot: null for all. survives_restart: whether it was written into the run's folder."""
+def _tell(service: Service, robot: str | None, status: str, is_kept: bool, **more: str) -> Response:
+    """robot: null for all. survives_restart: whether it was written into the run's folder. note: for a name that stops
+    nobody now, as it may be misspelt.
+    """
     answer = {"status": status, "robot": robot, **more, "survives_restart": is_kept}
+    known = service.robots.names
+    if robot is not None and robot not in known:
+        answer["note"] = f"no robot of this name is here now; here: {', '.join(known) or 'none'}"
+        logger.warning("%s: %s", robot, answer["note"])
     return send_json(answer)
 
 
