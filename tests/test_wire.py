@@ -1,5 +1,7 @@
 import base64
 import json
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -123,6 +125,17 @@ def test_an_action_survives_each_form(action):
         np.testing.assert_array_equal(np.frombuffer(data, array["dtype"]).reshape(array["shape"]), action)
 
 
+def _deep_png() -> str:
+    """A PNG of 12-bit colours in 16 bits a channel, as some cameras write it: the upper 8 bits are nearly black."""
+    size = struct.pack(">IIBBBBB", 24, 16, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + (SMALL[row].astype(">u2") * 16).tobytes() for row in range(16))
+    parts = ((b"IHDR", size), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    )
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(packed)).decode()
+
+
 def _array(**changes) -> dict:
     return {**encode_array(SMALL), **changes}
 
@@ -189,7 +202,8 @@ SENTENCES = {
     _body(_file()[:200]): "no PNG or JPEG file",
     _body(_file(kind="GIF")): "no PNG or JPEG file",
     _body("data:text/plain;base64,aGVsbG8="): "a data URL must start with",
-    _body(_file(SMALL.astype(np.uint16)[..., 0])): "8 bits a channel",
+    _body(_file(SMALL.astype(np.uint16)[..., 0])): "8 bits a channel, got a PNG of 16 bits",
+    _body(_deep_png()): "8 bits a channel, got a PNG of 16 bits",
     _body(_file(np.zeros((16, 5000, 3), np.uint8))): "got (16, 5000, 3)",
     _body(None, proprio=[1, 2, 3]): "got float64 of shape (3,)",
     _body(None, proprio="here"): "proprio: expected 7 numbers",

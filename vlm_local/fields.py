@@ -28,7 +28,7 @@ MAX_POSITION_M, MAX_ANGLE_RAD, MAX_GRIPPER = 10.0, 4 * math.pi, 1000.0
 
 _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g);base64,", re.IGNORECASE)
-_IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
+_PNG_DEPTH = 24  # the byte of a PNG file that says how many bits a channel has; Pillow reads the upper 8 of 16
 
 # Told how many bytes a picture file will take before it is unpacked, as a small file may hold a large picture. Raises
 # RequestError where there is no room.
@@ -175,8 +175,8 @@ def decode_picture_file(data: bytes, reserve: Reserve) -> np.ndarray:
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
             check_image_shape((file.height, file.width, 3))
-            if file.mode not in _IMAGE_MODES:
-                raise RequestError(f"image: expected 8 bits a channel, got a file of mode {file.mode}")
+            if file.format == "PNG" and data[_PNG_DEPTH] > 8:
+                raise RequestError(f"image: expected 8 bits a channel, got a PNG of {data[_PNG_DEPTH]} bits")
             reserve(file.height * file.width * 3)
             turn_upright(file)
             return np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
