@@ -125,7 +125,7 @@ def test_an_action_survives_each_form(action):
         np.testing.assert_array_equal(np.frombuffer(data, array["dtype"]).reshape(array["shape"]), action)
 
 
-def _deep_png() -> str:
+def deep_png() -> bytes:
     """A PNG of 12-bit colours in 16 bits a channel, as some cameras write it: the upper 8 bits are nearly black."""
     size = struct.pack(">IIBBBBB", 24, 16, 16, 2, 0, 0, 0)
     rows = b"".join(b"\0" + (SMALL[row].astype(">u2") * 16).tobytes() for row in range(16))
@@ -133,7 +133,7 @@ def _deep_png() -> str:
     packed = (
         struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
     )
-    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"".join(packed)).decode()
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
 def _array(**changes) -> dict:
@@ -203,7 +203,7 @@ SENTENCES = {
     _body(_file(kind="GIF")): "no PNG or JPEG file",
     _body("data:text/plain;base64,aGVsbG8="): "a data URL must start with",
     _body(_file(SMALL.astype(np.uint16)[..., 0])): "8 bits a channel, got a PNG of 16 bits",
-    _body(_deep_png()): "8 bits a channel, got a PNG of 16 bits",
+    _body(base64.b64encode(deep_png()).decode()): "8 bits a channel, got a PNG of 16 bits",
     _body(_file(np.zeros((16, 5000, 3), np.uint8))): "got (16, 5000, 3)",
     _body(None, proprio=[1, 2, 3]): "got float64 of shape (3,)",
     _body(None, proprio="here"): "proprio: expected 7 numbers",

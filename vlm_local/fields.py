@@ -18,7 +18,7 @@ import pybase64
 from PIL import Image, UnidentifiedImageError
 
 from vlm_local.bounds import check_picture_file
-from vlm_local.data.images import turn_upright
+from vlm_local.data.images import has_deep_colours, turn_upright
 from vlm_local.errors import RequestError
 
 MIN_SIDE, MAX_SIDE = 16, 4096
@@ -28,7 +28,6 @@ MAX_POSITION_M, MAX_ANGLE_RAD, MAX_GRIPPER = 10.0, 4 * math.pi, 1000.0
 
 _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g);base64,", re.IGNORECASE)
-_PNG_DEPTH = 24  # the byte of a PNG file that says how many bits a channel has; Pillow reads the upper 8 of 16
 
 # Told how many bytes a picture file will take before it is unpacked, as a small file may hold a large picture. Raises
 # RequestError where there is no room.
@@ -175,8 +174,8 @@ def decode_picture_file(data: bytes, reserve: Reserve) -> np.ndarray:
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
             check_image_shape((file.height, file.width, 3))
-            if file.format == "PNG" and data[_PNG_DEPTH] > 8:
-                raise RequestError(f"image: expected 8 bits a channel, got a PNG of {data[_PNG_DEPTH]} bits")
+            if has_deep_colours(data):
+                raise RequestError("image: expected 8 bits a channel, got a PNG of 16 bits")
             reserve(file.height * file.width * 3)
             turn_upright(file)
             return np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
