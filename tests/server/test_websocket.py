@@ -228,6 +228,16 @@ def test_vla_eval_hears_an_error_and_goes_on():
         assert msgpack.unpackb(client.recv())["type"] == "action"
 
 
+def test_no_arm_moves_by_the_instruction_of_the_connection_before(door):
+    answers = []
+    for instruction in ("lift it", None):
+        with connect(f"{door[1]}/s/left/vla-eval") as client:
+            client.send(vla_eval_observation(0, task_description=instruction))
+            answers.append(msgpack.unpackb(client.recv()))
+    assert [answer["type"] for answer in answers] == ["action", "error"]
+    assert "no instruction has come over this connection" in answers[1]["payload"]["error"]
+
+
 def test_who_has_no_token_does_not_come_in():
     with open_door(settings=ServerSettings(gate=Gate("correct-horse"))) as (_, url):
         for path, headers in (("/", {}), ("/t/wrong-horse/", {}), ("/", {"Authorization": "Api-Key wrong-horse"})):
