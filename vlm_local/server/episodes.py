@@ -285,6 +285,11 @@ class Robots:
                 if robot.is_new and not robot.num_inside:
                     self._remove(robot)
 
+    @property
+    def names(self) -> list[str]:
+        """Of those that are here now. Never waits: a robot that is being made may wait for the model."""
+        return list(self._robots)
+
     def begin_anew(self, names: Iterable[str]) -> None:
         """Have robots begin a new episode at their next request, which may be another arm's."""
         with self._lock:
