@@ -27,7 +27,12 @@ MODE = FakeTensorMode(allow_non_fake_inputs=True)
 class SameDtype(TorchFunctionMode):
     """Fake tensors let a product of two dtypes pass; a GPU does not."""
 
-    products = (torch.nn.functional.linear, torch.matmul, torch.nn.functional.scaled_dot_product_attention)
+    products = (
+        torch.nn.functional.linear,
+        torch.nn.functional.grouped_mm,
+        torch.matmul,
+        torch.nn.functional.scaled_dot_product_attention,
+    )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self.products:
@@ -95,6 +100,7 @@ def decoder(request, monkeypatch):
         processing = Processing(loaded.processor, loaded.family, torch.bfloat16)
     else:
         put_on_fake_gpu(loaded.model)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         for kind in (forward.DynamicKV, recurrent.RecurrentKV):
             for name in ("__init__", "run", "copy_columns", "narrow"):
                 monkeypatch.setattr(kind, name, under_mode(getattr(kind, name)))
