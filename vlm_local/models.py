@@ -81,6 +81,10 @@ MODELS = (
     Model("qwen3.5-2b", "Qwen/Qwen3.5-2B", "qwen3.5", 1_699_872_768, 513_368_896),
     Model("qwen3.5-9b", "Qwen/Qwen3.5-9B", "qwen3.5", 7_369_682_944, 2_040_130_800),
     Model("qwen3.5-35b-a3b", "Qwen/Qwen3.5-35B-A3B", "qwen3.5", 2_857_480_192, 32_249_701_744, is_mixture=True),
+    Model("cosmos-reason1-7b", "nvidia/Cosmos-Reason1-7B", "qwen2.5-vl", 7_199_817_728, 1_092_348_928),
+    # Its file holds the head, which is the table of tokens, a second time.
+    Model("cosmos-reason2-2b", "nvidia/Cosmos-Reason2-2B", "qwen3-vl", 1_811_939_328, 626_757_632, gated=True),
+    Model("cosmos-reason2-8b", "nvidia/Cosmos-Reason2-8B", "qwen3-vl", 7_517_270_016, 1_249_853_680, gated=True),
     Model("paligemma", "google/paligemma-3b-mix-224", "paligemma", 2_395_238_400, 528_228_080, 4, True),
     Model("paligemma2", "google/paligemma2-3b-mix-224", "paligemma2", 2_438_000_640, 594_241_776, 2, True),
     Model("gemma3", "google/gemma-3-4b-it", "gemma3", 3_622_662_144, 677_417_328, gated=True, alias="gemma3-4b"),

@@ -57,6 +57,11 @@ def _nest_siglip(weights):
     return {re.sub(r"^vision_tower\.", "vision_tower.vision_model.", name): each for name, each in weights.items()}
 
 
+def _repeat_head(weights):
+    """Cosmos-Reason2-2B's."""
+    return weights | {"lm_head.weight": weights["model.language_model.embed_tokens.weight"].clone()}
+
+
 def _transpose_experts(weights):
     """Qwen3-VL's."""
     return {name: each.mT.contiguous() if ".experts." in name else each for name, each in weights.items()}
@@ -81,6 +86,7 @@ def _join_experts(weights):
         ("qwen2-vl", _flatten, _keep, ()),
         slow("qwen2.5-vl", _flatten, _keep, ()),
         slow("qwen3-vl", _split_rope, _keep, ()),
+        slow("qwen3-vl", _split_rope, _repeat_head, ()),
         ("qwen3-vl-moe", _split_rope, _transpose_experts, ()),
         ("qwen3.5", _keep, _keep, ("mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight")),
         slow("qwen3.5-moe", _keep, _join_experts, ("mtp.layers.0.mlp.experts.down_proj",)),
