@@ -26,6 +26,7 @@ from vlm_local.errors import ConfigError, RequestError
 from vlm_local.grammar import load_phrase_grammar
 from vlm_local.prompts import build_prompt, load_template
 from vlm_local.types import GenerationRequest, Observation, Prompt
+from vlm_local.weights import count_weights
 
 PHRASES = load_phrase_grammar().sentences
 NOISE = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
@@ -156,9 +157,18 @@ def test_too_little_memory_is_said_before_loading(folder, monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", None)
     with pytest.raises(ConfigError, match=r"needs about .* GB .*--quantize 4bit would fit|--quantize 8bit would fit"):
         load_model(open_checkpoint(folder), dtype="float32")
-    monkeypatch.setattr("vlm_local.engines.loading.measure_free_memory", lambda device: 1000)
-    with pytest.raises(ConfigError, match="take a smaller model"):
-        load_model(open_checkpoint(folder))
+    mixture = open_checkpoint(tiny_checkpoint("qwen3.5-moe"))  # whose experts no --quantize makes smaller
+    for free, checkpoint in ((1000, open_checkpoint(folder)), (sum(count_weights(mixture.folder)), mixture)):
+        monkeypatch.setattr("vlm_local.engines.loading.measure_free_memory", lambda device, free=free: free)
+        with pytest.raises(ConfigError, match="take a smaller model"):
+            load_model(checkpoint)
+
+
+def test_experts_are_computed_as_this_engine_wants_it(tmp_path):
+    folder = shutil.copytree(tiny_checkpoint("qwen3-vl-moe"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"experts_implementation": "eager"}))
+    assert set(load_model(open_checkpoint(folder)).model.get_experts_implementation().values()) == {"grouped_mm"}
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "mps", "cuda:x"])
