@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models import MIXED, tiny_checkpoint
 from vlm_local.bench import limit
 from vlm_local.bench.subject import load_subject
 from vlm_local.cli import main
@@ -44,8 +44,9 @@ def test_the_least_step_reads_the_text_again_where_nothing_of_it_is_kept(family,
     assert counted[0] == len(prepared.input_ids) - (prepared.before_length if keeps_text else 0)
 
 
-def test_a_token_of_a_mixture_meets_some_experts_and_a_prompt_reads_nearly_all():
-    subject, prepared = prepare("qwen3-vl-moe")
+@pytest.mark.parametrize("family", MIXED)
+def test_a_token_of_a_mixture_meets_some_experts_and_a_prompt_reads_nearly_all(family):
+    subject, prepared = prepare(family)
     family, counted = Family(subject.loaded), []
 
     class Rates(DeviceRates):
