@@ -18,7 +18,7 @@ from tokenizers.trainers import BpeTrainer
 
 from vlm_local.primitives import list_phrases
 
-MIXED = ("qwen3-vl-moe", "qwen3.5-moe")  # of experts: served as the family before the dash
+MIXED = ("qwen3-vl-moe", "qwen3.5-moe")  # of experts: served as the families before the dash; so is "internvl-moe"
 QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", *MIXED)
 PALIGEMMA = ("paligemma", "paligemma2")
 SMOLVLM = ("smolvlm", "smolvlm2")
@@ -97,13 +97,14 @@ def _scratch() -> Path:
 def write_checkpoint(family: str, folder: Path, seed: int = 0) -> Path:
     """Write a random checkpoint of `family` (one of FAMILIES) in Hugging Face layout."""
     folder.mkdir(parents=True, exist_ok=True)
+    build, family = _BUILDERS[family], family.removesuffix("-moe")
     tokenizer, special = _build_tokenizer(family)
     tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in _list_processor_files(family).items():
         (folder / name).write_text(json.dumps(content, indent=1))
     ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
     torch.manual_seed(seed)
-    model = _BUILDERS[family](tokenizer.get_vocab_size(), ids)
+    model = build(tokenizer.get_vocab_size(), ids)
     ends = [ids["document_end"], ids["eos"]] if family == "gemma3" else ids["eos"]
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=ends, pad_token_id=ids["pad"], bos_token_id=ids.get("bos")
@@ -388,11 +389,12 @@ def _build_gemma3(vocab_size: int, ids: dict[str, int]):
     return model
 
 
-def _build_internvl(vocab_size: int, ids: dict[str, int]):
+def _build_internvl(vocab_size: int, ids: dict[str, int], text_type: str = "qwen2"):
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision |= {"image_size": 64, "patch_size": 8, "initializer_range": _INIT}
-    text = _describe_text(vocab_size, ids) | {"model_type": "qwen2", "bos_token_id": None}
+    text = _describe_text(vocab_size, ids) | {"model_type": text_type, "bos_token_id": None}
     text |= {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}}
+    text |= _describe_experts(head_dim=16) if text_type.endswith("moe") else {}
     config = transformers.InternVLConfig(
         vision_config=vision, text_config=text, image_token_id=ids["image"], image_seq_length=16
     )
@@ -420,6 +422,7 @@ _BUILDERS = {
     "paligemma2": functools.partial(_build_paligemma, text_type="gemma2"),
     "gemma3": _build_gemma3,
     "internvl": _build_internvl,
+    "internvl-moe": functools.partial(_build_internvl, text_type="qwen3_moe"),
     "smolvlm": functools.partial(_build_smolvlm, kind="Idefics3"),
     "smolvlm2": _build_smolvlm,
 }

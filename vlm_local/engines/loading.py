@@ -97,7 +97,7 @@ def _read_config(checkpoint: Checkpoint) -> Any:
     if config._attn_implementation not in _ATTENTIONS:
         config._attn_implementation = "sdpa"  # the same sum; flash attention takes no mask for a tree
     if has_experts(config):
-        config._experts_implementation = IMPLEMENTATION
+        text._experts_implementation = IMPLEMENTATION  # the whole of an InternVL refuses it
     return config
 
 
