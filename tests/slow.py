@@ -2,6 +2,8 @@
 
 import pytest
 
+from tests.tiny_models import MIXED
+
 
 def slow(*values):
     """The parameters of one case, which runs with --slow only."""
@@ -12,5 +14,5 @@ def slow(*values):
 FAMILIES = [
     "qwen2-vl",
     "paligemma2",
-    *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "qwen3.5", "paligemma", "gemma3", "internvl", "smolvlm")),
+    *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "qwen3.5", "paligemma", "gemma3", "internvl", "smolvlm", *MIXED)),
 ]

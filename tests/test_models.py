@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.tiny_models import FAMILIES, tiny_checkpoint
+from tests.tiny_models import FAMILIES, MIXED, tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
 from vlm_local.files import find_shipped
@@ -23,11 +23,12 @@ def workplace(tmp_path, monkeypatch):
 def test_the_registry_holds_every_family_once_by_name():
     names = [name for model in MODELS for name in (model.name, model.alias) if name]
     assert len(set(names)) == len(names)
-    assert {model.family for model in MODELS} == set(FAMILIES) - {"smolvlm"}  # that one by repository or folder
+    assert {model.family for model in MODELS} == {*FAMILIES} - {"smolvlm", *MIXED}  # the first by repository or folder
+    assert {f"{model.family}-moe" for model in MODELS if model.is_mixture} == {*MIXED}
     assert {"qwen2-vl", "qwen2-vl-7b", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm2"} <= set(names)
     assert find_model("Qwen/Qwen2-VL-2B-Instruct") is find_model("qwen2-vl-2b") is find_model("qwen2-vl")
     for model in MODELS[1:]:
-        memory = [model.estimate_memory(kind) for kind in ("none", "8bit", "4bit")]
+        memory = [model.estimate_memory(kind) for kind in model.quantizations]
         assert memory == sorted(memory, reverse=True) and model.download_bytes >= memory[0]
 
 

@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
-from tests.tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES, MIXED
 from vlm_local.decoding import forward, recurrent, session, tree
 from vlm_local.decoding.families import Family, ImageFeatures, LoadedModel
 from vlm_local.decoding.tree import TreeDecoder
@@ -27,7 +27,12 @@ MODE = FakeTensorMode(allow_non_fake_inputs=True)
 class SameDtype(TorchFunctionMode):
     """Fake tensors let a product of two dtypes pass; a GPU does not."""
 
-    products = (torch.nn.functional.linear, torch.matmul, torch.nn.functional.scaled_dot_product_attention)
+    products = (
+        torch.nn.functional.linear,
+        torch.nn.functional.grouped_mm,
+        torch.matmul,
+        torch.nn.functional.scaled_dot_product_attention,
+    )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self.products:
@@ -95,6 +100,7 @@ def decoder(request, monkeypatch):
         processing = Processing(loaded.processor, loaded.family, torch.bfloat16)
     else:
         put_on_fake_gpu(loaded.model)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         for kind in (forward.DynamicKV, recurrent.RecurrentKV):
             for name in ("__init__", "run", "copy_columns", "narrow"):
                 monkeypatch.setattr(kind, name, under_mode(getattr(kind, name)))
@@ -140,6 +146,15 @@ def test_a_near_tie_goes_the_plain_path(decoder):
     decode._near_tie = np.inf
     [answer] = decode.decode(ready(draw_request(0)))
     assert answer.stats["near_tie"] == 1
+
+
+@pytest.mark.skipif(HAS_GPU, reason="another card than this one")
+@pytest.mark.parametrize("decoder", MIXED, indirect=True)
+def test_on_a_card_without_a_kernel_for_experts_there_are_no_graphs(decoder, monkeypatch):
+    decode, ready = decoder
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    plain = under_mode(TreeDecoder)(decode._loaded)
+    assert plain.metadata == {} and plain.decode(ready(draw_request(0)))[0].sentence in PHRASES
 
 
 @pytest.mark.parametrize("decoder", ["qwen2-vl"], indirect=True)

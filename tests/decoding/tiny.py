@@ -33,6 +33,7 @@ def load_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedMo
 def share_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedModel, Processing]:
     """The same model for every test that leaves it as it is."""
     folder, device = tiny_checkpoint(family, seed), torch.device("cpu")
+    family = family.removesuffix("-moe")
     model = transformers.AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype).eval()
     fix_rotary(model)
     processor = load_processor(folder, family)
