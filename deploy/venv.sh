@@ -26,15 +26,44 @@ install_once() {
     ) 9>>"$lock"
 }
 
+versions="3.13 3.12 3.11" # of Python that setup.cfg allows
+
+is_allowed() {
+    [[ " $versions " == *" $("$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) "* ]]
+}
+
+find_python() {
+    local each
+    for each in python3 $(printf 'python%s ' $versions); do
+        if is_allowed "$each"; then
+            echo "$each"
+            return
+        fi
+    done
+    echo "vlm-local runs on Python ${versions##* } to ${versions%% *}, and finds none here: python3 is $(python3 --version 2>&1)." >&2
+    echo "Install one, or let uv bring one: pip install uv && uv venv --seed --python 3.12 $venv" >&2
+    return 1
+}
+
 install_project() {
+    local base
     echo "Installing vlm-local$extras into $venv (a few minutes the first time) ..." >&2
     # Also where an install ended before pip was there.
-    if ! "$python" -m pip install --help >/dev/null 2>&1; then python3 -m venv "$venv"; fi
+    if ! "$python" -m pip install --help >/dev/null 2>&1; then
+        base=$(find_python)
+        "$base" -m venv "$venv"
+    elif ! is_allowed "$python"; then
+        echo "$venv is of $("$python" --version), and vlm-local runs on ${versions##* } to ${versions%% *}: delete $venv." >&2
+        return 1
+    fi
     "$python" -m pip install --quiet --disable-pip-version-check --editable ".$extras" >&2
 }
 
 venv=${VLM_LOCAL_VENV:-.venv}
 python=$venv/bin/python
 extras=${1:+[$1]}
-if [ ! -x "$python" ]; then rm -f "$venv"/installed-*; fi # the Python that it was made with is gone
+if [ ! -x "$python" ]; then
+    rm -f "$venv"/installed-* # the Python that it was made with is gone
+    find_python >/dev/null    # before there is a folder
+fi
 install_once "$venv" "installed-${1:-all}" "$(cat setup.cfg setup.py | cksum)" install_project

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiny_models import GEMMA4
+from tests.tiny_models import GEMMA4, MIXED
 
 
 def slow(*values):
@@ -14,6 +14,6 @@ def slow(*values):
 FAMILIES = [
     "qwen2-vl",
     "paligemma2",
-    *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "qwen3.5", "paligemma", "gemma3", "internvl", "smolvlm")),
+    *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "qwen3.5", "paligemma", "gemma3", "internvl", "smolvlm", *MIXED)),
     *map(slow, GEMMA4),
 ]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from vlm_local.bounds import MAX_PARTS, MAX_SCANS
 from vlm_local.errors import RequestError
-from vlm_local.wire import decode_image
+from vlm_local.fields import decode_image
 
 SMOOTH = np.full((48, 64, 3), 90, np.uint8)
 

@@ -12,6 +12,8 @@ def test_models_prints_every_model_and_where_it_is(capsys):
     assert tiny.rstrip().endswith("tiny") and " 0.0 M" not in tiny
     (gated,) = (line for line in lines if line.startswith("paligemma "))
     assert "(licence)" in gated and "11.7 GB" in gated
+    (mixture,) = (line for line in lines if line.startswith("qwen3-vl-30b-a3b "))
+    assert "62.1 GB  -        -" in mixture  # neither 8bit nor 4bit
 
 
 def test_fetch_prints_the_folder_or_exits_with_2_and_one_paragraph(capsys, tmp_path, monkeypatch):

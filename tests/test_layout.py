@@ -16,7 +16,7 @@ ROOT = Path(vlm_local.__file__).parent
 # A module imports from its own layer and from those above it in this list, never from those below.
 LAYERS = (
     {"errors", "types", "files", "logs", "plain", "interrupts", "processes", "progress", "relay"},
-    {"provenance", "grammar", "actions", "primitives", "bounds", "wire", "embodiments"},
+    {"provenance", "grammar", "actions", "primitives", "bounds", "fields", "wire", "embodiments"},
     {"prompts", "models", "checkpoint", "weights", "machine"},
     {"decoding"},
     {"engines"},

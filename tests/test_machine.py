@@ -28,6 +28,7 @@ def test_a_machine_is_examined_to_the_end(monkeypatch):
     assert {"python", "torch", "bitsandbytes", "memory", "disk", "embedded checkpoint", "speed"} <= set(findings)
     assert {model.name for model in MODELS[1:]} <= set(findings)
     assert findings["smolvlm2-256m"].verdict == "ok" and "steps/s" in findings["smolvlm2-256m"].text
+    assert "bfloat16 needs 68.4 GB" in findings["qwen3-vl-30b-a3b"].text  # --quantize is not for it
     assert "--quantize 4bit" in findings["qwen2-vl-7b"].text or findings["qwen2-vl-7b"].verdict == "warn"
 
 

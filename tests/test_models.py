@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.tiny_models import FAMILIES, tiny_checkpoint
+from tests.tiny_models import FAMILIES, MIXED, tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
 from vlm_local.files import find_shipped
@@ -23,11 +23,12 @@ def workplace(tmp_path, monkeypatch):
 def test_the_registry_holds_every_family_once_by_name():
     names = [name for model in MODELS for name in (model.name, model.alias) if name]
     assert len(set(names)) == len(names)
-    assert {model.family for model in MODELS} == set(FAMILIES) - {"smolvlm"}  # that one by repository or folder
+    assert {model.family for model in MODELS} == {*FAMILIES} - {"smolvlm", *MIXED}  # the first by repository or folder
+    assert {f"{model.family}-moe" for model in MODELS if model.is_mixture} == {*MIXED}
     assert {"qwen2-vl", "qwen2-vl-7b", "qwen2.5-vl", "qwen3-vl", "paligemma", "paligemma2", "smolvlm2"} <= set(names)
     assert find_model("Qwen/Qwen2-VL-2B-Instruct") is find_model("qwen2-vl-2b") is find_model("qwen2-vl")
     for model in MODELS[1:]:
-        memory = [model.estimate_memory(kind) for kind in ("none", "8bit", "4bit")]
+        memory = [model.estimate_memory(kind) for kind in model.quantizations]
         assert memory == sorted(memory, reverse=True) and model.download_bytes >= memory[0]
 
 
@@ -157,6 +158,22 @@ def test_an_adapter_whose_base_is_no_model_is_refused(base, reason, workplace):
     _write_adapter(workplace / "other", "../mine")
     with pytest.raises(ConfigError, match=reason):
         find_checkpoint("./mine")
+
+
+def test_an_adapter_is_served_on_the_weights_that_it_was_trained_on_alone(workplace):
+    """Where a training wrote down which: same shapes of other weights would answer nonsense without a word."""
+    base = shutil.copytree(tiny_checkpoint("qwen2-vl"), workplace / "base")
+    _write_adapter(workplace / "mine", "../base")
+    told = {"training": {"base_sha256": open_checkpoint(base).sha256}}
+    (workplace / "mine" / "vlm_local.json").write_text(json.dumps(told))
+    assert find_checkpoint("./mine").sidecar == told
+    weights = bytearray((base / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (base / "model.safetensors").write_bytes(weights)
+    with pytest.raises(ConfigError, match=r"trained on weights with the sha256 \w{12}\.\.\., but those of its base"):
+        find_checkpoint("./mine")
+    (workplace / "mine" / "vlm_local.json").write_text('{"training": {}}')
+    find_checkpoint("./mine")
 
 
 def test_a_base_in_the_cache_of_somebody_else_is_found_by_its_repository(workplace):

@@ -1,5 +1,7 @@
 import base64
 import json
+import struct
+import zlib
 from io import BytesIO
 
 import numpy as np
@@ -53,6 +55,32 @@ def test_a_jpeg_is_read_too():
     assert abs(decode_act(_body(_file(smooth, "JPEG"))).image.astype(int) - 90).max() <= 2
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_a_picture_of_a_camera_held_sideways_is_turned_as_viewers_turn_it(kind):
+    corners = np.zeros((32, 48, 3), np.uint8)
+    corners[:16, :24], corners[16:, 24:] = 250, 120
+    turned = {
+        1: corners,
+        2: corners[:, ::-1],
+        3: corners[::-1, ::-1],
+        4: corners[::-1],
+        5: corners.transpose(1, 0, 2),
+        6: np.rot90(corners, -1),
+        7: corners[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(corners),
+    }
+    for orientation, expected in turned.items():
+        buffer, note = BytesIO(), Image.Exif()
+        note[0x0112] = orientation
+        Image.fromarray(corners).save(buffer, kind, exif=note)
+        image = decode_act(_body(base64.b64encode(buffer.getvalue()).decode())).image
+        assert image.shape == expected.shape and abs(image.astype(int) - expected).max() < 20, orientation
+
+
+def test_a_byte_order_mark_before_the_json_is_none_of_it():
+    assert decode_act(b"\xef\xbb\xbf" + _body()).instruction == "lift the cup"
+
+
 def test_json_numpy_of_the_library_is_ours():
     json_numpy = pytest.importorskip("json_numpy")
     body = json_numpy.dumps({"image": SMALL, "instruction": "go", "proprio": np.arange(7.0)}).encode()
@@ -97,6 +125,17 @@ def test_an_action_survives_each_form(action):
         np.testing.assert_array_equal(np.frombuffer(data, array["dtype"]).reshape(array["shape"]), action)
 
 
+def deep_png() -> bytes:
+    """A PNG of 12-bit colours in 16 bits a channel, as some cameras write it: the upper 8 bits are nearly black."""
+    size = struct.pack(">IIBBBBB", 24, 16, 16, 2, 0, 0, 0)
+    rows = b"".join(b"\0" + (SMALL[row].astype(">u2") * 16).tobytes() for row in range(16))
+    parts = ((b"IHDR", size), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    packed = (
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in parts
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
 def _array(**changes) -> dict:
     return {**encode_array(SMALL), **changes}
 
@@ -105,7 +144,13 @@ FLOATS = encode_array(SMALL / 255.0)
 WIDE = np.zeros((16, 5000, 3), np.uint8)
 SENTENCES = {
     b"": "the body is empty",
-    b"\xff\xfe": "not UTF-8",
+    b"\xff\xd8\xff": "byte 0 is 0xff; send JSON, a picture in it as base64",
+    _body().decode().encode("utf-16"): "looks like text in UTF-16; send JSON in UTF-8",
+    _body().decode().encode("utf-32-le"): "looks like text in UTF-32-LE; send JSON in UTF-8",
+    b'{"image": 1, "instruction": "left", "instruction": "right"}': '"instruction" comes twice',
+    b'{"image": 1, "instruction": "go", "Proprio": [1]}': "\"Proprio\" must be written 'proprio'",
+    b'{"full_image": 1, "instruction": "go"}': '{image, instruction, proprio}, but "full_image", ',
+    b"{}": "but nothing came",
     b'{"image": [': "not complete JSON",
     b"[1, 2]": "must be a JSON object",
     b"null": "must be a JSON object",
@@ -139,28 +184,39 @@ SENTENCES = {
     _body(_array(__numpy__="a")): "broken base64",
     _body(_array(__numpy__="ä" * 1152)): "broken base64",
     _body([*SMALL.tolist()[:-1], [[1, 2, 3]]]): "ragged",
-    _body([]): "got (0, 0, 3)",
-    _body([1, 2]): "ragged",
-    _body(["abc"] * 20): "ragged",
-    _body((SMALL / 255.0).tolist()): "whole numbers 0..255",
+    _body([[[1, 2, 3]] * 16] * 15 + [[[1, 2, 3]] * 15 + [7]]): "a pixel is not 3 numbers",
+    _body([]): "got (0,)",
+    _body([1, 2]): "got (2,)",
+    _body(["abc"] * 20): "got (20,)",
+    _body(SMALL.transpose(2, 0, 1).tolist()): "got (3, 16, 24)",
+    _body([SMALL.tolist()]): "got (1, 16, 24, 3)",
+    _body((SMALL > 128).tolist()): "whole numbers 0..255 in the nested list, got ",
+    _body(np.full((16, 16, 3), 0.5).tolist()): "whole numbers 0..255 in the nested list, got 0.5",
+    _body(np.full((16, 16, 3), 128.0).tolist()): "whole numbers 0..255 in the nested list, got 128.0",
     _body((SMALL.astype(int) + 200).tolist()): "whole numbers 0..255",
     _body([[["1", "2", "3"]] * 16] * 16): "whole numbers 0..255",
-    _body([[[1, 2]] * 16] * 16): "a pixel is not 3 numbers",
+    _body([[[1, 2]] * 16] * 16): "got (16, 16, 2)",
     _body("not base64!"): "broken base64",
+    _body(base64.urlsafe_b64encode(bytes([251, 255] * 30)).decode()): "its alphabet is A-Z, a-z, 0-9, + and /",
     _body("aGVsbG8="): "no PNG or JPEG file",
     _body(_file()[:200]): "no PNG or JPEG file",
     _body(_file(kind="GIF")): "no PNG or JPEG file",
     _body("data:text/plain;base64,aGVsbG8="): "a data URL must start with",
-    _body(_file(SMALL.astype(np.uint16)[..., 0])): "8 bits a channel",
+    _body(_file(SMALL.astype(np.uint16)[..., 0])): "8 bits a channel, got a PNG of 16 bits",
+    _body(base64.b64encode(deep_png()).decode()): "8 bits a channel, got a PNG of 16 bits",
     _body(_file(np.zeros((16, 5000, 3), np.uint8))): "got (16, 5000, 3)",
     _body(None, proprio=[1, 2, 3]): "got float64 of shape (3,)",
     _body(None, proprio="here"): "proprio: expected 7 numbers",
-    _body(None, proprio=["1"] * 7): "proprio: expected 7 numbers",
+    _body(None, proprio=[0] * 6 + ["1"]): 'got "1" among them',
+    _body(None, proprio=[0, None] + [0] * 5): "got null among them",
+    _body(None, proprio=[True] * 7): "got true among them",
+    _body(None, proprio=[300, 0, 150, 0, 0, 0, 1]): "x, y, z in metres, up to 10",
+    _body(None, proprio=[0.3, 0, 0.15, 180, 0, 0, 1]): "angles in radians, up to 12.6",
     _body(None, proprio=[0] * 6 + [float("nan")]): "all finite",
     _body(None, proprio=[0] * 6 + [float("inf")]): "all finite",
     _body(None, proprio=[10**400] * 7): "too large",
-    _body(None, proprio=[1e308] * 7): "in metres and radians",
-    _body(None, proprio=[0] * 7 + [-1e300]): "in metres and radians",
+    _body(None, proprio=[1e308] * 7): "in metres",
+    _body(None, proprio=[0] * 7 + [-1e300]): "in metres",
     _body(None, proprio=encode_array(np.zeros((1, 7)))): "shape (1, 7)",
     _body(None, proprio=encode_array(np.full(8, np.nan))): "all finite",
     _body(None, proprio=encode_array(np.zeros(7, bool))): "got bool",
@@ -250,7 +306,16 @@ def test_a_seed_comes_with_a_reset():
     for body in (b"", b"  ", b"{}", b"null", b'{"seed": null}', b'{"other": 1}'):
         assert decode_reset(body) is None
     assert decode_reset(b'{"seed": 18446744073709551615}') == 2**64 - 1
-    for body in (b'{"seed": -1}', b'{"seed": 1.0}', b'{"seed": true}', b'{"seed": 18446744073709551616}', b"[]", b"{"):
+    for body in (
+        b'{"Seed": 1}',
+        b'{"seed": 1, "seed": 2}',
+        b'{"seed": -1}',
+        b'{"seed": 1.0}',
+        b'{"seed": true}',
+        b'{"seed": 18446744073709551616}',
+        b"[]",
+        b"{",
+    ):
         with pytest.raises(RequestError):
             decode_reset(body)
 

@@ -18,11 +18,12 @@ from tokenizers.trainers import BpeTrainer
 
 from vlm_local.primitives import list_phrases
 
-QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
+MIXED = ("qwen3-vl-moe", "qwen3.5-moe")  # of experts: served as the families before the dash; so is "internvl-moe"
+QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", *MIXED)
 PALIGEMMA = ("paligemma", "paligemma2")
 SMOLVLM = ("smolvlm", "smolvlm2")
 KEEP_NOTHING = PALIGEMMA  # of a prompt from one step to the next
-KEEP_A_STATE = ("qwen3.5",)  # which serves where all of the text before it is the same
+KEEP_A_STATE = ("qwen3.5", "qwen3.5-moe")  # which serves where all of the text before it is the same
 FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "gemma4", "internvl", *SMOLVLM)
 # Gemma 4's larger models, of the same family: dense, and with a mixture of experts.
 GEMMA4 = ("gemma4", "gemma4-31b", "gemma4-26b")
@@ -113,13 +114,14 @@ def _scratch() -> Path:
 def write_checkpoint(family: str, folder: Path, seed: int = 0) -> Path:
     """Write a random checkpoint of `family` (one of FAMILIES or GEMMA4) in Hugging Face layout."""
     folder.mkdir(parents=True, exist_ok=True)
+    build, family = _BUILDERS[family], family.removesuffix("-moe")
     tokenizer, special = _build_tokenizer(family)
     tokenizer.save(str(folder / "tokenizer.json"))
     for name, content in _list_processor_files(family).items():
         (folder / name).write_text(json.dumps(content, indent=1))
     ids = {name: tokenizer.token_to_id(token) for name, token in special.items()}
     torch.manual_seed(seed)
-    model = _BUILDERS[family](tokenizer.get_vocab_size(), ids)
+    model = build(tokenizer.get_vocab_size(), ids)
     ends = [ids["document_end"], ids["eos"]] if "document_end" in ids else ids["eos"]
     model.generation_config = transformers.GenerationConfig(
         eos_token_id=ends, pad_token_id=ids["pad"], bos_token_id=ids.get("bos")
@@ -251,7 +253,7 @@ def _list_qwen_files(family: str) -> dict[str, dict]:
     tokenizer = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     image = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": processor}
     image |= {"temporal_patch_size": 2, "merge_size": 2} | _normalise(0.45, 0.27)
-    if family in ("qwen3-vl", "qwen3.5"):
+    if family.startswith("qwen3"):
         image |= {"patch_size": 16, "size": {"shortest_edge": 65536, "longest_edge": 16777216}}
     else:
         image |= {"patch_size": 14, "min_pixels": 3136, "max_pixels": 12845056}
@@ -361,15 +363,21 @@ def _build_qwen25(vocab_size: int, ids: dict[str, int]):
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
 
-def _build_qwen3(vocab_size: int, ids: dict[str, int]):
+def _describe_experts(**more: int) -> dict:
+    """No square matrix among them: Qwen3-VL's are stored transposed, and found out by their shape."""
+    return {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48, **more}
+
+
+def _build_qwen3(vocab_size: int, ids: dict[str, int], kind: str = "Qwen3VL"):
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
     vision |= {"num_position_embeddings": 256, "deepstack_visual_indexes": [0]}
     options = _describe_qwen(vocab_size, ids, interleaved=True)
-    options["text_config"]["head_dim"] = 16
-    return transformers.Qwen3VLForConditionalGeneration(transformers.Qwen3VLConfig(vision_config=vision, **options))
+    options["text_config"] |= {"head_dim": 16} | (_describe_experts() if kind.endswith("Moe") else {})
+    config = getattr(transformers, f"{kind}Config")(vision_config=vision, **options)
+    return getattr(transformers, f"{kind}ForConditionalGeneration")(config)
 
 
-def _build_qwen35(vocab_size: int, ids: dict[str, int]):
+def _build_qwen35(vocab_size: int, ids: dict[str, int], kind: str = "Qwen3_5"):
     vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
     vision |= {"num_position_embeddings": 256, "initializer_range": _INIT}
     options = _describe_qwen(vocab_size, ids, interleaved=True)
@@ -378,7 +386,9 @@ def _build_qwen35(vocab_size: int, ids: dict[str, int]):
     text |= {"head_dim": 16, "layer_types": ["linear_attention", "full_attention", "linear_attention"]}
     text |= {"num_hidden_layers": 3, "linear_key_head_dim": 8, "linear_value_head_dim": 16}
     text |= {"linear_num_key_heads": 2, "linear_num_value_heads": 4}
-    model = transformers.Qwen3_5ForConditionalGeneration(transformers.Qwen3_5Config(vision_config=vision, **options))
+    text |= _describe_experts(shared_expert_intermediate_size=_WIDTH) if kind.endswith("Moe") else {}
+    config = getattr(transformers, f"{kind}Config")(vision_config=vision, **options)
+    model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
     for layer in model.model.language_model.layers[::2]:  # at random most heads forget all within some tokens
         layer.linear_attn.A_log.data = torch.tensor([0.001, 0.01, 0.1, 1.0]).log()
     return model
@@ -455,11 +465,12 @@ def _build_gemma4(vocab_size: int, ids: dict[str, int], large: dict | None = Non
     return model
 
 
-def _build_internvl(vocab_size: int, ids: dict[str, int]):
+def _build_internvl(vocab_size: int, ids: dict[str, int], text_type: str = "qwen2"):
     vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     vision |= {"image_size": 64, "patch_size": 8, "initializer_range": _INIT}
-    text = _describe_text(vocab_size, ids) | {"model_type": "qwen2", "bos_token_id": None}
+    text = _describe_text(vocab_size, ids) | {"model_type": text_type, "bos_token_id": None}
     text |= {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}}
+    text |= _describe_experts(head_dim=16) if text_type.endswith("moe") else {}
     config = transformers.InternVLConfig(
         vision_config=vision, text_config=text, image_token_id=ids["image"], image_seq_length=16
     )
@@ -483,6 +494,8 @@ _BUILDERS = {
     "qwen2.5-vl": _build_qwen25,
     "qwen3-vl": _build_qwen3,
     "qwen3.5": _build_qwen35,
+    "qwen3-vl-moe": functools.partial(_build_qwen3, kind="Qwen3VLMoe"),
+    "qwen3.5-moe": functools.partial(_build_qwen35, kind="Qwen3_5Moe"),
     "paligemma": _build_paligemma,
     "paligemma2": functools.partial(_build_paligemma, text_type="gemma2"),
     "gemma3": _build_gemma3,
@@ -490,6 +503,7 @@ _BUILDERS = {
     "gemma4-31b": functools.partial(_build_gemma4, large=_DENSE),
     "gemma4-26b": functools.partial(_build_gemma4, large=_EXPERTS),
     "internvl": _build_internvl,
+    "internvl-moe": functools.partial(_build_internvl, text_type="qwen3_moe"),
     "smolvlm": functools.partial(_build_smolvlm, kind="Idefics3"),
     "smolvlm2": _build_smolvlm,
 }

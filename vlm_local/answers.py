@@ -9,10 +9,11 @@ import numpy as np
 
 from vlm_local.client import Detector, PolicyError
 from vlm_local.errors import EngineError, RequestError
+from vlm_local.fields import check_text, decode_image
 from vlm_local.prompts import Template, build_prompt
 from vlm_local.remote_policy import read_number, read_timings
 from vlm_local.types import Generation, GenerationRequest, Observation
-from vlm_local.wire import check_text, decode_image, load_request
+from vlm_local.wire import check_names, load_request
 
 MIN_CHOICES, MAX_CHOICES = 2, 64
 MAX_CHOICE = 200
@@ -108,9 +109,7 @@ def complete_question(text: str, choices: Sequence[str]) -> str:
 def decode_question(body: bytes) -> Question:
     """The body of /answer -> Question. Raises RequestError with a sentence for everything else."""
     fields, _ = load_request(body)
-    for name in ("image", "question", "choices"):
-        if name not in fields:
-            raise RequestError(f"the field {name!r} is missing; a question is {{'image', 'question', 'choices'}}")
+    check_names(fields, ("image", "question", "choices"))
     text = check_text(fields["question"], "question", MAX_QUESTION)
     return Question(decode_image(fields["image"]), text, check_choices(fields["choices"]))
 

@@ -18,7 +18,9 @@ _FAMILY_OF_TYPE = {
     "qwen2_vl": "qwen2-vl",
     "qwen2_5_vl": "qwen2.5-vl",
     "qwen3_vl": "qwen3-vl",
+    "qwen3_vl_moe": "qwen3-vl",
     "qwen3_5": "qwen3.5",
+    "qwen3_5_moe": "qwen3.5",
     "paligemma": "paligemma",
     "gemma3": "gemma3",
     "gemma4": "gemma4",
@@ -47,6 +49,7 @@ _SIDECAR_TYPES = {
     "prompt": str,
     "embodiment": str,
     "results": dict,
+    "training": dict,
 }
 FILES = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")  # what a model's folder consists of
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -74,20 +77,8 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """Of config.json and the safetensors files, by name; of the adapter's, too.
-
-        Weights above 256 MiB are sampled, so that a start stays quick: length, header and 64 evenly
-        spaced blocks of 64 KiB of each file.
-        """
-        digest = hashlib.sha256()
-        for folder in (self.folder, *([self.adapter] if self.adapter else [])):
-            files = sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")])
-            files = [file for file in files if file.suffix == ".safetensors" or file.name in (CONFIG, ADAPTER)]
-            whole = sum(file.stat().st_size for file in files) <= _HASH_WHOLE
-            for file in files:
-                digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-                _hash_file(digest, file, whole)
-        return digest.hexdigest()
+        """As hash_weights, of the adapter's, too."""
+        return hash_weights(self.folder, *([self.adapter] if self.adapter else []))
 
 
 def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None = None) -> Checkpoint:
@@ -108,10 +99,22 @@ def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None 
         if not any((folder / file).is_file() for file in names):
             raise ConfigError(f"{folder} holds no {what} ({' or '.join(names)}); copy or download the whole model")
     check_weights(folder, quant_method)
+    owner = adapter or folder
+    sidecar = read_sidecar(owner)
     if adapter:
         check_weights(adapter, None)
-    owner = adapter or folder
-    return Checkpoint(name or owner.name, folder, family, read_sidecar(owner), adapter, quant_method)
+        _check_base(folder, adapter, sidecar.get("training", {}).get("base_sha256"))
+    return Checkpoint(name or owner.name, folder, family, sidecar, adapter, quant_method)
+
+
+def _check_base(base: Path, adapter: Path, expected: Any) -> None:
+    """Refuse weights that are not those which the adapter was trained on, where `train finetune` wrote them down."""
+    if expected is not None and expected != (found := hash_weights(base)):
+        raise ConfigError(
+            f"{adapter / SIDECAR} says that it was trained on weights with the sha256 {str(expected)[:12]}..., "
+            f"but those of its base {base} have {found[:12]}...: expected the same config.json and safetensors files. "
+            f'Put them there again, or take "base_sha256" out of the file to serve the adapter on these weights'
+        )
 
 
 def read_kind(folder: Path) -> tuple[str, str | None]:
@@ -190,6 +193,23 @@ def copy_around_weights(source: Path, folder: Path) -> None:
                 target = folder / file.relative_to(source)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, target)
+
+
+def hash_weights(*folders: Path) -> str:
+    """sha256 of config.json, adapter_config.json and the safetensors files, by name.
+
+    Weights above 256 MiB are sampled, so that a start stays quick: length, header and 64 evenly
+    spaced blocks of 64 KiB of each file.
+    """
+    digest = hashlib.sha256()
+    for folder in folders:
+        files = sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")])
+        files = [file for file in files if file.suffix == ".safetensors" or file.name in (CONFIG, ADAPTER)]
+        whole = sum(file.stat().st_size for file in files) <= _HASH_WHOLE
+        for file in files:
+            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
+            _hash_file(digest, file, whole)
+    return digest.hexdigest()
 
 
 def _hash_file(digest, file: Path, whole: bool) -> None:

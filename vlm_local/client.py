@@ -1,4 +1,5 @@
-"""A policy over HTTP. This one file with numpy is all that a robot's own environment needs.
+"""A policy over HTTP. This one file with numpy and Python 3.8 or later is all that a robot's own
+environment needs.
 
 `PolicyClient` speaks AutoEval's protocol to any server of it (remote_policy.py makes it a Policy of
 this package). `Detector` stands in for AutoEval's own success detector.

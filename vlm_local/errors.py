@@ -75,5 +75,6 @@ class RemoteError(EngineError):
 
 def suggest(word: str, known: Iterable[str]) -> str:
     """ "; did you mean X?" for the name nearest to a misspelt one, "" where none is near."""
-    near = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    names = {name.lower(): name for name in known}
+    near = difflib.get_close_matches(word.lower(), names, n=1)
+    return f"; did you mean {names[near[0]]}?" if near else ""

@@ -215,7 +215,7 @@ def _measure_rates(device: str, dtype: str) -> DeviceRates:
 
 def _describe_fit(model: Model, speeds: Mapping[str, DeviceRates], device: str) -> Finding:
     present = "present" if find_local(model.name) else f"`fetch {model.name}` gets {model.download_bytes / 1e9:.1f} GB"
-    ways = [(quantize, "bfloat16") for quantize in ("none", "8bit", "4bit")]
+    ways = [(quantize, "bfloat16") for quantize in model.quantizations]
     if not has_fast_bfloat16(device):
         ways.insert(0, ("none", "float32"))
     free = measure_free_memory(device)
@@ -226,5 +226,6 @@ def _describe_fit(model: Model, speeds: Mapping[str, DeviceRates], device: str) 
             how = dtype if quantize == "none" else f"--quantize {quantize}"
             text = f"fits {device} in {how}: {SPARE * weights / 1e9:.1f} GB, by calculation at most {rate:.2g} steps/s"
             return Finding("ok", model.name, f"{text}; {present}")
-    need = SPARE * model.estimate_memory("4bit") / 1e9
-    return Finding("warn", model.name, f"does not fit {device}: 4bit needs {need:.1f} GB, {free / 1e9:.1f} are free")
+    least = model.quantizations[-1]
+    need, how = SPARE * model.estimate_memory(least) / 1e9, "bfloat16" if least == "none" else least
+    return Finding("warn", model.name, f"does not fit {device}: {how} needs {need:.1f} GB, {free / 1e9:.1f} are free")

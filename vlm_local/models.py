@@ -33,6 +33,7 @@ class Model:
     unread: weights for sounds, which are in the repository's files alone.
     stored_bytes: bytes a weight in the repository's files.
     gated: the licence must be accepted on the hub first.
+    is_mixture: of experts, which --quantize does not pack; `linear` has those of a token.
     """
 
     name: str
@@ -44,6 +45,12 @@ class Model:
     gated: bool = False
     alias: str | None = None
     unread: int = 0
+    is_mixture: bool = False
+
+    @property
+    def quantizations(self) -> tuple[str, ...]:
+        """What --quantize takes."""
+        return ("none",) if self.is_mixture else ("none", "8bit", "4bit")
 
     @property
     def download_bytes(self) -> int:
@@ -63,10 +70,23 @@ MODELS = (
     Model("qwen3-vl", "Qwen/Qwen3-VL-2B-Instruct", "qwen3-vl", 1_811_939_328, 315_592_704, alias="qwen3-vl-2b"),
     Model("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "qwen3-vl", 4_044_357_632, 393_458_176),
     Model("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "qwen3-vl", 7_517_270_016, 1_249_853_680),
+    Model(
+        "qwen3-vl-30b-a3b",
+        "Qwen/Qwen3-VL-30B-A3B-Instruct",
+        "qwen3-vl",
+        3_251_662_848,
+        27_819_091_184,
+        is_mixture=True,
+    ),
     Model("qwen3.5", "Qwen/Qwen3.5-4B", "qwen3.5", 3_898_343_424, 640_922_112, alias="qwen3.5-4b"),
     Model("qwen3.5-0.8b", "Qwen/Qwen3.5-0.8B", "qwen3.5", 595_132_416, 257_853_504),
     Model("qwen3.5-2b", "Qwen/Qwen3.5-2B", "qwen3.5", 1_699_872_768, 513_368_896),
     Model("qwen3.5-9b", "Qwen/Qwen3.5-9B", "qwen3.5", 7_369_682_944, 2_040_130_800),
+    Model("qwen3.5-35b-a3b", "Qwen/Qwen3.5-35B-A3B", "qwen3.5", 2_857_480_192, 32_249_701_744, is_mixture=True),
+    Model("cosmos-reason1-7b", "nvidia/Cosmos-Reason1-7B", "qwen2.5-vl", 7_199_817_728, 1_092_348_928),
+    # Its file holds the head, which is the table of tokens, a second time.
+    Model("cosmos-reason2-2b", "nvidia/Cosmos-Reason2-2B", "qwen3-vl", 1_811_939_328, 626_757_632, gated=True),
+    Model("cosmos-reason2-8b", "nvidia/Cosmos-Reason2-8B", "qwen3-vl", 7_517_270_016, 1_249_853_680, gated=True),
     Model("paligemma", "google/paligemma-3b-mix-224", "paligemma", 2_395_238_400, 528_228_080, 4, True),
     Model("paligemma2", "google/paligemma2-3b-mix-224", "paligemma2", 2_438_000_640, 594_241_776, 2, True),
     Model("gemma3", "google/gemma-3-4b-it", "gemma3", 3_622_662_144, 677_417_328, gated=True, alias="gemma3-4b"),
@@ -273,6 +293,8 @@ def _explain_unknown(name: str) -> str:
         return f"{name} is a file; expected the folder of a model, with its {CONFIG}"
     if _is_path(name):
         return f"there is no folder {name}"
+    if name.lower() == "oracle":
+        return f"{name!r} names no model: the oracle reads a simulator's state, as `sim --policy oracle` has it"
     names = [model.name for model in MODELS]
     nearest = suggest(name, [*names, "random", "stop"])
     return (

@@ -1,4 +1,5 @@
-"""Stands on the station's side of a tunnel and hides from the station that the tunnel drops. One file, no packages.
+"""Stands on the station's side of a tunnel and hides from the station that the tunnel drops. One file, no packages,
+Python 3.8 or later.
 
     python3 relay.py http://127.0.0.1:8001 --port 8000
 

@@ -1,46 +1,24 @@
-"""Request bytes <-> types, exactly as the robots' clients speak. No HTTP, no global patching of json.
-
-An array in json_numpy text is `{"__numpy__": base64 of its raw bytes, "dtype": "<f8", "shape": [7]}`.
-It is read and written here in a few lines, because a wire must refuse what json_numpy would accept:
-other dtypes, bytes that do not fill the shape, shapes without an end.
-"""
+"""Request bytes <-> types, exactly as the robots' clients speak. No HTTP, no global patching of json."""
 
 import json
-import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from io import BytesIO
-from itertools import chain
 from typing import Any
 
 import numpy as np
 import pybase64
-from PIL import Image, UnidentifiedImageError
 
-from vlm_local.bounds import check_json, check_picture_file
+from vlm_local.bounds import check_json
 from vlm_local.errors import RequestError
+from vlm_local.fields import MAX_SIDE, Reserve, check_text, decode_image, decode_state, show, take_any
 from vlm_local.primitives import parse_phrase
 from vlm_local.types import Decision
 
-MIN_SIDE, MAX_SIDE = 16, 4096
 # The largest image in json_numpy's base64, and a margin for everything else.
 MAX_BODY = 4 * (MAX_SIDE * MAX_SIDE * 3) // 3 + 2**20
 MAX_INSTRUCTION = 2000
 
-MAX_MEASURED = 1000.0  # metres or radians; far beyond any arm, and squares and millimetres stay finite
-
-_DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
-_DATA_URL = re.compile(r"data:image/(?:png|jpe?g);base64,", re.IGNORECASE)
-_IMAGE_MODES = ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr")
-
-# Told how many bytes a picture file will take before it is unpacked, as a small file may hold a large picture. Raises
-# RequestError where there is no room.
-Reserve = Callable[[int], None]
-
-
-def take_any(num_bytes: int) -> None:
-    """The Reserve of who has room for every picture."""
+_MAX_NAMED = 5  # fields that an error lists
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +39,11 @@ class Message:
 def decode_act(body: bytes, reserve: Reserve = take_any) -> Message:
     """The body of /act -> Message. Raises RequestError with a sentence for everything else."""
     fields, form = load_request(body)
-    for name in ("image", "instruction"):
-        if name not in fields:
-            raise RequestError(f"the field {name!r} is missing; a request is {{'image', 'instruction', 'proprio'}}")
+    check_names(fields, ("image", "instruction"), ("proprio",))
     image, instruction, state = fields["image"], fields["instruction"], fields.get("proprio")
     if form == "list" and any(isinstance(value, dict) and "__numpy__" in value for value in (image, state)):
         form = "json_numpy"
-    return Message(decode_image(image, reserve), _decode_instruction(instruction), _decode_state(state), form)
+    return Message(decode_image(image, reserve), _decode_instruction(instruction), decode_state(state), form)
 
 
 def is_submission_test(message: Message) -> bool:
@@ -81,11 +57,13 @@ def decode_reset(body: bytes) -> int | None:
     if not body.strip():
         return None
     value = _load_json(body)
-    seed = None if value is None else _as_object(value).get("seed")
+    fields = {} if value is None else _as_object(value)
+    check_names(fields, (), ("seed",))
+    seed = fields.get("seed")
     if seed is None:
         return None
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**64:
-        raise RequestError(f"seed: expected a whole number from 0 to 2**64 - 1, got {_show(seed)}")
+        raise RequestError(f"seed: expected a whole number from 0 to 2**64 - 1, got {show(seed)}")
     return seed
 
 
@@ -124,20 +102,48 @@ def build_details(decision: Decision, **where: Any) -> dict[str, Any]:
 
 def _load_json(body: bytes) -> Any:
     check_json(body)
+    encoding = json.detect_encoding(body)
+    if not encoding.startswith("utf-8"):
+        raise RequestError(f"the body looks like text in {encoding.upper()}; send JSON in UTF-8")
     try:
-        return json.loads(body.decode("utf-8"))
+        return json.loads(body.decode(encoding), object_pairs_hook=_build_object)
     except UnicodeDecodeError as error:
-        raise RequestError(f"the body is not UTF-8 text: byte {error.start} is {body[error.start]:#04x}") from None
+        came = f"byte {error.start} is {error.object[error.start]:#04x}"
+        raise RequestError(f"the body is not UTF-8 text: {came}; send JSON, a picture in it as base64") from None
     except RecursionError:
         raise RequestError("the body is JSON nested too deeply to be a request") from None
     except ValueError as error:
         raise RequestError(f"the body is not complete JSON: {error}") from None
 
 
+def _build_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = {}
+    for name, value in pairs:
+        if name in fields:
+            raise RequestError(f"the field {show(name)} comes twice in one object; send it once")
+        fields[name] = value
+    return fields
+
+
 def _as_object(value: Any) -> dict:
     if not isinstance(value, dict):
-        raise RequestError(f"the body must be a JSON object, but is {_show(value)}")
+        raise RequestError(f"the body must be a JSON object, but is {show(value)}")
     return value
+
+
+def check_names(fields: Mapping[str, Any], needed: Sequence[str], optional: Sequence[str] = ()) -> None:
+    """Raises RequestError for a missing field, and for one in another case: `Proprio` would be missed in silence.
+
+    Fields of other names are allowed: clients of other servers send more.
+    """
+    known = (*needed, *optional)
+    for name in fields:
+        if name not in known and name.lower() in known:
+            raise RequestError(f"the field {show(name)} must be written {name.lower()!r}")
+    for name in needed:
+        if name not in fields:
+            came = ", ".join(show(name) for name in list(fields)[:_MAX_NAMED]) or "nothing"
+            raise RequestError(f"the field {name!r} is missing; a request is {{{', '.join(known)}}}, but {came} came")
 
 
 def load_request(body: bytes) -> tuple[dict, str]:
@@ -157,7 +163,7 @@ def _open_envelope(fields: dict) -> tuple[dict, str]:
         return fields, "list"
     text = fields["encoded"]
     if not isinstance(text, str):
-        raise RequestError(f"encoded: expected the request as JSON text in a string, got {_show(text)}")
+        raise RequestError(f"encoded: expected the request as JSON text in a string, got {show(text)}")
     return _load_object(text.encode("utf-8", "surrogatepass")), "encoded"
 
 
@@ -167,145 +173,3 @@ def _decode_instruction(value: Any) -> str | None:
     if isinstance(value, str) and not value.strip():
         raise RequestError("instruction: it is empty; say what the robot shall do, or send null to keep the last one")
     return check_text(value, "instruction", MAX_INSTRUCTION)
-
-
-def check_text(value: Any, name: str, most: int) -> str:
-    """A string that says something, of at most `most` characters. Raises RequestError."""
-    if not isinstance(value, str):
-        raise RequestError(f"{name}: expected a string, got {_show(value)}")
-    if not value.strip():
-        raise RequestError(f"{name}: it is empty")
-    if len(value) > most:
-        raise RequestError(f"{name}: {len(value)} characters are more than the {most} allowed")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise RequestError(f"{name}: it holds half a surrogate pair, which is no text")
-    return value
-
-
-def _decode_state(value: Any) -> np.ndarray | None:
-    if value is None:
-        return None
-    expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
-    if isinstance(value, dict):
-        array = _decode_array(value, "proprio")
-    elif isinstance(value, list) and all(isinstance(number, int | float) for number in value):
-        try:
-            array = np.array(value, dtype=np.float64)
-        except OverflowError:
-            raise RequestError(f"{expected}got one too large for a double") from None
-    else:
-        raise RequestError(f"{expected}got {_show(value)}")
-    return check_state(array)
-
-
-def check_state(array: np.ndarray) -> np.ndarray:
-    """7 or 8 measured numbers -> the same as float64. Raises RequestError."""
-    expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
-    if array.shape not in ((7,), (8,)) or array.dtype.kind not in "iuf":
-        raise RequestError(f"{expected}got {array.dtype} of shape {array.shape}")
-    array = array.astype(np.float64)
-    if not np.isfinite(array).all():
-        raise RequestError(f"{expected}all finite, got {array.tolist()}")
-    if np.abs(array).max() > MAX_MEASURED:
-        raise RequestError(f"{expected}in metres and radians, none above {MAX_MEASURED:g}, got {array.tolist()}")
-    return array
-
-
-def decode_image(value: Any, reserve: Reserve = take_any) -> np.ndarray:
-    """An image in any of the forms clients send -> uint8 (H, W, 3) RGB. Raises RequestError."""
-    if isinstance(value, dict):
-        image = _decode_array(value, "image")
-        if image.dtype != np.uint8:
-            raise RequestError(f"image: expected dtype uint8 with values 0..255, got {image.dtype}")
-        check_image_shape(image.shape)
-        return image
-    if isinstance(value, str):
-        return _decode_image_file(value, reserve)
-    if isinstance(value, list):
-        return _decode_nested(value)
-    raise RequestError(f"image: expected a json_numpy array, a nested list or a base64 PNG or JPEG, got {_show(value)}")
-
-
-def check_image_shape(shape: tuple[int, ...]) -> None:
-    """Raises RequestError unless it is (H, W, 3) with sides that a camera may have."""
-    if len(shape) != 3 or shape[2] != 3 or not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
-        raise RequestError(f"image: expected shape (H, W, 3) with sides {MIN_SIDE} to {MAX_SIDE}, got {shape}")
-
-
-def _decode_array(value: Mapping[str, Any], name: str) -> np.ndarray:
-    """A json_numpy object -> array; nothing is allocated beyond the bytes that came."""
-    text, dtype, shape = (value.get(key) for key in ("__numpy__", "dtype", "shape"))
-    if not isinstance(text, str) or not isinstance(dtype, str) or not isinstance(shape, list):
-        raise RequestError(f"{name}: expected a json_numpy object with the keys '__numpy__', 'dtype' and 'shape'")
-    return build_array(_decode_base64(text, name), dtype, shape, name)
-
-
-def build_array(data: bytes, dtype: str, shape: list, name: str) -> np.ndarray:
-    """Bytes, a plain dtype's name and a shape -> array. Raises RequestError where they do not fit together."""
-    if not _DTYPE.fullmatch(dtype):
-        raise RequestError(f"{name}: dtype {dtype[:40]!r} is not allowed; send numbers such as '|u1' or '<f8'")
-    if len(shape) > 4 or not all(type(side) is int and 0 < side <= 2**31 for side in shape):
-        raise RequestError(f"{name}: {_show(shape)} is no shape; expected up to 4 whole numbers above 0")
-    kind = np.dtype(dtype)
-    expected = math.prod(shape) * kind.itemsize
-    if len(data) != expected:
-        raise RequestError(f"{name}: {dtype} of shape {shape} takes {expected} bytes, but {len(data)} came")
-    return np.frombuffer(data, kind).reshape(shape)
-
-
-def _decode_base64(text: str | bytes, name: str) -> bytes:
-    try:
-        return pybase64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise RequestError(f"{name}: broken base64 ({error})") from None
-
-
-def _decode_nested(rows: list) -> np.ndarray:
-    """A nested list of whole numbers -> uint8 (H, W, 3). `bytes` takes nothing but 0..255."""
-    first = rows[0] if rows else None
-    width = len(first) if isinstance(first, list) else 0
-    if not all(isinstance(row, list) and len(row) == width for row in rows):
-        raise RequestError("image: the nested list is ragged; expected rows of equal length")
-    pixels = list(chain.from_iterable(rows))
-    if not all(isinstance(pixel, list) and len(pixel) == 3 for pixel in pixels):
-        raise RequestError("image: expected a nested list of shape (H, W, 3), but a pixel is not 3 numbers")
-    check_image_shape((len(rows), width, 3))
-    try:
-        data = bytes(chain.from_iterable(pixels))
-    except (TypeError, ValueError):
-        raise RequestError("image: expected whole numbers 0..255 in the nested list, got something else") from None
-    return np.frombuffer(data, np.uint8).reshape(len(rows), width, 3)
-
-
-def _decode_image_file(text: str, reserve: Reserve) -> np.ndarray:
-    """Base64 of a PNG or JPEG file, bare or as a data URL. Its size is checked before it is unpacked."""
-    prefix = _DATA_URL.match(text)
-    if prefix is None and text[:5].lower() == "data:":
-        raise RequestError(f"image: a data URL must start with data:image/png;base64, or jpeg, not {text[:40]!r}")
-    plain = text[prefix.end() if prefix else 0 :].encode("ascii", "replace")
-    return decode_picture_file(_decode_base64(plain.translate(None, b" \t\r\n"), "image"), reserve)
-
-
-def decode_picture_file(data: bytes, reserve: Reserve) -> np.ndarray:
-    """The bytes of a PNG or JPEG file -> uint8 (H, W, 3). Raises RequestError."""
-    check_picture_file(data)
-    try:
-        with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
-            check_image_shape((file.height, file.width, 3))
-            if file.mode not in _IMAGE_MODES:
-                raise RequestError(f"image: expected 8 bits a channel, got a file of mode {file.mode}")
-            reserve(file.height * file.width * 3)
-            return np.asarray(file if file.mode == "RGB" else file.convert("RGB"))
-    except RequestError:
-        raise
-    except Exception as error:  # Pillow raises a dozen kinds for a broken file; one of them names an object in memory
-        reason = "" if isinstance(error, UnidentifiedImageError) else f" ({error})"
-        raise RequestError(f"image: the {len(data)} bytes are no PNG or JPEG file{reason}") from None
-
-
-def _show(value: Any) -> str:
-    """A JSON value for a message, never longer than a line."""
-    if isinstance(value, list | dict):
-        return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
-    text = json.dumps(value[:60] if isinstance(value, str) else value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models import MIXED, tiny_checkpoint
 from vlm_local.bench import limit
 from vlm_local.bench.subject import load_subject
 from vlm_local.cli import main
+from vlm_local.decoding.experts import measure_share
+from vlm_local.decoding.families import Family
 from vlm_local.machine import DeviceRates
 from vlm_local.policy_options import PolicyOptions
 
@@ -19,7 +21,9 @@ def prepare(family):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen3.5", "internvl", "gemma3", "gemma4", "smolvlm2", "paligemma2", "qwen2-vl"])
+@pytest.mark.parametrize(
+    "family", ["qwen3.5-moe", "internvl", "gemma3", "gemma4", "gemma4-26b", "smolvlm2", "paligemma2", "qwen2-vl"]
+)
 def test_both_halves_of_a_family_are_timed(family, monkeypatch, capsys):
     monkeypatch.setattr(limit, "LENGTHS", (16,))
     assert main(["bench", "limit", "--model", str(tiny_checkpoint(family))]) == 0
@@ -57,3 +61,23 @@ def test_neither_padding_of_a_picture_nor_a_table_of_tokens_is_work():
     num_tokens = int((prepared.input_ids == subject.loaded.model.config.image_token_id).sum())
     assert counted[0][0] == sum(each.numel() for each in model.parameters()) - tables
     assert counted[1][1] == 9 * num_tokens  # patches of which a token is made
+
+
+@pytest.mark.parametrize("family", MIXED)
+def test_a_token_of_a_mixture_meets_some_experts_and_a_prompt_reads_nearly_all(family):
+    subject, prepared = prepare(family)
+    family, counted = Family(subject.loaded), []
+
+    class Rates(DeviceRates):
+        def find_least_ms(self, *counts):
+            counted.append(counts)
+            return super().find_least_ms(*counts)
+
+    assert limit.find_least_step_ms(subject, prepared, Rates(1e9, 1e9)) > 0
+    named = dict(family.language_model.named_parameters())
+    experts = sum(each.numel() for name, each in named.items() if ".experts." in name)
+    others = sum(each.numel() for each in named.values()) - experts - family.embedding.weight.numel()
+    num_weights, num_bytes, _ = counted[0]
+    assert num_weights == others + experts // 4  # 2 of 8
+    assert num_bytes == pytest.approx(4 * (others + experts), rel=1e-6)
+    assert [measure_share(family, count) for count in (1, 2)] == [0.25, 0.4375]

@@ -80,7 +80,10 @@ def test_the_version_names_what_answers_depend_on(capsys):
         (["serve", "--engine", "opneai"], "openai"),
         (["sim", "--policy", "stop", "--task", "open_draw"], "open_drawer"),
         (["sim", "--policy", "stop", "--level", "normla"], "normal"),
-        (["replay", "RUN", "--policy", "qwen2-lv"], "qwen2-vl"),
+        (["replay", "RUN", "--policy", "Qwen2-LV"], "qwen2-vl"),
+        (["replay", "RUN", "--policy", "Stop"], "stop"),
+        (["replay", "RUN", "--policy", "stop", "--embodiment", "Auto"], "auto"),
+        (["serve", "--embodiment", "autoeval-widwox"], "autoeval-widowx"),
         (["replay", "RUN", "--policy", "stop", "--grammar", "primitve"], "primitives"),
         (["replay", "RUN", "--policy", "stop", "--prompt", "chta"], "chat"),
         (["serve", "--workspace", "autoeval-drawr"], "autoeval-drawer"),
@@ -91,6 +94,11 @@ def test_the_nearest_spelling_is_named(words, nearest, tmp_path, capsys):
     status, _, error = _say(capsys, *(str(tmp_path) if word == "RUN" else word for word in words))
     assert status == 2 and f"did you mean {nearest}?" in error
     assert len(error.splitlines()) <= 2
+
+
+def test_an_oracle_where_there_is_none_is_told_where_it_plays(capsys):
+    for words in (("sim", "--policy", "Oracle", "--task", "reach"), ("serve", "--model", "oracle")):
+        assert "`sim --policy oracle`" in _say(capsys, *words)[2]
 
 
 def test_a_word_that_resembles_nothing_gets_the_list(capsys):

@@ -1,8 +1,28 @@
-"""Pictures made square as a station makes them."""
+"""Pictures out of files, and made square as a station makes them."""
+
+from io import BytesIO
 
 import numpy as np
+import pytest
+from PIL import Image
 
-from vlm_local.data.images import squeeze
+from tests.test_wire import deep_png
+from vlm_local.data.images import decode_image, squeeze
+from vlm_local.errors import DataError
+
+
+def test_a_camera_held_sideways_is_turned_as_at_the_server():
+    upright = np.zeros((32, 48, 3), np.uint8)
+    upright[:16] = 250
+    note, file = Image.Exif(), BytesIO()
+    note[0x0112] = 6  # to be turned clockwise
+    Image.fromarray(np.rot90(upright)).save(file, "PNG", exif=note)
+    assert (decode_image(file.getvalue(), "a photo") == upright).all()
+
+
+def test_colours_of_sixteen_bits_are_refused_as_at_the_server():
+    with pytest.raises(DataError, match="this PNG has 16"):
+        decode_image(deep_png(), "a photo")
 
 
 def test_a_picture_is_squeezed_between_the_centres_of_pixels_without_smoothing():

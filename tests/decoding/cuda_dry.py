@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
-from tests.tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES, MIXED
 from vlm_local.decoding import forward, recurrent, session, tree
 from vlm_local.decoding.families import Family, LoadedModel
 from vlm_local.decoding.prepared import ImageFeatures, find_layout
@@ -28,7 +28,12 @@ MODE = FakeTensorMode(allow_non_fake_inputs=True)
 class SameDtype(TorchFunctionMode):
     """Fake tensors let a product of two dtypes pass; a GPU does not."""
 
-    products = (torch.nn.functional.linear, torch.matmul, torch.nn.functional.scaled_dot_product_attention)
+    products = (
+        torch.nn.functional.linear,
+        torch.nn.functional.grouped_mm,
+        torch.matmul,
+        torch.nn.functional.scaled_dot_product_attention,
+    )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in self.products:
@@ -96,6 +101,7 @@ def decoder(request, monkeypatch):
         processing = Processing(loaded.processor, loaded.family, torch.bfloat16)
     else:
         put_on_fake_gpu(loaded.model)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
         for kind in (forward.DynamicKV, recurrent.RecurrentKV):
             for name in ("__init__", "run", "copy_columns", "narrow"):
                 monkeypatch.setattr(kind, name, under_mode(getattr(kind, name)))
@@ -156,6 +162,15 @@ def test_gemma4s_vision_tower_asks_for_no_value(decoder):
     for features in (encode if HAS_GPU else under_mode(encode))():
         assert (features.tokens.device, features.tokens.dtype) == (CUDA, torch.bfloat16)
         assert len(features.tokens) == np.count_nonzero(prepared.input_ids.numpy() == decode._family.image_token_id)
+
+
+@pytest.mark.skipif(HAS_GPU, reason="another card than this one")
+@pytest.mark.parametrize("decoder", MIXED, indirect=True)
+def test_on_a_card_without_a_kernel_for_experts_there_are_no_graphs(decoder, monkeypatch):
+    decode, ready = decoder
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    plain = under_mode(TreeDecoder)(decode._loaded)
+    assert plain.metadata == {} and plain.decode(ready(draw_request(0)))[0].sentence in PHRASES
 
 
 @pytest.mark.parametrize("decoder", ["qwen2-vl"], indirect=True)

@@ -38,4 +38,4 @@ def test_images_of_several_sizes_are_encoded_as_each_alone(family):
             torch.testing.assert_close(features.tokens, alone.tokens, atol=1e-5, rtol=1e-4)
             for level, its in zip(features.deep, alone.deep, strict=True):
                 torch.testing.assert_close(level, its, atol=1e-5, rtol=1e-4)
-    assert bool(together[0].deep) is (family == "qwen3-vl")
+    assert bool(together[0].deep) is family.startswith("qwen3-vl")

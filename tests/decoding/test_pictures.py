@@ -7,13 +7,14 @@ import pytest
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import slow
-from tests.tiny_models import KEEP_A_STATE, PALIGEMMA, QWEN, SMOLVLM
+from tests.tiny_models import KEEP_A_STATE, MIXED, PALIGEMMA, QWEN, SMOLVLM
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import RequestError
 from vlm_local.types import GenerationRequest, Picture
 
-CHAT = (*QWEN, *SMOLVLM, "gemma3", slow("gemma4"), slow("gemma4-31b"), "internvl")
+_OTHERS = ("gemma3", slow("gemma4"), slow("gemma4-31b"), "internvl")
+CHAT = [slow(family) if family in MIXED else family for family in (*QWEN, *SMOLVLM, *_OTHERS)]
 EXACT = {"posterior": "exact", "sentences": PHRASES[::15], "episode": "r/1"}
 
 

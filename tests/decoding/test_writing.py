@@ -8,7 +8,7 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
 from tests.slow import slow
-from tests.tiny_models import GEMMA4, KEEP_A_STATE, KEEP_NOTHING
+from tests.tiny_models import GEMMA4, KEEP_A_STATE, KEEP_NOTHING, MIXED
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import EngineError
 from vlm_local.types import Picture, Prompt
@@ -66,7 +66,7 @@ def write_plainly(loaded, prepared) -> list[str]:
     return [line for line in lines if not line.endswith(": ")]
 
 
-@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5")])
+@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5"), *map(slow, MIXED)])
 def test_what_is_written_is_what_a_plain_decoder_says(family):
     loaded, processing = share_tiny(family)
     decoder = TreeDecoder(loaded)
@@ -88,7 +88,7 @@ def test_the_tokens_of_all_fields_are_bounded_together():
     assert thought.num_tokens <= 5 and "THREE" not in thought.text
 
 
-@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5")])
+@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5"), *map(slow, MIXED)])
 def test_a_step_finds_what_was_read_ahead_and_answers_as_without(family):
     """Also where a step with the old prompt comes between the reading and the first step with the new one."""
     loaded, processing = share_tiny(family)

@@ -91,7 +91,7 @@ def test_every_kind_of_adapter_is_what_peft_makes_of_it(kind, tmp_path):
     assert differ(adapter, tiny_checkpoint("qwen2-vl")) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["paligemma2", slow("smolvlm2")])
+@pytest.mark.parametrize("family", ["paligemma2", slow("smolvlm2"), slow("qwen3.5-moe")])
 def test_adapters_of_other_families_on_a_tied_head(family, tmp_path):
     adapter = _adapt(family, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
     assert differ(adapter, _merge(family, adapter, tmp_path / "whole")) < 1e-4
@@ -189,6 +189,10 @@ _LAYER = "base_model.model.model.language_model.layers.0.self_attn"
         (lambda a: _add(a, f"{_LAYER}.q_proj.lora_A.weight", torch.full((4, 64), math.nan)), "not finite.*--dtype"),
         (lambda a: _edit(a / "adapter_config.json", peft_type="IA3"), "expected peft_type 'LORA'"),
         (lambda a: _edit(a / "adapter_config.json", layer_replication=[[0, 2]]), "layer_replication.*plain LoRA"),
+        (
+            lambda a: _edit(a / "adapter_config.json", target_parameters=["mlp.experts.down_proj"]),
+            "target_parameters.*merge",
+        ),
         (lambda a: _edit(a / "adapter_config.json", init_lora_weights="pissa"), "init_lora_weights is 'pissa'"),
         (lambda a: _edit(a / "adapter_config.json", lora_alpha="16"), "expected numbers for lora_alpha"),
         (lambda a: _edit(a / "adapter_config.json", alpha_pattern={"(a+)+$": 2}), "expected numbers for lora_alpha"),

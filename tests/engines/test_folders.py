@@ -101,6 +101,15 @@ def test_a_template_is_told_to_leave_thoughts_out(folder):
     assert text.endswith("assistant\n<think>\n\n</think>\n\n")
 
 
+def test_what_a_template_writes_before_an_answer_stays(folder):
+    """As RoboBrain 2.0 begins an answer without thoughts."""
+    _write_template(folder, THINKING.replace("<think>\n", "<think></think><answer>"))
+    loaded = _load(folder)
+    text = Processing(loaded.processor, "qwen2-vl", loaded.dtype).render(Prompt("", "go", "test"))
+    assert text.endswith("<|im_start|>assistant\n<think></think><answer>")
+    assert loaded.lead == "" and loaded.tokenizer.decode(loaded.eos_token_id) == "<|im_end|>"
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [

@@ -13,9 +13,10 @@ import safetensors.torch
 import torch
 import transformers
 
+from tests.hearing import differ
 from tests.slow import FAMILIES, slow
 from tests.tiny_models import FAMILIES as ALL
-from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models import MIXED, tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines import MAX_PIXELS
@@ -26,13 +27,15 @@ from vlm_local.errors import ConfigError, RequestError
 from vlm_local.grammar import load_phrase_grammar
 from vlm_local.prompts import build_prompt, load_template
 from vlm_local.types import GenerationRequest, Observation, Prompt
+from vlm_local.weights import count_weights
 
 PHRASES = load_phrase_grammar().sentences
 NOISE = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
 PROMPT = Prompt("Answer in one phrase.", "put the spoon on the towel", "test")
 REQUEST = GenerationRequest(NOISE, PROMPT, PHRASES)
 QUANTISED = [("qwen2-vl", "8bit"), ("smolvlm2", "4bit")]
-OTHERS = [(family, bits) for family in ALL for bits in ("8bit", "4bit") if (family, bits) not in QUANTISED]
+DENSE = [family for family in ALL if family not in MIXED]
+OTHERS = [(family, bits) for family in DENSE for bits in ("8bit", "4bit") if (family, bits) not in QUANTISED]
 
 
 def _generate(engine, *requests):
@@ -42,19 +45,24 @@ def _generate(engine, *requests):
 @functools.cache  # nothing below changes the model
 def _open_processing(family):
     loaded = load_model(open_checkpoint(tiny_checkpoint(family)))
-    return loaded, Processing(loaded.processor, family, loaded.dtype)
+    return loaded, Processing(loaded.processor, loaded.family, loaded.dtype)
 
 
 @pytest.mark.parametrize(
     ("family", "quantize"),
-    [*((family, "none") for family in ALL), *QUANTISED, *(slow(*case) for case in OTHERS)],
+    [
+        *((family, "none") for family in DENSE),
+        *QUANTISED,
+        *(slow(family, "none") for family in MIXED),
+        *(slow(*case) for case in OTHERS),
+    ],
 )
 def test_every_family_says_a_phrase_for_a_picture(family, quantize):
     checkpoint = open_checkpoint(tiny_checkpoint(family))
     engine = open_hf_engine(checkpoint, quantize, device="cpu")
     (answer,) = _generate(engine, replace(REQUEST, posterior="exact"))
     assert answer.sentence in PHRASES and answer.probabilities.sum() == pytest.approx(1, abs=1e-3)
-    assert engine.metadata["family"] == family and engine.metadata["quantize"] == quantize
+    assert engine.metadata["family"] == family.removesuffix("-moe") and engine.metadata["quantize"] == quantize
     kinds = {str(parameter.dtype) for parameter in load_model(checkpoint, quantize, device="cpu").model.parameters()}
     assert {"none": "torch.float32", "8bit": "torch.int8", "4bit": "torch.uint8"}[quantize] in kinds
 
@@ -150,9 +158,25 @@ def test_too_little_memory_is_said_before_loading(folder, monkeypatch):
     monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", None)
     with pytest.raises(ConfigError, match=r"needs about .* GB .*--quantize 4bit would fit|--quantize 8bit would fit"):
         load_model(open_checkpoint(folder), dtype="float32")
-    monkeypatch.setattr("vlm_local.engines.loading.measure_free_memory", lambda device: 1000)
-    with pytest.raises(ConfigError, match="take a smaller model"):
-        load_model(open_checkpoint(folder))
+    mixture = open_checkpoint(tiny_checkpoint("qwen3.5-moe"))  # whose experts no --quantize makes smaller
+    for free, checkpoint in ((1000, open_checkpoint(folder)), (sum(count_weights(mixture.folder)), mixture)):
+        monkeypatch.setattr("vlm_local.engines.loading.measure_free_memory", lambda device, free=free: free)
+        with pytest.raises(ConfigError, match="take a smaller model"):
+            load_model(checkpoint)
+
+
+@pytest.mark.slow
+def test_a_mixture_of_internvl_answers_as_outlines():
+    folder = tiny_checkpoint("internvl-moe")
+    assert differ(folder, folder, decoder="outlines") < 1e-4
+    assert load_model(open_checkpoint(folder)).model.get_experts_implementation()["text_config"] == "grouped_mm"
+
+
+def test_experts_are_computed_as_this_engine_wants_it(tmp_path):
+    folder = shutil.copytree(tiny_checkpoint("qwen3-vl-moe"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"experts_implementation": "eager"}))
+    assert load_model(open_checkpoint(folder)).model.get_experts_implementation()["text_config"] == "grouped_mm"
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "tpu", "mps", "cuda:x"])

@@ -57,43 +57,71 @@ def _spell_gemma4(config):
     return config | {"vision_soft_tokens_per_image": 70, "eoa_token_id": config["eoa_token_index"]}
 
 
-def _keep(config):
-    return config
-
-
 # Of layers that read the KV of earlier ones, and have these weights all the same.
 _SHARED = tuple(
     f"model.language_model.layers.{layer}.self_attn.{name}.weight" for layer in (2, 3) for name in ("k_proj", "k_norm")
 )
-_SIGLIP = (r"^vision_tower\.", "vision_tower.vision_model.")
+
+
+def _keep(config_or_weights):
+    return config_or_weights
+
+
+def _nest_siglip(weights):
+    return {re.sub(r"^vision_tower\.", "vision_tower.vision_model.", name): each for name, each in weights.items()}
+
+
+def _repeat_head(weights):
+    """Cosmos-Reason2-2B's."""
+    return weights | {"lm_head.weight": weights["model.language_model.embed_tokens.weight"].clone()}
+
+
+def _transpose_experts(weights):
+    """Qwen3-VL's."""
+    return {name: each.mT.contiguous() if ".experts." in name else each for name, each in weights.items()}
+
+
+def _join_experts(weights):
+    """Qwen3.5's, of which only the float8 copies hold each expert by itself."""
+    joined = {name: each for name, each in weights.items() if ".experts." not in name}
+    for place in {name.split(".experts.")[0] for name in weights.keys() - joined.keys()}:
+        several = [
+            [weights[f"{place}.experts.{expert}.{part}_proj.weight"] for expert in range(8)]
+            for part in ("gate", "up", "down")
+        ]
+        gate, up, down = map(torch.stack, several)
+        joined |= {f"{place}.experts.gate_up_proj": torch.cat([gate, up], 1), f"{place}.experts.down_proj": down}
+    return joined
 
 
 @pytest.mark.parametrize(
-    ("family", "spell", "renamed", "added"),
+    ("family", "spell", "store", "added"),
     [
-        ("qwen2-vl", _flatten, None, ()),
-        slow("qwen2.5-vl", _flatten, None, ()),
-        slow("qwen3-vl", _split_rope, None, ()),
-        ("qwen3.5", _keep, None, ("mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight")),
-        slow("paligemma", _keep, _SIGLIP, ()),
-        ("gemma3", _shorten_gemma3, _SIGLIP, ()),
-        ("gemma4", _spell_gemma4, None, _SHARED),
-        slow("internvl", _shorten_internvl, None, ()),
+        ("qwen2-vl", _flatten, _keep, ()),
+        slow("qwen2.5-vl", _flatten, _keep, ()),
+        slow("qwen3-vl", _split_rope, _keep, ()),
+        slow("qwen3-vl", _split_rope, _repeat_head, ()),
+        ("qwen3-vl-moe", _split_rope, _transpose_experts, ()),
+        ("qwen3.5", _keep, _keep, ("mtp.fc.weight", "mtp.layers.0.mlp.up_proj.weight")),
+        slow("qwen3.5-moe", _keep, _join_experts, ("mtp.layers.0.mlp.experts.down_proj",)),
+        slow("paligemma", _keep, _nest_siglip, ()),
+        ("gemma3", _shorten_gemma3, _nest_siglip, ()),
+        ("gemma4", _spell_gemma4, _keep, _SHARED),
+        slow("internvl", _shorten_internvl, _keep, ()),
     ],
 )
-def test_a_folder_spelt_as_the_published_one_is_the_same_model(family, spell, renamed, added, tmp_path):
+def test_a_folder_spelt_as_the_published_one_is_the_same_model(family, spell, store, added, tmp_path):
     folder = shutil.copytree(tiny_checkpoint(family), tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(spell(config)))
-    weights = safetensors.torch.load_file(folder / "model.safetensors")
+    weights = store(safetensors.torch.load_file(folder / "model.safetensors"))
     (folder / "model.safetensors").unlink()
     weights |= {name: torch.ones(4, 4) for name in added}
-    names = {name: re.sub(*renamed, name) if renamed else name for name in sorted(weights)}
     places = {
-        new: f"model.safetensors-0000{row % 2 + 1}-of-00002.safetensors" for row, new in enumerate(names.values())
+        name: f"model.safetensors-0000{row % 2 + 1}-of-00002.safetensors" for row, name in enumerate(sorted(weights))
     }
     for file in set(places.values()):
-        part = {new: weights[name] for name, new in names.items() if places[new] == file}
+        part = {name: each for name, each in weights.items() if places[name] == file}
         safetensors.torch.save_file(part, folder / file, {"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    assert differ(folder, tiny_checkpoint(family)) == 0
+    assert differ(folder, tiny_checkpoint(family)) < 1e-9  # how an expert rounds depends on where its weights lie

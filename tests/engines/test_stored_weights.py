@@ -16,7 +16,7 @@ from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
 from vlm_local.weights import count_packed_bytes, count_weights
 
-_BLOCK = 32
+_BLOCK = 16
 
 
 def _edit(file, **changes):
@@ -100,9 +100,15 @@ def test_what_is_quantised_is_not_quantised_again_and_is_counted_as_it_lies(tmp_
     assert floats < sum(count_weights(tiny_checkpoint("qwen2-vl")))
 
 
-def _store_fp8(folder):
+@pytest.mark.parametrize("bits", ["8bit", "4bit"])
+def test_a_mixture_whose_experts_would_stay_as_they_are_is_not_quantised(bits):
+    with pytest.raises(ConfigError, match=f"mixture of experts, and --quantize {bits} would leave these"):
+        hear(tiny_checkpoint("qwen3-vl-moe"), quantize=bits)
+
+
+def _store_fp8(family, folder):
     """(float8 weights with a scale for each block, the same numbers as floats)."""
-    source = tiny_checkpoint("qwen2-vl")
+    source = tiny_checkpoint(family)
     stored, plain = shutil.copytree(source, folder / "fp8"), shutil.copytree(source, folder / "plain")
     packed, floats, generator = {}, {}, torch.Generator().manual_seed(0)
     for name, weight in safetensors.torch.load_file(source / "model.safetensors").items():
@@ -121,9 +127,10 @@ def _store_fp8(folder):
     return stored, plain
 
 
-def test_float8_weights_are_multiplied_by_their_scales(tmp_path):
-    stored, plain = _store_fp8(tmp_path)
-    assert differ(stored, plain) < 0.01 < differ(tiny_checkpoint("qwen2-vl"), plain)
+@pytest.mark.parametrize("family", ["qwen2-vl", slow("qwen3.5-moe")])
+def test_float8_weights_are_multiplied_by_their_scales(family, tmp_path):
+    stored, plain = _store_fp8(family, tmp_path)
+    assert differ(stored, plain) < 0.01 < differ(tiny_checkpoint(family), plain)
     assert open_checkpoint(stored).quant_method == "fp8"
     config = json.loads((stored / "config.json").read_text())
     del config["quantization_config"]

@@ -56,7 +56,7 @@ def compare(family: str, device: torch.device, dtype: torch.dtype, requests: int
     loaded, _ = load_tiny(family, dtype=dtype)
     loaded.model.to(device)
     loaded = replace(loaded, device=device)
-    processing = Processing(loaded.processor, family, dtype)
+    processing = Processing(loaded.processor, loaded.family, dtype)
     decoder, reference = TreeDecoder(loaded, is_static=True, is_fused=fused), OutlinesDecoder(loaded)
     mine: list[Generation] = []
     theirs: list[Generation] = []

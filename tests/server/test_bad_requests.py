@@ -1,5 +1,6 @@
 """Nothing a client sends gets a traceback or brings the server down. What the codec refuses: test_wire.py."""
 
+import gzip
 import json
 import socket
 
@@ -26,7 +27,7 @@ def server():
     [
         (b"", "the body is empty"),
         (b'{"image": ', "not complete JSON"),
-        (b"\xff\xfe\x00", "not UTF-8"),
+        (b"\xff\xfe\x00", "in UTF-16"),
         (build_body(IMAGE / 255.0), "expected dtype uint8"),
         (build_body(IMAGE[None]), "expected shape (H, W, 3)"),
         (build_body(proprio=[float("nan")] * 8), "all finite"),
@@ -38,6 +39,18 @@ def test_a_bad_body_gets_a_sentence(server, body, sentence):
     assert status == 400 and headers["Content-Type"] == "application/json"
     assert sentence in json.loads(answer)["error"]
     assert b"Traceback" not in answer
+
+
+def test_a_compressed_body_is_refused_as_such(server):
+    status, _, answer = server.post("/act", gzip.compress(build_body()), {"Content-Encoding": "gzip"})
+    assert status == 415 and "Content-Encoding 'gzip'" in json.loads(answer)["error"]
+    assert server.post("/act", build_body(), {"Content-Encoding": "identity"})[0] == 200
+
+
+def test_a_websocket_at_the_port_of_http_hears_of_its_own(server):
+    for path in ("/", "/vla-eval"):
+        status, _, answer = server.get(path, {"Upgrade": "websocket", "Connection": "Upgrade"})
+        assert status == 400 and "--websocket-port" in json.loads(answer)["error"]
 
 
 def test_a_wrong_method_and_a_wrong_path(server):
@@ -87,6 +100,20 @@ def test_what_is_not_http_gets_a_4xx_in_json(server, data):
     head, _, body = exchange(server.port, data).partition(b"\r\n\r\n")
     assert 400 <= int(head.split()[1]) < 500
     assert json.loads(body)["error"]
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "use http://, not https://"),
+        (b"POST /act HTTP/1.1\nHost: x\nContent-Length: 2\n\n{}", "must end with CR LF"),
+        (b"POST /act HTTP/1.1\nHost: x\nContent-Length: 20000\n\n{" + b" " * 20_000, "must end with CR LF"),
+    ],
+    ids=["tls", "line-feeds", "line-feeds-and-a-picture"],
+)
+def test_what_would_never_become_a_request_is_told_so_at_once(server, data, sentence):
+    head, _, body = exchange(server.port, data).partition(b"\r\n\r\n")
+    assert b" 400 " in head.splitlines()[0] and sentence in json.loads(body)["error"]
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,7 +5,10 @@ import io
 import json
 import socket
 import threading
+import time
 from contextlib import contextmanager
+from http.client import HTTPConnection
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -197,6 +200,20 @@ def test_who_takes_nothing_of_its_answer_is_hung_up_on(limit, monkeypatch, name,
 
 def _is_open(server, client) -> bool:
     return client.getsockname() in [connection.addr for connection in list(server.http._sockets.values())]
+
+
+def test_a_clock_that_is_put_right_closes_no_connection(server, monkeypatch):
+    robot = HTTPConnection("127.0.0.1", server.port, timeout=60)
+    robot.connect()
+    robot.auto_open = False  # it shall not come back in silence
+    for hours in (0, 2, -48):
+        monkeypatch.setattr(
+            "waitress.server.time", SimpleNamespace(time=lambda wrong=hours: time.time() + 3600 * wrong)
+        )
+        for _ in range(3):  # each wakes the loop, which looks for idle connections
+            server.get("/health")
+        robot.request("POST", "/act", build_body())
+        assert robot.getresponse().read()
 
 
 def test_pages_that_hang_hold_no_thread_of_a_robot(monkeypatch):

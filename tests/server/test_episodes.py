@@ -74,6 +74,21 @@ def test_a_picture_that_stays_the_same_while_the_arm_moves_is_told(robot, policy
     assert _watch(robot, policy, [(4, True), (4, False)] * 5) == [None] * 9 + [5]
 
 
+def _count_short(robot, *messages):
+    return [robot.act(message).decision.extra.get("short_episodes") for message in messages]
+
+
+@pytest.mark.parametrize("others", [{"instruction": "open the drawer"}, {"x": 0.4}])
+def test_two_arms_that_use_one_name_are_told(others, robot, caplog):
+    """Also where only a pose tells them apart. One arm that is given a few tasks after each other is none of them."""
+    mine, other = _message(x=0.1), _message(**{"x": 0.1, **others})
+    assert _count_short(robot, *[mine, other] * 4) == [None] * 5 + [5, 6, 7]
+    assert [record.message.split(",")[0] for record in caplog.records] == [
+        "robot left: 5 requests in a row each began an episode"
+    ]
+    assert _count_short(robot, other, mine, other, other, *[mine, other] * 2) == [None] * 8
+
+
 def _play(robot, *messages):
     """(episode, step, why it began) of each message."""
     steps = [robot.act(message) for message in messages]

@@ -33,6 +33,18 @@ def _ask(server, state) -> np.ndarray:
     return np.frombuffer(base64.b64decode(told["__numpy__"]), told["dtype"])
 
 
+def test_the_metadata_say_in_what_units_an_embodiment_is_told_its_steps():
+    for embodiment, units, control_hz, action in (
+        ("auto", ["m"] * 3 + ["rad"] * 3 + ["1 open, 0 closed"], 5, [0.0125, 0, 0, 0, 0, 0, 1]),
+        ("libero", ["0.0125 m"] * 3 + ["0.5 rad"] * 3 + ["-1 open, 1 closed"], 20, [1, 0, 0, 0, 0, 0, -1]),
+    ):
+        with serve(settings=ServerSettings(embodiment=embodiment)) as server:
+            told = json.loads(server.get("/metadata")[2])["action"]
+            assert (told["units"], told["control_hz"]) == (units, control_hz)
+            server.engine.phrase = "move forward, open gripper"
+            assert server.act(proprio=None)["action"] == action
+
+
 @pytest.mark.parametrize(("commanded", "meant", "sent", "after"), VECTORS)
 def test_the_five_vectors(commanded, meant, sent, after):
     with serve(settings=STATION) as server:

@@ -53,6 +53,16 @@ def test_all_robots_stand_still_until_they_are_released_however_long_it_takes(tm
     assert left.lines[1]["extra"]["hold"]["reason"] == "a hand is in the way"
 
 
+def test_a_hold_of_a_name_that_no_robot_has_says_who_is_here():
+    with serve() as server:
+        assert _say(server, "/s/left/hold")["note"] == "no robot of this name is here now; here: none"
+        assert _is_still(_act(server))  # it counts for a robot that comes later
+        assert "note" not in _say(server, "/s/left/release")
+        for path in ("/s/Left/hold", "/s/Left/release"):
+            assert _say(server, path)["note"] == "no robot of this name is here now; here: left"
+        assert "note" not in _say(server, "/hold")
+
+
 def test_one_robot_is_held_and_one_is_let_go_alone():
     with serve() as server:
         _say(server, "/s/left/hold")

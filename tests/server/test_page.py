@@ -11,8 +11,8 @@ from tests.serving import IMAGE, PHRASE, SteeredEngine, ask
 from vlm_local.data.questions import open_labelled
 from vlm_local.errors import EngineError
 from vlm_local.server.access import Gate
-from vlm_local.server.camera import FROZEN_AFTER
 from vlm_local.server.service import ServerSettings
+from vlm_local.server.watch import FROZEN_AFTER
 from vlm_local.types import Generation
 
 pytestmark = pytest.mark.skipif(find_missing() is not None, reason=f"{find_missing()} is not installed")

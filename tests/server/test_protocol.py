@@ -2,8 +2,10 @@
 
 import base64
 import json
+import re
 import socket
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,10 @@ from PIL import Image
 
 from tests import serving
 from tests.serving import ACTION, IMAGE, PROPRIO, ask, build_body, exchange, serve
-from vlm_local.wire import encode_array
+from vlm_local.bounds import MAX_LISTED
+from vlm_local.fields import MAX_ANGLE_RAD, MAX_POSITION_M, MAX_SIDE, MIN_SIDE
+from vlm_local.server.access import MAX_SMALL_BODY
+from vlm_local.wire import MAX_BODY, MAX_INSTRUCTION, encode_array
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +148,22 @@ def test_details_are_an_object_whatever_the_form(server):
     assert details["fault"] is None and details["model"] == "steered"
     assert set(details["axes"]) == set(details["marginals"]) == {"x", "y", "z", "tilt", "yaw", "gripper"}
     assert {"decode", "wait", "engine", "total"} <= set(details["timings_ms"])
+
+
+def test_the_document_of_the_interface_names_each_field_and_bound(server):
+    text = (Path(__file__).parents[2] / "docs/http.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \|", text.partition("## Details")[2].partition("\n## ")[0], re.M)
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == set(server.act())
+    for bound in (MAX_BODY, MAX_SMALL_BODY, MAX_LISTED, MAX_INSTRUCTION):
+        assert f"{bound:,}" in text
+    for bound in (f"{MIN_SIDE} to {MAX_SIDE}", f"above {MAX_POSITION_M:g} m", f"above {MAX_ANGLE_RAD:.1f} rad"):
+        assert bound in text
+
+
+@pytest.mark.parametrize("query", ["", "details=0", "details=False", "details=1", "details=true"])
+def test_details_are_sent_to_those_who_ask_for_them(server, query):
+    answer = json.loads(server.post(f"/act?{query}", build_body())[2])
+    assert ("phrase" in answer) == (query in ("details=1", "details=true"))
 
 
 def test_a_body_in_chunks(server):

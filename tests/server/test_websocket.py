@@ -156,6 +156,11 @@ def test_other_states_and_no_state_are_no_pose(door):
         (openpi_observation(**{"observation/image": openpi_array(IMAGE) | {b"shape": [-1, 9, 3]}}), "is no shape"),
         (openpi_observation(**{"observation/image": openpi_array(IMAGE.astype("<f4"))}), "expected dtype uint8"),
         (openpi_observation(prompt=7), "expected a string"),
+        (openpi_observation(prompt=b"lift it"), "expected a string, got \"b'lift it'\""),
+        (openpi_observation(prompt=msgpack.Timestamp(1)), "expected a string"),
+        (openpi_observation(**{"observation/state": [None] * 7}), "a NumPy array or a list of numbers"),
+        (openpi_observation(**{"observation/state": openpi_array(STATE * 1000)}), "x, y, z in metres, up to 10"),
+        (openpi_observation(**{"observation/image": {"__image__": True, "format": "webp"}}), "png, jpeg or raw, got"),
         (msgpack.packb({"image": msgpack.ExtType(4, b"x")}), "extension 4"),
     ],
 )
@@ -221,6 +226,16 @@ def test_vla_eval_hears_an_error_and_goes_on():
         served.engine.fault = None
         client.send(vla_eval_observation(5))
         assert msgpack.unpackb(client.recv())["type"] == "action"
+
+
+def test_no_arm_moves_by_the_instruction_of_the_connection_before(door):
+    answers = []
+    for instruction in ("lift it", None):
+        with connect(f"{door[1]}/s/left/vla-eval") as client:
+            client.send(vla_eval_observation(0, task_description=instruction))
+            answers.append(msgpack.unpackb(client.recv()))
+    assert [answer["type"] for answer in answers] == ["action", "error"]
+    assert "no instruction has come over this connection" in answers[1]["payload"]["error"]
 
 
 def test_who_has_no_token_does_not_come_in():

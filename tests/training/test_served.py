@@ -91,7 +91,9 @@ def test_the_loss_is_that_of_the_served_answer(family, tmp_path):
     labels = batch["labels"][batch["labels"] >= 0]
     assert loss == pytest.approx(float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum")), rel=1e-6)
 
-    prepared = [Processing(loaded.processor, family, loaded.dtype).prepare(each) for each in requests[: len(asked)]]
+    prepared = [
+        Processing(loaded.processor, loaded.family, loaded.dtype).prepare(each) for each in requests[: len(asked)]
+    ]
     tokens = tokenize_sentences(
         loaded.tokenizer, GRAMMAR.sentences, int(prepared[0].input_ids[-1]), loaded.eos_token_id, loaded.lead
     )

@@ -9,6 +9,7 @@ import torch
 
 from vlm_local.bench import Measured
 from vlm_local.bench.subject import Subject
+from vlm_local.decoding.experts import can_capture, has_experts, measure_share
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import Kept
 from vlm_local.decoding.fused import FusedLayers
@@ -33,10 +34,10 @@ def measure(subject: Subject) -> Measured:
     family = Family(subject.loaded)
     rates = measure_rates(subject)
     prepared = subject.prepare(subject.draw_request(np.random.default_rng(0), "a"))
-    on_gpu = subject.loaded.device.type == "cuda"
-    kinds = {"": StaticForwards(family, captures=on_gpu)}
+    captures = subject.loaded.device.type == "cuda" and can_capture(family)
+    kinds = {"": StaticForwards(family, captures)}
     if not family.is_recurrent:
-        kinds["fused_"] = StaticForwards(family, captures=on_gpu, fused=FusedLayers(family))
+        kinds["fused_"] = StaticForwards(family, captures, fused=FusedLayers(family))
     halves = {f"{length} tokens": _build_forward(family, length) for length in LENGTHS}
     halves["vision"] = lambda forwards: forwards.encode_images([prepared])
     least_ms = _find_least(subject, prepared, rates)
@@ -46,7 +47,7 @@ def measure(subject: Subject) -> Measured:
         chunks[name] = {"least_ms": round(least_ms[name], 3)}
         for kind, ms in times.items():
             chunks[name] |= {f"{kind}ms": round(ms, 3), f"{kind}share": round(least_ms[name] / ms, 3)}
-    num_weights, num_bytes = _count_language(family)
+    num_weights, num_bytes = _count(_list_language(family))
     result = {
         "benchmark": "limit",
         **subject.about,
@@ -76,7 +77,7 @@ def find_least_step_ms(subject: Subject, prepared: PreparedRequest, rates: Devic
     """
     family = Family(subject.loaded)
     tokens = len(prepared.input_ids) - count_reusable(family, prepared)
-    return rates.find_least_ms(*_count_language(family), tokens) + _find_least_vision_ms(subject, prepared, rates)
+    return _find_least_language_ms(family, tokens, rates) + _find_least_vision_ms(subject, prepared, rates)
 
 
 def _find_least_vision_ms(subject: Subject, prepared: PreparedRequest, rates: DeviceRates) -> float:
@@ -89,8 +90,8 @@ def _find_least_vision_ms(subject: Subject, prepared: PreparedRequest, rates: De
 
 def _find_least(subject: Subject, prepared: PreparedRequest, rates: DeviceRates) -> dict[str, float]:
     """Of each half that `measure` times."""
-    language = _count_language(Family(subject.loaded))
-    least_ms = {f"{length} tokens": rates.find_least_ms(*language, length) for length in LENGTHS}
+    family = Family(subject.loaded)
+    least_ms = {f"{length} tokens": _find_least_language_ms(family, length, rates) for length in LENGTHS}
     return least_ms | {"vision": _find_least_vision_ms(subject, prepared, rates)}
 
 
@@ -102,10 +103,23 @@ def _count_patches(subject: Subject, prepared: PreparedRequest) -> int:
     return num_pixels // (3 * side**2 * getattr(config, "temporal_patch_size", 1))
 
 
-def _count_language(family: Family) -> tuple[int, int]:
-    """Weights of the language model and their bytes, without tables of tokens, of which only rows are read."""
+def _find_least_language_ms(family: Family, num_tokens: int, rates: DeviceRates) -> float:
+    """Of a mixture's experts, each token meets a few, and those that all tokens together meet are read."""
+    num_weights, num_bytes = _count(_list_language(family, of_experts=False))
+    if has_experts(family.language_model.config):
+        num_experts, expert_bytes = _count(_list_language(family, of_experts=True))
+        num_weights += int(num_experts * measure_share(family, 1))
+        num_bytes += int(expert_bytes * measure_share(family, num_tokens))
+    return rates.find_least_ms(num_weights, num_bytes, num_tokens)
+
+
+def _list_language(family: Family, of_experts: bool | None = None) -> list[torch.Tensor]:
+    """Weights of the language model without tables of tokens, of which only rows are read. of_experts: only those
+    that belong to experts, or only the others.
+    """
     tables = {id(each.weight) for each in family.language_model.modules() if isinstance(each, torch.nn.Embedding)}
-    return _count([each for each in family.language_model.parameters() if id(each) not in tables])
+    named = family.language_model.named_parameters()
+    return [each for name, each in named if id(each) not in tables and of_experts in (None, ".experts." in name)]
 
 
 def _count(weights: Sequence[torch.Tensor]) -> tuple[int, int]:

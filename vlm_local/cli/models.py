@@ -22,7 +22,7 @@ def _list_models(args: argparse.Namespace) -> None:
     for model in MODELS:
         folder = find_local(model.name)
         linear, rest = (model.linear, model.rest) if model.repository or not folder else count_weights(folder)
-        memory = [estimate_memory(linear, rest, kind) for kind in ("none", "8bit", "4bit")]
+        memory = {kind: estimate_memory(linear, rest, kind) for kind in model.quantizations}
         download = f"{model.download_bytes / 1e9:.1f} GB" if model.repository else "-"
         rows.append(
             (
@@ -30,7 +30,7 @@ def _list_models(args: argparse.Namespace) -> None:
                 (model.repository or "ships with the project") + (" (licence)" if model.gated else ""),
                 _scale(linear + rest),
                 download,
-                *(f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB" for size in memory),
+                *(_tell_bytes(memory.get(kind)) for kind in ("none", "8bit", "4bit")),
                 str(folder or "no"),
             )
         )
@@ -38,6 +38,12 @@ def _list_models(args: argparse.Namespace) -> None:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     print("\nMemory is of the weights alone; `doctor` says what fits here. (licence): accept it on the hub first.")
+
+
+def _tell_bytes(size: int | None) -> str:
+    if size is None:
+        return "-"
+    return f"{size / 1e9:.1f} GB" if size >= 5e7 else f"{size / 1e6:.1f} MB"
 
 
 def _scale(count: int) -> str:

@@ -2,11 +2,12 @@
 
 import io
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from vlm_local.errors import DataError
 from vlm_local.files import open_regular
@@ -32,9 +33,23 @@ def decode_image(data: bytes, source: str) -> np.ndarray:
             _check_sides(image.size[::-1], source)
             if image.mode != "RGB":
                 raise DataError(f"{source}: an RGB image was expected, this one is {image.mode}")
+            if has_deep_colours(data):
+                raise DataError(f"{source}: 8 bits a channel were expected, this PNG has 16")
+            turn_upright(image)
             return check_image(np.asarray(image), source)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{source}: not a readable PNG or JPEG image ({error})") from None
+
+
+def has_deep_colours(data: bytes) -> bool:
+    """Whether a PNG file has 16 bits a channel: Pillow keeps the upper 8, which are black where a camera has 12."""
+    return data.startswith(b"\x89PNG") and data[24:25] > b"\x08"
+
+
+def turn_upright(image: Image.Image) -> None:
+    """As viewers and OpenCV show it: a camera that is held sideways notes that in EXIF. A broken note says nothing."""
+    with suppress(Exception):
+        ImageOps.exif_transpose(image, in_place=True)
 
 
 def read_image(path: Path) -> np.ndarray:

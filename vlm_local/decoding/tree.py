@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from vlm_local.decoding.distribution import Prior, certify, decide, select_nodes
+from vlm_local.decoding.experts import can_capture
 from vlm_local.decoding.families import Family, LoadedModel
 from vlm_local.decoding.forward import Head
 from vlm_local.decoding.fused import FusedLayers
@@ -71,16 +72,17 @@ class TreeDecoder:
     ):
         """budget: None for the device's own. max_batch: requests at once that a GPU is made ready for.
 
-        is_static: forwards of fixed shapes, replayed as graphs on a GPU; None for a GPU only.
+        is_static: forwards of fixed shapes, replayed as graphs on a GPU; None for a GPU that can replay them.
         is_fused: compile the layers of these forwards, which a GPU has yet to say is worth it.
         """
         self._loaded = loaded
         self._family = Family(loaded)
         on_gpu = loaded.device.type == "cuda"
         self._budget = budget or (GPU_BUDGET if on_gpu else Budget())
-        is_static = on_gpu if is_static is None else is_static
+        captures = on_gpu and can_capture(self._family)
+        is_static = captures if is_static is None else is_static
         fused = FusedLayers(self._family) if is_static and is_fused and not self._family.is_recurrent else None
-        self._forwards = StaticForwards(self._family, on_gpu, max_batch, fused) if is_static else None
+        self._forwards = StaticForwards(self._family, captures, max_batch, fused) if is_static else None
         self._store = PrefixStore(_KEPT_BYTES)
         self.writer = ThoughtWriter(loaded, self._family, self._store)
         self._near_tie = NEAR_TIE[loaded.dtype]

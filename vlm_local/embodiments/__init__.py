@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.errors import ConfigError
+from vlm_local.errors import ConfigError, suggest
 from vlm_local.files import read_json_object
 
 AUTO = "auto"
@@ -152,8 +152,9 @@ def find_file(name: str) -> Path:
             "there is no embodiment droid: its arms are driven by positions or speeds of seven joints, and a phrase "
             "moves and turns the hand; that needs inverse kinematics at the station"
         )
-    if name not in list_embodiments():
-        raise ConfigError(f"embodiment must be auto, one of {', '.join(list_embodiments())} or FILE.json, not {name!r}")
+    if name not in (known := list_embodiments()):
+        nearest = suggest(name, [AUTO, *known])
+        raise ConfigError(f"embodiment must be auto, one of {', '.join(known)} or FILE.json, not {name!r}{nearest}")
     return _FOLDER / f"{name}.json"
 
 

@@ -1,5 +1,6 @@
 """Loads a checkpoint's folder into memory: device, dtype, quantisation, adapter, end token."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 import transformers
 
 from vlm_local.checkpoint import BITSANDBYTES, Checkpoint
+from vlm_local.decoding.experts import IMPLEMENTATION, has_experts
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.adapters import add_adapter
 from vlm_local.engines.processing import is_chat
@@ -56,7 +58,8 @@ def load_model(
     chosen = _choose_dtype(dtype, place, size, quantize)
     config = _read_config(checkpoint)
     quantization = describe_quantization(checkpoint, config, quantize, chosen)
-    _check_memory(checkpoint, size, quantize, chosen, place)
+    kinds = QUANTIZE[:1] if checkpoint.quant_method or has_experts(config) else QUANTIZE
+    _check_memory(checkpoint, size, quantize, kinds, chosen, place)
     processor = load_processor(checkpoint.folder, checkpoint.family, checkpoint.adapter)
     words = Path(processor.tokenizer.name_or_path)  # the adapter's folder, where it has a tokenizer
     check_tokens(processor, config, words)
@@ -96,6 +99,8 @@ def _read_config(checkpoint: Checkpoint) -> Any:
         config.audio_config = None  # nobody shows a sound: a twentieth of Gemma 4's weights
     if config._attn_implementation not in _ATTENTIONS:
         config._attn_implementation = "sdpa"  # the same sum; flash attention takes no mask for a tree
+    if has_experts(config):
+        text._experts_implementation = IMPLEMENTATION  # the whole of an InternVL refuses it
     return config
 
 
@@ -204,12 +209,19 @@ def _choose_dtype(name: str, device: torch.device, size: _Size, quantize: str) -
     return torch.float32 if fits else torch.bfloat16
 
 
-def _check_memory(checkpoint: Checkpoint, size: _Size, quantize: str, dtype: torch.dtype, device: torch.device) -> None:
+def _check_memory(
+    checkpoint: Checkpoint,
+    size: _Size,
+    quantize: str,
+    kinds: Sequence[str],
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """kinds: of QUANTIZE, those that the checkpoint can be loaded with."""
     needed = SPARE * size.estimate(quantize, dtype.itemsize)
     free = measure_free_memory(str(device))
     if needed <= free:
         return
-    kinds = QUANTIZE[:1] if checkpoint.quant_method else QUANTIZE
     smaller = [kind for kind in kinds if SPARE * size.estimate(kind, 2) <= free]
     mend = f"--dtype bfloat16 --quantize {smaller[0]} would fit" if smaller else "take a smaller model"
     raise ConfigError(

@@ -95,7 +95,7 @@ class ServerPool:
         try:
             try:
                 return await asyncio.wait_for(job(server), left_s)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 raise RemoteError(f"{server.url} gave no answer within the step's deadline", "timeout") from None
         except RemoteError as error:
             self.counters[error.kind] += 1

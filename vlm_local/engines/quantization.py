@@ -10,6 +10,7 @@ import transformers
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from vlm_local.checkpoint import Checkpoint
+from vlm_local.decoding.experts import has_experts
 from vlm_local.engines.adapters import find_place
 from vlm_local.errors import ConfigError
 from vlm_local.weights import is_packed, list_weights, read_header
@@ -20,13 +21,19 @@ INSTEAD = "or take the model's unquantised folder, with --quantize where it is t
 def describe_quantization(checkpoint: Checkpoint, config: Any, quantize: str, dtype: torch.dtype):
     """What transformers is to be told, None where the folder speaks for itself.
 
-    dtype: in which --quantize 4bit computes. Raises ConfigError where weights would be quantised twice.
+    dtype: in which --quantize 4bit computes. Raises ConfigError where weights would be quantised twice, and where next
+        to none would be.
     """
     stored = checkpoint.quant_method
     if stored and quantize != "none":
         raise ConfigError(
             f"{checkpoint.folder} is quantised already ({stored}), so --quantize {quantize} cannot be had on top of "
             f"it; leave --quantize out, or take the model's unquantised folder"
+        )
+    if quantize != "none" and has_experts(config):
+        raise ConfigError(
+            f"{checkpoint.folder} is a mixture of experts, and --quantize {quantize} would leave these as they are: "
+            f"bitsandbytes packs linear layers alone. Leave --quantize out, or take a dense model"
         )
     if stored == "bitsandbytes-8bit" or quantize == "8bit":
         # It says for every layer of every forward that it casts to float16, which is what 8bit is.

@@ -305,7 +305,7 @@ def _translated(url: str, timeout_s: float) -> Iterator[None]:
     """Turns what the openai package and its transport raise into a RemoteError of the right kind."""
     try:
         yield
-    except (openai.APITimeoutError, asyncio.TimeoutError):
+    except (TimeoutError, openai.APITimeoutError):
         raise RemoteError(f"{url} gave no answer within {timeout_s:.3g} s", "timeout") from None
     except openai.APIStatusError as error:
         raise RemoteError(*_describe_status(url, error)) from None

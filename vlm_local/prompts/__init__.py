@@ -140,7 +140,7 @@ def parse_block(block: str, text: str, path: Path) -> string.Template:
     """A template's text. block: whose names it may use. Raises ConfigError for others; path: of the file, for that."""
     # A trailing space or newline would break the canonical tokenisation of every phrase.
     template, names = string.Template(text.strip()), _NAMES[block]
-    places = list(template.pattern.finditer(template.template))  # Template says them itself from Python 3.11 on
+    places = list(template.pattern.finditer(template.template))
     unknown = {place["named"] or place["braced"] or "$" for place in places if place["escaped"] is None} - set(names)
     if unknown:
         where = "a prompt" if block in ("before", "after") else f"[{block}]"

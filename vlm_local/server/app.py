@@ -19,6 +19,7 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from vlm_local.answers import Answer, Question
 from vlm_local.errors import EngineError, RequestError
+from vlm_local.fields import Reserve
 from vlm_local.plain import hide_token
 from vlm_local.relay import HEADER
 from vlm_local.server.access import (
@@ -35,7 +36,7 @@ from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.routes import add_answer_route, add_hold_routes, add_status_routes
 from vlm_local.server.service import Policies, ServerSettings, Service, read_body, send_json, take_place
 from vlm_local.server.state import RobotStates
-from vlm_local.wire import MAX_BODY, Message, Reserve, decode_act, decode_reset, encode_action, is_submission_test
+from vlm_local.wire import MAX_BODY, Message, decode_act, decode_reset, encode_action, is_submission_test
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,8 @@ def _guard(app: Flask, service: Service) -> None:
             g.is_known = False
         if limit is not None and address.route == "/act":
             limit.check(remote)
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            raise RequestError("this port speaks HTTP; websocket clients have the port of serve --websocket-port")
         most = longest_body(address.route)
         if request.routing_exception is None and (request.content_length or 0) > most:
             raise RequestError(f"the body is larger than the {most} bytes allowed", 413)
@@ -256,7 +259,7 @@ def _is_gone_for_good() -> bool:
 
 
 def _answer(record: StepRecord, form: str) -> Response:
-    if request.args.get("details", "0") not in ("", "0"):
+    if request.args.get("details", "").lower() not in ("", "0", "false"):
         response = send_json(record.details)
     else:
         response = Response(encode_action(record.decision.action, form), mimetype="application/json")

@@ -17,8 +17,9 @@ from vlm_local.data.corrections import LABELS, Correction, add_correction, list_
 from vlm_local.data.images import encode_file
 from vlm_local.data.questions import Task, find_asked
 from vlm_local.errors import DataError, RequestError
+from vlm_local.fields import check_text
 from vlm_local.server.service import send_json
-from vlm_local.wire import check_text, load_request
+from vlm_local.wire import load_request
 
 FOLDER = "answers"  # of a run
 KEPT = 32  # questions, as long as their pictures together take no more than MAX_BYTES

@@ -11,6 +11,7 @@ of the one that has kept the server waiting longest.
 
 # The stubs of waitress leave out attributes that it has, and type some of them too narrowly to be replaced.
 # pyright: reportAttributeAccessIssue=false, reportIncompatibleMethodOverride=false, reportArgumentType=false
+# pyright: reportIncompatibleVariableOverride=false
 
 import json
 import logging
@@ -88,13 +89,22 @@ class Channel(HTTPChannel):
         _make_room(list(server.active_channels.values()))
         self._settings, self._budget = settings, budget
         self._opened = time.monotonic()
-        self._nothing_unsent = time.time()  # when that was seen last
+        self._nothing_unsent = time.monotonic()  # when that was seen last
         self._has_asked = self._is_ended = False
         self._last_read = self.last_turn = 0.0  # monotonic seconds
         self.has_turn = False  # to read on in a large body; given by run_loop
         self.serves_robot = False  # or says how the server is
         self.parser_class = partial(Parser, is_wanted=self._is_wanted)
         super().__init__(server, *args, **kwargs)
+
+    @property
+    def last_activity(self) -> float:
+        """Monotonic seconds. Waitress sets it by the wall clock, which is put right by hours while a robot drives."""
+        return self._last_activity
+
+    @last_activity.setter
+    def last_activity(self, wall_clock: float) -> None:
+        self._last_activity = time.monotonic()
 
     @property
     def is_open(self) -> bool:
@@ -114,9 +124,9 @@ class Channel(HTTPChannel):
         if self.request is not None:
             return not self._has_asked, time.monotonic() - self.request.began
         if self.total_outbufs_len:
-            return False, time.time() - self._nothing_unsent
+            return False, time.monotonic() - self._nothing_unsent
         if self._has_asked:
-            return False, time.time() - self.last_activity
+            return False, time.monotonic() - self.last_activity
         return True, time.monotonic() - self._opened
 
     @property
@@ -161,7 +171,7 @@ class Channel(HTTPChannel):
         if not self.requests and (self.request is not None or never_asked) and waited_s > REQUEST_S:
             self.refuse(HTTPStatus.REQUEST_TIMEOUT, f"the request did not come within {REQUEST_S:g} s")
             return False
-        now = time.time()
+        now = time.monotonic()
         if not self.total_outbufs_len:
             self._nothing_unsent = now
         elif now - max(self._nothing_unsent, self.last_activity) > UNREAD_S:

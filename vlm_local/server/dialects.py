@@ -13,13 +13,14 @@ from websockets.protocol import State
 from websockets.sync.server import ServerConnection
 
 from vlm_local.errors import EngineError, RequestError
+from vlm_local.fields import Reserve, check_state, check_text
 from vlm_local.server.access import RateLimit
 from vlm_local.server.episodes import Step
 from vlm_local.server.frames import Spelling, find_spelling, list_names, pack, read_array, read_picture, unpack
 from vlm_local.server.peers import Peer
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.service import Service
-from vlm_local.wire import MAX_INSTRUCTION, Message, Reserve, check_state, check_text
+from vlm_local.wire import MAX_INSTRUCTION, Message
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Client:
         self._connection, self._peer, self._service, self._limit = connection, peer, service, limit
         self.spelling: Spelling = "openpi"
         self._frame_bytes = 0
+        self._has_instructed = False
 
     def receive(self) -> dict[Any, Any]:
         """The client's next map. Raises RequestError for another frame, ConnectionClosed at the end."""
@@ -82,6 +84,9 @@ class Client:
             with service.enter(), service.robots.admit(self.robot) as robot, service.unpacking() as reserve:
                 with service.reading(self._frame_bytes):
                     message = _build_message(image, instruction, state, reserve)
+                self._has_instructed |= message.instruction is not None
+                if not self._has_instructed:  # the robot's episode may have been another client's
+                    raise RequestError("no instruction has come over this connection yet; say what the robot shall do")
                 decoded = perf_counter()
                 with robot.turn:
                     waits = {"decode": 1e3 * (decoded - self.began), "wait": 1e3 * (perf_counter() - decoded)}

@@ -17,8 +17,8 @@ from vlm_local.embodiments.frame import Frame, Sent
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import Policy, derive_seed
 from vlm_local.server.access import DEFAULT_ROBOT
-from vlm_local.server.camera import Camera
 from vlm_local.server.state import Gripper, Hold, RobotStates
+from vlm_local.server.watch import Camera, Name
 from vlm_local.types import Decision, Observation
 from vlm_local.wire import Message
 
@@ -102,7 +102,7 @@ class Robot:
         self.last_seen = 0.0  # monotonic seconds; kept by Robots
         self.has_acted = False
         self._is_another = False  # from the next request on
-        self._camera = Camera(name)
+        self._camera, self._name = Camera(name), Name(name)
 
     @property
     def is_new(self) -> bool:
@@ -150,6 +150,7 @@ class Robot:
         reason = self._find_end(instruction, position)
         if reason:
             self._start(reason, None)
+        num_short = self._name.note(reason)
         self._instruction, self._position, self._last = instruction, position, self._clock()
         observation = Observation(message.image, instruction, self._frame.read(message.state), self._step)
         self._step += 1
@@ -162,8 +163,9 @@ class Robot:
             raise RequestError("the client went away before its answer was made", 499)
         self._states.set_gripper(self.name, gripper)
         self.has_acted, self._last_number = True, self._episode
-        if num_same := self._camera.see(message.image):
-            decision = replace(decision, extra={**decision.extra, "same_picture": num_same})
+        signs = {"same_picture": self._camera.see(message.image), "short_episodes": num_short}
+        if told := {name: count for name, count in signs.items() if count}:
+            decision = replace(decision, extra={**decision.extra, **told})
         self._camera.tell(decision.action)
         sent = self._frame.send(decision.action)
         self._aim = position if self._aim is None else self._aim
@@ -282,6 +284,11 @@ class Robots:
                 robot.num_inside -= 1
                 if robot.is_new and not robot.num_inside:
                     self._remove(robot)
+
+    @property
+    def names(self) -> list[str]:
+        """Of those that are here now. Never waits: a robot that is being made may wait for the model."""
+        return list(self._robots)
 
     def begin_anew(self, names: Iterable[str]) -> None:
         """Have robots begin a new episode at their next request, which may be another arm's."""

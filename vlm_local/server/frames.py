@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 
 from vlm_local.errors import RequestError
-from vlm_local.wire import Reserve, build_array, check_image_shape, decode_picture_file, take_any
+from vlm_local.fields import Reserve, build_array, check_image_shape, decode_picture_file, take_any
 
 MAX_FRAME = 2**24  # bytes; five cameras of 1024x1024 pixels, uncompressed
 _MAX_ITEMS = 4096  # of a list or map: msgpack reserves them before they come, for each level of nesting
@@ -87,7 +87,7 @@ def read_array(value: Any, name: str) -> np.ndarray:
         except OverflowError:
             raise RequestError(f"{name}: a number is too large for a double") from None
     if not isinstance(value, dict) or find_spelling(value) is None:
-        raise RequestError(f"{name}: expected a NumPy array, got {_show(value)}")
+        raise RequestError(f"{name}: expected a NumPy array or a list of numbers, got {_show(value)}")
     fields = {_decode_name(key): entry for key, entry in value.items()}
     dtype, shape, data = fields.get("dtype", fields.get("type")), fields.get("shape"), fields.get("data")
     dtype = _decode_name(dtype)
@@ -98,7 +98,9 @@ def read_array(value: Any, name: str) -> np.ndarray:
 
 def read_picture(value: Any, name: str, reserve: Reserve = take_any) -> np.ndarray:
     """A picture -> uint8 (H, W, 3) RGB. Raises RequestError."""
-    if isinstance(value, dict) and value.get("__image__") is True and value.get("format") in ("png", "jpeg"):
+    if isinstance(value, dict) and value.get("__image__") is True and value.get("format") != "raw":
+        if value.get("format") not in ("png", "jpeg"):
+            raise RequestError(f"{name}: expected the format png, jpeg or raw, got {_show(value.get('format'))}")
         if not isinstance(value.get("data"), bytes):
             raise RequestError(f"{name}: data must be the bytes of a {value['format']} file")
         return decode_picture_file(value["data"], reserve)

@@ -13,6 +13,7 @@ from waitress.utilities import BadRequest, RequestEntityTooLarge
 from vlm_local.server.access import Address
 
 _GIVE_UP_READING = 2**30  # bytes of a refused body; the connection is closed instead
+_HEAD = 2**14  # bytes; a longer head is refused
 _CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
 _CHUNKED_UNCHECKED = 2**16  # bytes of a chunked body before its chunks are judged
 _CHUNKED_PAYLOAD = 0.9  # of the bytes sent, the least share that must be payload rather than chunk headers
@@ -42,6 +43,10 @@ class Parser(HTTPRequestParser):
         return self.body_bytes_received if self._is_kept else 0
 
     def received(self, data):
+        if self.body_rcv is None and (fault := _find_fault(self.header_plus + data[:_HEAD])):
+            self.error = BadRequest(fault)
+            self.completed = True
+            return len(data)
         consumed = super().received(data[:_CHUNKED_AT_ONCE] if self.chunked and self.body_rcv is not None else data)
         if isinstance(self.error, RequestEntityTooLarge):
             self._read_on()
@@ -74,6 +79,15 @@ class Parser(HTTPRequestParser):
         if self.chunked and num_read > _CHUNKED_UNCHECKED and len(self.body_rcv) < _CHUNKED_PAYLOAD * num_read:
             self.error = BadRequest("the chunks of the body are too small; send Content-Length, or larger chunks")
             self.completed = True
+
+
+def _find_fault(head: bytes) -> str:
+    """Why this begins no HTTP request, where waitress would wait for its end; "" where it may."""
+    if head.startswith(b"\x16\x03"):
+        return "TLS came, and this port speaks plain HTTP; use http://, not https://"
+    if b"\n\n" in head.lstrip().partition(b"\r\n\r\n")[0]:
+        return "the lines of a request's head must end with CR LF, not LF alone"
+    return ""
 
 
 class _DiscardingBuffer:

@@ -8,9 +8,10 @@ from flask import Flask, Response, g, request
 
 from vlm_local.answers import Answer, Answerer, Question, build_answer_details, decode_question
 from vlm_local.errors import RequestError
+from vlm_local.fields import check_text
 from vlm_local.server.access import ADDRESS
 from vlm_local.server.service import Service, read_body, send_json, take_place
-from vlm_local.wire import check_text, load_request
+from vlm_local.wire import load_request
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +32,13 @@ def add_hold_routes(app: Flask, service: Service) -> None:
         robot = request.environ[ADDRESS].robot
         reason = _read_reason(request.get_data(cache=False))
         logger.warning("held: %s (%s)", robot or "all robots", reason)
-        return _tell(robot, "held", service.states.hold(robot, reason), reason=reason)
+        return _tell(service, robot, "held", service.states.hold(robot, reason), reason=reason)
 
     @app.post("/release")
     def release():
         robot = request.environ[ADDRESS].robot
         logger.warning("released: %s", robot or "all robots")
-        return _tell(robot, "released", service.states.release(robot))
+        return _tell(service, robot, "released", service.states.release(robot))
 
 
 def _read_reason(body: bytes) -> str:
@@ -49,9 +50,15 @@ def _read_reason(body: bytes) -> str:
         return _DEFAULT_REASON
 
 
-def _tell(robot: str | None, status: str, is_kept: bool, **more: str) -> Response:
-    """robot: null for all. survives_restart: whether it was written into the run's folder."""
+def _tell(service: Service, robot: str | None, status: str, is_kept: bool, **more: str) -> Response:
+    """robot: null for all. survives_restart: whether it was written into the run's folder. note: for a name that stops
+    nobody now, as it may be misspelt.
+    """
     answer = {"status": status, "robot": robot, **more, "survives_restart": is_kept}
+    known = service.robots.names
+    if robot is not None and robot not in known:
+        answer["note"] = f"no robot of this name is here now; here: {', '.join(known) or 'none'}"
+        logger.warning("%s: %s", robot, answer["note"])
     return send_json(answer)
 
 

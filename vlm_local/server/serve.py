@@ -99,6 +99,8 @@ class HTTPServer:
             ident=None,
         )
         self._server.channel_class = partial(Channel, self.service.settings, self.service.budget)
+        close_idle = self._server.maintenance
+        self._server.maintenance = lambda wall_clock: close_idle(time.monotonic())  # as Channel.last_activity has it
         self.service.budget.listings.append(lambda: list(self._server.active_channels.values()))
         self._thread = threading.Thread(target=run_loop, args=(self._server, self._sockets), name="http", daemon=True)
         self._thread.start()

@@ -13,9 +13,10 @@ from flask import Response, g, request
 from vlm_local import __version__
 from vlm_local.assembly import Policies
 from vlm_local.bounds import MAX_LISTED, check_one_text
-from vlm_local.embodiments import AUTO
+from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
 from vlm_local.embodiments.frame import Frame
 from vlm_local.errors import RequestError
+from vlm_local.fields import Reserve
 from vlm_local.files import encode_json
 from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
 from vlm_local.server.access import Gate
@@ -25,16 +26,9 @@ from vlm_local.server.episodes import EpisodeSettings, Robot, Robots, Step
 from vlm_local.server.records import Record, Subscriber, Subscription
 from vlm_local.server.repeats import Repeats
 from vlm_local.server.state import RobotStates
-from vlm_local.wire import Message, Reserve
+from vlm_local.wire import Message
 
 logger = logging.getLogger(__name__)
-
-ACTION_CONVENTION = {
-    "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
-    "units": ["m", "m", "m", "rad", "rad", "rad", "1 open, 0 closed"],
-    "frame": "robot base: +x forward, +y left, +z up; deltas per control step, gripper absolute",
-    "control_hz": 5,
-}
 
 LARGE_BODY = 2**20  # bytes; a 256x256 picture takes a quarter of it
 MAX_LARGE_BODIES = 2  # read at a time; the largest takes some 300 MB on its way from text to picture
@@ -50,6 +44,20 @@ _WHY_NOT = {
     "stopping": "the server is stopping",
     "closed": "the server is stopping",
 }
+
+
+def describe_action(embodiment: str) -> dict[str, Any]:
+    """The 7 numbers of an action as this embodiment is sent them, for /metadata."""
+    robot = load_embodiment(BRIDGE if embodiment == AUTO else embodiment)
+    units = {"m": 1.0, "rad": 1.0} if robot.action_units is None else robot.action_units
+    metre, radian = (name if units[name] == 1 else f"{units[name]:g} {name}" for name in ("m", "rad"))
+    closed, opened = (robot.gripper_command[state] for state in ("closed", "open"))
+    return {
+        "names": ["dx", "dy", "dz", "droll", "dpitch", "dyaw", "gripper"],
+        "units": [*[metre] * 3, *[radian] * 3, f"{opened:g} open, {closed:g} closed"],
+        "frame": "robot base: +x forward, +y left, +z up; deltas per control step, gripper absolute",
+        "control_hz": robot.control_hz,
+    }
 
 
 @contextmanager
@@ -119,6 +127,7 @@ class Service:
         self.stopping = threading.Event()
         self.report: dict[str, Callable[[], Any]] = {"held": self.states.describe}
         self.policies = policies
+        self._action = describe_action(settings.embodiment)
         self._large_bodies = threading.BoundedSemaphore(MAX_LARGE_BODIES)
         self._held_open = threading.BoundedSemaphore(settings.max_robots)
         self._num_inside = 0
@@ -141,7 +150,7 @@ class Service:
             "server": "vlm-local",
             "version": __version__,
             "state": self.state,
-            "action": ACTION_CONVENTION,
+            "action": self._action,
             "on_fault": self.settings.on_fault,
             "embodiment": self.settings.embodiment,
         }
@@ -266,10 +275,12 @@ def read_body() -> bytes:
     """The whole body of the present request, whose length has been checked.
 
     Flask's get_data reads 64 kB at a time and joins the parts: 141 ms of processor time for 60 MB instead of 44.
-    Raises RequestError for a long list, before all of it is read.
+    Raises RequestError for a long list, before all of it is read, and for a compressed body.
     """
     if "body" in g:
         return g.body
+    if (coding := request.headers.get("Content-Encoding", "identity").lower()) != "identity":
+        raise RequestError(f"the body came with Content-Encoding {coding[:40]!r}; send it as it is", 415)
     stream, length = request.environ["wsgi.input"], request.content_length or 0
     if length > MAX_LISTED:
         check_one_text(stream.read(_HEAD), length)

@@ -95,6 +95,7 @@ export class Card {
     if (step.extra?.gripper) badges.push(make("span", `Gripper ${step.extra.gripper}`, "warn"));
     if (cut?.length) badges.push(make("span", `Safety cut ${cut.join(", ")}`, "warn"));
     if (step.extra?.same_picture) badges.push(make("span", `Same picture for ${step.extra.same_picture} steps`, "warn"));
+    if (step.extra?.short_episodes) badges.push(make("span", `${step.extra.short_episodes} episodes of one step: two arms?`, "warn"));
     if (step.extra?.held) badges.push(make("span", `Phrase held, step ${step.extra.held + 1}`));
     this.badges.replaceChildren(...badges);
   }

@@ -1,4 +1,4 @@
-"""Whether a robot's camera still sees. A real picture is never twice the same, least of all of an arm that moves."""
+"""What a robot's steps say of its camera and its name. It is only told: no step is refused for it."""
 
 import logging
 import zlib
@@ -8,10 +8,11 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 FROZEN_AFTER = 5  # steps; a simulated arm that is blocked looks the same for some, too
+SHARED_AFTER = 5  # requests; a person may change an instruction twice in a row
 
 
 class Camera:
-    """Of one robot. It only tells: an arm may stand still for reasons of its own."""
+    """Whether one robot's camera still sees. A real picture is never the same twice, least of all of a moving arm."""
 
     def __init__(self, robot: str):
         self._robot = robot
@@ -39,3 +40,25 @@ class Camera:
     def tell(self, action: np.ndarray) -> None:
         """action: 7 numbers that were answered to the last picture."""
         self._should_differ = bool(np.any(action[:6]))
+
+
+class Name:
+    """Whether one arm alone uses a robot's name. Of two that call in turn, each request begins an episode."""
+
+    def __init__(self, robot: str):
+        self._robot = robot
+        self._num_short = 0
+
+    def note(self, begun_by: str | None) -> int:
+        """begun_by: why this request began an episode, None where it did not -> how many in a row began one because of
+        another instruction or pose, 0 below SHARED_AFTER.
+        """
+        self._num_short = self._num_short + 1 if begun_by in ("instruction", "jump") else 0
+        if self._num_short == SHARED_AFTER:
+            logger.warning(
+                "robot %s: %d requests in a row each began an episode, by another instruction or pose: do two arms use "
+                "this name? Give each its own address, which ends in /s/NAME",
+                self._robot,
+                SHARED_AFTER,
+            )
+        return self._num_short if self._num_short >= SHARED_AFTER else 0
