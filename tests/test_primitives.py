@@ -52,13 +52,23 @@ def _states(*last_minus_first: float) -> np.ndarray:
         ((0, 0, 0, 0.29, 0.31, 0, 0), "tilt up"),
         ((0, 0, 0, 0, 0, -6.2, 0), "rotate clockwise"),  # yaw is not unwrapped
         ((0, 0, 0, 0, 0, 0, -0.5), "close gripper"),
+        ((0.2, 0, 0, 0.4, 0, 0.29, 0.04), "move forward, tilt up, open gripper"),  # what is clipped, what divided
     ],
 )
 def test_labels_follow_every_quirk(motion, phrase):
     labels, full = label_episode(_states(*motion))
     assert format_phrase(labels[0]) == phrase
     assert full == [True, False, False, False]
-    assert labels[-1] == labels[-2]
+    (mirrored, *_), _ = label_episode(-_states(*motion))
+    assert mirrored == Primitive(*(-sign for sign in labels[0]))
+
+
+def test_windows_at_the_end_are_shorter_and_the_last_step_repeats_the_label_before_it():
+    states = np.zeros((6, 7))
+    states[1:, 0], states[4:, 2] = 0.04, 0.04  # forward in the first transition, up in the last but one
+    labels, full = label_episode(states)
+    assert list(map(format_phrase, labels)) == ["move forward", *["move up"] * 3, "stop", "stop"]
+    assert full == [True, True, True, False, False, False]
 
 
 def test_an_episode_of_one_step_has_no_label():

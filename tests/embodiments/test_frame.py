@@ -1,5 +1,6 @@
 """Rotations as a station carries them out: what is sent turns the gripper as the phrase says in the Bridge frame."""
 
+import json
 import math
 
 import numpy as np
@@ -8,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.embodiments.station import RESET_MEASURED, Wrist, e2m, from_bridge, to_bridge
+from vlm_local.embodiments import find_file
 from vlm_local.embodiments.frame import Frame
 
 UP, DOWN_, LEFT, RIGHT = (0, 0.125, 0), (0, -0.125, 0), (0, 0, 0.125), (0, 0, -0.125)
@@ -60,6 +62,18 @@ def test_a_constant_phrase_turns_by_its_step_from_any_pose_whatever_sags(start, 
         assert answer.frame == "autoeval"
 
 
+def test_a_long_way_through_vertical_and_around_turns_at_each_step_as_meant_and_swings_no_joint():
+    random, wrist, frame = np.random.default_rng(0), Wrist(), Frame("autoeval-widowx")
+    frame.begin(was_reset=True)
+    around = [LEFT] * 20 + [UP, DOWN_, DOWN_, UP]  # far from a yaw of 0, back to vertical from both sides
+    for meant in [*around, *random.choice([UP, DOWN_, LEFT, RIGHT, (0, 0.125, -0.125)], 100)]:
+        expected = wrist.bridge + meant
+        answer = _step(frame, wrist.state.astype(float), meant)
+        wrist.act(answer.action)
+        assert _turn(wrist.commanded, from_bridge(expected)) < 1e-6 and answer.shadow["note"] is None
+        assert np.abs(answer.action[3:6]).max() < 1.6
+
+
 def test_from_the_reset_pose_naive_and_measured_conversions_tilt_the_wrong_way():
     """The three conversions of "tilt up" from the same reset, as the shared description has them."""
 
@@ -91,6 +105,24 @@ def test_whatever_is_meant_the_gripper_turns_no_further_than_the_limit(angles, m
     answer = _step(Frame("autoeval-widowx", max_turn_rad=limit), _state(angles), meant)
     assert np.isfinite(answer.action).all() and np.abs(answer.action[3:6]).max() <= 2
     assert _turn(angles, angles + answer.action[3:6]) <= limit + 1e-6
+
+
+@pytest.mark.parametrize("start", [(0, 0, 0), (0, 0.3, 0.5), to_bridge((1.2, 1.4, 1.3))])
+def test_a_turn_that_is_cut_goes_the_way_it_was_meant_as_far_as_it_may(start):
+    angles, meant = from_bridge(start), np.array([0, 0.25, -0.25])
+    answer = _step(Frame("autoeval-widowx", max_turn_rad=0.1), _state(angles), meant)
+    after = angles + answer.action[3:6]
+    assert _turn(angles, after) == pytest.approx(0.1, abs=1e-4) and "cut to 0.1" in answer.shadow["note"]
+    np.testing.assert_allclose(to_bridge(after) - start, meant * 0.1 / math.hypot(*meant), atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [1, -1])
+def test_no_turn_is_sent_of_which_the_robot_would_cut_an_angle(side, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps(json.loads(find_file("autoeval-widowx").read_text()) | {"max_rotation_rad": 0.7}))
+    angles = (side * 1.2, 1.4, side * 1.3)  # near vertical, so a small turn takes large angles: 0.75 of each sign
+    answer = _step(Frame(str(path)), _state(angles), UP)
+    assert not answer.action[3:6].any() and "would cut an angle of 0.75 rad" in answer.shadow["note"]
 
 
 def _play(frame, wrist, meant, num_steps, carry_out):
@@ -147,12 +179,25 @@ def test_an_episode_without_a_reset_keeps_the_shadow():
     np.testing.assert_allclose(wrist.bridge, (0, 0.375, 0), atol=1e-6)
 
 
+@pytest.mark.parametrize("num_steps", [1, 4])
+def test_an_episode_at_the_reset_pose_begins_there_though_nobody_said_a_reset(num_steps):
+    frame, wrist = Frame("autoeval-widowx"), Wrist()
+    frame.begin(was_reset=True)
+    _play(frame, wrist, UP, num_steps, lambda step, action: wrist.act(action))
+    frame.begin(was_reset=False)
+    wrist = Wrist()
+    _play(frame, wrist, UP, 1, lambda step, action: wrist.act(action))
+    np.testing.assert_allclose(wrist.bridge, UP, atol=1e-6)
+
+
 def test_without_a_measured_pose_only_a_reset_says_where_the_arm_is():
     frame = Frame("autoeval-widowx")
     assert not _step(frame, None, UP).action[3:6].any()
     frame.begin(was_reset=True)
     np.testing.assert_allclose(_step(frame, None, UP).action[3:6], UP, atol=1e-12)
     np.testing.assert_allclose(_step(frame, None, UP).action[3:6], DOWN_, atol=1e-12)
+    frame.begin(was_reset=True)  # the station drove its arm back
+    np.testing.assert_allclose(_step(frame, None, UP).action[3:6], UP, atol=1e-12)
 
 
 STATION = _state((0, 1.5, 0))
@@ -194,4 +239,7 @@ def test_prompts_and_labels_see_the_bridge_frame_and_the_gripper_in_its_range():
     proprio = Frame().read(Wrist().state.astype(float))
     np.testing.assert_allclose(proprio[3:], [-0.0015, 0.0291, 0.0001, 1.0], atol=1e-4)
     assert Frame().read(np.array([0.3, 0, 0.1, 0, 0, 0, 0.5]))[6] == 0.5
+    station, readings = Frame("autoeval-widowx"), {0.0: 0, 0.07: 0, 0.23: 0.5, 0.39: 1, 0.5: 1}  # as stations report it
+    openings = [station.read(np.array([*AWAY_M, 0, HALF, 0, 0, reading]))[6] for reading in readings]
+    np.testing.assert_allclose(openings, list(readings.values()), atol=1e-12)
     assert Frame("simpler-widowx").read(np.array([0.3, 0, 0.1, 0, 0, 0, 0, 0.5]))[6] == 0.5

@@ -251,6 +251,21 @@ def test_a_reset_on_a_new_connection_does_not_release_who_may_have_been_stopped(
         assert "held by a person" in server.newest_record().decision.fault
 
 
+@pytest.mark.parametrize("headers", [None, {"Via": "1.1 balancer"}])
+def test_who_was_stopped_does_not_move_for_another_task_though_others_asked_meanwhile(server, headers):
+    """Two clients that open a connection for each request, or share those of a proxy."""
+
+    def ask(instruction):
+        with closing(Station(server, instruction)) as station:
+            return station.act(headers=headers)[0]
+
+    names = {instruction: ask(instruction) for _ in range(3) for instruction in (DRAWER, SINK)}
+    assert server.post(f"/s/{names[DRAWER]}/hold", b"")[0] == 200
+    assert ask(SINK) == names[SINK] and server.newest_record().decision.fault is None
+    ask("lift the cup")  # it may be the one that was stopped
+    assert "held by a person" in server.newest_record().decision.fault
+
+
 def test_two_that_were_taken_for_one_are_both_stopped(server):
     with closing(Station(server, DRAWER)) as station:
         station.act()
@@ -281,6 +296,78 @@ class Line:
 
     def close(self):
         self.is_open = False
+
+
+class Told(Callers):
+    """Callers with a clock that stands still, and what they tell."""
+
+    def __init__(self, max_robots=8):
+        self.now, self.split, self.mixed = 0.0, [], []
+        super().__init__(
+            max_robots, 60, lambda: self.now, lambda old, new: self.split.append((old, new)), self.mixed.append
+        )
+
+    def ask(self, instruction, connection="own", num_times=1):
+        """The robot's name, of requests on a connection that then closes, where none is given."""
+        line = Line() if connection == "own" else connection
+        names = {self.find(line, instruction) for _ in range(num_times)}
+        if connection == "own":
+            line.close()
+        self.now += 0.1
+        (name,) = names
+        return name
+
+
+def test_a_task_that_comes_back_soon_is_another_robots_and_any_other_task_is_not():
+    for tasks, seconds, name in (
+        ([DRAWER, SINK, DRAWER], 9, "robot.2"),
+        ([DRAWER, SINK, SINK, DRAWER], 9, "robot.2"),
+        ([DRAWER, SINK, DRAWER], 11, "robot"),
+        ([DRAWER, SINK, "lift the cup"], 9, "robot"),
+    ):
+        callers, line = Told(), Line()
+        for task in tasks[:-1]:
+            assert callers.ask(task, line) == "robot"
+        callers.now += seconds
+        assert callers.ask(tasks[-1], line) == name
+
+
+def test_an_open_connection_gives_its_place_up_after_a_reset_or_a_long_rest():
+    callers, station = Told(), Line()
+    assert callers.reset(Line()) == "robot"  # some clients keep one connection for resets and one for steps
+    callers.now += 2
+    assert callers.ask(DRAWER, station) == "robot"
+    callers.now += 59
+    assert callers.ask(DRAWER) == "robot.2"
+    callers.now += 2
+    assert callers.ask(SINK, Line()) == "robot.2"
+    assert callers.ask(DRAWER, Line()) == "robot"
+
+
+def test_a_new_connection_is_the_last_ones_only_if_that_one_opens_them_all_the_time():
+    for seconds, mixed in ((0.5, []), (2, [["robot.2", "robot"]])):
+        callers, station = Told(), Line()
+        callers.ask(DRAWER, station, 3)
+        assert callers.ask(DRAWER) == "robot.2"
+        station.close()
+        callers.now += seconds
+        assert callers.ask(DRAWER) == "robot.2" and callers.mixed == mixed
+    callers = Told()
+    callers.ask(DRAWER), callers.ask(SINK), callers.ask(DRAWER), callers.ask(SINK)
+    callers.now += 2
+    assert callers.ask("lift the cup") == "robot"  # none of them keeps its connection: the last one, with a new task
+    assert callers.mixed == []
+
+
+def test_where_there_are_too_many_the_one_that_is_free_longest_makes_room():
+    callers = Told(max_robots=2)
+    names = []
+    for task in "abcda":
+        names.append(callers.ask(task, None))  # through a proxy
+        callers.now += 1
+    assert names == ["robot", "robot.2", "robot.3", "robot", "robot.2"]
+    assert callers.mixed == [["robot"], ["robot.2"]]
+    assert callers.split[1] == (["robot.2", "robot"], "robot.3")
 
 
 def test_a_connection_that_is_about_to_close_is_waited_for():

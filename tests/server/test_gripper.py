@@ -88,7 +88,7 @@ def test_a_reset_begins_anew_as_measured_or_open():
 def test_a_gripper_that_someone_opened_counts_as_open_and_the_record_says_so():
     with serve() as server:
         _close(server)
-        assert [_command(server, opening) for opening in (1.0, 1.0, 0.3)] == [0, 0, 0]  # it is still closing
+        assert [_command(server, opening) for opening in (1.0, 1.0, 0.3, None)] == [0] * 4  # it is still closing
         answer = server.act(proprio=_measure(1.0))
         assert answer["action"][6] == 1 and "opened by someone else" in answer["extra"]["gripper"]
         assert "gripper" not in server.act(proprio=_measure(1.0))["extra"]
@@ -102,13 +102,15 @@ def test_who_trusts_the_command_alone_can_say_so():
         assert _command(server, 1.0) == 1
 
 
-def test_a_gripper_that_someone_closed_in_a_pause_stays_closed():
+@pytest.mark.parametrize(("opening", "command"), [(0.5, 0), (0.85, 0), (0.86, 1), (1.0, 1), (None, 1)])
+def test_a_gripper_that_someone_closed_in_a_pause_stays_closed_and_an_open_one_open(opening, command):
     with serve(settings=PAUSES) as server:
         server.engine.phrase = "open gripper"
         _command(server, 1.0)
         server.engine.phrase = "stop"
-        answer = server.act(proprio=_measure(0.5))
-        assert answer["action"][6] == 0 and "closed by someone else" in answer["extra"]["gripper"]
+        answer = server.act(proprio=_measure(opening))
+        assert answer["action"][6] == command
+        assert ("closed by someone else" in answer["extra"].get("gripper", "")) == (command == 0)
 
 
 def test_made_up_names_do_not_make_it_forgotten(monkeypatch):

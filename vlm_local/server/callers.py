@@ -62,8 +62,8 @@ class Callers:
         on_split: Callable[[Sequence[str], str], None] = lambda old, new: None,
         on_mixed: Callable[[Sequence[str]], None] = lambda names: None,
     ):
-        """idle_s: after it a robot's place is given to a new connection with its instruction. on_split: is told a new
-        name, and those of which the robot may have been one before. on_mixed: is told names that may each be another
+        """idle_s: after it a robot's place is given to a new connection with its instruction. on_split: is told a
+        name, and those of which its robot may have been one before. on_mixed: is told names that may each be another
         robot's from the next request on.
         """
         self._on_split, self._on_mixed = on_split, on_mixed
@@ -138,11 +138,13 @@ class Callers:
         # The same robot with another task, unless two tasks alternate.
         if not mine and (mixed := self._find_mixed(connection, free)):
             return self._add(mixed)
-        others = (mine or free) if connection is not None else []
-        for caller in others:
+        others = mine or free
+        for caller in others if connection is not None else []:
             if not self._alternates(caller, instruction):
+                if len(around := self._list_around(others)) > 1:  # it may be the task of any of them
+                    self._on_split([each.name for each in around], caller.name)
                 return caller
-        return self._add((mine or free)[:1])
+        return self._add(self._list_around(others))
 
     def _find_mixed(self, connection: Any, callers: list[_Caller]) -> list[_Caller]:
         """Those of `callers`, the last one first, that were here at the same time, where a new connection may be any of
@@ -150,11 +152,14 @@ class Callers:
         """
         if connection is None or not callers:
             return []
-        last = callers[0]
-        around = [caller for caller in callers if last.last - caller.last <= self._idle_s]
+        last, around = callers[0], self._list_around(callers)
         is_next = last.num_asked == 1 and self._clock() - last.last < _RECENT_S
         keeps_connections = any(caller.num_asked > 1 for caller in around)
         return around if len(around) > 1 and keeps_connections and not is_next else []
+
+    def _list_around(self, callers: list[_Caller]) -> list[_Caller]:
+        """Those of `callers`, the last one first, that were here at the same time as the last one."""
+        return [caller for caller in callers if callers[0].last - caller.last <= self._idle_s]
 
     def _alternates(self, caller: _Caller, instruction: str | None) -> bool:
         before, last = caller.before
