@@ -284,6 +284,29 @@ def test_an_action_in_the_units_of_the_servers_robot_is_read_as_it_is_meant():
     np.testing.assert_allclose(decision.action, [0.0125, 0, 0, 0, 0, 0, 0], atol=1e-12)
 
 
+@pytest.mark.parametrize("meant", [None, "0000000", [0.1] * 6, [0.1] * 6 + ["1"], [0.1] * 6 + [True]])
+def test_what_is_meant_by_no_seven_numbers_moves_nothing(behind, meant):
+    behind.answer = ANSWER | {"frame": "bridge", "meant": meant}
+    np.testing.assert_array_equal(RemotePolicy(behind.url).act(Observation(IMAGE, "go")).action, ANSWER["action"])
+
+
+@pytest.mark.parametrize(
+    ("said", "read"),
+    [
+        ({"probability": 1.01}, {"probability": None}),
+        ({"probability": 1.0000005}, {"probability": 1.0000005}),
+        ({"marginals": {axis: [0.2, 0.3, 0.5] for axis in AXES[1:]}}, {"marginals": None}),
+        ({"extra": {"cut": "x"}}, {"extra": {}}),  # a text, though each of its letters is a joint
+        ({"extra": {"cut": ["x"], "gripper": "was opened"}}, {"extra": {"cut": ["x"], "gripper": "was opened"}}),
+        ({"extra": {"list": [1, {}], "long": "x" * 301}}, {"extra": {}}),
+    ],
+)
+def test_what_a_server_says_beside_its_action_counts_only_as_what_it_must_be(behind, said, read):
+    behind.answer = ANSWER | said
+    decision = RemotePolicy(behind.url).act(Observation(IMAGE, "go"))
+    assert {name: getattr(decision, name) for name in read} == read
+
+
 def test_two_clients_that_drive_one_robot_are_told_so():
     """Two evaluations by the same name at one server: each step of one would count in the episode of the other."""
     observation = Observation(IMAGE, "lift the cup")

@@ -309,6 +309,8 @@ def test_a_machine_may_have_other_names():
         named = {"Host": "Gate.example.org:8000"}
         assert server.get("/metadata", named)[0] == server.get("/", named)[0] == 200
         assert server.post("/hold", b"", {**named, "Origin": "https://gate.example.org:8000"})[0] == 200
+        port = {"Host": "gate.example.org:80", "Origin": "http://gate.example.org"}  # as some proxies write it
+        assert server.post("/hold", b"", port)[0] == 200
         assert server.get("/metadata", {"Host": "org"})[0] == 403
 
 

@@ -20,6 +20,7 @@ from vlm_local.lab.station.run import JobPlan, run_job
 from vlm_local.lab.station.way import Link
 from vlm_local.relay import HEADER, Relay
 from vlm_local.server.records import StepRecord
+from vlm_local.server.repeats import Repeats
 from vlm_local.server.service import ServerSettings
 
 ACT = "/act?details=1"
@@ -302,9 +303,20 @@ def test_the_store_has_an_end():
         for number in range(70):
             assert server.post(ACT, build_body(), {HEADER: f"{number:x}-1"})[0] == 200
         assert _count_steps(server) == 70
-        assert server.post(ACT, build_body(), {HEADER: "0-1"})[0] == 200  # forgotten
         assert server.post(ACT, build_body(), {HEADER: "45-1"})[0] == 200  # still there
+        assert _count_steps(server) == 70
+        assert server.post(ACT, build_body(), {HEADER: "0-1"})[0] == 200  # forgotten
         assert _count_steps(server) == 71
+
+
+def test_what_is_under_way_is_not_forgotten_however_many_come_meanwhile():
+    """Its second sending would move the arm a second time."""
+    repeats = Repeats(most=1, most_waiting=1)
+    under_way, _ = repeats.find("a1-1", None)
+    with under_way.turn:
+        others = [repeats.find(f"b{number}-1", None)[0] for number in range(3)]
+        assert repeats.find("a1-1", None)[0] is under_way
+    assert repeats.find("b0-1", None)[0] is not others[0]
 
 
 def test_requests_that_were_sent_again_hold_no_thread_that_a_stop_or_a_robot_needs():

@@ -138,10 +138,14 @@ def test_other_states_and_no_state_are_no_pose(door):
     two_fingers = np.array([0.3, 0.0, 0.15, 3.1, 0.1, 0.0, 0.04, -0.04])
     with connect(url) as client:
         client.recv()
-        for state in (openpi_array(two_fingers), None):
+        for state in (openpi_array(two_fingers), openpi_array(np.zeros(9)), None):
             client.send(openpi_observation(**{"observation/state": state}))
             client.recv()
             assert served.newest_record().observation.proprio is None
+        padded = np.array([0.3, 0.0, 0.15, 0.0, 0.1, 0.0, 0.0, 0.39])  # as AutoEval's stations send it
+        client.send(openpi_observation(**{"observation/state": openpi_array(padded)}))
+        client.recv()
+        np.testing.assert_array_equal(served.newest_record().observation.proprio, STATE)
 
 
 @pytest.mark.parametrize(
@@ -175,16 +179,33 @@ def test_openpi_hears_an_error_as_text_and_the_end(door, frame, says):
 
 
 def test_roboarena_reads_nothing_but_its_own_fields(door):
-    with connect(f"{door[1]}/roboarena") as client:
+    served, url = door
+    with connect(f"{url}/roboarena") as client:
         assert set(msgpack.unpackb(client.recv())) == {
             *("image_resolution", "needs_wrist_camera", "n_external_cameras", "needs_stereo_camera"),
             *("needs_session_id", "action_space"),
         }
-        client.send(msgpack.packb({"endpoint": "reset"}))
-        assert client.recv() == "reset successful"
         observation = {"observation/exterior_image_0_left": openpi_array(IMAGE), "prompt": "go", "endpoint": "infer"}
-        client.send(msgpack.packb(observation))
-        assert read_openpi(msgpack.unpackb(client.recv())["actions"]).shape == (1, 7)
+        places = []
+        for _ in range(2):
+            client.send(msgpack.packb({"endpoint": "reset"}))
+            assert client.recv() == "reset successful"
+            for _ in range(2):
+                client.send(msgpack.packb(observation))
+                assert read_openpi(msgpack.unpackb(client.recv())["actions"]).shape == (1, 7)
+                record = served.newest_record()
+                places.append((record.episode, record.step))
+        first = places[0][0]
+        assert places == [(first, 0), (first, 1), (first + 1, 0), (first + 1, 1)]
+
+
+def test_msgpack_numpys_clients_are_answered_in_its_spelling(door):
+    with connect(door[1]) as client:
+        client.recv()
+        image = {b"nd": True, b"type": "|u1", b"kind": b"", b"shape": IMAGE.shape, b"data": IMAGE.tobytes()}
+        client.send(openpi_observation(**{"observation/image": image}))
+        actions = msgpack.unpackb(client.recv())["actions"]
+        assert actions[b"nd"] is True and actions[b"type"] == "<f8" and actions[b"shape"] == [1, 7]
 
 
 def test_vla_eval_speaks_first_and_hears_actions_under_the_same_number(door):

@@ -58,7 +58,7 @@ class Address:
 
 def parse_address(path: str, prefix: str = "") -> Address:
     """Take a path apart. prefix: also understood without it, since some proxies strip it."""
-    if prefix and (path == prefix or path.startswith(prefix + "/")):
+    if path == prefix or path.startswith(prefix + "/"):
         path = path[len(prefix) :] or "/"
     token, path = _take(path, "/t/")
     robot, path = _take(path, "/s/")
@@ -132,7 +132,7 @@ class Gate:
         except ValueError:
             return False
         ip = getattr(ip, "ipv4_mapped", None) or ip
-        return any(ip.version == network.version and ip in network for network in self._networks)
+        return any(ip in network for network in self._networks)
 
 
 class RateLimit:

@@ -57,7 +57,7 @@ class Repeats:
         Raises RequestError for a mark that no relay makes.
         """
         name, _, number = mark.partition("-")
-        if not (0 < len(name) <= _PARTS[0] and name.isalnum() and 0 < len(number) <= _PARTS[1] and number.isdecimal()):
+        if not (name.isalnum() and len(name) <= _PARTS[0] and number.isdecimal() and len(number) <= _PARTS[1]):
             raise RequestError(f"{HEADER}: expected a relay's CONNECTION-NUMBER, got {mark[:40]!r}")
         with self._lock:
             connection = self._connections.pop(name, None) or RelayedConnection()
