@@ -8,13 +8,12 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.decoding.test_static import EXACT, check
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
-from tests.tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES, KEEP_A_STATE
 from vlm_local.decoding.fused import attend_over_tree
 from vlm_local.decoding.tree import TreeDecoder
 
 WITH_WINDOWS = "qwen2.5-vl"  # in some layers of its vision tower
-WITHOUT_SHAPES = "qwen3.5"  # its forwards have no fixed shape, and only such are fused
-OTHERS = [family for family in FAMILIES if family not in (WITH_WINDOWS, WITHOUT_SHAPES)]
+OTHERS = [family for family in FAMILIES if family not in (WITH_WINDOWS, *KEEP_A_STATE)]  # layers with one are not fused
 
 
 @pytest.fixture
