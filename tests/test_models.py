@@ -172,8 +172,9 @@ def test_an_adapter_is_served_on_the_weights_that_it_was_trained_on_alone(workpl
     (base / "model.safetensors").write_bytes(weights)
     with pytest.raises(ConfigError, match=r"trained on weights with the sha256 \w{12}\.\.\., but those of its base"):
         find_checkpoint("./mine")
-    (workplace / "mine" / "vlm_local.json").write_text('{"training": {}}')
-    find_checkpoint("./mine")
+    for told in ({"training": {}}, {"training": None}, {}):
+        (workplace / "mine" / "vlm_local.json").write_text(json.dumps(told))
+        assert find_checkpoint("./mine").sidecar == told
 
 
 def test_a_base_in_the_cache_of_somebody_else_is_found_by_its_repository(workplace):

@@ -103,7 +103,7 @@ def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None 
     sidecar = read_sidecar(owner)
     if adapter:
         check_weights(adapter, None)
-        _check_base(folder, adapter, sidecar.get("training", {}).get("base_sha256"))
+        _check_base(folder, adapter, (sidecar.get("training") or {}).get("base_sha256"))
     return Checkpoint(name or owner.name, folder, family, sidecar, adapter, quant_method)
 
 
