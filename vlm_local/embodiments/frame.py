@@ -188,7 +188,7 @@ class Frame:
     def read(self, state: np.ndarray | None) -> np.ndarray | None:
         """State as sent, float64 (7,) or (8,) -> float64 (7,) as types.Observation.proprio."""
         if state is not None and self._is_auto:
-            is_odd = not (len(state) == 8 and state[6] == 0)  # as no station's is, from one step to the next
+            is_odd = not (len(state) == 8 and state[6] == 0)  # no station sends such a state, whatever came before
             if is_odd or not self._is_judged:
                 self._choose(self._station if looks_like_station(state) else self._plain)
                 self._is_judged = True
