@@ -8,6 +8,7 @@ import pytest
 from tests import recordings
 from vlm_local.cli import main
 from vlm_local.data import Selection, open_data_set
+from vlm_local.data.states import choose_layout, convert_states
 from vlm_local.embodiments.rotations import base_to_bridge
 from vlm_local.errors import DataError
 from vlm_local.primitives import format_phrase, label_episode
@@ -65,6 +66,7 @@ def test_two_fingers_are_a_gripper(tmp_path, names):
         sum("close gripper" in phrase for phrase in said) == 6 and sum("open gripper" in phrase for phrase in said) == 3
     )
     assert {phrase.partition(",")[0] for phrase in said[:-2]} == {"move forward"}
+    np.testing.assert_allclose(episode.states[:, 6], np.where(OPEN, 1, 0.25))  # of 8 cm
     assert episode.actions is None  # in the simulator's units
 
 
@@ -111,6 +113,80 @@ def test_what_is_no_pose_is_refused_with_what_was_seen(tmp_path, capsys, states,
     advice = {7: "there are pose (x y z roll pitch yaw gripper), axis-angle", 8: "there are pose-pad (x y z"}
     assert advice.get(states.shape[1], "without names. No layout has 16") in capsys.readouterr().err
     assert not list(tmp_path.glob("rows.jsonl*"))
+
+
+PROVEN = _columns(0.3, 0.01 * STEPS, 0.2, 0, 0, 0, OPEN)
+STILL_LIBERO = _columns(0.3, 0.1, 0.2, DOWN, 0, 0, *FINGERS)
+
+
+def _with(states, *columns_values):
+    """A copy with other columns: pairs of a column and its value or values."""
+    states = states.copy()
+    for column, values in columns_values:
+        states[:, column] = values
+    return states
+
+
+@pytest.mark.parametrize(
+    ("build", "inside", "outside", "says"),
+    [
+        (lambda value: _with(PROVEN, (0, value), (1, 0), (2, 0)), (0.06, 1.45), (0.04, 1.55), "from the origin"),
+        (lambda value: _with(PROVEN, (2, value)), (-0.49,), (-0.51,), "the third at least -0.51"),
+        (lambda value: _with(PROVEN, (1, value * (STEPS % 2))), (0.09,), (0.11,), "move by 0.11 a step"),
+        (lambda value: _with(PROVEN, (5, value)), (3.15, -3.15), (3.25, -3.25), "reaches 3.25"),
+        (lambda value: _with(PROVEN, (6, np.where(OPEN, 1, value))), (-0.09,), (-0.11,), "last number is -0.11 to 1"),
+        (lambda value: _with(PROVEN, (6, np.where(OPEN, value, 0))), (1.1,), (1.3,), "last number is 0 to 1.3"),
+        (lambda value: _with(PROVEN, (6, np.where(OPEN, 0.5, value))), (0.19,), (0.21,), "last number is 0.21 to 0.5"),
+        (lambda value: _with(PROVEN, (6, np.where(OPEN, value, 0.5))), (0.91,), (0.89,), "last number is 0.5 to 0.89"),
+        (lambda value: _with(PROVEN, (6, np.where(OPEN, value, 0))), (0.13,), (0.11,), "an opening in metres"),
+        (lambda value: _with(PROVEN, (6, np.where(OPEN, value, 0))), (0.014,), (0.016,), "an opening in metres"),
+        (lambda value: _with(STILL_LIBERO, (6, np.where(OPEN, value, 0))), (0.049,), (0.051,), "the seventh is 0 to"),
+        (lambda value: _with(STILL_LIBERO, (7, np.where(OPEN, -0.04, value))), (0.004,), (0.006,), "the seventh is"),
+        (lambda value: _with(STILL_LIBERO, (6, value), (7, -value)), (0.016,), (0.014,), "the seventh is"),
+    ],
+)
+def test_numbers_alone_prove_a_layout_within_limits(build, inside, outside, says):
+    for value in inside:
+        states = build(value)
+        assert choose_layout(Selection(), states.shape[1], [states], "data").name in ("pose", "libero")
+    for value in outside:
+        states = build(value)
+        with pytest.raises(DataError, match=says):
+            choose_layout(Selection(), states.shape[1], [states], "data")
+
+
+@pytest.mark.parametrize(
+    ("layout", "build", "inside", "outside", "says"),
+    [
+        ("pose", lambda value: _with(PROVEN, (0, value)), (2.9, -2.9), (3.1, -3.1), "they reach 3.1"),
+        ("pose", lambda value: _with(PROVEN, (5, value)), (6.2, -6.2), (6.4, -6.4), "they reach 6.4"),
+        ("pose", lambda value: _with(PROVEN, (6, np.where(OPEN, 1, value))), (-0.45,), (-0.55,), "reads -0.55 to 1"),
+        ("pose", lambda value: _with(PROVEN, (6, np.where(OPEN, value, 0))), (1.45,), (1.55,), "reads 0 to 1.55"),
+        ("pose", lambda value: _with(PROVEN, (4, value)), (0.95, 2.2, -0.95), (1.0, 2.1, -1.0), "near 90 degrees"),
+        ("quaternion-xyzw", lambda value: _with(QUATERNION, (5, 0), (6, value)), (0.96, 1.04), (0.94, 1.06), "off"),
+    ],
+)
+def test_a_named_layout_has_limits_of_units(layout, build, inside, outside, says):
+    selection = Selection(state_layout=layout)
+    for value in inside:
+        states = build(value)
+        convert_states(states, choose_layout(selection, states.shape[1], [states], "data"), "data")
+    for value in outside:
+        states = build(value)
+        with pytest.raises(DataError, match=says):
+            choose_layout(selection, states.shape[1], [states], "data")
+
+
+def test_broken_episodes_say_nothing_about_the_layout():
+    broken = [np.full((T, 7), np.nan, np.float32), FRANKA, np.zeros((0, 7), np.float32)]
+    assert choose_layout(Selection(), 7, [*broken, PROVEN], "data").name == "pose"
+    assert choose_layout(Selection(), 7, broken, "data").name == "pose"  # each is refused by itself then
+
+
+def test_an_embodiment_names_the_layout_unless_the_user_does(tmp_path):
+    folder = _write(tmp_path / "data", _with(STILL_LIBERO, (6, 0.001 * STEPS), (7, -0.001 * STEPS)))
+    read = open_data_set(folder, Selection(embodiment="libero"))
+    assert read.about["state_layout"] == "libero"
 
 
 JOINTS = [f"joint_{number}" for number in range(7)]

@@ -15,6 +15,8 @@ from vlm_local.lab.statistics import (
     find_calibration_gap,
     find_mean_interval,
     find_paired_interval,
+    permutation_test,
+    widen_certain,
     wilson,
 )
 
@@ -30,11 +32,13 @@ def test_wilson(successes, num, low, high):
     assert wilson(successes, num) == pytest.approx((low, high), abs=5e-5)
 
 
-@pytest.mark.parametrize("num", [2, 3, 5, 30])
-def test_the_interval_of_a_mean_holds_what_it_promises_for_few_values(num):
-    values = np.random.default_rng(0).normal(size=(4000, num))
-    held = [low <= 0 <= high for low, high in map(find_mean_interval, values)]
-    assert np.mean(held) == pytest.approx(0.95, abs=0.01)
+@pytest.mark.parametrize(
+    ("num", "quantile"), [(2, 12.7062), (3, 4.3027), (4, 3.1824), (5, 2.7764), (10, 2.2622), (30, 2.0452)]
+)
+def test_the_interval_of_a_mean_is_students(num, quantile):
+    values = 5 + np.arange(num) ** 2
+    half = quantile * values.std(ddof=1) / np.sqrt(num)
+    assert find_mean_interval(values) == pytest.approx([values.mean() - half, values.mean() + half], abs=0.003 * half)
 
 
 def test_a_million_pairs_do_not_overflow():
@@ -66,9 +70,29 @@ def test_many_episodes_give_nearly_the_same_p_value_by_random_swaps():
     assert compare_sums(lead, np.zeros(200), np.ones(200)) == result
 
 
+def test_random_swaps_count_ties_and_what_was_observed():
+    lead = np.repeat([1.0, -1.0], [15, 5])  # twice the share of 15 heads or more among 20 coins
+    assert permutation_test(lead) == pytest.approx(0.0414, abs=0.006)
+    assert permutation_test(np.ones(40)) == 1 / 10_001
+
+
 def test_equal_policies_differ_by_nothing():
     result = compare_sums(np.array([3.0, 4]), np.array([3.0, 4]), np.array([5.0, 5]))
     assert (result["difference"], result["p_value"], result["interval"]) == (0, 1, [0, 0])
+
+
+@pytest.mark.parametrize(
+    ("counts", "low", "high"),  # both right, only the first, only the second, neither
+    [
+        # Altman and others, "Statistics with confidence", 2000, page 52
+        ((14, 5, 0, 22), 0.011, 0.226),
+        # Fagerland, Lydersen and Laake, "Statistical analysis of contingency tables", 2017, chapter 8
+        ((59, 6, 16, 80), -0.1186, -0.0046),
+    ],
+)
+def test_paired_intervals_of_the_books(counts, low, high):
+    pairs = np.repeat([(True, True), (True, False), (False, True), (False, False)], counts, axis=0)
+    assert find_paired_interval(*pairs.T) == pytest.approx([low, high], abs=6e-4 if low > 0 else 6e-5)
 
 
 def test_paired_intervals_hold_what_they_promise():
@@ -87,14 +111,22 @@ def test_paired_intervals_hold_what_they_promise():
     assert find_paired_interval(certain, certain) == pytest.approx([-0.037, 0.037], abs=0.001)
 
 
+def test_a_difference_is_that_of_the_shares_and_of_several_episodes():
+    result = compare_sums(np.array([3.0, 4]), np.array([1.0, 1]), np.array([5.0, 5]))
+    assert result["difference"] == 0.5 and result["episodes"] == 2 and result["interval"] == pytest.approx([0.4, 0.6])
+    assert compare_sums(np.array([3.0]), np.array([1.0]), np.array([5.0]))["interval"] is None
+
+
 def test_ties_count_half_in_the_area():
     assert area_under_roc(np.array([0.5, 0.5, 0.9]), np.array([True, False, True])) == 0.75
-    assert area_under_roc(np.array([0.5]), np.array([True])) is None
+    assert area_under_roc(np.array([0.1, 0.4, 0.35, 0.8]), np.array([False, False, True, True])) == 0.75
+    for is_positive in (True, False):
+        assert area_under_roc(np.array([0.5]), np.array([is_positive])) is None
 
 
 def test_a_rate_says_what_it_rests_on():
     assert describe_rate(0, 0) == {"rate": None, "interval": (0.0, 1.0), "count": 0, "n": 0}
-    assert describe_rate(1, 4)["interval"] == (0.045587, 0.699358)
+    assert describe_rate(1, 4) == {"rate": 0.25, "interval": (0.045587, 0.699358), "count": 1, "n": 4}
 
 
 def test_a_bootstrap_of_a_ratio_draws_units():
@@ -104,10 +136,24 @@ def test_a_bootstrap_of_a_ratio_draws_units():
     assert bootstrap_ratio(np.zeros(3), np.zeros(3), seed=0) is None
 
 
+@pytest.mark.parametrize("num", [100, 400])  # few enough that drawn weights are kept, and more
+def test_a_bootstrap_interval_holds_95_percent_of_what_is_drawn(num):
+    # The binomial distribution's quantiles of 0.025 and 0.975
+    expected = {100: [0.40, 0.60], 400: [0.45, 0.55]}[num]
+    assert bootstrap_ratio(np.arange(num) % 2, np.ones(num), seed=0) == pytest.approx(expected, abs=0.004)
+
+
+def test_equal_units_are_not_certain():
+    assert widen_certain([0.0, 0.0], 20) == [0.0, pytest.approx(0.1611, abs=5e-5)]
+    assert widen_certain([1.0, 1.0], 20) == [pytest.approx(0.8389, abs=5e-5), 1.0]
+    for interval in ([0.5, 0.5], [0.0, 0.2], [0.9, 1.0]):
+        assert widen_certain(interval, 20) == interval
+
+
 def test_calibration_bins_hold_their_lower_edge():
     assert find_bins(np.array([0.0, 0.09, 0.1, 0.95, 1.0])).tolist() == [0, 0, 1, 9, 9]
-    gap, count = find_calibration_gap(np.array([[[2, 0.3, 1], [2, 1.8, 1]]]))
-    assert gap == pytest.approx([0.7 + 0.8]) and count == [4]
+    gap, count = find_calibration_gap(np.array([[[2, 0.3, 1], [2, 1.8, 1]], [[1, 0.5, 1], [0, 0, 0]]]))
+    assert gap == pytest.approx([0.7 + 0.8, 0.5]) and count.tolist() == [4, 1]
 
 
 def test_holm():
