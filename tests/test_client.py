@@ -2,6 +2,7 @@ import base64
 import http.server
 import json
 import shutil
+import socket
 import subprocess
 import sys
 import threading
@@ -123,21 +124,17 @@ def test_every_form_of_an_action_is_read(answer):
 
 @pytest.mark.parametrize(
     "answer",
-    [b"", b"{}", b"[1, 2]", b"null", b'"hello"', b"[0, 0, 0, 0, 0, 0, NaN]", b"[[0], 1]", b'{"__numpy__": 3}', b"\xff"],
+    [
+        *(b"", b"{}", b"[1, 2]", b"null", b'"hello"', b"[0, 0, 0, 0, 0, 0, NaN]", b"[[0], 1]", b"\xff"),
+        *(b'["0", "0", "0", "0", "0", "0", "1"]', b"[" + b"true, " * 6 + b"true]", b"[[0, 0, 0, 0, 0, 0, 1]]"),
+        b'{"__numpy__": 3}',
+    ],
 )
 def test_what_is_no_action_is_an_error(answer):
     with pytest.raises(PolicyError, match="7 finite numbers"):
         parse_action(answer)
     with ForeignServer(answer) as server, pytest.raises(EngineError):
         RemotePolicy(server.url).act(OBSERVATION)
-
-
-def test_an_idle_connection_that_the_server_closed_is_opened_again():
-    with serve() as server:
-        client = PolicyClient(server.url)
-        client.act(IMAGE, "go")
-        client._connection.sock.shutdown(2)
-        assert client.act(IMAGE, "go")["step"] == 1
 
 
 def test_faults_are_typed():
@@ -163,6 +160,22 @@ def test_an_address_that_is_none_is_refused(url):
         PolicyClient(url)
 
 
+def test_an_address_is_shown_without_its_secrets():
+    client = PolicyClient("http://me:secret@127.0.0.1:9/t/hidden/s/left/")
+    assert client.url == "http://127.0.0.1:9/t/***/s/left"
+    with pytest.raises(PolicyError, match=r"^http://127\.0\.0\.1:9/t/\*\*\*/s/left/reset gave no answer"):
+        client.reset()
+
+
+def test_our_own_server_may_be_reached_under_any_name(monkeypatch):
+    connect = socket.create_connection
+    monkeypatch.setattr(
+        socket, "create_connection", lambda address, *options: connect(("127.0.0.1", address[1]), *options)
+    )
+    with serve() as server:
+        assert PolicyClient(f"http://gpu-box.example:{server.port}").act(IMAGE, "go")["step"] == 0
+
+
 def test_the_file_alone_works_without_the_package(tmp_path):
     shutil.copy(vlm_local.client.__file__, tmp_path / "client.py")
     script = (
@@ -183,3 +196,10 @@ def test_the_detector_does_not_believe_a_probability_that_is_none(probability):
     answer = f'{{"answer": "yes", "probability": {probability}}}'.encode()
     with ForeignServer(answer, reset_status=200) as foreign, pytest.raises(PolicyError, match="gave the probability"):
         Detector(foreign.url)("is it open? answer yes or no", IMAGE, answer="yes")
+
+
+def test_the_detector_holds_no_threshold_without_probabilities():
+    with ForeignServer(b'{"answer": "yes"}', reset_status=200) as foreign:
+        assert Detector(foreign.url)("is it open? answer yes or no", IMAGE, answer="yes") is True
+        with pytest.raises(PolicyError, match="gives no probabilities"):
+            Detector(foreign.url, threshold=0.5)("is it open? answer yes or no", IMAGE, answer="yes")

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import select
 import time
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -10,10 +11,10 @@ from threading import Thread
 import numpy as np
 import pytest
 
-from tests.serving import IMAGE, ask, build_body, serve
+from tests.serving import IMAGE, ask, build_body, serve, until
 from vlm_local.answers import Question, ask_server
 from vlm_local.assembly import open_policies
-from vlm_local.client import Detector
+from vlm_local.client import Detector, PolicyClient, PolicyError
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy_options import PolicyOptions
 from vlm_local.remote_policy import RemotePolicy
@@ -29,11 +30,13 @@ class FakePolicyServer:
     """Says it is one of ours. answer, metadata: its next ones, as bytes or JSON. status: of both.
 
     asked: the paths so far. cuts: how many of the next POSTs are read and then dropped without an answer.
+    refuses: how many are dropped before they are read. hangs_up: after each answer. is_silent: gives none.
     """
 
     def __init__(self):
         self.answer, self.metadata, self.status = ANSWER, {"server": "vlm-local", "model": "behind"}, 200
-        self.asked, self.cuts, self.drips = [], 0, False
+        self.asked, self.cuts, self.refuses = [], 0, 0
+        self.drips = self.hangs_up = self.is_silent = False
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -44,6 +47,10 @@ class FakePolicyServer:
                 self._send(outer.metadata)
 
             def do_POST(self):
+                if outer.refuses:
+                    outer.refuses -= 1
+                    self.close_connection = True
+                    return
                 self.rfile.read(int(self.headers["Content-Length"] or 0))
                 outer.asked.append(self.path)
                 if outer.cuts:
@@ -52,6 +59,8 @@ class FakePolicyServer:
                     self.close_connection = True
                 elif outer.drips:
                     self._drip()
+                elif outer.is_silent:
+                    until(lambda: not outer.is_silent)
                 else:
                     self._send(outer.answer)
 
@@ -61,6 +70,7 @@ class FakePolicyServer:
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body)
+                self.close_connection |= outer.hangs_up
 
             def _drip(self):
                 self.send_response(200)
@@ -80,7 +90,7 @@ class FakePolicyServer:
         Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def close(self):
-        self.drips = False
+        self.drips = self.is_silent = False
         self._server.shutdown()
         self._server.server_close()
 
@@ -228,6 +238,27 @@ def test_a_server_of_ours_stays_one_when_its_metadata_fail_once(behind, status):
     assert behind.asked == ["/metadata", "/metadata", "/act?details=1"]
 
 
+@pytest.mark.parametrize("status", [400, 404, 405, 410, 422, 501])
+def test_a_server_that_does_not_know_our_metadata_is_a_foreign_one(behind, status):
+    behind.status = status
+    assert PolicyClient(behind.url).metadata == {}
+
+
+@pytest.mark.parametrize("status", [204, 302])
+def test_only_a_200_is_an_answer(behind, status):
+    client = PolicyClient(behind.url)
+    assert client.is_vlm_local
+    behind.status = status
+    with pytest.raises(PolicyError, match=f"answered {status}"):
+        client.act(IMAGE, "go")
+
+
+def test_an_answer_has_a_largest_size(behind):
+    behind.metadata = b" " * (2**22 + 1)
+    with pytest.raises(PolicyError, match="more than 4194304 bytes"):
+        PolicyClient(behind.url).reset(3)
+
+
 def test_an_observation_is_never_sent_twice(behind):
     policy = RemotePolicy(behind.url)
     policy.act(Observation(IMAGE, "go"))
@@ -239,6 +270,32 @@ def test_an_observation_is_never_sent_twice(behind):
     behind.cuts = 1
     policy.reset(3)  # which changes nothing the second time
     assert behind.asked[-2:] == ["/reset", "/reset"]
+
+
+def test_an_idle_connection_that_the_server_closed_is_opened_again(behind):
+    client = PolicyClient(behind.url)
+    behind.hangs_up = True
+    for _ in range(3):
+        client.act(IMAGE, "go")
+        assert select.select([client._connection.sock], [], [], 60)[0]  # its end is here
+    assert behind.asked.count("/act?details=1") == 3
+
+
+def test_an_observation_that_did_not_get_through_is_sent_again(behind):
+    client = PolicyClient(behind.url)
+    client.act(IMAGE, "go")
+    behind.refuses = 1
+    client.act(np.zeros((2000, 2000, 3), np.uint8), "go")  # more than the buffers of a connection take
+    assert behind.asked.count("/act?details=1") == 2
+
+
+def test_nothing_is_asked_again_when_its_time_is_over(behind):
+    client = PolicyClient(behind.url, timeout_s=0.5)
+    client.act(IMAGE, "go")
+    behind.is_silent = True
+    with pytest.raises(PolicyError, match="timed out"):
+        client.reset(3)
+    assert behind.asked.count("/reset") == 1
 
 
 def test_an_answer_that_never_ends_runs_out_of_time(behind):

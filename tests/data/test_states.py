@@ -1,6 +1,7 @@
 """Layouts of recorded states: named, proven by the numbers, or refused; seen through `label` and the readers."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from tests import recordings
 from vlm_local.cli import main
 from vlm_local.data import Selection, open_data_set
-from vlm_local.data.states import choose_layout, convert_states
+from vlm_local.data.layouts import LAYOUTS
+from vlm_local.data.states import choose_layout, convert_actions, convert_states
+from vlm_local.embodiments import AUTO
 from vlm_local.embodiments.rotations import base_to_bridge
 from vlm_local.errors import DataError
 from vlm_local.primitives import format_phrase, label_episode
@@ -116,6 +119,7 @@ def test_what_is_no_pose_is_refused_with_what_was_seen(tmp_path, capsys, states,
 
 
 PROVEN = _columns(0.3, 0.01 * STEPS, 0.2, 0, 0, 0, OPEN)
+PADDED = np.insert(PROVEN, 6, 0, axis=1)
 STILL_LIBERO = _columns(0.3, 0.1, 0.2, DOWN, 0, 0, *FINGERS)
 
 
@@ -133,6 +137,7 @@ def _with(states, *columns_values):
         (lambda value: _with(PROVEN, (0, value), (1, 0), (2, 0)), (0.06, 1.45), (0.04, 1.55), "from the origin"),
         (lambda value: _with(PROVEN, (2, value)), (-0.49,), (-0.51,), "the third at least -0.51"),
         (lambda value: _with(PROVEN, (1, value * (STEPS % 2))), (0.09,), (0.11,), "move by 0.11 a step"),
+        (lambda value: _with(PROVEN, (3, value)), (3.15, -3.15), (3.25, -3.25), "reaches 3.25"),
         (lambda value: _with(PROVEN, (5, value)), (3.15, -3.15), (3.25, -3.25), "reaches 3.25"),
         (lambda value: _with(PROVEN, (6, np.where(OPEN, 1, value))), (-0.09,), (-0.11,), "last number is -0.11 to 1"),
         (lambda value: _with(PROVEN, (6, np.where(OPEN, value, 0))), (1.1,), (1.3,), "last number is 0 to 1.3"),
@@ -140,7 +145,16 @@ def _with(states, *columns_values):
         (lambda value: _with(PROVEN, (6, np.where(OPEN, value, 0.5))), (0.91,), (0.89,), "last number is 0.5 to 0.89"),
         (lambda value: _with(PROVEN, (6, np.where(OPEN, value, 0))), (0.13,), (0.11,), "an opening in metres"),
         (lambda value: _with(PROVEN, (6, np.where(OPEN, value, 0))), (0.014,), (0.016,), "an opening in metres"),
-        (lambda value: _with(STILL_LIBERO, (6, np.where(OPEN, value, 0))), (0.049,), (0.051,), "the seventh is 0 to"),
+        (lambda value: _with(PADDED, (2, value)), (-0.49,), (-0.51,), "the third at least -0.51"),
+        (lambda value: _with(PROVEN, (5, value * OPEN), (6, 1)), (0.009,), (0.011,), "a quaternion.*, and no gripper"),
+        (lambda value: _with(STILL_LIBERO, (2, value)), (-0.49,), (-0.51,), "the third at least -0.51"),
+        (
+            lambda value: _with(STILL_LIBERO, (6, value * OPEN), (7, -value * OPEN)),
+            (0.049,),
+            (0.051,),
+            "the seventh is 0 to",
+        ),
+        (lambda value: _with(STILL_LIBERO, (6, 0.03), (7, value - 0.03)), (0.009,), (0.011,), "the seventh is"),
         (lambda value: _with(STILL_LIBERO, (7, np.where(OPEN, -0.04, value))), (0.004,), (0.006,), "the seventh is"),
         (lambda value: _with(STILL_LIBERO, (6, value), (7, -value)), (0.016,), (0.014,), "the seventh is"),
     ],
@@ -148,7 +162,7 @@ def _with(states, *columns_values):
 def test_numbers_alone_prove_a_layout_within_limits(build, inside, outside, says):
     for value in inside:
         states = build(value)
-        assert choose_layout(Selection(), states.shape[1], [states], "data").name in ("pose", "libero")
+        assert choose_layout(Selection(), states.shape[1], [states], "data").name in ("pose", "pose-pad", "libero")
     for value in outside:
         states = build(value)
         with pytest.raises(DataError, match=says):
@@ -163,6 +177,7 @@ def test_numbers_alone_prove_a_layout_within_limits(build, inside, outside, says
         ("pose", lambda value: _with(PROVEN, (6, np.where(OPEN, 1, value))), (-0.45,), (-0.55,), "reads -0.55 to 1"),
         ("pose", lambda value: _with(PROVEN, (6, np.where(OPEN, value, 0))), (1.45,), (1.55,), "reads 0 to 1.55"),
         ("pose", lambda value: _with(PROVEN, (4, value)), (0.95, 2.2, -0.95), (1.0, 2.1, -1.0), "near 90 degrees"),
+        ("axis-angle", lambda value: _with(PROVEN, (4, value)), (1.57, 6.2), (6.4,), "they reach 6.4"),  # no pitch
         ("quaternion-xyzw", lambda value: _with(QUATERNION, (5, 0), (6, value)), (0.96, 1.04), (0.94, 1.06), "off"),
     ],
 )
@@ -184,9 +199,45 @@ def test_broken_episodes_say_nothing_about_the_layout():
 
 
 def test_an_embodiment_names_the_layout_unless_the_user_does(tmp_path):
-    folder = _write(tmp_path / "data", _with(STILL_LIBERO, (6, 0.001 * STEPS), (7, -0.001 * STEPS)))
-    read = open_data_set(folder, Selection(embodiment="libero"))
-    assert read.about["state_layout"] == "libero"
+    closed = _with(STILL_LIBERO, (6, 0.001), (7, -0.001))  # which proves no fingers
+    with pytest.raises(DataError, match="unknown layout"):
+        open_data_set(_write(tmp_path / "closed", closed))
+    for states, layout, expected in ((closed, None, "libero"), (QUATERNION, "quaternion-xyzw", "quaternion-xyzw")):
+        selection = Selection(state_layout=layout, embodiment="libero")
+        assert open_data_set(_write(tmp_path / expected, states), selection).about["state_layout"] == expected
+
+
+@pytest.mark.parametrize(
+    ("roll", "frame", "is_kept"),
+    [(2.3, AUTO, True), (-2.3, AUTO, True), (2.4, AUTO, False), (-2.4, AUTO, False), (2.4, "bridge", True)],
+)
+def test_an_episode_that_begins_with_a_roll_beyond_135_degrees_is_not_in_bridges_frame(roll, frame, is_kept):
+    states = _with(PROVEN, (3, np.where(STEPS == 0, roll, 0)))
+    rolls = convert_states(states, replace(LAYOUTS["pose"], frame=frame), "data")[:, 3]
+    assert (rolls[0] == pytest.approx(roll) and not rolls[1:].any()) == is_kept
+
+
+@pytest.mark.parametrize(
+    ("states", "says"),
+    [
+        (PADDED, "7 numbers .* were expected, not 8"),
+        (PROVEN[0], "7 numbers .* were expected, not none"),
+        (PROVEN[:0], "no steps"),
+        (_with(PROVEN, (1, np.where(STEPS < 3, 0, np.nan))), "first at step 3"),
+    ],
+)
+def test_states_that_are_none_of_a_layout_are_refused(states, says):
+    with pytest.raises(DataError, match=f"data: .*{says}"):
+        convert_states(states, LAYOUTS["pose"], "data")
+
+
+def test_actions_are_those_of_bridge_or_left_out():
+    actions = np.ones((T, 7))
+    converted = convert_actions(actions)
+    assert converted.dtype == np.float32 and converted.base is None and converted.all()
+    for other in (None, actions[:, :6], actions[0], np.ones((T, 7, 1)), np.full((T, 7), np.nan)):
+        assert convert_actions(other) is None
+    assert convert_actions(actions, LAYOUTS["libero"]) is None
 
 
 JOINTS = [f"joint_{number}" for number in range(7)]

@@ -28,6 +28,10 @@ class GatedEngine(ScriptedEngine):
         self.entered = threading.Semaphore(0)
         self.batches: list[list[str]] = []
         self.forgotten: list[str] = []
+        self.is_closed = False
+
+    def close(self):
+        self.is_closed = True
 
     def generate(self, requests):
         self.batches.append([request.prompt.after for request in requests])
@@ -173,9 +177,9 @@ def test_a_request_that_fails_spoils_no_other_of_its_batch(make_worker):
     worker = make_worker(engine)
     first = Caller(worker, _request("first"))
     assert engine.entered.acquire(timeout=60)
-    callers = [Caller(worker, _request(name)) for name in ("good", "bad", "fine")]
-    _until(lambda: worker.num_waiting == 3)
-    for _ in range(5):
+    callers = [Caller(worker, _request(name)) for name in ("good", "bad")]
+    _until(lambda: worker.num_waiting == 2)
+    for _ in range(4):
         engine.gate.release()
     outcomes = {caller.request.prompt.after: caller.finish() for caller in [first, *callers]}
     error = outcomes.pop("bad")
@@ -252,7 +256,7 @@ def test_it_loads_in_its_own_thread_and_warms_up_before_it_is_healthy(make_worke
         loaded.wait(60)
         return engine
 
-    worker = make_worker(load, warm_up=[_request("warm")])
+    worker = make_worker(load, warm_up=[_request("warm", "warm/0")])
     assert loading.wait(60) and worker.state == "loading" and worker.metadata == {}
     caller = Caller(worker, _request("early"))
     loaded.set()
@@ -260,7 +264,7 @@ def test_it_loads_in_its_own_thread_and_warms_up_before_it_is_healthy(make_worke
     engine.gate.release(2)
     assert caller.finish().sentence == "move up"
     assert worker.state == "healthy" and worker.metadata["model"] == "gated"
-    assert engine.batches == [["warm"], ["early"]] and threads == ["engine"]
+    assert engine.batches == [["warm"], ["early"]] and threads == ["engine"] and engine.forgotten == ["warm/0"]
 
 
 @pytest.mark.parametrize("error", [ConfigError("no such model"), RuntimeError("torn file")])
@@ -274,6 +278,17 @@ def test_a_load_that_fails_says_why(make_worker, error):
     assert worker.state == "failed"
     with pytest.raises((ConfigError, EngineError), match=str(error)):
         worker.generate(_request())
+
+
+def test_a_warm_up_that_is_refused_is_a_load_that_failed(make_worker):
+    class Picky(ScriptedEngine):
+        def generate(self, requests):
+            return [RequestError("too thin a picture")]
+
+    worker = make_worker(Picky(lambda request: np.ones(3), "picky"), warm_up=[_request()])
+    with pytest.raises(RequestError, match="too thin"):
+        worker.wait_loaded(60)
+    assert worker.state == "failed"
 
 
 def test_a_sentence_that_was_not_asked_for_is_an_error(make_worker):
@@ -301,4 +316,22 @@ def test_close_answers_everyone_who_waits(make_worker):
     assert all(isinstance(caller.finish(), EngineClosed) for caller in callers)
     with pytest.raises(EngineClosed):
         worker.generate(_request())
-    assert worker.state == "closed"
+    assert worker.state == "closed" and not engine.is_closed
+    engine.gate.release()
+    assert worker.close(60) and engine.is_closed
+
+
+def test_close_waits_for_no_load(make_worker):
+    loading, loaded = threading.Event(), threading.Event()
+
+    def load():
+        loading.set()
+        loaded.wait(600)
+        return GatedEngine()
+
+    worker = make_worker(load)
+    assert loading.wait(60)
+    caller = Caller(worker, _request())
+    assert not worker.close(0.05)
+    assert isinstance(caller.finish(), EngineClosed)
+    loaded.set()

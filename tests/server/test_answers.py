@@ -93,7 +93,13 @@ def test_questions_do_not_crowd_out_the_robots():
         assert statuses <= {400, 503}
 
 
-@pytest.mark.parametrize("image", [BRIGHT, BRIGHT / np.float32(255), Image.fromarray(BRIGHT)])
+@pytest.mark.parametrize(
+    "image",
+    [
+        *(BRIGHT, Image.fromarray(BRIGHT), Image.fromarray(BRIGHT).convert("RGBA")),
+        *(BRIGHT / np.float32(255), (BRIGHT - 0.4) / np.float32(255)),
+    ],
+)
 def test_the_detector_answers_as_autoeval_asks(server, image):
     detector = Detector(f"http://127.0.0.1:{server.port}")
     assert detector(DRAWER, image) == "yes"
@@ -107,6 +113,8 @@ def test_the_detector_can_ask_for_certainty(server):
     detector = Detector(f"http://127.0.0.1:{server.port}", threshold=0.9)
     assert detector(DRAWER, BRIGHT, answer="yes") is False
     assert detector(DRAWER, np.full_like(BRIGHT, 250), answer="yes") is True
+    certain = Detector(f"http://127.0.0.1:{server.port}", threshold=1.0)
+    assert certain(DRAWER, np.full_like(BRIGHT, 255), answer="yes") is True
 
 
 def test_the_detector_keeps_pictures_and_results(server, tmp_path):
@@ -116,6 +124,10 @@ def test_the_detector_keeps_pictures_and_results(server, tmp_path):
     detector(DRAWER, DARK)
     assert (np.asarray(Image.open(tmp_path / "log/0_img.png")) == image).all()
     assert (tmp_path / "log/1_success.txt").read_text() == "no"
+    Detector(f"http://127.0.0.1:{server.port}", save_dir=str(tmp_path / "none"))(DRAWER, image)
+    assert not (tmp_path / "none").exists()
+    with pytest.raises(ValueError, match="needs a save_dir"):
+        Detector(f"http://127.0.0.1:{server.port}", save_data=True)
 
 
 def test_a_question_is_asked_again_while_the_server_is_away(server, monkeypatch):
@@ -127,14 +139,20 @@ def test_a_question_is_asked_again_while_the_server_is_away(server, monkeypatch)
     with pytest.raises(PolicyError, match="is the server running"):
         away(DRAWER, BRIGHT)
     assert len(pauses) == Detector.TRIES - 1
+    with pytest.raises(PolicyError, match="answered 400"):
+        detector(DRAWER, BRIGHT[:4])  # too small, and not away
+    assert len(pauses) == Detector.TRIES - 1
 
 
 def test_a_question_the_detector_cannot_ask_is_refused(server):
     detector = Detector(f"http://127.0.0.1:{server.port}")
     with pytest.raises(ValueError, match="none of the choices"):
         detector(DRAWER, BRIGHT, answer="open")
-    with pytest.raises(ValueError, match="RGB image"):
-        detector(DRAWER, BRIGHT[..., 0])
-    with pytest.raises(ValueError, match="does not end in its choices"):
-        detector("is the drawer open?", BRIGHT)
+    for image in (BRIGHT[..., 0], BRIGHT[..., :2], BRIGHT / 10, BRIGHT / -255, BRIGHT.astype(int)):
+        with pytest.raises(ValueError, match="RGB image"):
+            detector(DRAWER, image)
+    for question in ("is the drawer open?", "is it open? answer yes", "is it open? answer yes or "):
+        with pytest.raises(ValueError, match="does not end in its choices"):
+            detector(question, BRIGHT)
     assert read_choices(SINK) == ["sink", "basket", "invalid"]
+    assert read_choices("is the answer right? answer yes or no.") == ["yes", "no"]

@@ -9,8 +9,10 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 
 from tests.serving import ask, build_body, serve, until
@@ -24,6 +26,7 @@ from vlm_local.server.repeats import Repeats
 from vlm_local.server.service import ServerSettings
 
 ACT = "/act?details=1"
+SMALL_BODY = build_body(image=np.zeros((16, 16, 3), np.uint8))
 
 
 @contextmanager
@@ -156,6 +159,80 @@ def test_a_tunnel_that_stays_down_is_told_after_the_time(capfd):
     assert "/act?details=1 is held" in capfd.readouterr().err
 
 
+def test_a_tunnel_that_stays_silent_is_told_after_the_time(monkeypatch):
+    _probe_often(monkeypatch)
+    with serve() as server, closing(Link(("127.0.0.1", server.port))) as link:
+        link.fall_silent(60)
+        with relay_to(link.port, hold_s=0.3) as port:
+            assert ask(port, "POST", ACT, build_body())[0] == 504
+
+
+def test_a_request_is_sent_again_where_its_connection_stays_silent_and_the_tunnel_is_back(monkeypatch):
+    """As where a router on the way has forgotten the connection."""
+    _probe_often(monkeypatch)
+    probes, came, is_over = [], [], threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            probes.append(self.path)
+            if len(probes) > 1:
+                self._answer()
+
+        def do_POST(self):
+            came.append(self.headers[HEADER])
+            self.rfile.read(int(self.headers["Content-Length"]))
+            if len(came) > 1:
+                self._answer()
+            else:
+                is_over.wait(60)
+
+        def _answer(self):
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        with relay_to(server.server_port) as port:
+            assert ask(port, "POST", ACT, build_body())[0] == 200
+        is_over.set()
+        server.shutdown()
+    assert len(came) == 2 and came[0] == came[1]
+
+
+@pytest.mark.slow
+def test_a_hold_begins_when_the_tunnel_last_worked(way, monkeypatch):
+    """A model that takes its time leaves as much for a drop."""
+    _probe_often(monkeypatch)
+    server, link, _ = way
+    answers = []
+    server.engine.gate.clear()
+    with relay_to(link.port, hold_s=1.0) as port:
+        asked = threading.Thread(target=lambda: answers.append(ask(port, "POST", ACT, build_body())[0]))
+        asked.start()
+        until(lambda: len(server.engine.requests) == 1)
+        time.sleep(1.1)
+        link.break_down(0.1)
+        server.engine.gate.set()
+        asked.join(60)
+    assert answers == [200]
+
+
+def test_what_a_server_refuses_is_passed_on_at_once():
+    """Only a server that will come back is asked again."""
+    with serve(settings=ServerSettings(on_fault="error", rate_limit=1)) as server, relay_to(server.port) as port:
+        server.engine.fault = RuntimeError("out of memory")
+        assert ask(port, "POST", ACT, build_body())[0] == 503
+        assert len(server.engine.requests) == 1
+
+
+def _probe_often(monkeypatch):
+    monkeypatch.setattr("vlm_local.relay._PROBE_EVERY_S", 0.05)
+    monkeypatch.setattr("vlm_local.relay._PROBE_S", 0.2)
+
+
 def test_only_what_a_station_asks_is_passed_on(way):
     _, _, port = way
     assert ask(port, "POST", "/hold", b"")[0] == 404
@@ -202,6 +279,36 @@ def test_where_all_places_are_taken_the_silent_make_room_and_a_station_keeps_its
         assert ask(port, "POST", "/s/second/act", build_body())[0] == 200  # another station gets one
 
 
+def test_a_station_whose_request_is_here_keeps_its_connection(monkeypatch):
+    """However long the model takes, and however many come meanwhile."""
+    monkeypatch.setattr("vlm_local.relay.MAX_CONNECTIONS", 2)
+    monkeypatch.setattr("vlm_local.relay._TRANSFER_S", 0.3)
+    answers = []
+    with serve() as server, relay_to(server.port) as port, ExitStack() as stack:
+        server.engine.gate.clear()
+        asked = threading.Thread(target=lambda: answers.append(ask(port, "POST", ACT, SMALL_BODY)[0]))
+        asked.start()
+        until(lambda: len(server.engine.requests) == 1)
+        strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3)]
+        until(lambda: sum(_ends(each, 0.01) for each in strangers) == 2)
+        time.sleep(0.4)
+        server.engine.gate.set()
+        asked.join(60)
+    assert answers == [200]
+
+
+def test_the_station_that_has_rested_longest_makes_room(monkeypatch):
+    monkeypatch.setattr("vlm_local.relay.MAX_CONNECTIONS", 2)
+    with serve() as server, relay_to(server.port) as port, ExitStack() as stack:
+        first, second, third = (
+            stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60))) for _ in range(3)
+        )
+        for station in (second, first, second, third):
+            _act(station)
+        assert _ends(first.sock, 10)
+        assert _act(second)["step"] == 2
+
+
 def test_requests_that_never_end_keep_no_station_out(monkeypatch):
     monkeypatch.setattr("vlm_local.relay.MAX_CONNECTIONS", 4)
     with serve() as server, relay_to(server.port) as port, ExitStack() as stack:
@@ -219,7 +326,7 @@ def test_large_bodies_have_two_places_and_keep_no_station_out(way):
         for stranger in large:
             stranger.sendall(head)
         refused = [each for each in large if _ends_with_503(each)]
-        assert len(refused) == 3
+        assert len(refused) == 3 and all(b"bodies above" in _read_all(each) for each in refused)  # to its end
         assert ask(port, "POST", "/act", build_body())[0] == 200
     until(lambda: _is_taken(port, head))  # the places are free again
 
@@ -245,13 +352,37 @@ def _is_taken(port, head):
         (b"POST /\xe4/act HTTP/1.1\r\nContent-Length: 0", b"404"),
         (b"POST /act HTTP/1.1\r\nContent-Length: \xb2", b"413"),
         (b"POST /act HTTP/1.1\r\nContent-Length: " + b"0" * 5000, b"413"),
+        (b"POST /act HTTP/1.1\r\nTransfer-Encoding: chunked", b"413"),
     ],
 )
 def test_what_cannot_be_passed_on_is_refused_at_once(way, line, status):
+    """A body that was not read is not taken for the next request."""
     _, _, port = way
     with socket.create_connection(("127.0.0.1", port), 10) as connection:
-        connection.sendall(line + b"\r\n\r\n")
-        assert connection.recv(12) == b"HTTP/1.1 " + status
+        connection.sendall(line + b"\r\n\r\nPOST /reset HTTP/1.1\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        answers = _read_all(connection)
+    assert answers.startswith(b"HTTP/1.1 " + status)
+    assert answers.count(b"HTTP/1.1 ") == (1 if status == b"413" else 2)
+
+
+def _read_all(connection):
+    """Until the other side ends it."""
+    data = b""
+    with suppress(ConnectionError):
+        while more := connection.recv(4096):
+            data += more
+    return data
+
+
+def test_half_a_request_is_not_passed_on(way):
+    _, _, port = way
+    assert json.loads(ask(port, "POST", ACT, build_body())[2])["step"] == 0
+    with socket.create_connection(("127.0.0.1", port), 10) as connection:
+        connection.sendall(b"POST /reset HTTP/1.1\r\nContent-Length: 9\r\n\r\n")
+        connection.shutdown(socket.SHUT_WR)
+        assert _read_all(connection) == b""
+    answer = json.loads(ask(port, "POST", ACT, build_body())[2])
+    assert (answer["episode"], answer["step"]) == (0, 1)
 
 
 def test_a_server_that_is_started_again_does_not_end_a_job():
