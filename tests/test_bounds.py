@@ -1,6 +1,7 @@
 """Files that would take long to decode are refused, ordinary ones of the same kind are read."""
 
 import base64
+import json
 import zlib
 from io import BytesIO
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_local.bounds import MAX_PARTS, MAX_SCANS
+from vlm_local.bounds import MAX_PARTS, MAX_SCANS, check_json
 from vlm_local.errors import RequestError
 from vlm_local.fields import decode_image
 
@@ -69,3 +70,10 @@ def test_a_file_that_is_cut_off_is_no_file(data):
     with pytest.raises(RequestError, match="no PNG or JPEG file") as caught:
         _read(data)
     assert " object at 0x" not in str(caught.value)
+
+
+def test_a_dark_picture_as_a_nested_list_is_no_bomb():
+    """Its lists are as short as those of pixels can be."""
+    check_json(json.dumps(np.zeros((256, 256, 3), int).tolist(), separators=(",", ":")).encode())
+    with pytest.raises(RequestError, match="more lists than"):
+        check_json(b"[" * 2**17 + b"]" * 2**17)

@@ -1,9 +1,11 @@
 import json
+from math import inf as INFINITY
+from math import nan as NAN
 
 import numpy as np
 import pytest
 
-from vlm_local.embodiments import find_file, list_embodiments, load_embodiment
+from vlm_local.embodiments import CAMERA_WORDS, find_file, list_embodiments, load_embodiment
 from vlm_local.embodiments.frame import Frame
 from vlm_local.errors import ConfigError
 
@@ -49,13 +51,20 @@ def test_a_file_of_the_users_is_read(tmp_path):
         {"station_workspaces_m": [[0, 1]]},
         {"station_workspaces_m": {"bench": [[0, 1]]}},
         {"station_workspaces_m": {"bench": [[1, 0], [0, 1], [0, 1]]}},
+        {"workspace_m": [[1, 0], [0, 1], [0, 1]]},
+        {"max_rotation_rad": -0.1},
         {"control_hz": None},
+        {"control_hz": 0},
         {"gripper_reading": {"7": [0, 1]}},
         {"gripper_reading": {"7": [0, 1], "8": [1, 0]}},
+        {"gripper_reading": {"7": [0, 1], "8": [0, INFINITY]}},
         {"gripper_command": {"closed": 0, "open": True}},
+        *[{"gripper_command": {"closed": 0, "open": value}} for value in (NAN, INFINITY, 10**400)],
         {"camera": {"view": "from above"}},
+        {"camera": dict.fromkeys(CAMERA_WORDS, 3)},
         {"action_units": {"m": 0.05}},
         {"action_units": {"m": 0.05, "rad": 0}},
+        *[{"action_units": {"m": 0.05, "rad": value}} for value in (NAN, INFINITY)],
         {"description": "gone"},
         {"speed": 1},
     ],

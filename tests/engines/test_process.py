@@ -128,6 +128,8 @@ def test_a_process_that_hangs_is_started_again(stopped, caplog):
         assert engine.metadata["pid"] != first
     finally:
         engine.close()
+    with pytest.raises(EngineError, match="the engine is closed"):  # and no third process
+        engine.generate([ask()])
 
 
 @contextmanager

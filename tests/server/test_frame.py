@@ -95,13 +95,15 @@ def test_a_lost_pose_turns_nothing_and_says_so():
         assert answer["action"][:6] == [0, 0, 0.0125, 0, 0, 0] and "begins anew" in answer["shadow"]["note"]
 
 
-def test_limits_hold_in_the_bridge_frame_and_for_the_turn():
-    limits = (0.05, 0.05, 0.05, 0.25, 0.1, 0.1)
+@pytest.mark.parametrize(("roll", "note"), [(0.25, None), (0.1, "the turn is cut to 0.1 rad")])
+def test_limits_hold_in_the_bridge_frame_and_for_the_turn(roll, note):
+    limits = (0.05, 0.05, 0.3, roll, 0.1, 0.1)
     with serve(settings=ServerSettings(embodiment="autoeval-widowx", max_step=limits)) as server:
         server.engine.phrase = "tilt up, rotate clockwise"
         answer = server.act(proprio=[*AWAY_M, 1.2, 1.4, 1.3, 0, 0.39])
     np.testing.assert_allclose(answer["meant"][3:6], [0, 0.1, -0.1])
-    assert answer["action"][3] > 0.25  # what is sent may be larger than what is meant
+    assert answer["action"][3] > roll  # what is sent may be larger than what is meant
+    assert answer["shadow"]["note"] == note
 
 
 @pytest.mark.parametrize("embodiment", ["auto", "autoeval-widowx", "simpler-widowx"])

@@ -8,7 +8,8 @@ robots that are shipped, and docs/zeroshot.md describes `camera_matrix`. That on
 `station_workspaces_m` may be missing. No file is read before it is asked for.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -78,18 +79,18 @@ class Embodiment:
         self._require_numbers("reset_pose", self.reset_pose, (6,), is_optional=self.rotation_frame == "bridge")
         self._require_numbers("max_step", self.max_step, (6,))
         self._require(min(self.max_step) >= 0, "max_step", "no negative numbers")
-        self._require_numbers("max_rotation_rad", self.max_rotation_rad, (), is_optional=True)
-        self._require_numbers("control_hz", self.control_hz, ())
-        self._require_numbers("workspace_m", self.workspace_m, (3, 2), is_optional=True)
+        for name in ("max_rotation_rad", "control_hz"):
+            value = getattr(self, name)
+            self._require_numbers(name, value, (), is_optional=name == "max_rotation_rad")
+            self._require(value is None or value > 0, name, "more than 0")
+        if self.workspace_m is not None:
+            self._require_box("workspace_m", self.workspace_m)
         self._require_station_workspaces()
-        self._require_mapping("gripper_reading", ("7", "8"), list)
-        for closed_open in self.gripper_reading.values():
-            self._require(_is_rising(closed_open), "gripper_reading", "two numbers each, closed below open")
-        self._require_mapping("gripper_command", ("closed", "open"), int | float)
-        self._require_mapping("camera", CAMERA_WORDS, str)
+        self._require_mapping("gripper_reading", ("7", "8"), _is_rising, "two numbers each, closed below open")
+        self._require_mapping("gripper_command", ("closed", "open"), _is_number, "numbers")
+        self._require_mapping("camera", CAMERA_WORDS, lambda word: isinstance(word, str), "words")
         if self.action_units is not None:
-            self._require_mapping("action_units", ("m", "rad"), int | float)
-            self._require(min(self.action_units.values()) > 0, "action_units", "positive numbers")
+            self._require_mapping("action_units", ("m", "rad"), lambda unit: _is_number(unit) and unit > 0, "above 0")
         self._require_camera_matrix()
 
     def _require(self, is_right: bool, name: str, expected: str) -> None:
@@ -113,8 +114,11 @@ class Embodiment:
         is_right = isinstance(boxes, dict) and all(boxes)  # no box without a name
         self._require(is_right, "station_workspaces_m", "an object of boxes by name")
         for box in boxes.values():
-            self._require_numbers("station_workspaces_m", box, (3, 2))
-            self._require(all(low < high for low, high in box), "station_workspaces_m", "low below high in each box")
+            self._require_box("station_workspaces_m", box)
+
+    def _require_box(self, name: str, box: Any) -> None:
+        self._require_numbers(name, box, (3, 2))
+        self._require(all(low < high for low, high in box), name, "low below high in each box")
 
     def _require_camera_matrix(self) -> None:
         content = self.camera_matrix
@@ -127,15 +131,21 @@ class Embodiment:
             self._require_numbers("camera_matrix", content[name], shape)
         self._require(min(content["image_size"]) > 0, "camera_matrix", expected)
 
-    def _require_mapping(self, name: str, keys: tuple[str, ...], kind: Any) -> None:
+    def _require_mapping(
+        self, name: str, keys: tuple[str, ...], is_right: Callable[[Any], bool], expected: str
+    ) -> None:
         value = getattr(self, name)
-        is_right = isinstance(value, dict) and set(value) == set(keys)
-        is_right = is_right and all(isinstance(each, kind) and not isinstance(each, bool) for each in value.values())
-        self._require(is_right, name, f"an object with the fields {', '.join(keys)}")
+        is_mapping = isinstance(value, dict) and set(value) == set(keys) and all(map(is_right, value.values()))
+        self._require(is_mapping, name, f"an object with the fields {', '.join(keys)}: {expected}")
 
 
-def _is_rising(pair: Sequence) -> bool:
-    return len(pair) == 2 and all(isinstance(each, int | float) for each in pair) and pair[0] < pair[1]
+def _is_number(value: Any) -> bool:
+    """Whether it is a finite one: JSON as Python reads it has NaN and Infinity, too."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def _is_rising(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and pair[0] < pair[1]
 
 
 def list_embodiments() -> list[str]:
