@@ -31,8 +31,8 @@ class OddEngine(ScriptedEngine):
                 raise ZeroDivisionError("nothing to divide by")
             if request.prompt.after == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
-            if request.prompt.after == "hang":
-                time.sleep(600)
+            if request.prompt.after in ("hang", "slow"):
+                time.sleep(600 if request.prompt.after == "hang" else 0.6)
         return list(map(self._answer_alone, requests))
 
     def _answer_alone(self, request):

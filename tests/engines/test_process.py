@@ -28,7 +28,7 @@ from vlm_local.types import GenerationRequest, Picture, Prompt, Thought, Thought
 @pytest.fixture(scope="module")
 def engine():
     """One for all tests that leave a working one behind."""
-    engine = EngineProcess(OddEngine)
+    engine = EngineProcess(OddEngine, hung_after_s=600, stopped_after_s=600)
     yield engine
     engine.close()
 
@@ -96,6 +96,12 @@ def test_what_the_model_raises_is_raised_here(engine):
     assert engine.generate([ask()])[0].sentence == "perhaps"
 
 
+def test_a_slow_forward_is_none_that_hangs(engine):
+    first = engine.metadata["pid"]
+    assert engine.generate([ask("slow")])[0].sentence == "perhaps"  # looked at meanwhile
+    assert engine.metadata["pid"] == first
+
+
 def test_a_process_that_died_is_started_again(engine):
     first = engine.metadata["pid"]
     with pytest.raises(EngineError, match="ended with status -9"):
@@ -147,12 +153,14 @@ def _serve(load=OddEngine, deadline_ms=60_000, **limits):
 
 
 def test_health_tells_of_a_process_that_is_stopped_while_nobody_asks():
-    with _serve() as (_, worker, look):
+    with _serve(stopped_after_s=600) as (_, worker, look):
         assert look() == (200, "healthy")
-        os.kill(worker.metadata["pid"], signal.SIGSTOP)
+        first = worker.metadata["pid"]
+        os.kill(first, signal.SIGSTOP)
         until(lambda: look() == (503, "stuck"))
-        os.kill(worker.metadata["pid"], signal.SIGCONT)
+        os.kill(first, signal.SIGCONT)
         until(lambda: look() == (200, "healthy"))
+        assert worker.metadata["pid"] == first
 
 
 def test_a_stopped_process_is_replaced_while_nobody_asks():

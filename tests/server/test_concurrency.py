@@ -2,7 +2,10 @@ import json
 import socket
 import threading
 
+import pytest
+
 from tests.serving import SteeredEngine, build_body, serve, until
+from vlm_local.errors import ConfigError
 from vlm_local.server.service import ServerSettings
 
 
@@ -141,7 +144,8 @@ def test_a_request_is_held_open_while_the_model_loads():
         assert [reset()[0], act()[0]] == [200, 200]
 
 
-def test_while_it_loads_it_says_so_at_once_where_no_request_is_to_be_held(caplog):
+@pytest.mark.parametrize("loading_s", [0, 0.1])
+def test_while_it_loads_it_says_so_once_no_request_is_to_be_held(loading_s, caplog):
     caplog.set_level("DEBUG")
     loaded = threading.Event()
     engine = SteeredEngine()
@@ -150,7 +154,7 @@ def test_while_it_loads_it_says_so_at_once_where_no_request_is_to_be_held(caplog
         loaded.wait(60)
         return engine
 
-    with serve(load, ServerSettings(loading_s=0)) as server:
+    with serve(load, ServerSettings(loading_s=loading_s)) as server:
         for path in ("/act", "/reset"):
             status, _, body = server.post(path, build_body() if path == "/act" else b"")
             assert status == 503 and "still loading" in json.loads(body)["error"]
@@ -162,6 +166,18 @@ def test_while_it_loads_it_says_so_at_once_where_no_request_is_to_be_held(caplog
         loaded.set()
         until(lambda: server.get("/health")[0] == 200)
         server.act()
+
+
+def test_a_model_that_could_not_be_loaded_is_told_as_such():
+    def load():
+        raise ConfigError("no such model")
+
+    with serve(load) as server:
+        for path in ("/act", "/reset"):
+            status, headers, body = server.post(path, build_body() if path == "/act" else b"")
+            assert status == 503 and "could not be loaded" in json.loads(body)["error"]
+            assert "Retry-After" not in headers  # it does not come back
+        assert json.loads(server.get("/health")[2])["status"] == "failed"
 
 
 def test_those_inside_may_finish_when_the_server_stops_and_nobody_new_comes_in():

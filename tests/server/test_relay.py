@@ -161,10 +161,8 @@ def test_a_tunnel_that_stays_down_is_told_after_the_time(capfd):
 
 def test_a_tunnel_that_stays_silent_is_told_after_the_time(monkeypatch):
     _probe_often(monkeypatch)
-    with serve() as server, closing(Link(("127.0.0.1", server.port))) as link:
-        link.fall_silent(60)
-        with relay_to(link.port, hold_s=0.3) as port:
-            assert ask(port, "POST", ACT, build_body())[0] == 504
+    with socket.create_server(("127.0.0.1", 0)) as silent, relay_to(silent.getsockname()[1], hold_s=0.3) as port:
+        assert ask(port, "POST", ACT, SMALL_BODY)[0] == 504
 
 
 def test_a_request_is_sent_again_where_its_connection_stays_silent_and_the_tunnel_is_back(monkeypatch):
@@ -274,14 +272,14 @@ def test_where_all_places_are_taken_the_silent_make_room_and_a_station_keeps_its
         station = stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)))
         assert _act(station)["step"] == 0
         strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(8)]
-        assert sum(_ends(each, 0.2) for each in strangers) == 5  # three of them have a place
+        until(lambda: sum(_ends(each, 0.01) for each in strangers) == 5)  # three of them have a place
         assert _act(station)["step"] == 1
         assert ask(port, "POST", "/s/second/act", build_body())[0] == 200  # another station gets one
 
 
 def test_a_station_whose_request_is_here_keeps_its_connection(monkeypatch):
     """However long the model takes, and however many come meanwhile."""
-    monkeypatch.setattr("vlm_local.relay.MAX_CONNECTIONS", 2)
+    monkeypatch.setattr("vlm_local.relay.MAX_CONNECTIONS", 1)
     monkeypatch.setattr("vlm_local.relay._TRANSFER_S", 0.3)
     answers = []
     with serve() as server, relay_to(server.port) as port, ExitStack() as stack:
@@ -289,8 +287,8 @@ def test_a_station_whose_request_is_here_keeps_its_connection(monkeypatch):
         asked = threading.Thread(target=lambda: answers.append(ask(port, "POST", ACT, SMALL_BODY)[0]))
         asked.start()
         until(lambda: len(server.engine.requests) == 1)
-        strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(3)]
-        until(lambda: sum(_ends(each, 0.01) for each in strangers) == 2)
+        strangers = [stack.enter_context(socket.create_connection(("127.0.0.1", port))) for _ in range(2)]
+        assert all(_ends(each, 10) for each in strangers)
         time.sleep(0.4)
         server.engine.gate.set()
         asked.join(60)
