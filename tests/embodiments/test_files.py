@@ -9,6 +9,8 @@ from vlm_local.embodiments import CAMERA_WORDS, find_file, list_embodiments, loa
 from vlm_local.embodiments.frame import Frame
 from vlm_local.errors import ConfigError
 
+MATRIX = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]
+
 
 @pytest.mark.parametrize("name", list_embodiments())
 def test_every_file_that_is_shipped_loads_and_says_what_it_is(name):
@@ -46,10 +48,12 @@ def test_a_file_of_the_users_is_read(tmp_path):
         {"reset_pose": [0, 0, 0]},
         {"max_step": [0, 0, 0, 0, 0, -1]},
         {"max_step": "0.1"},
+        {"max_step": [NAN, 0, 0, 0, 0, 0]},
         {"workspace_m": [[0, 1]]},
         {"workspace_m": [["0", 1], [0, 1], [0, 1]]},
         {"station_workspaces_m": [[0, 1]]},
         {"station_workspaces_m": {"bench": [[0, 1]]}},
+        {"station_workspaces_m": {"": [[0, 1], [0, 1], [0, 1]]}},
         {"station_workspaces_m": {"bench": [[1, 0], [0, 1], [0, 1]]}},
         {"workspace_m": [[1, 0], [0, 1], [0, 1]]},
         {"max_rotation_rad": -0.1},
@@ -65,6 +69,9 @@ def test_a_file_of_the_users_is_read(tmp_path):
         {"action_units": {"m": 0.05}},
         {"action_units": {"m": 0.05, "rad": 0}},
         *[{"action_units": {"m": 0.05, "rad": value}} for value in (NAN, INFINITY)],
+        {"camera_matrix": {"matrix": MATRIX, "image_size": [640, 480]}},
+        {"camera_matrix": {"matrix": MATRIX[:2], "image_size": [640, 480], "error_px": 0}},
+        {"camera_matrix": {"matrix": MATRIX, "image_size": [640, 0], "error_px": 0}},
         {"description": "gone"},
         {"speed": 1},
     ],
