@@ -68,6 +68,13 @@ def test_what_is_no_answer_and_what_is_long_gone_is_refused(server):
     assert ask(server.port, "POST", "/live/answers/1", b"[]", {"Content-Type": "application/json"})[0] == 400
 
 
+def test_pictures_that_take_much_memory_are_kept_less_long(server, monkeypatch):
+    monkeypatch.setattr("vlm_local.server.asked.MAX_BYTES", 2 * picture(0).nbytes)
+    for seed in range(3):
+        ask(server.port, "POST", "/answer", build_question(picture(seed)))
+    assert [each["id"] for each in json.loads(ask(server.port, "GET", "/live/answers")[2])["questions"]] == ["2", "1"]
+
+
 def test_a_correction_that_does_not_fit_leaves_nothing_and_is_taken_when_there_is_room(server, tmp_path):
     folder = tmp_path / "run" / FOLDER
     for seed in range(2):
@@ -132,7 +139,7 @@ def test_autoevals_log_is_labelled_by_a_person_and_not_by_its_verdicts(log):
     assert client.get("/live/answers/0.2_img.png").data == (log / "2_img.png").read_bytes()
     for name, answer in (("0.0_img.png", "no"), ("0.10_img.png", "yes")):
         assert client.post(f"/live/answers/{name}", json={"answer": answer}).status_code == 200
-    for name in ("0.3_img.png", "1.0_img.png", "0.labels.jsonl", "0."):
+    for name in ("0.3_img.png", "1.0_img.png", "0.labels.jsonl", "0.", ".0_img.png", "\xb2.0_img.png"):
         assert client.post(f"/live/answers/{name}", json={"answer": "yes"}).status_code == 404
         assert client.get(f"/live/answers/{name}").status_code == 404
     images, problems = read(log)

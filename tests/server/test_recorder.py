@@ -154,6 +154,18 @@ def test_a_run_on_a_disk_that_went_away_and_came_back_is_gone_on_with(tmp_path, 
     assert [line["step"] for episode in _read(run) for line in episode.lines] == [0, 4]
 
 
+def test_a_copy_in_the_place_of_the_run_is_no_other_servers_either(tmp_path):
+    recorder = Recorder(tmp_path / "run", dict)
+    recorder(_record(0))
+    (tmp_path / "run").rename(tmp_path / "moved")
+    shutil.copytree(tmp_path / "moved", tmp_path / "run")
+    recorder(_record(0, episode=1))
+    with pytest.raises(ConfigError, match="in use by another process"):
+        Recorder(tmp_path / "run", dict)
+    recorder.close()
+    assert len(_read(tmp_path / "run")) == 2
+
+
 def test_above_the_cap_the_oldest_ended_episodes_go(tmp_path):
     Recorder(tmp_path, dict)(_record(0, "old"))
     os.utime(tmp_path / "episodes/old-0", (1, 1))
@@ -179,6 +191,20 @@ def test_robots_that_went_away_do_not_keep_the_oldest_episodes(tmp_path, monkeyp
     recorder.close()
     assert sorted(folder.name for folder in (tmp_path / "episodes").iterdir()) == ["guest6-0", "guest7-0", "stays-0"]
     assert [line["step"] for line in _read(tmp_path)[-1].lines] == list(range(8))
+    assert recorder.stats()["lost"] == 0  # where none can be deleted
+
+
+def test_after_a_restart_the_oldest_episodes_go_first(tmp_path):
+    recorder = Recorder(tmp_path, dict)
+    for name in ("newer", "older"):
+        recorder(_record(0, name))
+    recorder.close()
+    os.utime(tmp_path / "episodes/older-0", (1, 1))
+    size = sum(file.stat().st_size for file in (tmp_path / "episodes").rglob("*") if file.is_file())
+    recorder = Recorder(tmp_path, dict, max_bytes=size)
+    recorder(_record(0, "now"))
+    recorder.close()
+    assert {folder.name for folder in (tmp_path / "episodes").iterdir()} == {"newer-0", "now-0"}
 
 
 RECORD_FOREVER = """
