@@ -150,6 +150,16 @@ def test_large_bodies_take_turns_and_a_stop_goes_before_them(limit):
         assert answers == [200, 200, 200]
 
 
+def test_a_large_body_waits_for_those_that_are_read_only_so_long(server, monkeypatch):
+    monkeypatch.setattr("vlm_local.server.service._LARGE_BODY_WAIT_S", 0.05)
+    body = build_body(image=np.zeros((900, 900, 3), np.uint8))
+    with server.service.reading(2**21), server.service.reading(2**21):
+        status, _, answer = server.post("/act", body)
+        assert status == 503 and "2 large bodies are being read" in json.loads(answer)["error"]
+        assert server.post("/act", build_body())[0] == 200
+    assert server.post("/act", body)[0] == 200
+
+
 def test_a_body_of_tiny_chunks_is_refused(server):
     head = b"POST /act HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     for chunks in (b"1\r\nx\r\n" * 100_000, b"1;" + b"a" * 300_000, b"0\r\n" + b"a" * 300_000):
