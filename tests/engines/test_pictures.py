@@ -54,3 +54,16 @@ def test_a_list_of_sentences_that_was_dropped_for_others_crosses_again():
         assert there.unpack(message)[0].sentences == lists[index]
         crossed.append(len(message) > 1_000)
     assert crossed == [True, True, False, True, False, True]
+
+
+class _OneHash(tuple):
+    def __hash__(self):
+        return 7
+
+
+def test_two_lists_of_sentences_with_one_hash_are_not_mixed_up():
+    here, there = RepeatedParts(), RepeatedParts()
+    lists = [_OneHash(f"{name} {number}" for number in range(100)) for name in ("move", "turn")]
+    for index in (0, 1, 1, 0):
+        packed = here.pack([replace(show(), sentences=lists[index])])
+        assert there.unpack(packed)[0].sentences == lists[index]
