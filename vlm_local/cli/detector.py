@@ -38,7 +38,7 @@ def add_detector(parser: argparse.ArgumentParser) -> None:
     add("--bfloat16", action="store_true", help="compute in bfloat16, as AutoEval does; trained weights stay float32")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[auto: the first GPU]")
     add("--offline", action="store_true", help="download nothing")
-    add("--seed", type=seed(), default=0)
+    add("--seed", type=seed, default=0)
     parser.set_defaults(run=_run, goes_on="the same command goes on from the last saved step")
 
 

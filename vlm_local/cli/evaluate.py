@@ -32,15 +32,15 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add_asked_options(parser, "gets rows.jsonl, report.json, report.html")
     text = "only this one: its number from 0, or its name in a recorded run; may be given again [all]"
     parser.add_argument("--episode", action="append", default=[], metavar="NAME", help=text)
-    parser.add_argument("--seed", type=seed(), default=0, help="of draws, intervals and tests [0]")
-    parser.add_argument("--workers", type=workers(), default=1, metavar="N", help="episodes at a time [1]")
+    parser.add_argument("--seed", type=seed, default=0, help="of draws, intervals and tests [0]")
+    parser.add_argument("--workers", type=workers, default=1, metavar="N", help="episodes at a time [1]")
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # what is always done
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_eval, goes_on="the same command goes on from here")
 
     parser = subparsers.add_parser("replay", help="answer a recorded run again, phrases side by side")
     parser.add_argument("recording", metavar="RUN", type=Path, help="folder that a server or the simulator recorded")
-    parser.add_argument("--seed", type=seed(), default=0, help="for episodes recorded without one [0]")
+    parser.add_argument("--seed", type=seed, default=0, help="for episodes recorded without one [0]")
     add_episode_option(parser)
     text = "also record the answers there, to `view` them beside the recording"
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)

@@ -43,18 +43,9 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
-def workers() -> Callable[[str], int]:
-    """More processes or threads than this are a slip of the finger, which would take the machine down."""
-    return count(1, 256)
-
-
-def seed() -> Callable[[str], int]:
-    return count(0, MAX_SEED)
-
-
-def port() -> Callable[[str], int]:
-    """0 is any that is free."""
-    return count(0, 2**16 - 1)
+workers = count(1, 256)  # more processes or threads are a slip of the finger, which would take the machine down
+seed = count(0, MAX_SEED)
+port = count(0, 2**16 - 1)  # 0 is any that is free
 
 
 def add_episode_option(parser: argparse.ArgumentParser) -> None:

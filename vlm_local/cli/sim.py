@@ -39,14 +39,14 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         help="easy, normal, varied, hard; words, light: as normal, but for unseen ones [normal]",
     )
     add("--episodes", type=count(1, 100_000), default=10, metavar="N", help="of each task [10]")
-    add("--seed", type=seed(), default=0, metavar="S", help="of the first episode; the next has the next [0]")
+    add("--seed", type=seed, default=0, metavar="S", help="of the first episode; the next has the next [0]")
     add(
         "--max-steps",
         type=count(),
         metavar="N",
         help="5 a second [120]; metaworld 80 a second [500], libero 20 a second [280]",
     )
-    add("--workers", type=workers(), metavar="N", help="environments in parallel [one a core, at most 8]")
+    add("--workers", type=workers, metavar="N", help="environments in parallel [one a core, at most 8]")
     text = "episodes of each task that keep frames and a film [10]"
     add("--films", type=count(0), default=10, metavar="N", help=text)
     add("--noise", type=number(0, 1), default=0.0, metavar="SHARE", help="of phrases replaced by random ones [0]")

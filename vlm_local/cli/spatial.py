@@ -22,7 +22,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html, set.json")
     add("--set", type=Path, metavar="FILE", help="a frozen set: docs/spatial/easy.json, normal.json, hard.json")
     add("--level", help="of a set of your own: easy, normal, hard [normal]")
-    add("--seed", type=seed(), metavar="S", help="of a set of your own [0]")
+    add("--seed", type=seed, metavar="S", help="of a set of your own [0]")
     add("--scenes", type=count(2, 100_000), metavar="N", help=f"of a set of your own [{_SCENES}]")
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_run, goes_on="the same command goes on from here")

@@ -40,7 +40,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--detector", default="truth", metavar="truth|URL", help=f"{text} [truth]")
     add("--human-eval", action="store_true", help="as AutoEval's flag: no step is cut to the station's box")
     add("--name", metavar="NAME", help="of the robot, sent in the path: URL/s/NAME")
-    add("--seed", type=seed(), default=0, metavar="S", help="of the first episode; the next has the next [0]")
+    add("--seed", type=seed, default=0, metavar="S", help="of the first episode; the next has the next [0]")
     text = "gets eval_data/, auto_eval_log/, films/, station.jsonl, report.json and report.html"
     add("--out", type=Path, required=True, metavar="DIR", help=text)
     parser.set_defaults(run=_run)

@@ -30,7 +30,7 @@ def add_commands(subparsers) -> None:
     mean.set_defaults(run=_run_mean)
     init = ways.add_parser("init-tiny", help="write the embedded checkpoint's folder with untrained weights")
     init.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    init.add_argument("--seed", type=seed(), default=0)
+    init.add_argument("--seed", type=seed, default=0)
     init.set_defaults(run=_run_init_tiny)
 
 
@@ -54,7 +54,7 @@ def _add_finetune(parser) -> None:
     add("--bfloat16", action="store_true", help="compute in bfloat16; trained weights stay float32")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[auto: the first GPU]")
     add("--offline", action="store_true", help="download nothing")
-    add("--seed", type=seed(), default=0)
+    add("--seed", type=seed, default=0)
     parser.set_defaults(run=_run_finetune, goes_on="the same command goes on from the last saved step")
 
 
@@ -66,7 +66,7 @@ def _add_tiny(parser) -> None:
     add("--task", metavar="T", help="one task of `sim` alone [all]")
     text = "the variant that also sees an episode's first picture, for tasks that need memory; begins with --start"
     add("--memory", action="store_true", help=text)
-    add("--seed", type=seed(), default=0)
+    add("--seed", type=seed, default=0)
     parser.set_defaults(run=_run_tiny, goes_on="the same command goes on from the last finished round")
 
 

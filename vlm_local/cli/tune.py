@@ -23,7 +23,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     add_asked_options(parser, "gets vlm_local.json, report.html, report.md")
     add = parser.add_argument
-    add("--seed", type=seed(), default=0, help="of the split, of draws, intervals and tests [0]")
+    add("--seed", type=seed, default=0, help="of the split, of draws, intervals and tests [0]")
     text = "what is tried: prompt, grammar, marks, examples, frames, history, contrast [all]"
     add("--rungs", metavar="NAME,...", help=text)
     add("--prompts", metavar="FILE,...", help="templates of your own that are tried, see docs/zeroshot.md")
