@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.actions import GripperLatch, StepTable, check_action
+from vlm_local.actions import StepTable, check_action, find_first_command
 from vlm_local.embodiments.rotations import matrix_to_euler
 from vlm_local.environments import LIBERO, Outcome, Suite, import_package
 from vlm_local.environments.libero_oracle import PickOracle, measure_yaw
@@ -48,7 +48,6 @@ class LiberoEnv:
         self._states = benchmark.get_task_init_states(self._index)
         self._env = _make(benchmark.get_task(self._index))
         self._camera: Camera | None = None
-        self._latch = GripperLatch()
         self.configure()
 
     @property
@@ -95,8 +94,7 @@ class LiberoEnv:
         for _ in range(_SETTLE_STEPS):
             self._env.step([0.0] * 6 + [-1.0])
         self._step, self._is_done = 0, False
-        self._latch.reset()
-        self._command = self._latch.update(0, self.proprio[6])
+        self._command = find_first_command(self.proprio[6])
         self._oracle = self._build_oracle()
         self._oracle.reset(self._phrase * _PHRASE.x_m, self._scale * _PHRASE.yaw_rad)
         self._look()
