@@ -54,10 +54,11 @@ def _run(args: argparse.Namespace) -> None:
         f"{name:8}{format_fixed(score['value']):>6}  {format_range(score['interval'])}"
         for name, score in scores.items()
     ]
-    lines += [] if "reasoning" not in report else tell_cases(report["reasoning"])
-    lines += ["turned and right should be 1, moved and left 0", f"report: {args.out / 'report.html'}"]
     numbers: dict = {name: {"value": score["value"], "interval": score["interval"]} for name, score in scores.items()}
-    numbers |= {"reasoning": report["reasoning"]} if "reasoning" in report else {}
+    if "reasoning" in report:
+        lines += tell_cases(report["reasoning"])
+        numbers["reasoning"] = report["reasoning"]
+    lines += ["turned and right should be 1, moved and left 0", f"report: {args.out / 'report.html'}"]
     print_result(args, "\n".join(lines), {**numbers, "scenes": report["scenes"], "out": str(args.out)})
 
 

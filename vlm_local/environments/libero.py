@@ -40,13 +40,13 @@ class LiberoEnv:
     """One task. image_size: pixels a side, None draws nothing."""
 
     def __init__(self, task: str, image_size: int | None = None):
-        self._suite, self._index = _split(task)
+        self._suite, _, number = task.partition("/")
         self._image_size = image_size
-        benchmark = _open_benchmark(self._suite)
-        self._instruction, other = (benchmark.get_task((self._index + i) % _NUM_TASKS).language for i in (0, 1))
-        self._other_instruction = other
-        self._states = benchmark.get_task_init_states(self._index)
-        self._env = _make(benchmark.get_task(self._index))
+        benchmark, index = _open_benchmark(self._suite), int(number)
+        self._instruction = benchmark.get_task(index).language
+        self._other_instruction = benchmark.get_task((index + 1) % _NUM_TASKS).language
+        self._states = benchmark.get_task_init_states(index)
+        self._env = _make(benchmark.get_task(index))
         self._camera: Camera | None = None
         self.configure()
 
@@ -140,11 +140,6 @@ class LiberoEnv:
             self._camera = Camera(model, _CAMERA, self._image_size, hidden_group=0)
         # As others publish results with: the camera faces the arm, and its picture is mirrored.
         self._image = np.ascontiguousarray(self._camera.render(self._env.sim.data._data)[:, ::-1])
-
-
-def _split(task: str) -> tuple[str, int]:
-    suite, _, index = task.partition("/")
-    return suite, int(index)
 
 
 @contextmanager
