@@ -39,6 +39,7 @@ class ForeignServer:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # or a body waits for the acknowledgement of its headers
 
             def do_POST(self):
                 outer.connections.setdefault(self.client_address, []).append(self.path)

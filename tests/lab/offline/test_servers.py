@@ -33,6 +33,7 @@ def _foreign_server(action):
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or a body waits for the acknowledgement of its headers
 
         def do_POST(self):
             self.rfile.read(int(self.headers["Content-Length"] or 0))
