@@ -125,7 +125,7 @@ def run(tmp_path):
 def test_a_result_is_a_table_and_one_line_of_json_and_quiet_leaves_the_line(tmp_path, capsys):
     from tests import recordings
 
-    recordings.write_rlds(tmp_path / "data", [recordings.make_rlds_record(recordings.make_states(9, 0))])
+    recordings.write_walks(tmp_path / "data", 1, num_steps=9)
     words = ["label", str(tmp_path / "data"), "--out", str(tmp_path / "labels.jsonl")]
     status, out, _ = _say(capsys, *words)
     *table, last = out.splitlines()
