@@ -7,7 +7,6 @@ from pathlib import Path
 from vlm_local.cli.options import add_policy_options, count, read_policy_options, seed
 from vlm_local.cli.output import print_result
 from vlm_local.errors import ConfigError
-from vlm_local.plain import hide_secrets
 
 _SCENES = 40
 
@@ -33,7 +32,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from vlm_local.assembly import is_url
     from vlm_local.lab.formats import format_fixed, format_range
-    from vlm_local.lab.sources import open_source
+    from vlm_local.lab.sources import name_policy, open_source
     from vlm_local.lab.spatial.faithfulness import CASES, tell_cases
     from vlm_local.lab.spatial.run import run_study
     from vlm_local.lab.spatial.scenes import CHANGES
@@ -48,7 +47,7 @@ def _run(args: argparse.Namespace) -> None:
         reasons = "think" in policy.metadata and not is_url(options.model)  # a server thinks when it likes
         num_views = scene_set.scenes * (len(CHANGES) + 1 + len(CASES) * reasons)
         with open_bar("spatial", num_views, "view") as bar:
-            report = run_study(hide_secrets(args.model or "tiny"), policy, scene_set, args.out, bar.update, reasons)
+            report = run_study(name_policy(options), policy, scene_set, args.out, bar.update, reasons)
     scores = {name: report[name] for name in ("turned", "moved", "left", "right")}
     lines = [
         f"{name:8}{format_fixed(score['value']):>6}  {format_range(score['interval'])}"

@@ -11,7 +11,6 @@ from vlm_local.cli.options import (
     seed,
 )
 from vlm_local.cli.output import print_result
-from vlm_local.plain import hide_secrets
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -35,10 +34,10 @@ def _run(args: argparse.Namespace) -> None:
     from itertools import takewhile
 
     from vlm_local.data import open_data_set
+    from vlm_local.lab.sources import name_policy
     from vlm_local.lab.tune.ask import TuningPlan
     from vlm_local.lab.tune.report import format_report
     from vlm_local.lab.tune.run import CHOSEN, tune
-    from vlm_local.models import DEFAULT
     from vlm_local.progress import open_bar
 
     options = read_policy_options(args)
@@ -46,7 +45,7 @@ def _run(args: argparse.Namespace) -> None:
     about = open_data_set(args.data, selection, lambda problem: None).about
     names = ("every", "limit", "seed", "rungs", "prompts")
     given = {name: getattr(args, name) for name in names}
-    plan = TuningPlan(hide_secrets(args.model or DEFAULT), args.data, selection, **given)
+    plan = TuningPlan(name_policy(options), args.data, selection, **given)
 
     def open_data(report):
         episodes = open_data_set(args.data, selection, report).episodes
