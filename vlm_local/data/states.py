@@ -278,7 +278,7 @@ def _convert_columns(states: np.ndarray, layout: StateLayout) -> np.ndarray:
     return np.hstack([states[:, :3], angles, gripper])
 
 
-def convert_actions(actions: np.ndarray | None, layout: StateLayout = POSE) -> np.ndarray | None:
+def convert_actions(actions: np.ndarray | None, layout: StateLayout) -> np.ndarray | None:
     """Recorded actions -> float32 (T, 7), or None where they are of another layout: scores leave them out.
 
     layout: of the states; where those are no roll, pitch, yaw, the actions' units are not Bridge's either.
