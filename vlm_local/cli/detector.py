@@ -5,7 +5,7 @@ from math import ceil
 from pathlib import Path
 
 from vlm_local.cli.options import MAX_COUNT, count, number, seed
-from vlm_local.cli.output import print_result, tell
+from vlm_local.cli.output import ProblemPrinter, print_result, tell
 from vlm_local.errors import DataError
 
 # AutoEval's own, of scripts/ft_paligemma.py.
@@ -84,7 +84,6 @@ def _read(args: argparse.Namespace):
     from dataclasses import replace
 
     from vlm_local.answers import check_choices, complete_question
-    from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.questions import open_labelled
     from vlm_local.training.labelled import split_by_episode
 

@@ -9,13 +9,12 @@ from vlm_local.cli.options import (
     add_asked_options,
     add_episode_option,
     add_policy_options,
-    describe_data,
     read_data_options,
     read_policy_options,
     seed,
     workers,
 )
-from vlm_local.cli.output import print_result, tell
+from vlm_local.cli.output import ProblemPrinter, describe_data, print_result, tell
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.plain import escape_controls
 
@@ -115,7 +114,6 @@ def _choose_episodes(episodes, chosen, limit, source):
 
 
 def _replay(args: argparse.Namespace) -> None:
-    from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.runs import RunWriter, read_run
     from vlm_local.lab.formats import format_share
     from vlm_local.lab.offline.replay import count_reasoned, record_replay, replay_episode, tell_reasoned

@@ -84,19 +84,6 @@ def read_data_options(args: argparse.Namespace):
     return Selection(getattr(args, "camera", None), args.split, args.state_layout, args.embodiment or "auto")
 
 
-def describe_data(about) -> str:
-    """What is read of a data set, e.g. "LeRobot v2.1, 5 frames a second, camera image_0, state layout pose"."""
-    splits = f"split{'s' * (len(about['splits']) > 1)} {', '.join(about['splits'])}"
-    words = [
-        about["format"],
-        f"{about['fps']:g} frames a second" if "fps" in about else "",
-        f"camera {about['camera']}" if about["camera"] else "",
-        splits if any(about["splits"]) else "",
-        f"state layout {about['state_layout']}",
-    ]
-    return ", ".join(filter(None, words))
-
-
 def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--model") -> None:
     """model_flag: "--policy" where an URL or a baseline is as good as a model."""
     group = parser.add_argument_group("policy", "defaults: the checkpoint's vlm_local.json, else the value named here")

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from vlm_local.cli.options import count, number, seed
-from vlm_local.cli.output import print_result
+from vlm_local.cli.output import ProblemPrinter, print_result
 from vlm_local.errors import ConfigError
 
 _TASKS = ("open_drawer", "close_drawer", "eggplant_in_sink", "eggplant_in_basket")
@@ -93,7 +93,6 @@ def _parse_restart(words: list[str] | None) -> tuple[int, int, str] | None:
 
 
 def _run_outcomes(args: argparse.Namespace) -> None:
-    from vlm_local.cli.data import ProblemPrinter
     from vlm_local.files import write_json
     from vlm_local.lab.station.outcomes import format_outcomes, join_outcomes
 

@@ -9,12 +9,11 @@ from vlm_local.cli.options import (
     add_data_options,
     add_embodiment_option,
     count,
-    describe_data,
     number,
     read_data_options,
     seed,
 )
-from vlm_local.cli.output import print_result, tell
+from vlm_local.cli.output import ProblemPrinter, describe_data, print_result, tell
 from vlm_local.errors import ConfigError
 
 
@@ -97,7 +96,6 @@ def _run_init_tiny(args) -> None:
 def _run_finetune(args) -> None:
     import hashlib
 
-    from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data import count_episodes, open_data_set
     from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
     from vlm_local.models import find_checkpoint

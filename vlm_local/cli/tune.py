@@ -5,12 +5,11 @@ import argparse
 from vlm_local.cli.options import (
     add_asked_options,
     add_policy_options,
-    describe_data,
     read_data_options,
     read_policy_options,
     seed,
 )
-from vlm_local.cli.output import print_result
+from vlm_local.cli.output import describe_data, print_result
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
