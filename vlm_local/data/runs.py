@@ -7,7 +7,6 @@ picture is written before its line and lines are flushed, so whatever stands the
 be read; a line that was cut off is reported.
 """
 
-import itertools
 import re
 import shutil
 import zlib
@@ -80,10 +79,11 @@ class RunWriter:
             folder.mkdir(parents=True)
             return number, folder
         taken = [number for name, number, _ in list_folders(self._episodes) if name == robot]
-        for number in itertools.count(max(taken, default=-1) + 1):
+        number = max(taken, default=-1) + 1
+        while True:
             with suppress(FileExistsError):
                 return self._make_folder(robot, number)
-        raise AssertionError("the count never ends")
+            number += 1
 
     def add_step(self, line: Mapping[str, Any], image: np.ndarray | None) -> int:
         """Append to the open episode of the robot that `line["robot"]` names; returns the bytes written.

@@ -6,7 +6,7 @@ from typing import Any
 
 from vlm_local.assembly import Policies, open_policies, share_engine
 from vlm_local.data.selection import OpenData, Selection
-from vlm_local.errors import ConfigError, DataError, EngineError, RequestError
+from vlm_local.errors import ConfigError, DataError, RequestError
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.lab.tune.episodes import DEVELOPMENT, Split, score_episode, time_steps
 from vlm_local.lab.tune.rungs import Setting
@@ -132,8 +132,7 @@ class Asker:
             self._folder.begin(here, lambda made: choose_deciding(made.get("policy", {})), bool(self._file.rows))
         if not setting:
             return self._base
-        if self._base.worker is None:
-            raise EngineError("the model has no engine to share")
+        assert self._base.worker is not None  # a model that is loaded has one
         return share_engine(self._base.worker, self._build_options(setting))
 
     def _build_options(self, setting: Setting) -> PolicyOptions:
