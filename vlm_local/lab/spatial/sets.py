@@ -86,8 +86,7 @@ class Gallery:
         for index in range(self._set.scenes):
             for name in (NONE.name, *CHANGES):
                 view = self.show(index, name)
-                signs = None if view.signs is None else tuple(view.signs)
-                told = [index, name, view.scene.instruction, signs, asdict(view.scene)]
+                told = [index, name, view.scene.instruction, view.signs, asdict(view.scene)]
                 scenes.update(encode_json(told).encode())
                 images.update(view.observation.image.tobytes())
                 yield index, view
