@@ -109,7 +109,7 @@ class Client:
 
 def _build_message(image: Any, instruction: Any, state: Any, reserve: Reserve) -> Message:
     text = None if instruction is None else check_text(instruction, "instruction", MAX_INSTRUCTION)
-    return Message(read_picture(image, "image", reserve), text, _read_state(state), "list")
+    return Message(read_picture(image, reserve), text, _read_state(state), "list")
 
 
 def _read_state(state: Any) -> np.ndarray | None:
