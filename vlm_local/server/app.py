@@ -31,10 +31,11 @@ from vlm_local.server.access import (
     check_origin,
     longest_body,
     read_token,
+    take_place,
 )
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.routes import add_answer_route, add_hold_routes, add_status_routes
-from vlm_local.server.service import Policies, ServerSettings, Service, read_body, send_json, take_place
+from vlm_local.server.service import Policies, ServerSettings, Service, read_body, send_json
 from vlm_local.server.state import RobotStates
 from vlm_local.wire import MAX_BODY, Message, decode_act, decode_reset, encode_action, is_submission_test
 
@@ -84,11 +85,10 @@ def _guard(app: Flask, service: Service) -> None:
         g.start, g.id, g.reason = perf_counter(), os.urandom(6).hex(), ""
         address = request.environ[ADDRESS]
         g.robot = address.check_robot()
-        remote, authorization = request.remote_addr or "", request.headers.get("Authorization", "")
-        has_token = gate.knows(read_token(address.token, authorization))
-        check_origin(request.method, address.route, request.headers.get, has_token, service.settings.names)
+        remote, token = request.remote_addr or "", read_token(address.token, request.headers.get("Authorization", ""))
+        check_origin(request.method, address.route, request.headers.get, gate.knows(token), service.settings.names)
         try:
-            gate.check(remote, address.token, authorization)
+            gate.check(remote, token)
             g.is_known = True
         except RequestError:
             if address.route != "/health":  # open to all, but says little to strangers

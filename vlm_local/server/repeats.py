@@ -14,6 +14,7 @@ from flask import Response
 
 from vlm_local.errors import RequestError
 from vlm_local.relay import HEADER
+from vlm_local.server.access import take_place
 
 _PARTS = 16, 9  # the most letters of a connection's name, and digits of a request's number
 _WAIT_S = 0.25  # between two looks whether the one who asked again is still there
@@ -93,11 +94,8 @@ class Repeats:
             connection.turn.release()
 
     def _wait(self, turn: threading.Lock, is_gone: Callable) -> None:
-        if not self._places.acquire(blocking=False):
-            raise RequestError(f"{HEADER}: too many requests that were sent again are waiting; send one at a time", 503)
-        try:
+        refusal = f"{HEADER}: too many requests that were sent again are waiting; send one at a time"
+        with take_place(self._places, refusal):
             while not turn.acquire(timeout=_WAIT_S):
                 if is_gone():
                     raise RequestError("the client went away while it waited", 499)
-        finally:
-            self._places.release()

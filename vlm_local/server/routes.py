@@ -9,8 +9,8 @@ from flask import Flask, Response, g, request
 from vlm_local.answers import Answer, Answerer, Question, build_answer_details, decode_question
 from vlm_local.errors import RequestError
 from vlm_local.fields import check_text
-from vlm_local.server.access import ADDRESS
-from vlm_local.server.service import Service, read_body, send_json, take_place
+from vlm_local.server.access import ADDRESS, take_place
+from vlm_local.server.service import Service, read_body, send_json
 from vlm_local.wire import load_request
 
 logger = logging.getLogger(__name__)

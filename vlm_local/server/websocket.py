@@ -20,7 +20,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
 from vlm_local.errors import RequestError
-from vlm_local.server.access import Address, RateLimit, check_origin, parse_address
+from vlm_local.server.access import Address, RateLimit, check_origin, parse_address, read_token
 from vlm_local.server.dialects import DIALECTS, INTERNAL_ERROR, ROUTES, Client
 from vlm_local.server.frames import MAX_FRAME
 from vlm_local.server.peers import Peer
@@ -173,8 +173,8 @@ def _check_entry(service: Service, headers: Headers, remote: str, address: Addre
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() == "api-key":
         authorization = f"Bearer {key}"
-    token = authorization.partition(" ")[2] or address.token
+    token = read_token(address.token, authorization)
     # "POST": who says no Origin is no page, for browsers say it with every websocket
     check_origin("POST", address.route, get, settings.gate.knows(token), settings.names)
     if address.route not in ("/health", "/healthz"):
-        settings.gate.check(remote, address.token, authorization)
+        settings.gate.check(remote, token)
