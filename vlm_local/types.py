@@ -106,13 +106,11 @@ class Prompt:
 
     before: stays constant in an episode, so its KV can be reused. after: may change at every step. Both are plain
         text in the model's own style (chat content, or PaliGemma's prefix).
-    style: name of the template it was made from.
     earlier: texts and pictures between `before` and the present picture: examples, past frames.
     """
 
     before: str
     after: str
-    style: str
     earlier: tuple[str | Picture, ...] = ()
 
     @property
