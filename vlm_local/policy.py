@@ -218,14 +218,10 @@ class VLMPolicy:
         sentences = self._grammar.sentences
         order = np.argsort(-probabilities, kind="stable")[: 1 if self._robot else _NUM_TOLD]
         told = [(sentences[at], float(probabilities[at])) for at in order if probabilities[at] > 0]
-        if self._robot is None or (told and self._is_another(generation, place, told[0][1])):
+        most = probabilities[place] + (generation.missing_mass or 0.0)  # that the answer can have
+        if self._robot is None or (told and told[0][1] > most):
             about["likeliest"] = told
         return about
-
-    def _is_another(self, generation: Generation, place: int, best: float) -> bool:
-        """Whether the phrase of probability `best` is more probable than the answer, whatever the missing mass is."""
-        assert generation.probabilities is not None
-        return bool(best > generation.probabilities[place] + (generation.missing_mass or 0.0))
 
     def _summarise(self, generation: Generation, place: int) -> dict[str, Any]:
         """Probabilities over sentences (S,) -> the fields of Decision about them."""
@@ -233,6 +229,9 @@ class VLMPolicy:
         if probabilities is None:
             return {}
         others = np.delete(probabilities, place)
+        named = None
+        if self._settings.posterior == "exact":
+            named = dict(zip(self._grammar.sentences, probabilities.tolist(), strict=True))
         marginals = {
             axis: tuple(float(probabilities[self._signs[:, column] == sign].sum()) for sign in (-1, 0, 1))
             for column, axis in enumerate(AXES)
@@ -242,11 +241,8 @@ class VLMPolicy:
             "margin": float(probabilities[place] - others.max(initial=0.0)),
             "marginals": marginals,
             "missing_mass": generation.missing_mass,
-            "probabilities": self._list_all(probabilities) if self._settings.posterior == "exact" else None,
+            "probabilities": named,
         }
-
-    def _list_all(self, probabilities: np.ndarray) -> dict[str, float]:
-        return dict(zip(self._grammar.sentences, probabilities.tolist(), strict=True))
 
 
 class HoldPhrase:
