@@ -177,7 +177,8 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
                 g.robot = service.callers.find(_find_connection(), message.instruction)
                 robot = stack.enter_context(service.robots.admit(g.robot))
             with robot.turn:
-                _check_still_there()
+                if _is_gone():  # its step would move the episode of the next client
+                    raise RequestError("the client went away while it waited", 499)
                 entered = perf_counter()
                 step = robot.act(message, _is_gone_for_good)
                 waits = {"decode": 1e3 * (decoded - g.start), "wait": 1e3 * (entered - decoded)}
@@ -240,12 +241,6 @@ def _answer_test(service: Service, message: Message, places: threading.Semaphore
     g.about = {"submission_test": True, "phrase": step.decision.phrase}
     record = build_record(step, g.robot, g.id, g.start, {})
     return _answer(record, message.form)
-
-
-def _check_still_there() -> None:
-    """Raises RequestError (499) where the client has hung up: its step would move the episode of the next client."""
-    if _is_gone():
-        raise RequestError("the client went away while it waited", 499)
 
 
 def _is_gone() -> bool:

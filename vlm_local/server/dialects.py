@@ -34,6 +34,7 @@ _IMAGES = (
 _CAMERAS = ("3rd_view_camera", "agentview", "image_primary", "primary", "rgb_static", "external_cam", "front")
 _STATES = ("observation/state", "state", "states", "observation.state")
 _PROMPTS = ("prompt", "task_description", "instruction", "task")
+_TOLD = ("model", "server", "version", "grammar", "action", "steps", "decide", "trained")  # of /metadata, to OpenPI's
 
 
 class Client:
@@ -240,6 +241,5 @@ def _answer_vla_eval(
     return None
 
 
-_TOLD = ("model", "server", "version", "grammar", "action", "steps", "decide", "trained")
 DIALECTS = {"/": _serve_openpi, "/roboarena": _serve_roboarena, "/vla-eval": _serve_vla_eval}
 ROUTES = "/ (OpenPI), /vla-eval or /roboarena, each also below /s/ROBOT"

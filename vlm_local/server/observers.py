@@ -22,8 +22,8 @@ class ObservedApp:
     def __init__(
         self,
         policies: Policies,
-        settings: ServerSettings = ServerSettings(),
-        run: Path | None = None,
+        settings: ServerSettings,
+        run: Path | None,
         max_bytes: int | None = None,
         previous: Path | None = None,
         port: int | None = None,
@@ -82,9 +82,8 @@ class ObservedApp:
 
     def _report_status(self) -> dict[str, Any]:
         """The head of the live page."""
-        report = {name: value() for name, value in self.service.report.items()}
         return {
-            **report,
+            **{name: value() for name, value in self.service.report.items()},
             "state": self.service.state,
             "model": self._policies.metadata.get("model"),
             "trained": self._policies.metadata.get("trained"),
@@ -108,9 +107,11 @@ class ObservedApp:
     def _describe(self) -> dict[str, Any]:
         """meta.json of the run and of each episode."""
         metadata, settings = self._policies.metadata, self._settings
-        kept = {"on_fault": settings.on_fault, "max_step": settings.max_step, "workspace_m": None}
-        kept["embodiment"] = settings.embodiment
-        if settings.workspace is not None:
-            kept["workspace_m"] = asdict(settings.workspace)
+        kept = {
+            "on_fault": settings.on_fault,
+            "max_step": settings.max_step,
+            "workspace_m": settings.workspace and asdict(settings.workspace),
+            "embodiment": settings.embodiment,
+        }
         versions = {**self._made_with["versions"], **metadata.get("versions", {})}
         return {**metadata, "server": kept, **self._made_with, "versions": versions}

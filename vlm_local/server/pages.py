@@ -35,7 +35,7 @@ _MAX_LISTED = 500
 _MAX_READERS = 2  # of the recording at a time: a long one takes seconds of the interpreter's lock
 
 
-def add_live_routes(app: Flask, hub: Hub, run: Path | None = None) -> None:
+def add_live_routes(app: Flask, hub: Hub, run: Path | None) -> None:
     """run: the folder that is recorded to, None when recording is off."""
     add_page_routes(app, "index.html")
     _add_stream_routes(app, hub)

@@ -63,7 +63,7 @@ def _tell(service: Service, robot: str | None, status: str, is_kept: bool, **mor
 
 
 def add_answer_route(
-    app: Flask, service: Service, answerer: Answerer, tell: Callable[[Question, Answer], None] = lambda *asked: None
+    app: Flask, service: Service, answerer: Answerer, tell: Callable[[Question, Answer], None]
 ) -> None:
     """POST /answer: a question about a picture, answered by the model that also drives the robots.
 

@@ -99,7 +99,7 @@ class Service:
     report: lines of /health, name -> function that gives the value.
     """
 
-    def __init__(self, policies: Policies, settings: ServerSettings, states: RobotStates | None = None):
+    def __init__(self, policies: Policies, settings: ServerSettings, states: RobotStates | None):
         self.settings = settings
         self.states = RobotStates() if states is None else states
         idle_s = settings.episodes.idle_s
