@@ -125,7 +125,7 @@ class VLMPolicy:
         self._table = table
         self._robot = robot
         self._metadata = dict(metadata or {})
-        self._context = context
+        self._context = context or PromptContext()
         self._thinker = None if robot is None else thinker
         self._latch = GripperLatch()
         self._episode = 0
@@ -141,8 +141,7 @@ class VLMPolicy:
         self._episode += 1
         self._seed = seed
         self._phrases: list[str] = []
-        if self._context is not None:
-            self._context.clear()
+        self._context.clear()
         if self._thinker is not None:
             self._thinker.clear()
         self._latch.reset()
@@ -155,9 +154,7 @@ class VLMPolicy:
         """Raises EngineError where the engine failed or took too long, RequestError for what it cannot be asked."""
         reasoning = None if self._thinker is None else self._thinker.find(observation.step)
         start = perf_counter()
-        examples, frames = (), ()
-        if self._context is not None:
-            examples, frames = self._context.look(observation, self._generate, self._key)
+        examples, frames = self._context.look(observation, self._generate, self._key)
         history = self._phrases[-self._settings.history :] if self._settings.history else []
         request = self._build_request(observation, history, examples, frames, reasoning)
         prompted = perf_counter()
@@ -169,9 +166,7 @@ class VLMPolicy:
         action = build_action(primitive, command, self._table.choose(phrase))
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
         timings["policy"] = 1e3 * (perf_counter() - start)
-        about = self._describe_choice(generation, place)
-        if self._context is not None:
-            about |= self._context.describe(examples, frames)
+        about = self._describe_choice(generation, place) | self._context.describe(examples, frames)
         if self._thinker is not None and self._key is not None:
             about |= self._thinker.describe(observation.step, reasoning)
             self._thinker.see(Seen(observation, history, examples, frames, self._key))

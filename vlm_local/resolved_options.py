@@ -179,7 +179,7 @@ class ResolvedOptions:
             robot,
             worker.forget,
             metadata,
-            PromptContext(self._examples, self._frames) if self._examples or self._frames.num else None,
+            PromptContext(self._examples, self._frames),
             thinker,
         )
         if self._projection is not None:
