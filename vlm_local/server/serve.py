@@ -121,8 +121,7 @@ class RunOptions:
 
     record: where runs are recorded, each start in a folder of its own; None records nothing.
     max_record_bytes: above it the oldest episodes of the run are deleted. websocket_port: 0 for any that is free, None
-    for no websocket. horizon: as WebsocketDoor takes
-    it, None for the steps that a phrase is held.
+    for no websocket. horizon: as WebsocketDoor takes it, None for the steps that a phrase is held.
     """
 
     record: Path | None = None
