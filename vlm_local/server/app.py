@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import wraps
+from functools import partial, wraps
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +18,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from vlm_local.answers import Answer, Question
+from vlm_local.assembly import Policies
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.fields import Reserve
 from vlm_local.plain import hide_token
@@ -35,7 +36,7 @@ from vlm_local.server.access import (
 )
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.routes import add_answer_route, add_hold_routes, add_status_routes
-from vlm_local.server.service import Policies, ServerSettings, Service, read_body, send_json
+from vlm_local.server.service import ServerSettings, Service, read_body, send_json
 from vlm_local.server.state import RobotStates
 from vlm_local.wire import MAX_BODY, Message, decode_act, decode_reset, encode_action, is_submission_test
 
@@ -158,7 +159,7 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
             return decode_act(read_body(), reserve)
 
     @app.post("/act")
-    @_once(service)
+    @partial(_once, service)
     def act():
         with ExitStack() as stack:
             reserve = stack.enter_context(service.unpacking())
@@ -188,7 +189,7 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
             return _answer(record, message.form)
 
     @app.post("/reset")
-    @_once(service)
+    @partial(_once, service)
     def reset():
         seed = decode_reset(read_body())
         if not _is_named():
@@ -200,28 +201,25 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
         return send_json({"status": "reset", "robot": robot.name, "episode": episode, "seed": seed})
 
 
-def _once(service: Service) -> Callable[[Callable[[], Response]], Callable[[], Response]]:
+def _once(service: Service, route: Callable[[], Response]) -> Callable[[], Response]:
     """A route that carries out a relayed request once, however often it is sent."""
 
-    def decorate(route: Callable[[], Response]) -> Callable[[], Response]:
-        @wraps(route)
-        def answer() -> Response:
-            mark = request.headers.get(HEADER)
-            if mark is None:
-                return route()
-            g.relayed, number = service.repeats.find(mark, request.environ.get(CONNECTION))
-            with service.reading(request.content_length):
-                g.body = read_body()
-            sent = f"{request.environ[FULL_PATH]}?{request.query_string.decode('latin-1')}\n".encode() + g.body
-            response, is_repeated = service.repeats.answer(g.relayed, number, sent, _is_gone, route)
-            if is_repeated:
-                g.about = {"repeated": True}
-            # The application adds headers to what it answers.
-            return Response(response.get_data(), response.status_code, mimetype=response.mimetype)
+    @wraps(route)
+    def answer() -> Response:
+        mark = request.headers.get(HEADER)
+        if mark is None:
+            return route()
+        g.relayed, number = service.repeats.find(mark, request.environ.get(CONNECTION))
+        with service.reading(request.content_length):
+            g.body = read_body()
+        sent = f"{request.environ[FULL_PATH]}?{request.query_string.decode('latin-1')}\n".encode() + g.body
+        response, is_repeated = service.repeats.answer(g.relayed, number, sent, _is_gone, route)
+        if is_repeated:
+            g.about = {"repeated": True}
+        # The application adds headers to what it answers.
+        return Response(response.get_data(), response.status_code, mimetype=response.mimetype)
 
-        return answer
-
-    return decorate
+    return answer
 
 
 def _is_named() -> bool:

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vlm_local.assembly import Policies
 from vlm_local.provenance import describe_machine
 from vlm_local.server.app import create_app
 from vlm_local.server.asked import RecentAnswers, add_asked_routes
@@ -12,7 +13,7 @@ from vlm_local.server.live import Hub
 from vlm_local.server.metrics import Metrics, add_metrics_route
 from vlm_local.server.pages import add_live_routes
 from vlm_local.server.recorder import Recorder
-from vlm_local.server.service import Policies, ServerSettings, Service
+from vlm_local.server.service import ServerSettings, Service
 from vlm_local.server.state import RobotStates
 
 
@@ -57,9 +58,8 @@ class ObservedApp:
         """Close every open page's stream now."""
         self._hub.close()
 
-    def close(self, timeout_s: float = 10.0) -> bool:
+    def close(self, timeout_s: float) -> bool:
         """Write what is still to be recorded. True when all of it was, in time."""
-        self.end_streams()
         end = time.monotonic() + timeout_s
         written = all(
             [subscription.close(max(end - time.monotonic(), 0.1)) for subscription in self.service.subscriptions]

@@ -94,9 +94,8 @@ class WebsocketDoor:
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer probes by HTTP, refuse who may not enter, let all others in."""
-        settings = self._service.settings
+        address = self._find_address(request)
         try:
-            address = parse_address(request.path.partition("?")[0], settings.prefix)
             address.check_robot()
             _check_entry(self._service, request.headers, connection.remote_address[0], address)
         except RequestError as error:
@@ -109,9 +108,12 @@ class WebsocketDoor:
             return connection.respond(HTTPStatus.NOT_FOUND, f"there is no {address.route}; use {ROUTES}\n")
         return None
 
+    def _find_address(self, request: Request) -> Address:
+        return parse_address(request.path.partition("?")[0], self._service.settings.prefix)
+
     def _talk(self, connection: ServerConnection) -> None:
         assert connection.request is not None  # it was admitted
-        address = parse_address(connection.request.path.partition("?")[0], self._service.settings.prefix)
+        address = self._find_address(connection.request)
         peer = connection.socket
         assert isinstance(peer, Peer)  # _Listener gives no others
         peer.is_open = True
