@@ -36,7 +36,7 @@ Reserve = Callable[[int], None]
 
 
 def take_any(num_bytes: int) -> None:
-    """The Reserve of who has room for every picture."""
+    """The Reserve that refuses no picture."""
 
 
 def check_text(value: Any, name: str, most: int) -> str:

@@ -162,7 +162,7 @@ class RateLimit:
 def take_place(places: threading.Semaphore, refusal: str, wait_s: float = 0.0) -> Iterator[None]:
     """Hold one of `places` during the block. Raises RequestError (503, `refusal`) where none is free within `wait_s`.
 
-    Hardly anybody waits for a place, because a request that waits holds a thread that a robot may need.
+    Most do not wait at all, because a request that waits holds a thread that a robot may need.
     """
     if not places.acquire(timeout=wait_s):
         raise RequestError(refusal, 503)

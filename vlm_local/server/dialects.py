@@ -1,4 +1,4 @@
-"""What websocket clients say: OpenPI's dialect, RoboArena's and vla-eval's, each from its first word to its last."""
+"""What websocket clients send and are answered, in OpenPI's dialect, RoboArena's and vla-eval's."""
 
 import logging
 import os

@@ -114,7 +114,7 @@ class RobotStates:
             self._load(source)
         is_written = self._file is not None and self._file.write(_LONG_WAIT_S)
         if is_written and source is not None and source.parent == previous:
-            with suppress(OSError):  # so that no second server takes it over as well
+            with suppress(OSError):  # put aside, so that no second server takes it over as well
                 source.rename(source.with_name("state.continued.json"))
 
     def on_hold(self, listener: Callable[[], None]) -> None:
