@@ -67,7 +67,7 @@ def test_a_model_answers_as_it_does_in_this_process():
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     seen = Picture(255 - image)  # sent once
     requests = [
-        GenerationRequest(image, Prompt("", text, "chat", earlier), CHOICES, posterior="exact")
+        GenerationRequest(image, Prompt("", text, earlier), CHOICES, posterior="exact")
         for text, earlier in (("is it?", ()), ("or not?", ("before", seen, "now")), ("or is it?", (seen, "now")))
     ]
     apart, here = EngineProcess(partial(open_engine, options)), open_engine(options)
