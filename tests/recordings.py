@@ -113,6 +113,11 @@ def write_rlds(folder: Path, records: Sequence[bytes], shards: int = 1) -> list[
     return paths
 
 
+def write_walks(folder: Path, num_episodes: int, num_steps: int) -> list[Path]:
+    """As `write_rlds`: episodes of random walks, each another one."""
+    return write_rlds(folder, [make_rlds_record(make_states(num_steps, seed)) for seed in range(num_episodes)])
+
+
 def write_lerobot(
     folder: Path,
     episodes: Sequence[np.ndarray],

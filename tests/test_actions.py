@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from tests.slow import slow
 from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_table
 from vlm_local.errors import ConfigError, GrammarError
 from vlm_local.primitives import TRANSITIONS, format_phrase, is_labelable, label_window, list_phrases, parse_phrase
@@ -22,8 +23,10 @@ def _execute(phrase: str, start: np.ndarray, table: StepTable) -> np.ndarray:
     return np.array(states)
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("tilt_axis", ["pitch", "roll"])
+@pytest.mark.parametrize(
+    ("dtype", "tilt_axis"),
+    [(np.float32, "pitch"), (np.float64, "roll"), slow(np.float64, "pitch"), slow(np.float32, "roll")],
+)
 def test_every_labelable_phrase_comes_back_when_executed_three_times(dtype, tilt_axis):
     table = StepTable(tilt_axis=tilt_axis)
     rng = np.random.default_rng(0)

@@ -31,8 +31,7 @@ def examine(capsys, model, out, *words):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     place = tmp_path_factory.mktemp("data")
-    records = [recordings.make_rlds_record(recordings.make_states(10, seed)) for seed in range(2)]
-    recordings.write_rlds(place / "data", records)
+    recordings.write_walks(place / "data", 2, num_steps=10)
     return place / "data"
 
 

@@ -1,5 +1,6 @@
 import base64
 import http.server
+import itertools
 import json
 import shutil
 import socket
@@ -30,16 +31,21 @@ class _Listener(http.server.ThreadingHTTPServer):
 class ForeignServer:
     """A server of AutoEval's protocol that is not ours: answers as told, remembers what came.
 
-    connections: the paths that each connection asked. ends_after: so many POSTs it is gone; None for never.
+    bodies: (path, body) of each POST. connections: the paths that each connection asked. ends_after: so many POSTs it
+    is gone; None for never.
     """
 
-    def __init__(self, answer=b"[0, 0, 0, 0, 0, 0, 1]", reset_status=404):
-        self.answer, self.reset_status, self.bodies, self.connections = answer, reset_status, [], {}
+    def __init__(self, *answers: bytes, reset_status=404):
+        """answers: to /act, in order, over and over; other paths get the first."""
+        answers = answers or (b"[0, 0, 0, 0, 0, 0, 1]",)
+        in_turn = itertools.cycle(answers)
+        self.reset_status, self.bodies, self.connections = reset_status, [], {}
         self.ends_after: int | None = None
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # or a body waits for the acknowledgement of its headers
 
             def do_POST(self):
                 outer.connections.setdefault(self.client_address, []).append(self.path)
@@ -47,7 +53,10 @@ class ForeignServer:
                 if outer.ends_after is not None and len(outer.bodies) > outer.ends_after:
                     self.close_connection = True
                     return outer.server.server_close()
-                self._send(200 if self.path == "/act" else outer.reset_status, outer.answer)
+                if self.path == "/act":
+                    self._send(200, next(in_turn))
+                else:
+                    self._send(outer.reset_status, answers[0])
 
             def do_GET(self):
                 self._send(404, b"not here")
@@ -71,6 +80,11 @@ class ForeignServer:
     def __exit__(self, *exception):
         self.server.shutdown()
         self.server.server_close()
+
+    @property
+    def asked(self):
+        """What /act was asked, as JSON."""
+        return [json.loads(body) for path, body in self.bodies if path == "/act"]
 
 
 def test_our_own_server_gives_details_and_takes_seeds():

@@ -51,12 +51,8 @@ def test_a_server_too_slow_for_5_hz_is_told_so(monkeypatch):
 def test_a_constant_answer_is_told_from_one_that_draws():
     with serve(build_uniform_engine(), decide="sample") as server:
         assert "changed nothing" in _verdicts(server.url)["depends on the image"].text  # seeded, so the same draws
-    draws = iter(np.random.default_rng(0).uniform(-0.01, 0.01, (1000, 7)))
-
-    class Drawing(ForeignServer):
-        answer = property(lambda self: json.dumps(next(draws).tolist()).encode(), lambda self, value: None)
-
-    with Drawing() as server:
+    draws = np.random.default_rng(0).uniform(-0.01, 0.01, (1000, 7)).tolist()
+    with ForeignServer(*(json.dumps(draw).encode() for draw in draws)) as server:
         finding = _verdicts(server.url)["depends on the image"]
     assert finding.verdict == "warn" and finding.text.startswith("unknown")
 

@@ -53,14 +53,8 @@ _GEMMA_CHAT = (
     "{% if part['type'] == 'image' %}<start_of_image>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}"
     "<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
 )
-
-_GEMMA4_CHAT = (
-    "{{ bos_token }}{% for message in messages %}"
-    "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'image' %}<|image|>{% else %}{{ part['text'] | trim }}{% endif %}{% endfor %}"
-    "<turn|>\n{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
-)
+_GEMMA4_CHAT = _GEMMA_CHAT.replace("<start_of_turn>", "<|turn>").replace("<end_of_turn>", "<turn|>")
+_GEMMA4_CHAT = _GEMMA4_CHAT.replace("<start_of_image>", "<|image|>")
 # Of the larger models: thoughts are off, and the template says so.
 _GEMMA4_LARGE_CHAT = _GEMMA4_CHAT.replace(
     "model\n{% endif %}", "model\n{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
@@ -227,6 +221,10 @@ def _learn_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
 # --- the small files beside the weights -----------------------------------------------------------
 
 
+_GEMMA_WORDS = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
+_QWEN_WORDS = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+
+
 def _list_processor_files(family: str) -> dict[str, dict]:
     if family in QWEN:
         return _list_qwen_files(family)
@@ -238,10 +236,9 @@ def _list_processor_files(family: str) -> dict[str, dict]:
         return _list_gemma4_files(_GEMMA4_CHAT if family == "gemma4" else _GEMMA4_LARGE_CHAT)
     if family == "internvl":
         return _list_internvl_files()
-    tokenizer = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
     image = {"image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor"}
     image |= {"size": {"height": 56, "width": 56}, "image_seq_length": 16, "resample": 3}
-    return {"tokenizer_config.json": tokenizer, "preprocessor_config.json": image | _normalise(0.5, 0.5)}
+    return {"tokenizer_config.json": _GEMMA_WORDS, "preprocessor_config.json": image | _normalise(0.5, 0.5)}
 
 
 def _normalise(mean: float, std: float) -> dict:
@@ -250,7 +247,6 @@ def _normalise(mean: float, std: float) -> dict:
 
 def _list_qwen_files(family: str) -> dict[str, dict]:
     processor = {"qwen2-vl": "Qwen2VL", "qwen2.5-vl": "Qwen2_5_VL"}.get(family, "Qwen3VL") + "Processor"
-    tokenizer = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     image = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": processor}
     image |= {"temporal_patch_size": 2, "merge_size": 2} | _normalise(0.45, 0.27)
     if family.startswith("qwen3"):
@@ -258,19 +254,18 @@ def _list_qwen_files(family: str) -> dict[str, dict]:
     else:
         image |= {"patch_size": 14, "min_pixels": 3136, "max_pixels": 12845056}
     return {
-        "tokenizer_config.json": tokenizer,
+        "tokenizer_config.json": _QWEN_WORDS,
         "preprocessor_config.json": image,
         "chat_template.json": {"chat_template": _CHATML},
     }
 
 
 def _list_gemma3_files() -> dict[str, dict]:
-    tokenizer = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
     names = {"boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>"}
     image = {"image_processor_type": "Gemma3ImageProcessor", "processor_class": "Gemma3Processor"}
     image |= {"size": {"height": 112, "width": 112}, "image_seq_length": 16, "resample": 2, "do_pan_and_scan": None}
     return {
-        "tokenizer_config.json": tokenizer | {"extra_special_tokens": names} | names,
+        "tokenizer_config.json": _GEMMA_WORDS | {"extra_special_tokens": names} | names,
         "preprocessor_config.json": image | _normalise(0.5, 0.5),
         "processor_config.json": {"image_seq_length": 16, "processor_class": "Gemma3Processor"},
         "chat_template.json": {"chat_template": _GEMMA_CHAT},
@@ -278,26 +273,24 @@ def _list_gemma3_files() -> dict[str, dict]:
 
 
 def _list_gemma4_files(template: str) -> dict[str, dict]:
-    tokenizer = {"tokenizer_class": "GemmaTokenizer", "eos_token": "<eos>", "pad_token": "<pad>", "bos_token": "<bos>"}
     image = {"image_processor_type": "Gemma4ImageProcessor", "do_normalize": False, "do_rescale": True, "resample": 3}
     image |= {"patch_size": 4, "pooling_kernel_size": 3, "max_soft_tokens": 70, "image_seq_length": 70}
     processor = {"processor_class": "Gemma4Processor", "image_processor": image, "image_seq_length": 70}
     processor["feature_extractor"] = {"feature_extractor_type": "Gemma4AudioFeatureExtractor", "sampling_rate": 16000}
     return {
-        "tokenizer_config.json": tokenizer | _GEMMA4_NAMES | {"extra_special_tokens": ["<|video|>"]},
+        "tokenizer_config.json": _GEMMA_WORDS | _GEMMA4_NAMES | {"extra_special_tokens": ["<|video|>"]},
         "processor_config.json": processor,
         "chat_template.json": {"chat_template": template},
     }
 
 
 def _list_internvl_files() -> dict[str, dict]:
-    tokenizer = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
     names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     names |= {"video_token": "<video>"}
     image = {"image_processor_type": "GotOcr2ImageProcessor", "processor_class": "InternVLProcessor"}
     image |= {"size": {"height": 64, "width": 64}, "crop_to_patches": False, "min_patches": 1, "max_patches": 12}
     return {
-        "tokenizer_config.json": tokenizer | {"extra_special_tokens": names},
+        "tokenizer_config.json": _QWEN_WORDS | {"extra_special_tokens": names},
         "preprocessor_config.json": image | _normalise(0.45, 0.22),
         "processor_config.json": {"image_seq_length": 16, "processor_class": "InternVLProcessor"},
         "chat_template.json": {"chat_template": _INTERN_CHAT},
@@ -320,6 +313,10 @@ def _list_smolvlm_files(family: str) -> dict[str, dict]:
 
 
 # --- architectures ----------------------------------------------------------------------------------
+
+
+_VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+_QWEN_VISION = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
 
 
 def _describe_text(vocab_size: int, ids: dict[str, int]) -> dict:
@@ -357,8 +354,7 @@ def _build_qwen2(vocab_size: int, ids: dict[str, int]):
 
 
 def _build_qwen25(vocab_size: int, ids: dict[str, int]):
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
-    vision |= {"fullatt_block_indexes": [1]}
+    vision = _QWEN_VISION | {"fullatt_block_indexes": [1]}
     config = transformers.Qwen2_5_VLConfig(vision_config=vision, **_describe_qwen(vocab_size, ids))
     return transformers.Qwen2_5_VLForConditionalGeneration(config)
 
@@ -369,8 +365,7 @@ def _describe_experts(**more: int) -> dict:
 
 
 def _build_qwen3(vocab_size: int, ids: dict[str, int], kind: str = "Qwen3VL"):
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
-    vision |= {"num_position_embeddings": 256, "deepstack_visual_indexes": [0]}
+    vision = _QWEN_VISION | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0]}
     options = _describe_qwen(vocab_size, ids, interleaved=True)
     options["text_config"] |= {"head_dim": 16} | (_describe_experts() if kind.endswith("Moe") else {})
     config = getattr(transformers, f"{kind}Config")(vision_config=vision, **options)
@@ -378,8 +373,7 @@ def _build_qwen3(vocab_size: int, ids: dict[str, int], kind: str = "Qwen3VL"):
 
 
 def _build_qwen35(vocab_size: int, ids: dict[str, int], kind: str = "Qwen3_5"):
-    vision = {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2, "out_hidden_size": _WIDTH}
-    vision |= {"num_position_embeddings": 256, "initializer_range": _INIT}
+    vision = _QWEN_VISION | {"num_position_embeddings": 256, "initializer_range": _INIT}
     options = _describe_qwen(vocab_size, ids, interleaved=True)
     text = options["text_config"]
     text["rope_parameters"] |= {"partial_rotary_factor": 1.0}
@@ -398,8 +392,8 @@ def _build_paligemma(vocab_size: int, ids: dict[str, int], text_type: str = "gem
     text = _describe_text(vocab_size, ids) | {"model_type": text_type, "head_dim": 16, "bos_token_id": ids["bos"]}
     if text_type == "gemma2":  # a window shorter than the prompt, so that it matters
         text |= {"sliding_window": 16, "query_pre_attn_scalar": 16}
-    vision = {"model_type": "siglip_vision_model", "hidden_size": 32, "intermediate_size": 64, "image_size": 56}
-    vision |= {"num_hidden_layers": 2, "num_attention_heads": 2, "patch_size": 14, "vision_use_head": False}
+    vision = _VISION | {"model_type": "siglip_vision_model", "vision_use_head": False}
+    vision |= {"image_size": 56, "patch_size": 14}
     config = transformers.PaliGemmaConfig(
         text_config=text,
         vision_config=vision,
@@ -415,8 +409,7 @@ def _build_gemma3(vocab_size: int, ids: dict[str, int]):
     text = _describe_text(vocab_size, ids) | {"head_dim": 16, "bos_token_id": ids["bos"], "query_pre_attn_scalar": 16}
     # A window longer than a picture and shorter than the prompt, as in the real ones.
     text |= {"sliding_window": 24, "layer_types": ["sliding_attention", "full_attention"]}
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision |= {"image_size": 112, "patch_size": 14, "vision_use_head": False}
+    vision = _VISION | {"image_size": 112, "patch_size": 14, "vision_use_head": False}
     config = transformers.Gemma3Config(
         text_config=text,
         vision_config=vision,
@@ -442,8 +435,7 @@ def _build_gemma4(vocab_size: int, ids: dict[str, int], large: dict | None = Non
         text |= {"vocab_size_per_layer_input": vocab_size}
     else:
         text |= {"hidden_size_per_layer_input": 0, "use_bidirectional_attention": "vision"} | large
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision |= {"num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 256}
+    vision = _VISION | {"num_key_value_heads": 2, "head_dim": 16, "patch_size": 4, "position_embedding_size": 256}
     vision |= {"use_clipped_linears": large is None, "standardize": large is not None, "initializer_range": _INIT}
     sound = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "output_proj_dims": 16}
     config = transformers.Gemma4Config(
@@ -466,8 +458,7 @@ def _build_gemma4(vocab_size: int, ids: dict[str, int], large: dict | None = Non
 
 
 def _build_internvl(vocab_size: int, ids: dict[str, int], text_type: str = "qwen2"):
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision |= {"image_size": 64, "patch_size": 8, "initializer_range": _INIT}
+    vision = _VISION | {"image_size": 64, "patch_size": 8, "initializer_range": _INIT}
     text = _describe_text(vocab_size, ids) | {"model_type": text_type, "bos_token_id": None}
     text |= {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}}
     text |= _describe_experts(head_dim=16) if text_type.endswith("moe") else {}
@@ -478,8 +469,7 @@ def _build_internvl(vocab_size: int, ids: dict[str, int], text_type: str = "qwen
 
 
 def _build_smolvlm(vocab_size: int, ids: dict[str, int], kind: str = "SmolVLM"):
-    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision |= {"image_size": 64, "patch_size": 8}
+    vision = _VISION | {"image_size": 64, "patch_size": 8}
     text = _describe_text(vocab_size, ids) | {"model_type": "llama", "bos_token_id": ids["bos"]}
     config = getattr(transformers, f"{kind}Config")(
         vision_config=vision, text_config=text, scale_factor=2, image_token_id=ids["image"], tie_word_embeddings=True

@@ -72,11 +72,9 @@ def build_step_table(fields: Mapping[str, Any]) -> StepTable:
         plain = {**fields}
         small = plain.pop("slightly", None)
         table = StepTable(**plain)
-        return (
-            table
-            if small is None
-            else replace(table, slightly=build_step_table({**vars(table.build_slight()), **small}))
-        )
+        if small is None:
+            return table
+        return replace(table, slightly=build_step_table({**vars(table.build_slight()), **small}))
     except TypeError as error:
         raise ConfigError(f"a step table has the fields {', '.join(vars(StepTable()))}: {error}") from error
 

@@ -35,7 +35,7 @@ Report = Callable[[DataError], None]  # is given every record that cannot be rea
 
 
 def refuse(error: DataError) -> None:
-    """The Report that puts up with nothing."""
+    """The Report that raises what it is given."""
     raise error
 
 

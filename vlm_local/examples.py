@@ -204,7 +204,7 @@ def balance(sources: Sequence[_Source], num: int) -> list[_Place]:
 
 def _look(image: np.ndarray, generate: Generate, episode: str | None) -> np.ndarray:
     """The model's features of a picture, float32 (n,) of unit length."""
-    request = GenerationRequest(image, Prompt("", "", "look"), _NOTHING, episode, posterior="off", wants_features=True)
+    request = GenerationRequest(image, Prompt("", ""), _NOTHING, episode, posterior="off", wants_features=True)
     features = generate(request).features
     if features is None:
         raise ConfigError("--example-choice nearest: this engine gives no image features; use fixed")

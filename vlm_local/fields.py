@@ -27,6 +27,7 @@ MIN_SIDE, MAX_SIDE = 16, 4096
 MAX_POSITION_M, MAX_ANGLE_RAD, MAX_GRIPPER = 10.0, 4 * math.pi, 1000.0
 
 _DTYPE = re.compile(r"[<>=|]?(?:b1|[iu][1248]|f[248])|bool|u?int(?:8|16|32|64)|float(?:16|32|64)")
+_STATE = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "  # how a refusal begins
 _DATA_URL = re.compile(r"data:image/(?:png|jpe?g);base64,", re.IGNORECASE)
 
 # Told how many bytes a picture file will take before it is unpacked, as a small file may hold a large picture. Raises
@@ -35,7 +36,7 @@ Reserve = Callable[[int], None]
 
 
 def take_any(num_bytes: int) -> None:
-    """The Reserve of who has room for every picture."""
+    """The Reserve that refuses no picture."""
 
 
 def check_text(value: Any, name: str, most: int) -> str:
@@ -54,34 +55,32 @@ def check_text(value: Any, name: str, most: int) -> str:
 def decode_state(value: Any) -> np.ndarray | None:
     if value is None:
         return None
-    expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
     if isinstance(value, dict):
         array = _decode_array(value, "proprio")
     elif isinstance(value, list):
         for number in value:
             if type(number) not in (int, float):
-                raise RequestError(f"{expected}got {show(number)} among them")
+                raise RequestError(f"{_STATE}got {show(number)} among them")
         try:
             array = np.array(value, dtype=np.float64)
         except OverflowError:
-            raise RequestError(f"{expected}got one too large for a double") from None
+            raise RequestError(f"{_STATE}got one too large for a double") from None
     else:
-        raise RequestError(f"{expected}got {show(value)}")
+        raise RequestError(f"{_STATE}got {show(value)}")
     return check_state(array)
 
 
 def check_state(array: np.ndarray) -> np.ndarray:
     """7 or 8 measured numbers -> the same as float64. Raises RequestError."""
-    expected = "proprio: expected 7 numbers (gripper 0..1) or 8 (AutoEval's layout), "
     if array.shape not in ((7,), (8,)) or array.dtype.kind not in "iuf":
-        raise RequestError(f"{expected}got {array.dtype} of shape {array.shape}")
+        raise RequestError(f"{_STATE}got {array.dtype} of shape {array.shape}")
     array = array.astype(np.float64)
     if not np.isfinite(array).all():
-        raise RequestError(f"{expected}all finite, got {array.tolist()}")
+        raise RequestError(f"{_STATE}all finite, got {array.tolist()}")
     limits = [*[MAX_POSITION_M] * 3, *[MAX_ANGLE_RAD] * 3, *[MAX_GRIPPER] * (len(array) - 6)]
     if (np.abs(array) > limits).any():
         raise RequestError(
-            f"{expected}x, y, z in metres, up to {MAX_POSITION_M:g}, and angles in radians, up to {MAX_ANGLE_RAD:.1f}, "
+            f"{_STATE}x, y, z in metres, up to {MAX_POSITION_M:g}, and angles in radians, up to {MAX_ANGLE_RAD:.1f}, "
             f"got {array.tolist()}"
         )
     return array
@@ -90,11 +89,7 @@ def check_state(array: np.ndarray) -> np.ndarray:
 def decode_image(value: Any, reserve: Reserve = take_any) -> np.ndarray:
     """An image in any of the forms clients send -> uint8 (H, W, 3) RGB. Raises RequestError."""
     if isinstance(value, dict):
-        image = _decode_array(value, "image")
-        if image.dtype != np.uint8:
-            raise RequestError(f"image: expected dtype uint8 with values 0..255, got {image.dtype}")
-        check_image_shape(image.shape)
-        return image
+        return check_pixels(_decode_array(value, "image"))
     if isinstance(value, str):
         return _decode_image_file(value, reserve)
     if isinstance(value, list):
@@ -102,8 +97,15 @@ def decode_image(value: Any, reserve: Reserve = take_any) -> np.ndarray:
     raise RequestError(f"image: expected a json_numpy array, a nested list or a base64 PNG or JPEG, got {show(value)}")
 
 
-def check_image_shape(shape: tuple[int, ...]) -> None:
-    """Raises RequestError unless it is (H, W, 3) with sides that a camera may have."""
+def check_pixels(image: np.ndarray) -> np.ndarray:
+    """The same. Raises RequestError unless it is uint8 (H, W, 3) with sides that a camera may have."""
+    if image.dtype != np.uint8:
+        raise RequestError(f"image: expected dtype uint8 with values 0..255, got {image.dtype}")
+    _check_shape(image.shape)
+    return image
+
+
+def _check_shape(shape: tuple[int, ...]) -> None:
     if len(shape) != 3 or shape[2] != 3 or not all(MIN_SIDE <= side <= MAX_SIDE for side in shape[:2]):
         raise RequestError(f"image: expected shape (H, W, 3) with sides {MIN_SIDE} to {MAX_SIDE}, got {shape}")
 
@@ -143,7 +145,7 @@ def _decode_nested(rows: list) -> np.ndarray:
     while isinstance(first, list) and len(shape) < 5:
         shape.append(len(first))
         first = first[0] if first else None
-    check_image_shape(tuple(shape))
+    _check_shape(tuple(shape))
     if not all(isinstance(row, list) and len(row) == shape[1] for row in rows):
         raise RequestError("image: the nested list is ragged; expected rows of equal length")
     pixels = list(chain.from_iterable(rows))
@@ -173,7 +175,7 @@ def decode_picture_file(data: bytes, reserve: Reserve) -> np.ndarray:
     check_picture_file(data)
     try:
         with Image.open(BytesIO(data), formats=("PNG", "JPEG")) as file:
-            check_image_shape((file.height, file.width, 3))
+            _check_shape((file.height, file.width, 3))
             if has_deep_colours(data):
                 raise RequestError("image: expected 8 bits a channel, got a PNG of 16 bits")
             reserve(file.height * file.width * 3)
@@ -190,7 +192,6 @@ def show(value: Any) -> str:
     """A value for a message, never longer than a line."""
     if isinstance(value, list | dict):
         return f"{'a list' if isinstance(value, list) else 'an object'} of {len(value)}"
-    text = json.dumps(
-        value[:60] if isinstance(value, str) else value, default=repr
-    )  # websocket's clients send bytes, too
+    # `repr`: websocket's clients send bytes, too.
+    text = json.dumps(value[:60] if isinstance(value, str) else value, default=repr)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -5,6 +5,7 @@ import fcntl
 import itertools
 import json
 import os
+import shutil
 import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -197,6 +198,11 @@ def read_foreign_json_lines(path: Path, report: Callable[[str], None]) -> Iterat
                     yield parse_json(line)
                 except ValueError as error:
                     report(f"{path}, line {number}: {error}")
+
+
+def measure_free_disk(folder: Path) -> int:
+    """Free bytes where this folder is, or would be made."""
+    return shutil.disk_usage(next(each for each in (folder, *folder.parents) if each.exists())).free
 
 
 def find_shipped(name: str) -> Path:

@@ -2,7 +2,6 @@
 
 import os
 import platform
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from time import perf_counter
 
 from vlm_local.errors import ConfigError
+from vlm_local.files import measure_free_disk
 from vlm_local.models import DEFAULT, MODELS, Model, find_checkpoint, find_local
 from vlm_local.weights import estimate_memory
 
@@ -85,7 +85,7 @@ def examine() -> Iterator[Finding]:
     for finding, found in _check_gpus():
         device = found or device
         yield finding
-    yield Finding("ok", "memory", f"{measure_free_memory('cpu') / 1e9:.1f} GB free of {_read_memory() / 1e9:.1f} GB")
+    yield _check_memory()
     yield _check_disk()
     yield _check_embedded()
     speeds = {name: _measure_rates(device, name) for name in ("bfloat16", "float32")}
@@ -162,18 +162,18 @@ def _ask_driver() -> list[str]:
     return answer.stdout.strip().splitlines() if answer.returncode == 0 else []
 
 
-def _read_memory() -> int:
+def _check_memory() -> Finding:
     import psutil
 
-    return psutil.virtual_memory().total
+    free, total = measure_free_memory("cpu"), psutil.virtual_memory().total
+    return Finding("ok", "memory", f"{free / 1e9:.1f} GB free of {total / 1e9:.1f} GB")
 
 
 def _check_disk() -> Finding:
     from huggingface_hub.constants import HF_HUB_CACHE
 
     cache = Path(HF_HUB_CACHE)
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
+    free = measure_free_disk(cache)
     text = f"{free / 1e9:.0f} GB free for models in {cache}"
     if free < 5e9:
         return Finding("warn", "disk", f"{text}; name another folder in HF_HOME, or make room")

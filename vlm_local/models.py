@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import sys
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 
 from vlm_local.checkpoint import FILES, Checkpoint, open_checkpoint, read_kind
 from vlm_local.errors import ConfigError, suggest
-from vlm_local.files import find_shipped, read_json_object
+from vlm_local.files import find_shipped, measure_free_disk, read_json_object
 from vlm_local.weights import ADAPTER, CONFIG, check_weights, estimate_memory, explain_missing
 
 DEFAULT = "tiny"
@@ -71,11 +70,7 @@ MODELS = (
     Model("qwen3-vl-4b", "Qwen/Qwen3-VL-4B-Instruct", "qwen3-vl", 4_044_357_632, 393_458_176),
     Model("qwen3-vl-8b", "Qwen/Qwen3-VL-8B-Instruct", "qwen3-vl", 7_517_270_016, 1_249_853_680),
     Model(
-        "qwen3-vl-30b-a3b",
-        "Qwen/Qwen3-VL-30B-A3B-Instruct",
-        "qwen3-vl",
-        3_251_662_848,
-        27_819_091_184,
+        *("qwen3-vl-30b-a3b", "Qwen/Qwen3-VL-30B-A3B-Instruct", "qwen3-vl", 3_251_662_848, 27_819_091_184),
         is_mixture=True,
     ),
     Model("qwen3.5", "Qwen/Qwen3.5-4B", "qwen3.5", 3_898_343_424, 640_922_112, alias="qwen3.5-4b"),
@@ -102,12 +97,7 @@ MODELS = (
     Model("internvl3-1b", "OpenGVLab/InternVL3-1B-hf", "internvl", 664_289_280, 273_903_744),
     Model("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "internvl", 6_854_803_456, 1_089_570_304),
     Model(
-        "smolvlm2",
-        "HuggingFaceTB/SmolVLM2-2.2B-Instruct",
-        "smolvlm2",
-        2_042_916_864,
-        203_868_016,
-        4,
+        *("smolvlm2", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "smolvlm2", 2_042_916_864, 203_868_016, 4),
         alias="smolvlm2-2.2b",
     ),
     Model("smolvlm2-500m", "HuggingFaceTB/SmolVLM2-500M-Video-Instruct", "smolvlm2", 411_303_936, 96_178_368, 4),
@@ -274,8 +264,7 @@ def _choose_files(repository: str, names: Collection[str]) -> list[str]:
 
 
 def _check_disk(cache: Path, size: int, name: str) -> None:
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
+    free = measure_free_disk(cache)
     if free < size:
         raise ConfigError(
             f"{name} takes {size / 1e9:.1f} GB, but {cache} has {free / 1e9:.1f} GB left; "

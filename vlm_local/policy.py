@@ -125,7 +125,7 @@ class VLMPolicy:
         self._table = table
         self._robot = robot
         self._metadata = dict(metadata or {})
-        self._context = context
+        self._context = context or PromptContext()
         self._thinker = None if robot is None else thinker
         self._latch = GripperLatch()
         self._episode = 0
@@ -141,8 +141,7 @@ class VLMPolicy:
         self._episode += 1
         self._seed = seed
         self._phrases: list[str] = []
-        if self._context is not None:
-            self._context.clear()
+        self._context.clear()
         if self._thinker is not None:
             self._thinker.clear()
         self._latch.reset()
@@ -155,9 +154,7 @@ class VLMPolicy:
         """Raises EngineError where the engine failed or took too long, RequestError for what it cannot be asked."""
         reasoning = None if self._thinker is None else self._thinker.find(observation.step)
         start = perf_counter()
-        examples, frames = (), ()
-        if self._context is not None:
-            examples, frames = self._context.look(observation, self._generate, self._key)
+        examples, frames = self._context.look(observation, self._generate, self._key)
         history = self._phrases[-self._settings.history :] if self._settings.history else []
         request = self._build_request(observation, history, examples, frames, reasoning)
         prompted = perf_counter()
@@ -169,9 +166,7 @@ class VLMPolicy:
         action = build_action(primitive, command, self._table.choose(phrase))
         timings = {"prompt": 1e3 * (prompted - start), **generation.timings_ms}
         timings["policy"] = 1e3 * (perf_counter() - start)
-        about = self._describe_choice(generation, place)
-        if self._context is not None:
-            about |= self._context.describe(examples, frames)
+        about = self._describe_choice(generation, place) | self._context.describe(examples, frames)
         if self._thinker is not None and self._key is not None:
             about |= self._thinker.describe(observation.step, reasoning)
             self._thinker.see(Seen(observation, history, examples, frames, self._key))
@@ -218,14 +213,10 @@ class VLMPolicy:
         sentences = self._grammar.sentences
         order = np.argsort(-probabilities, kind="stable")[: 1 if self._robot else _NUM_TOLD]
         told = [(sentences[at], float(probabilities[at])) for at in order if probabilities[at] > 0]
-        if self._robot is None or (told and self._is_another(generation, place, told[0][1])):
+        most = probabilities[place] + (generation.missing_mass or 0.0)  # that the answer can have
+        if self._robot is None or (told and told[0][1] > most):
             about["likeliest"] = told
         return about
-
-    def _is_another(self, generation: Generation, place: int, best: float) -> bool:
-        """Whether the phrase of probability `best` is more probable than the answer, whatever the missing mass is."""
-        assert generation.probabilities is not None
-        return bool(best > generation.probabilities[place] + (generation.missing_mass or 0.0))
 
     def _summarise(self, generation: Generation, place: int) -> dict[str, Any]:
         """Probabilities over sentences (S,) -> the fields of Decision about them."""
@@ -233,6 +224,9 @@ class VLMPolicy:
         if probabilities is None:
             return {}
         others = np.delete(probabilities, place)
+        named = None
+        if self._settings.posterior == "exact":
+            named = dict(zip(self._grammar.sentences, probabilities.tolist(), strict=True))
         marginals = {
             axis: tuple(float(probabilities[self._signs[:, column] == sign].sum()) for sign in (-1, 0, 1))
             for column, axis in enumerate(AXES)
@@ -242,11 +236,8 @@ class VLMPolicy:
             "margin": float(probabilities[place] - others.max(initial=0.0)),
             "marginals": marginals,
             "missing_mass": generation.missing_mass,
-            "probabilities": self._list_all(probabilities) if self._settings.posterior == "exact" else None,
+            "probabilities": named,
         }
-
-    def _list_all(self, probabilities: np.ndarray) -> dict[str, float]:
-        return dict(zip(self._grammar.sentences, probabilities.tolist(), strict=True))
 
 
 class HoldPhrase:

@@ -47,7 +47,7 @@ class LinkDown(Exception):
 class Upstream:
     """The way of one station's connection to the policy server. Not thread-safe."""
 
-    def __init__(self, address, hold_s=HOLD_S):
+    def __init__(self, address, hold_s):
         """address: (host, port) of the tunnelled port."""
         self._address, self._hold_s = address, hold_s
         self._name, self._number = os.urandom(8).hex(), 0

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -96,7 +96,7 @@ class ResolvedOptions:
 
     def refuse_unused(self) -> None:
         """A flag that would be ignored is an error."""
-        if self._model == RANDOM or self._is_constant:
+        if self._is_baseline:
             unused = ("engine", "engine_url", "max_batch", "contrast", "marks", *_SHOWN, *_THINKING, *_LOADING)
             why = f"no model is loaded for {self._model!r}"
         elif self._options.engine == "openai":
@@ -130,9 +130,8 @@ class ResolvedOptions:
         self._examples = load_examples(given, choice, self.grammar.sentences, self.choose("embodiment"))
 
     def _refuse_one_picture(self) -> None:
-        own = self.checkpoint.sidecar.get("prompt") if self.checkpoint else None
-        trained = load_template(own) if own else None
-        if self._is_paligemma or (trained is not None and trained.example is trained.frame is None):
+        own = self._own_template
+        if self._is_paligemma or (own is not None and own.example is own.frame is None):
             raise ConfigError(f"--examples and --frames show several pictures, but {self._model} reads only one")
         for flag, block, wanted in (
             ("examples", "example", self._options.examples),
@@ -168,6 +167,9 @@ class ResolvedOptions:
         self, robot: str | None, worker: EngineWorker, metadata: Mapping[str, Any], tell_all: bool
     ) -> Policy:
         best = "fast" if self._options.engine == "openai" else "exact"  # servers give bounds only
+        thinker = None
+        if self._thinking is not None:
+            thinker = Thinker(self._thinking, worker.think, self.template, self.grammar.sentences)
         policy = VLMPolicy(
             worker.generate,
             self.grammar,
@@ -177,17 +179,15 @@ class ResolvedOptions:
             robot,
             worker.forget,
             metadata,
-            PromptContext(self._examples, self._frames) if self._examples or self._frames.num else None,
-            None
-            if self._thinking is None
-            else Thinker(self._thinking, worker.think, self.template, self.grammar.sentences),
+            PromptContext(self._examples, self._frames),
+            thinker,
         )
         if self._projection is not None:
             policy = MarkedPolicy(policy, self.choose("marks"), self._projection)
         return policy if self._hold == 1 else HoldPhrase(policy, self._hold)
 
     def build_answerer(self, worker: EngineWorker) -> Answerer | None:
-        if self._model == RANDOM or self._is_constant:
+        if self._is_baseline:
             return None
         return Answerer(worker.generate, load_template("paligemma_answer" if self._is_paligemma else "answer"))
 
@@ -228,8 +228,8 @@ class ResolvedOptions:
         settings = ThinkSettings(
             load_thought_plan(name), self.choose("think_every"), self.choose("think_tokens"), between_steps
         )
-        own = self.checkpoint.sidecar.get("prompt") if self.checkpoint else None
-        if self._is_paligemma or (own and load_template(own).reasoning is None):
+        own = self._own_template
+        if self._is_paligemma or (own is not None and own.reasoning is None):
             raise ConfigError(f"--think has the model write free text, but {self._model} only gives short answers")
         if self.checkpoint is not None and self.choose("decoder") == "outlines":
             raise ConfigError("--think needs what --decoder trie keeps between steps; leave --decoder out")
@@ -256,13 +256,24 @@ class ResolvedOptions:
         return self._model in list_phrases() + list_slight_phrases()
 
     @property
+    def _is_baseline(self) -> bool:
+        """No model answers."""
+        return self._model == RANDOM or self._is_constant
+
+    @cached_property
+    def _own_template(self) -> Template | None:
+        """The prompt that the checkpoint's vlm_local.json names, as it was trained with; None where it names none."""
+        name = self.checkpoint.sidecar.get("prompt") if self.checkpoint else None
+        return load_template(name) if name else None
+
+    @property
     def _is_paligemma(self) -> bool:
         return self.checkpoint is not None and self.checkpoint.family.startswith("paligemma")
 
     def _find_checkpoint(self) -> Checkpoint | None:
         if self._options.engine not in ("local", "openai"):
             raise ConfigError(f"--engine must be local or openai, not {self._options.engine!r}")
-        if self._options.engine == "openai" or self._model == RANDOM or self._is_constant:
+        if self._options.engine == "openai" or self._is_baseline:
             return None
         return find_checkpoint(self._model, self._options.offline)
 

@@ -93,7 +93,7 @@ class Guard:
         """max_step: x, y, z (m), roll, pitch, yaw (rad)."""
         self._policy = policy
         self._max_step = np.array(max_step, dtype=np.float64)
-        self._box = None if workspace is None else np.array([workspace.x_m, workspace.y_m, workspace.z_m])  # (3, 2)
+        self._box = None if workspace is None else np.array(workspace.ranges)  # (3, 2)
 
     @property
     def metadata(self) -> Mapping[str, Any]:
@@ -107,9 +107,7 @@ class Guard:
         """Raises RequestError where the workspace cannot be held for want of a position, and
         EngineError where the policy answered a number that is none.
         """
-        position = None
-        if self._box is not None:
-            position = _read_position(observation)
+        position = None if self._box is None else _read_position(observation)
         decision = self._policy.act(observation)
         action = self._cut(np.asarray(decision.action, dtype=np.float64), position)
         changed = action != decision.action

@@ -70,6 +70,7 @@ class Thinker:
         """think: has the engine write; its second argument is called in the engine's thread. sentences: a grammar's."""
         self._settings, self._think = settings, think
         self._template, self._sentences = template, sentences
+        self._running: tuple[int, Future[Thought]] | None = None
         self.clear()
 
     def clear(self) -> None:
@@ -144,10 +145,9 @@ class Thinker:
             logger.warning("nothing was written about step %d: the model ended every field at once", step)
 
     def _give_up(self) -> None:
-        running: tuple[int, Future[Thought]] | None = getattr(self, "_running", None)
-        if running is not None:
-            running[1].cancel()
-        self._running: tuple[int, Future[Thought]] | None = None
+        if self._running is not None:
+            self._running[1].cancel()
+        self._running = None
 
 
 def build_warm_thought(

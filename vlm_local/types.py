@@ -106,13 +106,11 @@ class Prompt:
 
     before: stays constant in an episode, so its KV can be reused. after: may change at every step. Both are plain
         text in the model's own style (chat content, or PaliGemma's prefix).
-    style: name of the template it was made from.
     earlier: texts and pictures between `before` and the present picture: examples, past frames.
     """
 
     before: str
     after: str
-    style: str
     earlier: tuple[str | Picture, ...] = ()
 
     @property
@@ -122,17 +120,14 @@ class Prompt:
 
     def list_parts(self) -> list[str | Picture | None]:
         """Everything in reading order, None for the present picture. A newline parts a text from its neighbours."""
-        told = [part for part in (self.before, *self.earlier) if part != ""]
         parts: list[str | Picture | None] = []
-        for part in (*told, None, self.after):
-            follows_picture = bool(parts) and not isinstance(parts[-1], str)
-            if not isinstance(part, str):
+        for part in (self.before, *self.earlier):
+            if isinstance(part, Picture):
                 parts.append(part)
-            elif len(parts) == len(told) + 1:
-                parts.append(f"\n{part}")
-            else:
+            elif part:
+                follows_picture = bool(parts) and isinstance(parts[-1], Picture)
                 parts.append(f"\n{part}\n" if follows_picture else f"{part}\n")
-        return parts
+        return [*parts, None, f"\n{self.after}"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -147,24 +147,23 @@ def check_names(fields: Mapping[str, Any], needed: Sequence[str], optional: Sequ
 
 
 def load_request(body: bytes) -> tuple[dict, str]:
-    """A request's fields, taken out of their envelope, and the form of its answer. Raises RequestError."""
-    return _open_envelope(_load_object(body))
+    """A request's fields and the form of its answer. Raises RequestError.
 
-
-def _load_object(body: bytes) -> dict:
-    if not body:
-        raise RequestError("the body is empty; send a JSON object with 'image', 'instruction' and 'proprio'")
-    return _as_object(_load_json(body))
-
-
-def _open_envelope(fields: dict) -> tuple[dict, str]:
-    """Unwrap `{"encoded": text}`, sent where json_numpy could not be installed on both sides."""
+    They may stand in an envelope `{"encoded": text}`, sent where json_numpy could not be installed on both sides.
+    """
+    fields = _load_object(body)
     if set(fields) != {"encoded"}:
         return fields, "list"
     text = fields["encoded"]
     if not isinstance(text, str):
         raise RequestError(f"encoded: expected the request as JSON text in a string, got {show(text)}")
     return _load_object(text.encode("utf-8", "surrogatepass")), "encoded"
+
+
+def _load_object(body: bytes) -> dict:
+    if not body:
+        raise RequestError("the body is empty; send a JSON object with 'image', 'instruction' and 'proprio'")
+    return _as_object(_load_json(body))
 
 
 def _decode_instruction(value: Any) -> str | None:

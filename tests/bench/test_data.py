@@ -6,7 +6,7 @@ from vlm_local.cli import main
 
 def test_bench_data_quiet_prints_one_json_object_alone(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("vlm_local.bench.data._ROWS", 200)
-    recordings.write_rlds(tmp_path, [recordings.make_rlds_record(recordings.make_states(10))])
+    recordings.write_walks(tmp_path, 1, num_steps=10)
     assert main(["bench", "data", "--data", str(tmp_path), "--rounds", "2", "--quiet"]) == 0
     result = json.loads(capsys.readouterr().out)
     for name in ("label", "frames", "score"):

@@ -25,8 +25,7 @@ EVIDENCE = Path(__file__).parents[2] / "docs" / "evidence"
 def evaluations(tmp_path_factory):
     """Folder with the evaluations oracle-label, majority and random of three episodes."""
     folder = tmp_path_factory.mktemp("evaluations")
-    records = [recordings.make_rlds_record(recordings.make_states(10, seed)) for seed in range(3)]
-    recordings.write_rlds(folder / "data", records)
+    recordings.write_walks(folder / "data", 3, num_steps=10)
     for name in ("oracle-label", "majority", "random"):
         command = ["eval", "--data", str(folder / "data"), "--policy", name, "--out", str(folder / name)]
         assert main(command) == 0

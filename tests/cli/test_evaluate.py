@@ -19,8 +19,7 @@ from vlm_local.types import Observation
 
 @pytest.fixture
 def data_set(tmp_path):
-    records = [recordings.make_rlds_record(recordings.make_states(10, seed)) for seed in range(3)]
-    recordings.write_rlds(tmp_path / "data", records)
+    recordings.write_walks(tmp_path / "data", 3, num_steps=10)
     return str(tmp_path / "data")
 
 

@@ -85,7 +85,7 @@ def is_any_left(group: int) -> bool:
 
 @pytest.fixture
 def data_set(tmp_path):
-    recordings.write_rlds(tmp_path / "data", [recordings.make_rlds_record(recordings.make_states(10, 0))])
+    recordings.write_walks(tmp_path / "data", 1, num_steps=10)
     return tmp_path / "data"
 
 

@@ -14,7 +14,7 @@ NO_GPU = ["--device", "cuda:99"]
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with a data set and a recorded run beside it; commands run in it."""
-    recordings.write_rlds(tmp_path / "data", [recordings.make_rlds_record(recordings.make_states(10, 0))])
+    recordings.write_walks(tmp_path / "data", 1, num_steps=10)
     writer = RunWriter(tmp_path / "run", {})
     writer.start_episode("robot")
     writer.add_step({"robot": "robot", "step": 0, "instruction": "lift it", "phrase": "stop"}, None)

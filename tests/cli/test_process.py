@@ -98,8 +98,7 @@ def test_what_a_terminal_has_no_letters_for_is_escaped(tmp_path):
 def test_a_name_that_is_no_text_can_be_read_and_written(tmp_path, capsys):
     """A folder of another system's disk, in Latin-1."""
     place = tmp_path / os.fsdecode("größer".encode("latin-1"))
-    records = [recordings.make_rlds_record(recordings.make_states(9, seed)) for seed in range(2)]
-    recordings.write_rlds(place / "data", records)
+    recordings.write_walks(place / "data", 2, num_steps=9)
     for policy in ("stop", "random"):
         out = str(place / f"{policy}-größer".encode("latin-1").decode("utf-8", "surrogateescape"))
         assert main(["eval", "--data", str(place / "data"), "--policy", policy, "--out", out]) == 0

@@ -129,7 +129,7 @@ def test_deep_json_is_no_description(tmp_path, capsys, name):
 
 
 def test_deeply_nested_features_are_no_description(tmp_path, capsys):
-    recordings.write_rlds(tmp_path / "data", [recordings.make_rlds_record(recordings.make_states(4))])
+    recordings.write_walks(tmp_path / "data", 1, num_steps=4)
     levels = 450
     text = '{"sequence": {"feature": ' * levels + "{}" + "}}" * levels
     (tmp_path / "data/features.json").write_text(text)
@@ -149,7 +149,7 @@ def test_deeply_nested_features_are_no_description(tmp_path, capsys):
     ],
 )
 def test_a_state_of_no_shape_is_refused(tmp_path, capsys, tensor):
-    recordings.write_rlds(tmp_path / "data", [recordings.make_rlds_record(recordings.make_states(4))])
+    recordings.write_walks(tmp_path / "data", 1, num_steps=4)
     path = tmp_path / "data/features.json"
     features = json.loads(path.read_text())
     step = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]

@@ -90,7 +90,7 @@ def test_what_cannot_be_written_is_refused_before_anything_is_read(tmp_path, cap
 
 
 def test_another_format_and_no_target_are_refused(tmp_path, capsys):
-    recordings.write_rlds(tmp_path / "rlds", [recordings.make_rlds_record(recordings.make_states(10, 0))])
+    recordings.write_walks(tmp_path / "rlds", 1, num_steps=10)
     assert main(["label", str(tmp_path / "rlds"), "--write", str(tmp_path / "copy")]) == 2
     assert "is no LeRobot data set" in capsys.readouterr().err
     assert main(["label", str(tmp_path / "rlds")]) == 2

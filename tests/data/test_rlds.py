@@ -133,7 +133,7 @@ def test_an_image_of_another_kind_is_refused_and_the_others_are_read(tmp_path, i
 
 @pytest.mark.parametrize("change", [lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
 def test_a_file_that_goes_while_it_is_read_costs_its_frames(tmp_path, change):
-    (path,) = recordings.write_rlds(tmp_path, [recordings.make_rlds_record(recordings.make_states(4))])
+    (path,) = recordings.write_walks(tmp_path, 1, num_steps=4)
     (episode,) = open_episodes(tmp_path)
     change(path)
     with pytest.raises(DataError, match=r"byte 0: the record can no longer be read"):
@@ -194,7 +194,7 @@ def test_an_evaluation_reports_what_was_read(tmp_path):
     ],
 )
 def test_what_a_file_is_that_begins_with_no_record_is_said(tmp_path, change, says):
-    (path,) = recordings.write_rlds(tmp_path, [recordings.make_rlds_record(recordings.make_states(4))])
+    (path,) = recordings.write_walks(tmp_path, 1, num_steps=4)
     path.write_bytes(change(path.read_bytes()))
     problems = []
     assert not list(open_episodes(tmp_path, report=problems.append))
@@ -243,7 +243,7 @@ def test_a_folder_of_no_known_format_says_what_was_expected(tmp_path):
 
 def test_a_hidden_folder_is_no_data_set(tmp_path):
     """`hf download --local-dir` leaves .cache beside the data set's folders, git leaves .git."""
-    recordings.write_rlds(tmp_path / "demo/1.0.0", [recordings.make_rlds_record(recordings.make_states(4))])
+    recordings.write_walks(tmp_path / "demo/1.0.0", 1, num_steps=4)
     (tmp_path / "demo/.cache/huggingface").mkdir(parents=True)
     assert [len(episode) for episode in open_episodes(tmp_path)] == [4]
 
@@ -279,7 +279,7 @@ def test_label_writes_a_row_a_step_and_names_what_it_leaves_out(data_set, tmp_pa
 
 
 def test_label_without_a_single_label_is_an_error_and_leaves_no_file(tmp_path, capsys):
-    recordings.write_rlds(tmp_path, [recordings.make_rlds_record(recordings.make_states(1))])
+    recordings.write_walks(tmp_path, 1, num_steps=1)
     assert main(["label", str(tmp_path), "--out", str(tmp_path / "rows.jsonl")]) == 2
     assert "no step could be labelled" in capsys.readouterr().err
     assert not list(tmp_path.glob("rows.jsonl*"))

@@ -233,10 +233,10 @@ def test_states_that_are_none_of_a_layout_are_refused(states, says):
 
 def test_actions_are_those_of_bridge_or_left_out():
     actions = np.ones((T, 7))
-    converted = convert_actions(actions)
+    converted = convert_actions(actions, LAYOUTS["pose"])
     assert converted.dtype == np.float32 and converted.base is None and converted.all()
     for other in (None, actions[:, :6], actions[0], np.ones((T, 7, 1)), np.full((T, 7), np.nan)):
-        assert convert_actions(other) is None
+        assert convert_actions(other, LAYOUTS["pose"]) is None
     assert convert_actions(actions, LAYOUTS["libero"]) is None
 
 

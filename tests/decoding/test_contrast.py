@@ -14,7 +14,7 @@ from vlm_local.engines.blank import BlankReadings
 from vlm_local.engines.hf import DefaultDecoder
 from vlm_local.types import Prompt
 
-BLANK = Prompt("Answer in one phrase.", "put the spoon on the towel", "test")
+BLANK = Prompt("Answer in one phrase.", "put the spoon on the towel")
 SOME = PHRASES[::27]
 CUT = ("clos", "close gripper", "stop")  # no trie: outlines decodes it
 BIAS = 3.0

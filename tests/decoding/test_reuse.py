@@ -19,7 +19,7 @@ EXACT = {"posterior": "exact", "sentences": PHRASES[::5], "episode": "r/1"}
 
 
 def change_before(request, before):
-    return replace(request, prompt=Prompt(before, request.prompt.after, "test"))
+    return replace(request, prompt=Prompt(before, request.prompt.after))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -34,9 +34,7 @@ def build_request(seed: int = 1, text: str = "", num_earlier: int = 1):
     generator = np.random.default_rng(99)
     shown = [Picture(generator.integers(0, 256, (64, 64, 3), dtype=np.uint8)) for _ in range(num_earlier)]
     request = draw_request(seed, episode="r/1", posterior="exact", sentences=PHRASES[::9])
-    return replace(
-        request, prompt=Prompt("Rules.", request.prompt.after, "test", (*shown, text) if text else (*shown,))
-    )
+    return replace(request, prompt=Prompt("Rules.", request.prompt.after, (*shown, text) if text else (*shown,)))
 
 
 def write_plainly(loaded, prepared) -> list[str]:

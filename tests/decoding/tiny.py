@@ -59,7 +59,7 @@ def draw_request(seed: int, side: int = 64, before: str = "Answer in one phrase.
     """Noise to look at and a numbered instruction; the same for the same arguments."""
     generator = np.random.default_rng(seed)
     image = generator.integers(0, 256, (side, side, 3), dtype=np.uint8)
-    prompt = Prompt(before, f"put spoon {seed} on the towel" + " now" * (seed % 3), "test")
+    prompt = Prompt(before, f"put spoon {seed} on the towel" + " now" * (seed % 3))
     return GenerationRequest(image, prompt, **{"sentences": SOME, **options})
 
 

@@ -6,7 +6,7 @@ from vlm_local.grammar import load_grammar
 from vlm_local.types import GenerationRequest, Prompt
 
 SENTENCES = load_grammar("primitives_no_rotation").sentences
-PROMPT = Prompt("Move the arm.", "Which way?", "chat")
+PROMPT = Prompt("Move the arm.", "Which way?")
 
 
 def build_request(seed=0, sentences=SENTENCES, robot="robot", side=16, **options):

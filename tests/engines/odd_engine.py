@@ -73,4 +73,4 @@ def fail():
 
 
 def ask(what="", episode="robot/0"):
-    return GenerationRequest(np.zeros((8, 8, 3), np.uint8), Prompt("", what, "chat"), CHOICES, episode=episode)
+    return GenerationRequest(np.zeros((8, 8, 3), np.uint8), Prompt("", what), CHOICES, episode=episode)

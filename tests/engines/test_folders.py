@@ -88,7 +88,7 @@ def test_a_block_for_thoughts_is_closed(folder):
     _write_template(folder, THINKING)
     loaded = _load(folder)
     processing = Processing(loaded.processor, "qwen2-vl", loaded.dtype)
-    text = processing.render(Prompt("Answer.", "open <think>", "test"))
+    text = processing.render(Prompt("Answer.", "open <think>"))
     assert text.endswith("open <think><|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n")
     assert loaded.lead == ""
 
@@ -97,7 +97,7 @@ def test_a_template_is_told_to_leave_thoughts_out(folder):
     switch = "{% if enable_thinking is false %}<think>\n\n</think>\n\n{% else %}<think>\nLet me see{% endif %}"
     _write_template(folder, THINKING.replace("<think>\n", switch))
     loaded = _load(folder)
-    text = Processing(loaded.processor, "qwen2-vl", loaded.dtype).render(Prompt("", "go", "test"))
+    text = Processing(loaded.processor, "qwen2-vl", loaded.dtype).render(Prompt("", "go"))
     assert text.endswith("assistant\n<think>\n\n</think>\n\n")
 
 
@@ -105,7 +105,7 @@ def test_what_a_template_writes_before_an_answer_stays(folder):
     """As RoboBrain 2.0 begins an answer without thoughts."""
     _write_template(folder, THINKING.replace("<think>\n", "<think></think><answer>"))
     loaded = _load(folder)
-    text = Processing(loaded.processor, "qwen2-vl", loaded.dtype).render(Prompt("", "go", "test"))
+    text = Processing(loaded.processor, "qwen2-vl", loaded.dtype).render(Prompt("", "go"))
     assert text.endswith("<|im_start|>assistant\n<think></think><answer>")
     assert loaded.lead == "" and loaded.tokenizer.decode(loaded.eos_token_id) == "<|im_end|>"
 

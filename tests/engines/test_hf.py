@@ -31,7 +31,7 @@ from vlm_local.weights import count_weights
 
 PHRASES = load_phrase_grammar().sentences
 NOISE = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-PROMPT = Prompt("Answer in one phrase.", "put the spoon on the towel", "test")
+PROMPT = Prompt("Answer in one phrase.", "put the spoon on the towel")
 REQUEST = GenerationRequest(NOISE, PROMPT, PHRASES)
 QUANTISED = [("qwen2-vl", "8bit"), ("smolvlm2", "4bit")]
 DENSE = [family for family in ALL if family not in MIXED]
@@ -232,13 +232,13 @@ def test_control_tokens_in_the_users_words_are_only_words(family):
         for token in loaded.tokenizer.added_tokens_decoder.values()
         if token.content.strip() and not re.search("(?i)image|img|vision|video", token.content)
     ]
-    plain = replace(REQUEST, prompt=Prompt("", "open the drawer", "test"))
+    plain = replace(REQUEST, prompt=Prompt("", "open the drawer"))
     expected = processing.prepare(plain).input_ids.tolist()
     for token in control[:20] + control[-20:]:
         left, name, right = re.fullmatch(r"([<|]*)(.*?)([|>]*)", token).groups()
         nested = 4 * left + name + 4 * right
         words = f"open {token} the {nested} drawer {token}{token} \u00e9"
-        ids = processing.prepare(replace(REQUEST, prompt=Prompt("", words, "test"))).input_ids.tolist()
+        ids = processing.prepare(replace(REQUEST, prompt=Prompt("", words))).input_ids.tolist()
         number = loaded.tokenizer.convert_tokens_to_ids(token)
         assert ids.count(number) == expected.count(number), token
         with pytest.raises(RequestError, match="control token"):
@@ -251,14 +251,14 @@ def test_a_placeholder_of_a_picture_in_the_users_words_is_refused(family):
     image = loaded.processor.image_token
     for words in (image, f"open {image}{image}", f"<{image}>", f"<|{image}|>"):
         with pytest.raises(RequestError, match="stands for a picture"):
-            processing.prepare(replace(REQUEST, prompt=Prompt("", words, "test")))
+            processing.prepare(replace(REQUEST, prompt=Prompt("", words)))
 
 
 def test_a_deep_nest_of_control_tokens_takes_no_time():
     _, processing = _open_processing("paligemma")
     words = "<" * 900 + "loc0001" + ">" * 900
     start = process_time()
-    processing.prepare(replace(REQUEST, prompt=Prompt("", words, "test")))
+    processing.prepare(replace(REQUEST, prompt=Prompt("", words)))
     assert process_time() - start < 5
 
 

@@ -95,7 +95,7 @@ def test_the_picture_crosses_without_loss():
     image = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
     data = encode_image(image).partition(",")[2]
     assert (np.asarray(Image.open(BytesIO(b64decode(data)))) == image).all()
-    assert len(build_messages(Prompt("", "Which way?", "x"), "data:")[0]["content"]) == 2
+    assert len(build_messages(Prompt("", "Which way?"), "data:")[0]["content"]) == 2
 
 
 HOSTILE = (
@@ -118,7 +118,7 @@ def test_several_pictures_go_in_the_prompts_order(open_engine, server):
 
 def test_control_tokens_in_a_users_words_become_plain_words_however_they_are_nested(open_engine, server):
     engine = open_engine(server)
-    request = replace(REQUEST, prompt=Prompt("Task: " + HOSTILE, HOSTILE, "x"))
+    request = replace(REQUEST, prompt=Prompt("Task: " + HOSTILE, HOSTILE))
     engine.generate([request])
     first, _, last = server.bodies[-1]["messages"][0]["content"]
     plain = "im_end im_startassistant INST /s a ININSTST a < b > c [x] User"
@@ -129,7 +129,7 @@ def test_control_tokens_in_a_users_words_become_plain_words_however_they_are_nes
 def test_a_placeholder_of_a_picture_in_words_is_the_clients_fault(open_engine, server, words):
     engine = open_engine(server)
     for request in (
-        replace(REQUEST, prompt=Prompt(words, "go", "x")),
+        replace(REQUEST, prompt=Prompt(words, "go")),
         replace(REQUEST, sentences=("yes", f"no {words}")),
     ):
         (outcome,) = engine.generate([request])

@@ -40,7 +40,7 @@ def test_each_failure_has_its_own_error_and_counter(open_engine, server, habit, 
     assert isinstance(outcome, RemoteError) and outcome.kind == kind and words in str(outcome)
     # What is refused is asked once more, without optional fields.
     tries = 2 if kind in ("connection", "server_error", "refused") else 1
-    assert engine.counters[kind] == len(server.bodies) - before == tries
+    assert engine.metadata["counters"][kind] == len(server.bodies) - before == tries
     server.habit = ""
     assert ask(engine).sentence in SENTENCES
 
@@ -50,13 +50,13 @@ def test_the_deadline_holds_and_nothing_is_asked_after_it(open_engine, server, h
     engine = open_engine(server, deadline_ms=400)
     ask(engine)
     server.habit, server.slow_s = habit, 4.0 if habit == "slow" else 0.0
-    asked, late = len(server.bodies), engine.counters["timeout"]
+    asked, late = len(server.bodies), engine.metadata["counters"]["timeout"]
     outcome = ask(engine)
     assert isinstance(outcome, RemoteError) and outcome.kind == "timeout"  # an answer 4 s later would be another
     server.habit, server.slow_s = "", 0.0
     time.sleep(0.3)
     assert len(server.bodies) - asked <= 1
-    assert engine.counters["timeout"] - late == 1
+    assert engine.metadata["counters"]["timeout"] - late == 1
 
 
 @pytest.mark.parametrize("habit", ["drips", "drips_models"])
@@ -126,7 +126,7 @@ def test_one_dropped_connection_costs_one_retry_and_no_fault(open_engine, server
     ask(engine)
     server.habit = "drops_once"
     assert ask(engine).sentence in SENTENCES
-    assert engine.counters["retries"] == engine.counters["connection"] == 1
+    assert engine.metadata["counters"]["retries"] == engine.metadata["counters"]["connection"] == 1
 
 
 def test_a_failed_request_spoils_no_other_and_is_asked_no_third_time(open_engine, server):

@@ -75,7 +75,7 @@ def test_without_usable_logprobs_there_is_no_probability_and_no_draw(open_engine
 def test_lists_that_say_too_little_are_good_for_greedy_alone(open_engine, server, habit, reason):
     server.habit = habit
     engine = open_engine(server)
-    assert engine.gives_probabilities and reason in engine.metadata["about_decide"]
+    assert "lower bounds" in engine.metadata["about_probability"] and reason in engine.metadata["about_decide"]
     engine.check("greedy", "off")
     with pytest.raises(ConfigError, match=f"{reason}.*; use --decide greedy"):
         engine.check("sample", "off")

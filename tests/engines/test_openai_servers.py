@@ -34,7 +34,7 @@ def test_a_robot_moves_when_its_server_dies_and_comes_back_with_it(open_engine):
         one.close()
         for seed in range(3):
             assert ask(engine, seed=seed, robot="a").sentence in SENTENCES
-        assert two.num_asked == 3 and engine.counters["retries"] == 1
+        assert two.num_asked == 3 and engine.metadata["counters"]["retries"] == 1
         assert [server["up"] for server in engine.metadata["servers"]] == [False, True]
         with FakeServer(port=port) as back:
             until(lambda: engine.metadata["servers"][0]["up"])
@@ -71,7 +71,7 @@ def test_the_only_server_is_made_ready_again_when_it_comes_back_as_another(open_
         server.close()
         assert isinstance(ask(engine), RemoteError)
     with FakeServer("sglang", port=port):
-        until(lambda: engine.counters["revived"] == 1)
+        until(lambda: engine.metadata["counters"]["revived"] == 1)
         assert engine.metadata["servers"][0]["dialect"] == "sglang-regex"
         assert ask(engine).sentence in SENTENCES
 

@@ -17,7 +17,7 @@ IMAGE = np.full((16, 16, 3), 9, np.uint8)
 
 def build_thought(after="Why?", **options) -> ThoughtRequest:
     fields = (("TASK", 3), ("PLAN", 4), ("MOVE REASONING", 9))
-    return ThoughtRequest(IMAGE, Prompt("Rules.", after, "x"), "robot/1", fields, **{"max_tokens": 8, **options})
+    return ThoughtRequest(IMAGE, Prompt("Rules.", after), "robot/1", fields, **{"max_tokens": 8, **options})
 
 
 def list_asked(server) -> list[str]:

@@ -10,7 +10,7 @@ NUM_BYTES = 3 * SIDE**2
 
 
 def show(*earlier):
-    return GenerationRequest(np.zeros((4, 4, 3), np.uint8), Prompt("a", "b", "test", earlier), ("stop",))
+    return GenerationRequest(np.zeros((4, 4, 3), np.uint8), Prompt("a", "b", earlier), ("stop",))
 
 
 def test_a_picture_crosses_once_until_it_is_dropped_on_both_sides():

@@ -67,7 +67,7 @@ def test_a_model_answers_as_it_does_in_this_process():
     image = np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8)
     seen = Picture(255 - image)  # sent once
     requests = [
-        GenerationRequest(image, Prompt("", text, "chat", earlier), CHOICES, posterior="exact")
+        GenerationRequest(image, Prompt("", text, earlier), CHOICES, posterior="exact")
         for text, earlier in (("is it?", ()), ("or not?", ("before", seen, "now")), ("or is it?", (seen, "now")))
     ]
     apart, here = EngineProcess(partial(open_engine, options)), open_engine(options)
@@ -104,10 +104,12 @@ def test_a_slow_forward_is_none_that_hangs(engine):
 
 def test_a_process_that_died_is_started_again(engine):
     first = engine.metadata["pid"]
+    seen = replace(ask(), prompt=replace(ask().prompt, earlier=(Picture(np.zeros((8, 8, 3), np.uint8)),)))
+    assert engine.generate([seen])[0].sentence == "perhaps"
     with pytest.raises(EngineError, match="ended with status -9"):
         engine.generate([ask("die")])
     engine.forget("robot/0")
-    assert engine.generate([ask()])[0].sentence == "perhaps"
+    assert engine.generate([seen])[0].sentence == "perhaps"  # a picture that the new one has not seen
     second = engine.metadata["pid"]
     os.kill(second, signal.SIGKILL)  # between two requests
     until(lambda: engine.is_down or engine.metadata["pid"] != second)

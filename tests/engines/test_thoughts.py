@@ -23,12 +23,12 @@ OPTIONS = PolicyOptions(model=str(tiny_checkpoint("smolvlm2")), device="cpu", dt
 
 def build_step(thought: Thought = Thought("", 0), robot: str = "robot") -> GenerationRequest:
     earlier = (thought.text,) if thought.text else ()
-    return GenerationRequest(IMAGE, Prompt("Rules.", "Which?", "test", earlier), CHOICES, episode=f"{robot}/1")
+    return GenerationRequest(IMAGE, Prompt("Rules.", "Which?", earlier), CHOICES, episode=f"{robot}/1")
 
 
 def build_thought(max_tokens: int = 60, robot: str = "robot", **options) -> ThoughtRequest:
     fields = (("TASK", 30), ("PLAN", 30))
-    return ThoughtRequest(IMAGE, Prompt("Rules.", "Why?", "test"), f"{robot}/1", fields, max_tokens, **options)
+    return ThoughtRequest(IMAGE, Prompt("Rules.", "Why?"), f"{robot}/1", fields, max_tokens, **options)
 
 
 class Listening:

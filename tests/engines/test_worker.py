@@ -15,7 +15,7 @@ SENTENCES = ("move up", "move down", "stop")
 
 
 def _request(name: str = "a", episode: str | None = None) -> GenerationRequest:
-    return GenerationRequest(np.zeros((16, 16, 3), np.uint8), Prompt("", name, "test"), SENTENCES, episode)
+    return GenerationRequest(np.zeros((16, 16, 3), np.uint8), Prompt("", name), SENTENCES, episode)
 
 
 class GatedEngine(ScriptedEngine):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.serving import build_body, serve, until
 from vlm_local.errors import ConfigError, RequestError
-from vlm_local.server.access import Address, Gate, RateLimit, parse_address, parse_networks
+from vlm_local.server.access import Address, Gate, RateLimit, parse_address, parse_networks, read_token
 from vlm_local.server.service import ServerSettings
 
 TOKEN = "correct-horse-battery"
@@ -31,20 +31,24 @@ def test_an_address_is_taken_apart(path, address):
     assert parse_address(path, "/robots") == address
 
 
+def _check(gate, remote, token, authorization):
+    gate.check(remote, read_token(token, authorization))
+
+
 def _refusal(gate, *given):
     with pytest.raises(RequestError) as caught:
-        gate.check(*given)
+        _check(gate, *given)
     return caught.value.status
 
 
 def test_the_gate():
     assert Gate().is_open
-    Gate().check("8.8.8.8", None, "")
+    _check(Gate(), "8.8.8.8", None, "")
     gate = Gate(TOKEN, parse_networks("10.0.0.0/8, 192.168.1.7,::1"))
     for given in [("8.8.8.8", TOKEN, ""), ("8.8.8.8", None, f"Bearer {TOKEN}"), ("8.8.8.8", None, f"bearer  {TOKEN}")]:
-        gate.check(*given)
+        _check(gate, *given)
     for near in ("10.1.2.3", "192.168.1.7", "::ffff:10.1.2.3", "::1"):
-        gate.check(near, None, "")
+        _check(gate, near, None, "")
     assert _refusal(gate, "8.8.8.8", None, "") == 401
     assert _refusal(gate, "8.8.8.8", "wrong-token", "") == 401
     assert _refusal(gate, "8.8.8.8", "ü", "") == 401

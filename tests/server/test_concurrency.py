@@ -127,13 +127,7 @@ def test_a_flood_is_refused_and_the_robot_goes_on():
 
 def test_a_request_is_held_open_while_the_model_loads():
     loaded = threading.Event()
-    engine = SteeredEngine()
-
-    def load():
-        loaded.wait(60)
-        return engine
-
-    with serve(load, ServerSettings(max_robots=2)) as server:
+    with serve(lambda: loaded.wait(60) and SteeredEngine(), ServerSettings(max_robots=2)) as server:
         reset = _post_in_background(server, "/reset", b"")
         act = _post_in_background(server, "/act")
         until(lambda: server.service._held_open._value == 0)
@@ -148,13 +142,7 @@ def test_a_request_is_held_open_while_the_model_loads():
 def test_while_it_loads_it_says_so_once_no_request_is_to_be_held(loading_s, caplog):
     caplog.set_level("DEBUG")
     loaded = threading.Event()
-    engine = SteeredEngine()
-
-    def load():
-        loaded.wait(60)
-        return engine
-
-    with serve(load, ServerSettings(loading_s=loading_s)) as server:
+    with serve(lambda: loaded.wait(60) and SteeredEngine(), ServerSettings(loading_s=loading_s)) as server:
         for path in ("/act", "/reset"):
             status, _, body = server.post(path, build_body() if path == "/act" else b"")
             assert status == 503 and "still loading" in json.loads(body)["error"]

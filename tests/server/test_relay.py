@@ -133,7 +133,8 @@ def test_the_file_alone_hides_a_silence(tmp_path):
     """Copied, in an interpreter without packages; a silence is noticed by asking, as nothing ends."""
     shutil.copy(relay_file.__file__, tmp_path / "relay.py")
     with serve() as server, closing(Link(("127.0.0.1", server.port))) as link:
-        command = [sys.executable, "-I", "-S", str(tmp_path / "relay.py"), link.url, "--port", "0"]
+        url = f"http://127.0.0.1:{link.port}"
+        command = [sys.executable, "-I", "-S", str(tmp_path / "relay.py"), url, "--port", "0"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
             try:
                 address = process.stdout.readline().split()[1]

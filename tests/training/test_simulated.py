@@ -166,14 +166,14 @@ def test_a_task_without_a_red_thing_is_learnt_from_the_first_round(task, tmp_pat
 @pytest.mark.slow
 def test_a_student_of_the_memory_tasks_is_shown_the_first_picture_wherever_it_plays(tmp_path):
     write_tiny(tmp_path / "start", seed=0)
-    fields = {"mixes": {0: {"reach_shown": 1.0, "put_back": 1.0}}, "show_first": 0.7, "warm_rounds": 0, "frames": 20}
+    fields = {"mixes": {0: {"put_back": 1.0}}, "show_first": 0.7, "warm_rounds": 0, "frames": 20}
     student = _train(tmp_path / "start", tmp_path / "run", 3, **fields)  # the last round's frames are of a student
     told = [
         json.loads((folder / "vlm_local.json").read_text())["trained"]
         for folder in sorted(student.parent.glob("student-*"))
     ]
     assert told == [False, False, True]
-    assert measure_round(student, ("put_back",), "easy", 1).keys() == {"success put_back"}
+    assert '"success put_back"' in (tmp_path / "run" / "log.jsonl").read_text()
     with open_student(student) as policy, closing(SimEnv("reach_shown")) as env:
         env.reset(seed=0)
         for shown in ([], [0], [0]):

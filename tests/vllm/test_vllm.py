@@ -152,7 +152,7 @@ def test_a_killed_server_faults_its_steps_and_serves_again_when_it_is_back(start
         server.wait_ready()
         again = [_act_patiently(policy, seed) for seed in range(3)]
         assert again == before
-        assert engine.counters["connection"] >= 3
+        assert engine.metadata["counters"]["connection"] >= 3
     finally:
         worker.close()
 
@@ -187,5 +187,5 @@ def test_robots_of_a_dead_server_go_on_with_the_other_and_come_back(vllm, start_
     end = time.monotonic() + 60
     while not engine.metadata["servers"][0]["up"] and time.monotonic() < end:
         time.sleep(0.2)
-    assert engine.counters["revived"] == 1
+    assert engine.metadata["counters"]["revived"] == 1
     assert ask_all(0) == before

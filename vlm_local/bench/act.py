@@ -123,12 +123,10 @@ def load_steps(sequences: Path | None) -> tuple[str, list[RobotStep]]:
     for episode in episodes:
         if episode.load_image is None or episode.proprios is None:
             raise ConfigError(f"--sequences {sequences}: bench act needs the pictures and states of every step")
-        steps.append((episode.load_image, episode.instruction, episode.proprios, len(episode.phrases)))
-    return source, [
-        _write_step(load_image(step), instruction, proprios[step], begins=step == 0)
-        for load_image, instruction, proprios, count in steps
-        for step in range(count)
-    ]
+        for step in range(len(episode.phrases)):
+            image, proprio = episode.load_image(step), episode.proprios[step]
+            steps.append(_write_step(image, episode.instruction, proprio, begins=step == 0))
+    return source, steps
 
 
 def _write_step(image: np.ndarray, instruction: str, proprio: np.ndarray | None, begins: bool) -> RobotStep:

@@ -30,6 +30,7 @@ from vlm_local.bench.rough_robot import Diary, RoughRobot, read_stamp
 from vlm_local.bench.sidecar import NAME
 from vlm_local.data.runs import read_run
 from vlm_local.errors import ConfigError, DataError
+from vlm_local.models import DEFAULT
 from vlm_local.plain import hide_secrets
 from vlm_local.progress import open_bar
 
@@ -82,7 +83,7 @@ def soak(options, settings: SoakSettings) -> dict[str, Any]:
         num_recorded, missing = compare_recording(diaries, run_folder)
     return _judge(settings, diaries, memory, missing, status, recording) | {
         "benchmark": "load",
-        "model": hide_secrets(options.model or "tiny"),
+        "model": hide_secrets(options.model or DEFAULT),
         "engine": metadata["engine"],
         "engine_counters": metadata.get("counters"),
         "injected_faults": metadata["injected_faults"],

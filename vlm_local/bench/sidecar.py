@@ -80,7 +80,7 @@ def _read_request(body: dict[str, Any]) -> GenerationRequest:
             after = part["text"].strip()
     if image is None:
         raise ValueError("there is no image")
-    return GenerationRequest(image, Prompt(before, after, "chat"), choices)
+    return GenerationRequest(image, Prompt(before, after), choices)
 
 
 def main() -> None:

@@ -18,12 +18,10 @@ from vlm_local.environments import OURS, find_suite
 from vlm_local.lab.closed_loop.run import RolloutPlan, run_rollouts
 from vlm_local.lab.offline.run import EvaluationPlan, evaluate
 from vlm_local.lab.results import RowFile
-from vlm_local.lab.sources import PolicySource, open_source
+from vlm_local.lab.sources import PolicySource, name_policy, open_source
 from vlm_local.lab.spatial.run import run_study
 from vlm_local.lab.spatial.scenes import CHANGES
 from vlm_local.lab.spatial.sets import SceneSet
-from vlm_local.models import DEFAULT
-from vlm_local.plain import hide_secrets
 from vlm_local.policy_options import PolicyOptions
 
 PICTURES = "pictures.jsonl"
@@ -45,7 +43,7 @@ class Stages:
     def __init__(self, options: PolicyOptions, data: str | None, seconds: float, path: Path, results: Mapping):
         """seconds: for all stages. results: of the stages before, which sizes depend on; others fill it in."""
         self._options, self._data, self._seconds = options, data, seconds
-        self._name = hide_secrets(options.model or DEFAULT)
+        self._name = name_policy(options)
         self._path, self._results = path, results
         self._subject: Subject | None = None
         self._source: PolicySource | None = None

@@ -70,7 +70,8 @@ def build_parser() -> CommandParser:
             commands.add_commands(subparsers)
     parser.epilog = f"{parser.describe_groups(GROUPS)}\n\n{_EPILOG}"
     for _, command in parser.walk():
-        add_output_options(command)
+        if command.commands is None:
+            add_output_options(command)
     return parser
 
 

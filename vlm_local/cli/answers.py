@@ -71,8 +71,9 @@ def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, 
     from vlm_local.answers import Question, ask_server
     from vlm_local.assembly import is_url, open_policies, refuse_all_but
     from vlm_local.client import Detector
+    from vlm_local.models import DEFAULT
 
-    name, options = args.model or "tiny", read_policy_options(args)
+    name, options = args.model or DEFAULT, read_policy_options(args)
     if is_url(name):
         refuse_all_but(options, "offline")
         detector = Detector(name, choices)

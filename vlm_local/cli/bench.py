@@ -27,6 +27,12 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     _add_report(kinds)
 
 
+def _add(kinds: argparse._SubParsersAction, name: str, run: Callable, text: str) -> argparse.ArgumentParser:
+    parser = kinds.add_parser(name, help=text)
+    parser.set_defaults(run=run)
+    return parser
+
+
 def _print(args: argparse.Namespace, lines: Iterable[str], result: Mapping[str, Any]) -> None:
     """What was measured: `lines` for people unless --quiet, then the JSON object, with the machine in it."""
     from vlm_local.provenance import describe_machine
@@ -56,8 +62,7 @@ def _load_subject(args: argparse.Namespace):
 
 
 def _add_act(kinds: argparse._SubParsersAction) -> None:
-    text = "what the server adds to the engine, and how many robots it answers"
-    parser = kinds.add_parser("act", help=text)
+    parser = _add(kinds, "act", _run_act, "what the server adds to the engine, and how many robots it answers")
     add_policy_options(parser)
     parser.add_argument("--sequences", type=Path, metavar="PATH", help="run or data set whose steps are sent [noise]")
     parser.add_argument("--requests", type=count(), default=200, metavar="N", help="of one robot alone [200]")
@@ -68,7 +73,6 @@ def _add_act(kinds: argparse._SubParsersAction) -> None:
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--beside", metavar="NAME", help="time this local model in the same run instead")
     instead.add_argument("--doors", action="store_true", help="time the websocket door beside HTTP instead")
-    parser.set_defaults(run=_run_act)
 
 
 def _run_act(args: argparse.Namespace) -> None:
@@ -85,12 +89,10 @@ def _run_act(args: argparse.Namespace) -> None:
 
 
 def _add_decode(kinds: argparse._SubParsersAction) -> None:
-    text = "what an answer costs, in prefills, with each way of decoding"
-    parser = kinds.add_parser("decode", help=text)
+    parser = _add(kinds, "decode", _run_decode, "what an answer costs, in prefills, with each way of decoding")
     _add_subject(parser)
     parser.add_argument("--sequences", type=Path, metavar="PATH", help="run, data set or labels to play [made-up]")
     parser.add_argument("--rounds", type=count(), default=40, metavar="N", help="steps that are timed [40]")
-    parser.set_defaults(run=_run_decode)
 
 
 def _run_decode(args: argparse.Namespace) -> None:
@@ -100,11 +102,9 @@ def _run_decode(args: argparse.Namespace) -> None:
 
 
 def _add_profile(kinds: argparse._SubParsersAction) -> None:
-    text = "where the time of a step goes: its parts, kernels, copies and waits"
-    parser = kinds.add_parser("profile", help=text)
+    parser = _add(kinds, "profile", _run_profile, "where the time of a step goes: its parts, kernels, copies and waits")
     _add_subject(parser)
     parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="steps that are timed [20]")
-    parser.set_defaults(run=_run_profile)
 
 
 def _run_profile(args: argparse.Namespace) -> None:
@@ -114,13 +114,11 @@ def _run_profile(args: argparse.Namespace) -> None:
 
 
 def _add_rows(kinds: argparse._SubParsersAction) -> None:
-    text = "how long a step takes for several robots at once"
-    parser = kinds.add_parser("rows", help=text)
+    parser = _add(kinds, "rows", _run_rows, "how long a step takes for several robots at once")
     _add_subject(parser)
     text = "robots at once [1,4,8,16]"
     parser.add_argument("--counts", type=_numbers(1, _MAX_ROBOTS), default=[1, 4, 8, 16], metavar="N,...", help=text)
     parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="[20]")
-    parser.set_defaults(run=_run_rows)
 
 
 def _run_rows(args: argparse.Namespace) -> None:
@@ -130,13 +128,11 @@ def _run_rows(args: argparse.Namespace) -> None:
 
 
 def _add_examples(kinds: argparse._SubParsersAction) -> None:
-    text = "what a step costs with examples in the prompt"
-    parser = kinds.add_parser("examples", help=text)
+    parser = _add(kinds, "examples", _run_examples, "what a step costs with examples in the prompt")
     _add_subject(parser)
     text = "numbers of examples [0,8]"
     parser.add_argument("--counts", type=_numbers(0, 64), default=[0, 8], metavar="N,...", help=text)
     parser.add_argument("--rounds", type=count(), default=20, metavar="N", help="[20]")
-    parser.set_defaults(run=_run_examples)
 
 
 def _run_examples(args: argparse.Namespace) -> None:
@@ -147,12 +143,11 @@ def _run_examples(args: argparse.Namespace) -> None:
 
 def _add_think(kinds: argparse._SubParsersAction) -> None:
     text = "how long a step takes while thoughts are written between steps, beside steps without"
-    parser = kinds.add_parser("think", help=text)
+    parser = _add(kinds, "think", _run_think, text)
     add_policy_options(parser)
     parser.add_argument("--hz", type=number(0.01, 1000), default=5.0, help="steps a second of the robot [5]")
     parser.add_argument("--rounds", type=count(), default=10, metavar="N", help="episodes of each kind, in turns [10]")
     parser.add_argument("--episode-steps", type=count(), default=30, metavar="N", help="[30]")
-    parser.set_defaults(run=_run_think)
 
 
 def _run_think(args: argparse.Namespace) -> None:
@@ -163,9 +158,8 @@ def _run_think(args: argparse.Namespace) -> None:
 
 def _add_limit(kinds: argparse._SubParsersAction) -> None:
     text = "what the device could do at best, and how much of it the language model reaches"
-    parser = kinds.add_parser("limit", help=text)
+    parser = _add(kinds, "limit", _run_limit, text)
     _add_subject(parser)
-    parser.set_defaults(run=_run_limit)
 
 
 def _run_limit(args: argparse.Namespace) -> None:
@@ -176,7 +170,7 @@ def _run_limit(args: argparse.Namespace) -> None:
 
 def _add_load(kinds: argparse._SubParsersAction) -> None:
     text = "a soak: rough robots, a failing engine, a model whose process is killed; exit status 1 where it fails"
-    parser = kinds.add_parser("load", help=text)
+    parser = _add(kinds, "load", _run_load, text)
     add_policy_options(parser)
     parser.add_argument("--robots", type=count(1, _MAX_ROBOTS), default=8, metavar="N", help="[8]")
     parser.add_argument("--minutes", type=number(0.01, 1e6), default=30.0, metavar="M", help="[30]")
@@ -187,7 +181,6 @@ def _add_load(kinds: argparse._SubParsersAction) -> None:
     parser.add_argument("--kill-every", type=number(0, 1e6), default=60.0, metavar="S", help=text)
     text = "the model's process is the server's own, as with `serve`, not an OpenAI-compatible one"
     parser.add_argument("--no-sidecar", action="store_true", help=text)
-    parser.set_defaults(run=_run_load)
 
 
 def _run_load(args: argparse.Namespace) -> int:
@@ -205,14 +198,13 @@ def _run_load(args: argparse.Namespace) -> int:
 
 def _add_mixed(kinds: argparse._SubParsersAction) -> None:
     text = "robots alone and beside slow sockets, rubbish, large bodies, questions, pages; exit status 1 where it fails"
-    parser = kinds.add_parser("mixed", help=text)
+    parser = _add(kinds, "mixed", _run_mixed, text)
     add_policy_options(parser)
     parser.add_argument("--robots", type=count(1, _MAX_ROBOTS), default=6, metavar="N", help="[6]")
     text = "of robots alone, beside strangers, and while those ask another server [60]"
     parser.add_argument("--seconds", type=number(1, 1e5), default=60.0, help=text)
     parser.add_argument("--rounds", type=count(1, 1000), default=4, help="in which these take turns [4]")
     parser.add_argument("--hz", type=number(0.01, 1000), default=2.0, help="requests a second of each robot [2]")
-    parser.set_defaults(run=_run_mixed)
 
 
 def _run_mixed(args: argparse.Namespace) -> int:
@@ -229,11 +221,9 @@ def _print_judged(args: argparse.Namespace, result: Mapping[str, Any]) -> int:
 
 
 def _add_data(kinds: argparse._SubParsersAction) -> None:
-    text = "how fast recorded steps are read and labelled, and answers scored"
-    parser = kinds.add_parser("data", help=text)
+    parser = _add(kinds, "data", _run_data, "how fast recorded steps are read and labelled, and answers scored")
     parser.add_argument("--data", metavar="PATH", help="a data set to read [a run written for the purpose]")
     parser.add_argument("--rounds", type=count(1, 1000), default=5, help="[5]")
-    parser.set_defaults(run=_run_data)
 
 
 def _run_data(args: argparse.Namespace) -> None:
@@ -244,10 +234,8 @@ def _run_data(args: argparse.Namespace) -> None:
 
 
 def _add_report(kinds: argparse._SubParsersAction) -> None:
-    text = "write FOLDER.md from the results saved in FOLDER, one .json each"
-    parser = kinds.add_parser("report", help=text)
+    parser = _add(kinds, "report", _run_report, "write FOLDER.md from the results saved in FOLDER, one .json each")
     parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/benchmarks"), help="[docs/benchmarks]")
-    parser.set_defaults(run=_run_report)
 
 
 def _run_report(args: argparse.Namespace) -> None:

@@ -39,8 +39,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         metavar="N",
         help=f"of each task and setting, or prediction [{_EPISODES}]",
     )
-    add("--seed", type=seed(), default=_SEED, metavar="S", help=f"of the first episode [{_SEED}]")
-    add("--workers", type=workers(), default=2, metavar="N", help="processes [2]")
+    add("--seed", type=seed, default=_SEED, metavar="S", help=f"of the first episode [{_SEED}]")
+    add("--workers", type=workers, default=2, metavar="N", help="processes [2]")
     add("--predict", nargs="+", type=Path, default=(), metavar="RESULT", help="answers to predict from: of eval or sim")
     add("--observed", nargs="+", type=Path, default=(), metavar="RESULT", help="what each of them predicts: of sim")
     parser.set_defaults(run=_run, goes_on="the same command goes on from here")

@@ -15,9 +15,9 @@ _PLAYING = {  # (flag, type, default, metavar): what it is
     ("--task", str, None, "T[,T]|all"): "as of `sim`",
     ("--level", str, "normal", "NAME"): "as of `sim`",
     ("--episodes", count(5, 100_000), 100, "N"): "pairs of episodes of each task at most",
-    ("--seed", seed(), 0, "S"): "of the first episode; the next has the next",
+    ("--seed", seed, 0, "S"): "of the first episode; the next has the next",
     ("--max-steps", count(), None, "N"): "as of `sim`",
-    ("--workers", workers(), 1, "N"): "environments in parallel",
+    ("--workers", workers, 1, "N"): "environments in parallel",
 }
 _EPILOG = (
     "eval: the same steps. sim, station: the same tasks and seeds. spatial: the same scenes. What cannot be compared "

@@ -2,7 +2,6 @@
 
 import argparse
 import shlex
-from collections.abc import Iterator
 
 from vlm_local.cli.parser import CommandParser
 
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
 def build_script(parser: CommandParser) -> str:
     """What follows each command, and the values of options that have a few."""
     words, choices = [], []
-    for path, node in _list_nodes(parser):
+    for path, node in parser.walk():
         name, options = " ".join(path), node.list_options()
         if node.commands is None:
             offered = f"[[ $current == -* ]] && words={shlex.quote(' '.join(options))}"
@@ -56,13 +55,5 @@ def build_script(parser: CommandParser) -> str:
             if action.choices is not None:
                 values = shlex.quote(" ".join(map(str, action.choices)))
                 choices.append(f"        {shlex.quote(f'{name} {spelling}')}) words={values} ;;")
-    commands = "|".join(shlex.quote(" ".join(path)) for path, _ in _list_nodes(parser) if path)
+    commands = "|".join(shlex.quote(" ".join(path)) for path, _ in parser.walk() if path)
     return _SCRIPT.format(commands=commands, words="\n".join(words), choices="\n".join(choices))
-
-
-def _list_nodes(parser: CommandParser, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], CommandParser]]:
-    """(words, parser) of the parser and of all commands below it."""
-    yield path, parser
-    if parser.commands is not None:
-        for word, below in parser.commands.choices.items():
-            yield from _list_nodes(below, (*path, word))

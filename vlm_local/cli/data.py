@@ -1,15 +1,13 @@
 """Commands about recorded data: label, calibrate."""
 
 import argparse
-import sys
 from collections import defaultdict
 from contextlib import nullcontext
 from pathlib import Path
 
-from vlm_local.cli.options import add_data_options, add_embodiment_option, describe_data, read_data_options
-from vlm_local.cli.output import print_result
+from vlm_local.cli.options import add_data_options, add_embodiment_option, read_data_options
+from vlm_local.cli.output import ProblemPrinter, describe_data, print_result
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.plain import escape_controls
 
 _DATA = "RLDS or LeRobot folder, lerobot:ORG/NAME on the hub, recorded run, or AutoEval pickles"
 
@@ -105,14 +103,3 @@ def _calibrate(args: argparse.Namespace) -> None:
 def _describe_size(name: str, size: float, num_moving: int, num_needed: int) -> str:
     why = "measured" if num_moving >= num_needed else f"the default: {num_needed} steps would be needed"
     return f"{name:10}{size:8.5f}  {num_moving} moving steps, {why}"
-
-
-class ProblemPrinter:
-    """Given every record that cannot be used: prints it and counts."""
-
-    def __init__(self):
-        self.count = 0
-
-    def __call__(self, error: Exception) -> None:
-        self.count += 1
-        print(escape_controls(f"left out: {error}"), file=sys.stderr)

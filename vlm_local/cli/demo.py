@@ -13,7 +13,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "opens the live page in a browser. Nothing is recorded."
     )
     text = "of 127.0.0.1; 0 takes any that is free [8000]"
-    parser.add_argument("--port", type=port(), default=8000, help=text)
+    parser.add_argument("--port", type=port, default=8000, help=text)
     parser.add_argument("--episodes", type=count(), metavar="N", help="end after so many [goes on until Ctrl-C]")
     parser.add_argument("--no-browser", action="store_true", help="open no page; its address is printed anyway")
     parser.set_defaults(run=_demo)

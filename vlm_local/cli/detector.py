@@ -5,7 +5,7 @@ from math import ceil
 from pathlib import Path
 
 from vlm_local.cli.options import MAX_COUNT, count, number, seed
-from vlm_local.cli.output import print_result, tell
+from vlm_local.cli.output import ProblemPrinter, print_result, tell
 from vlm_local.errors import DataError
 
 # AutoEval's own, of scripts/ft_paligemma.py.
@@ -38,7 +38,7 @@ def add_detector(parser: argparse.ArgumentParser) -> None:
     add("--bfloat16", action="store_true", help="compute in bfloat16, as AutoEval does; trained weights stay float32")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[auto: the first GPU]")
     add("--offline", action="store_true", help="download nothing")
-    add("--seed", type=seed(), default=0)
+    add("--seed", type=seed, default=0)
     parser.set_defaults(run=_run, goes_on="the same command goes on from the last saved step")
 
 
@@ -84,7 +84,6 @@ def _read(args: argparse.Namespace):
     from dataclasses import replace
 
     from vlm_local.answers import check_choices, complete_question
-    from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.questions import open_labelled
     from vlm_local.training.labelled import split_by_episode
 

@@ -43,7 +43,6 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prints a line a finding; 1 when any failed."""
-
     if args.model is not None:
         return _check_model(args)
     given = [f"--{name}" for name in _MODEL_ONLY if getattr(args, name) is not None]
@@ -80,7 +79,6 @@ def _check_model(args: argparse.Namespace) -> int:
     from vlm_local.checkup.run import CheckupPlan, run_checkup
 
     plan = CheckupPlan(args.model, args.data, args.minutes or _MINUTES, args.quantize, args.device, args.dtype)
-
     checkup = run_checkup(plan, args.out or _OUT, lambda line: tell(args, line))
     lines = ["\nWhat was found:", *checkup.findings, f"To send back: {checkup.archive}"]
     result = {"findings": checkup.findings, "faulty": checkup.is_faulty, "archive": str(checkup.archive)}

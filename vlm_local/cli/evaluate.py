@@ -9,15 +9,14 @@ from vlm_local.cli.options import (
     add_asked_options,
     add_episode_option,
     add_policy_options,
-    describe_data,
     read_data_options,
     read_policy_options,
     seed,
     workers,
 )
-from vlm_local.cli.output import print_result, tell
+from vlm_local.cli.output import ProblemPrinter, describe_data, print_result, tell
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.plain import escape_controls, hide_secrets
+from vlm_local.plain import escape_controls
 
 _WIDTH = 44  # of a phrase in `replay`, and more where one is longer
 _HEADLINES = ("steps", "episodes", "unanswered", "exact", "axis_accuracy", "opposite")
@@ -32,15 +31,15 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add_asked_options(parser, "gets rows.jsonl, report.json, report.html")
     text = "only this one: its number from 0, or its name in a recorded run; may be given again [all]"
     parser.add_argument("--episode", action="append", default=[], metavar="NAME", help=text)
-    parser.add_argument("--seed", type=seed(), default=0, help="of draws, intervals and tests [0]")
-    parser.add_argument("--workers", type=workers(), default=1, metavar="N", help="episodes at a time [1]")
+    parser.add_argument("--seed", type=seed, default=0, help="of draws, intervals and tests [0]")
+    parser.add_argument("--workers", type=workers, default=1, metavar="N", help="episodes at a time [1]")
     parser.add_argument("--resume", action="store_true", help=argparse.SUPPRESS)  # what is always done
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_eval, goes_on="the same command goes on from here")
 
     parser = subparsers.add_parser("replay", help="answer a recorded run again, phrases side by side")
     parser.add_argument("recording", metavar="RUN", type=Path, help="folder that a server or the simulator recorded")
-    parser.add_argument("--seed", type=seed(), default=0, help="for episodes recorded without one [0]")
+    parser.add_argument("--seed", type=seed, default=0, help="for episodes recorded without one [0]")
     add_episode_option(parser)
     text = "also record the answers there, to `view` them beside the recording"
     parser.add_argument("--out", type=Path, metavar="DIR", help=text)
@@ -54,7 +53,7 @@ def _eval(args: argparse.Namespace) -> None:
     from vlm_local.lab.offline import baselines
     from vlm_local.lab.offline.report import format_report
     from vlm_local.lab.offline.run import EvaluationPlan, evaluate
-    from vlm_local.lab.sources import describe_unloaded, open_source
+    from vlm_local.lab.sources import describe_unloaded, name_policy, open_source
     from vlm_local.progress import open_bar
 
     options = read_policy_options(args)
@@ -66,7 +65,7 @@ def _eval(args: argparse.Namespace) -> None:
     about = open_data_set(args.data, selection, lambda problem: None).about
     names = ("data", "camera", "every", "limit", "seed", "split", "state_layout")
     plan = EvaluationPlan(
-        hide_secrets(args.model or "tiny"),
+        name_policy(options),
         **{name: getattr(args, name) for name in names},
         embodiment=selection.embodiment,
         episodes=tuple(args.episode),
@@ -100,7 +99,6 @@ def _choose_episodes(episodes, chosen, limit, source):
 
     Raises DataError at the end for one that is not there.
     """
-
     missing = set(chosen)
     for episode in episodes:
         if limit is not None and episode.index >= limit:
@@ -116,16 +114,18 @@ def _choose_episodes(episodes, chosen, limit, source):
 
 
 def _replay(args: argparse.Namespace) -> None:
-    from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data.runs import RunWriter, read_run
     from vlm_local.lab.formats import format_share
     from vlm_local.lab.offline.replay import count_reasoned, record_replay, replay_episode, tell_reasoned
-    from vlm_local.lab.sources import open_source
+    from vlm_local.lab.sources import name_policy, open_source
+
+    options = read_policy_options(args)
+    name = name_policy(options)
 
     def replay(episode) -> list:
         """Print an episode's steps; returns them."""
         width = max([_WIDTH, *(len(str(line.get("phrase"))) for line in episode.lines)])
-        head = f"{'step':>5}   {'recorded':{width}} {hide_secrets(args.model or 'tiny')}"
+        head = f"{'step':>5}   {'recorded':{width}} {name}"
         tell(args, f"\n{Path(episode.source).name}\n{head}")
         steps = []
         for step in replay_episode(episode, policy, args.seed):
@@ -138,7 +138,7 @@ def _replay(args: argparse.Namespace) -> None:
     if args.out is not None and (args.out / "episodes").exists():
         raise ConfigError(f"{args.out} holds a run already; choose another --out")
     num_steps = num_same = num_reasoned = num_thought = 0
-    with closing(open_source(read_policy_options(args))) as source:
+    with closing(open_source(options)) as source:
         policy = source.build("replay")
         writer = None
         for episode in read_run(args.recording, ProblemPrinter(), args.episode):
@@ -146,9 +146,7 @@ def _replay(args: argparse.Namespace) -> None:
                 writer = RunWriter(args.out, {"replay": True, **policy.metadata})
             steps = replay(episode)
             if writer is not None:
-                record_replay(
-                    writer, episode, steps, policy.metadata.get("model") or hide_secrets(args.model or "tiny")
-                )
+                record_replay(writer, episode, steps, policy.metadata.get("model") or name)
             different = [step.step for step in steps if step.differs]
             tell(args, f"first divergence: step {different[0]}" if different else "they agree throughout")
             recorded, replayed = count_reasoned(episode.lines, steps)

@@ -43,18 +43,9 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
-def workers() -> Callable[[str], int]:
-    """More processes or threads than this are a slip of the finger, which would take the machine down."""
-    return count(1, 256)
-
-
-def seed() -> Callable[[str], int]:
-    return count(0, MAX_SEED)
-
-
-def port() -> Callable[[str], int]:
-    """0 is any that is free."""
-    return count(0, 2**16 - 1)
+workers = count(1, 256)  # more processes or threads are a slip of the finger, which would take the machine down
+seed = count(0, MAX_SEED)
+port = count(0, 2**16 - 1)  # 0 is any that is free
 
 
 def add_episode_option(parser: argparse.ArgumentParser) -> None:
@@ -91,19 +82,6 @@ def read_data_options(args: argparse.Namespace):
     from vlm_local.data import Selection
 
     return Selection(getattr(args, "camera", None), args.split, args.state_layout, args.embodiment or "auto")
-
-
-def describe_data(about) -> str:
-    """What is read of a data set, e.g. "LeRobot v2.1, 5 frames a second, camera image_0, state layout pose"."""
-    splits = f"split{'s' * (len(about['splits']) > 1)} {', '.join(about['splits'])}"
-    words = [
-        about["format"],
-        f"{about['fps']:g} frames a second" if "fps" in about else "",
-        f"camera {about['camera']}" if about["camera"] else "",
-        splits if any(about["splits"]) else "",
-        f"state layout {about['state_layout']}",
-    ]
-    return ", ".join(filter(None, words))
 
 
 def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--model") -> None:

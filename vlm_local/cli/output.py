@@ -2,8 +2,11 @@
 
 import argparse
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
+
+from vlm_local.plain import escape_controls
 
 _LOG_LINE = "%(levelname)s %(message)s"
 
@@ -38,6 +41,30 @@ def print_result(args: argparse.Namespace, table: str, result: Mapping[str, Any]
     if not args.quiet:
         print(table)
     print(encode_json(result))
+
+
+def describe_data(about) -> str:
+    """What is read of a data set, e.g. "LeRobot v2.1, 5 frames a second, camera image_0, state layout pose"."""
+    splits = f"split{'s' * (len(about['splits']) > 1)} {', '.join(about['splits'])}"
+    words = [
+        about["format"],
+        f"{about['fps']:g} frames a second" if "fps" in about else "",
+        f"camera {about['camera']}" if about["camera"] else "",
+        splits if any(about["splits"]) else "",
+        f"state layout {about['state_layout']}",
+    ]
+    return ", ".join(filter(None, words))
+
+
+class ProblemPrinter:
+    """Given every record that cannot be used: prints it and counts."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self, error: Exception) -> None:
+        self.count += 1
+        print(escape_controls(f"left out: {error}"), file=sys.stderr)
 
 
 class ShowVersion(argparse.Action):

@@ -35,11 +35,9 @@ class CommandParser(argparse.ArgumentParser):
         return commands
 
     def walk(self, words: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], "CommandParser"]]:
-        """(words, parser) of every command that runs, e.g. ("bench", "act")."""
-        if self.commands is None:
-            yield words, self
-            return
-        for word, parser in self.commands.choices.items():
+        """(words, parser) of this parser and of all commands below it, e.g. ("bench",) and ("bench", "act")."""
+        yield words, self
+        for word, parser in self.commands.choices.items() if self.commands else ():
             yield from parser.walk((*words, word))
 
     def describe_groups(self, groups: Mapping[str, Sequence[str]]) -> str:

@@ -5,7 +5,7 @@ from datetime import datetime
 from pathlib import Path
 
 from vlm_local.cli.options import add_episode_option
-from vlm_local.cli.output import print_result
+from vlm_local.cli.output import ProblemPrinter, print_result
 from vlm_local.errors import DataError
 
 DEFAULT_FOLDER = "runs"
@@ -48,7 +48,6 @@ def _describe(episode) -> str:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data import count_episodes
     from vlm_local.data.film import write_film
     from vlm_local.data.lerobot_export import export_lerobot

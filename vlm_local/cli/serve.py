@@ -18,9 +18,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.set_defaults(run=run, deadline_ms=_DEADLINE_MS)
     server = parser.add_argument_group("server").add_argument
     server("--host", default="127.0.0.1", help="address to listen on [127.0.0.1]")
-    server("--port", type=port(), default=8000, help="0 takes any that is free and prints it [8000]")
+    server("--port", type=port, default=8000, help="0 takes any that is free and prints it [8000]")
     server("--prefix", default="", metavar="/PATH", help="answer below this path, too")
-    server("--seed", type=seed(), default=0, help="of the seeds of episodes that are reset without one [0]")
+    server("--seed", type=seed, default=0, help="of the seeds of episodes that are reset without one [0]")
     text = "hold a robot's request open while the model loads, then 503 [60]"
     server("--hold-loading", type=number(0, 3600), default=60.0, metavar="S", help=text)
     server("--record", default="runs", metavar="DIR|off", help="where each start records its own run [runs]")
@@ -49,12 +49,12 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     access("--rate-limit", type=number(0.001, 1e6), metavar="N", help="requests to /act a second and address [any]")
     websocket = parser.add_argument_group("websocket", "for clients of OpenPI, RoboArena and vla-eval").add_argument
     text = "listen here, too; 0 takes any that is free and prints it [no websocket]"
-    websocket("--websocket-port", type=port(), metavar="N", help=text)
+    websocket("--websocket-port", type=port, metavar="N", help=text)
     text = "steps in an answer, for which its phrase is repeated [--steps-per-phrase]"
     websocket("--horizon", type=count(1, MAX_HORIZON), metavar="N", help=text)
     tunnel = parser.add_argument_group("tunnel").add_argument
     tunnel("--tunnel", metavar="USER@HOST[:PORT]", help="keep a reverse ssh forward from there to here")
-    tunnel("--remote-port", type=port(), metavar="N", help="of the forward [--port]")
+    tunnel("--remote-port", type=port, metavar="N", help="of the forward [--port]")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 from vlm_local.cli.options import add_policy_options, count, number, read_policy_options, seed, workers
 from vlm_local.cli.output import print_result
-from vlm_local.plain import escape_controls, hide_secrets
+from vlm_local.plain import escape_controls
 
 _MAX_WORKERS = 8  # processes, unless --workers asks for more
 _TASKS = "reach, reach_relation, open_drawer, close_drawer, eggplant_in_basket, eggplant_in_sink, push, lift"
@@ -39,14 +39,14 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         help="easy, normal, varied, hard; words, light: as normal, but for unseen ones [normal]",
     )
     add("--episodes", type=count(1, 100_000), default=10, metavar="N", help="of each task [10]")
-    add("--seed", type=seed(), default=0, metavar="S", help="of the first episode; the next has the next [0]")
+    add("--seed", type=seed, default=0, metavar="S", help="of the first episode; the next has the next [0]")
     add(
         "--max-steps",
         type=count(),
         metavar="N",
         help="5 a second [120]; metaworld 80 a second [500], libero 20 a second [280]",
     )
-    add("--workers", type=workers(), metavar="N", help="environments in parallel [one a core, at most 8]")
+    add("--workers", type=workers, metavar="N", help="environments in parallel [one a core, at most 8]")
     text = "episodes of each task that keep frames and a film [10]"
     add("--films", type=count(0), default=10, metavar="N", help=text)
     add("--noise", type=number(0, 1), default=0.0, metavar="SHARE", help="of phrases replaced by random ones [0]")
@@ -61,13 +61,12 @@ def _run_sim(args: argparse.Namespace) -> None:
     """Play, write report.json, report.html and films; print where, and one JSON object as the last line."""
     from vlm_local.environments import find_suite, name_episode, name_robot
     from vlm_local.lab.closed_loop.run import run_rollouts
-    from vlm_local.lab.sources import open_source
-    from vlm_local.models import DEFAULT
+    from vlm_local.lab.sources import name_policy, open_source
     from vlm_local.progress import open_bar
 
     suite = find_suite(args.env)
     options = read_policy_options(args)
-    plan = _build_plan(args, hide_secrets(args.model or DEFAULT), suite)
+    plan = _build_plan(args, name_policy(options), suite)
     tasks = args.task or plan.tasks[0]
     name = f"sim-{_shorten(plan.policy)}-{name_robot(tasks)}-{plan.level}-{plan.seed}"
     folder = args.out or Path("results") / name

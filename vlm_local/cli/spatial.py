@@ -7,7 +7,6 @@ from pathlib import Path
 from vlm_local.cli.options import add_policy_options, count, read_policy_options, seed
 from vlm_local.cli.output import print_result
 from vlm_local.errors import ConfigError
-from vlm_local.plain import hide_secrets
 
 _SCENES = 40
 
@@ -22,7 +21,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html, set.json")
     add("--set", type=Path, metavar="FILE", help="a frozen set: docs/spatial/easy.json, normal.json, hard.json")
     add("--level", help="of a set of your own: easy, normal, hard [normal]")
-    add("--seed", type=seed(), metavar="S", help="of a set of your own [0]")
+    add("--seed", type=seed, metavar="S", help="of a set of your own [0]")
     add("--scenes", type=count(2, 100_000), metavar="N", help=f"of a set of your own [{_SCENES}]")
     add_policy_options(parser, "--policy")
     parser.set_defaults(run=_run, goes_on="the same command goes on from here")
@@ -33,7 +32,7 @@ def _run(args: argparse.Namespace) -> None:
 
     from vlm_local.assembly import is_url
     from vlm_local.lab.formats import format_fixed, format_range
-    from vlm_local.lab.sources import open_source
+    from vlm_local.lab.sources import name_policy, open_source
     from vlm_local.lab.spatial.faithfulness import CASES, tell_cases
     from vlm_local.lab.spatial.run import run_study
     from vlm_local.lab.spatial.scenes import CHANGES
@@ -48,16 +47,17 @@ def _run(args: argparse.Namespace) -> None:
         reasons = "think" in policy.metadata and not is_url(options.model)  # a server thinks when it likes
         num_views = scene_set.scenes * (len(CHANGES) + 1 + len(CASES) * reasons)
         with open_bar("spatial", num_views, "view") as bar:
-            report = run_study(hide_secrets(args.model or "tiny"), policy, scene_set, args.out, bar.update, reasons)
+            report = run_study(name_policy(options), policy, scene_set, args.out, bar.update, reasons)
     scores = {name: report[name] for name in ("turned", "moved", "left", "right")}
     lines = [
         f"{name:8}{format_fixed(score['value']):>6}  {format_range(score['interval'])}"
         for name, score in scores.items()
     ]
-    lines += [] if "reasoning" not in report else tell_cases(report["reasoning"])
-    lines += ["turned and right should be 1, moved and left 0", f"report: {args.out / 'report.html'}"]
     numbers: dict = {name: {"value": score["value"], "interval": score["interval"]} for name, score in scores.items()}
-    numbers |= {"reasoning": report["reasoning"]} if "reasoning" in report else {}
+    if "reasoning" in report:
+        lines += tell_cases(report["reasoning"])
+        numbers["reasoning"] = report["reasoning"]
+    lines += ["turned and right should be 1, moved and left 0", f"report: {args.out / 'report.html'}"]
     print_result(args, "\n".join(lines), {**numbers, "scenes": report["scenes"], "out": str(args.out)})
 
 

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from vlm_local.cli.options import count, number, seed
-from vlm_local.cli.output import print_result
+from vlm_local.cli.output import ProblemPrinter, print_result
 from vlm_local.errors import ConfigError
 
 _TASKS = ("open_drawer", "close_drawer", "eggplant_in_sink", "eggplant_in_basket")
@@ -40,7 +40,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add("--detector", default="truth", metavar="truth|URL", help=f"{text} [truth]")
     add("--human-eval", action="store_true", help="as AutoEval's flag: no step is cut to the station's box")
     add("--name", metavar="NAME", help="of the robot, sent in the path: URL/s/NAME")
-    add("--seed", type=seed(), default=0, metavar="S", help="of the first episode; the next has the next [0]")
+    add("--seed", type=seed, default=0, metavar="S", help="of the first episode; the next has the next [0]")
     text = "gets eval_data/, auto_eval_log/, films/, station.jsonl, report.json and report.html"
     add("--out", type=Path, required=True, metavar="DIR", help=text)
     parser.set_defaults(run=_run)
@@ -93,7 +93,6 @@ def _parse_restart(words: list[str] | None) -> tuple[int, int, str] | None:
 
 
 def _run_outcomes(args: argparse.Namespace) -> None:
-    from vlm_local.cli.data import ProblemPrinter
     from vlm_local.files import write_json
     from vlm_local.lab.station.outcomes import format_outcomes, join_outcomes
 

@@ -9,12 +9,11 @@ from vlm_local.cli.options import (
     add_data_options,
     add_embodiment_option,
     count,
-    describe_data,
     number,
     read_data_options,
     seed,
 )
-from vlm_local.cli.output import print_result, tell
+from vlm_local.cli.output import ProblemPrinter, describe_data, print_result, tell
 from vlm_local.errors import ConfigError
 
 
@@ -30,7 +29,7 @@ def add_commands(subparsers) -> None:
     mean.set_defaults(run=_run_mean)
     init = ways.add_parser("init-tiny", help="write the embedded checkpoint's folder with untrained weights")
     init.add_argument("--out", type=Path, required=True, metavar="FOLDER")
-    init.add_argument("--seed", type=seed(), default=0)
+    init.add_argument("--seed", type=seed, default=0)
     init.set_defaults(run=_run_init_tiny)
 
 
@@ -54,7 +53,7 @@ def _add_finetune(parser) -> None:
     add("--bfloat16", action="store_true", help="compute in bfloat16; trained weights stay float32")
     add("--device", default="auto", metavar="auto|cpu|cuda:N", help="[auto: the first GPU]")
     add("--offline", action="store_true", help="download nothing")
-    add("--seed", type=seed(), default=0)
+    add("--seed", type=seed, default=0)
     parser.set_defaults(run=_run_finetune, goes_on="the same command goes on from the last saved step")
 
 
@@ -66,7 +65,7 @@ def _add_tiny(parser) -> None:
     add("--task", metavar="T", help="one task of `sim` alone [all]")
     text = "the variant that also sees an episode's first picture, for tasks that need memory; begins with --start"
     add("--memory", action="store_true", help=text)
-    add("--seed", type=seed(), default=0)
+    add("--seed", type=seed, default=0)
     parser.set_defaults(run=_run_tiny, goes_on="the same command goes on from the last finished round")
 
 
@@ -97,7 +96,6 @@ def _run_init_tiny(args) -> None:
 def _run_finetune(args) -> None:
     import hashlib
 
-    from vlm_local.cli.data import ProblemPrinter
     from vlm_local.data import count_episodes, open_data_set
     from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
     from vlm_local.models import find_checkpoint

@@ -5,13 +5,11 @@ import argparse
 from vlm_local.cli.options import (
     add_asked_options,
     add_policy_options,
-    describe_data,
     read_data_options,
     read_policy_options,
     seed,
 )
-from vlm_local.cli.output import print_result
-from vlm_local.plain import hide_secrets
+from vlm_local.cli.output import describe_data, print_result
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -23,7 +21,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     add_asked_options(parser, "gets vlm_local.json, report.html, report.md")
     add = parser.add_argument
-    add("--seed", type=seed(), default=0, help="of the split, of draws, intervals and tests [0]")
+    add("--seed", type=seed, default=0, help="of the split, of draws, intervals and tests [0]")
     text = "what is tried: prompt, grammar, marks, examples, frames, history, contrast [all]"
     add("--rungs", metavar="NAME,...", help=text)
     add("--prompts", metavar="FILE,...", help="templates of your own that are tried, see docs/zeroshot.md")
@@ -35,10 +33,10 @@ def _run(args: argparse.Namespace) -> None:
     from itertools import takewhile
 
     from vlm_local.data import open_data_set
+    from vlm_local.lab.sources import name_policy
     from vlm_local.lab.tune.ask import TuningPlan
     from vlm_local.lab.tune.report import format_report
     from vlm_local.lab.tune.run import CHOSEN, tune
-    from vlm_local.models import DEFAULT
     from vlm_local.progress import open_bar
 
     options = read_policy_options(args)
@@ -46,7 +44,7 @@ def _run(args: argparse.Namespace) -> None:
     about = open_data_set(args.data, selection, lambda problem: None).about
     names = ("every", "limit", "seed", "rungs", "prompts")
     given = {name: getattr(args, name) for name in names}
-    plan = TuningPlan(hide_secrets(args.model or DEFAULT), args.data, selection, **given)
+    plan = TuningPlan(name_policy(options), args.data, selection, **given)
 
     def open_data(report):
         episodes = open_data_set(args.data, selection, report).episodes

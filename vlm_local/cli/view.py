@@ -19,7 +19,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     text = "run folders of serve or sim, folders of AutoEval's auto_eval_log, or folders of such"
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help=text)
     text = f"of 127.0.0.1; 0 takes any that is free [{_PORT}]"
-    parser.add_argument("--port", type=port(), default=_PORT, help=text)
+    parser.add_argument("--port", type=port, default=_PORT, help=text)
     parser.set_defaults(run=_view)
 
     parser = subparsers.add_parser("share", help="one episode as one HTML file with its pictures, for a colleague")

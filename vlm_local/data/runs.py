@@ -4,10 +4,9 @@ RUN/meta.json, RUN/episodes/<robot>-<n>/{meta.json, steps.jsonl, frames/000000.p
 steps.jsonl is the answer (as /act?details=1) plus time, instruction and proprio; line i belongs to
 frame i. proprio and `meant` are in the Bridge frame, `action` is what the robot was sent. The
 picture is written before its line and lines are flushed, so whatever stands there after a kill can
-be read; a line that was cut off is counted.
+be read; a line that was cut off is reported.
 """
 
-import itertools
 import re
 import shutil
 import zlib
@@ -80,10 +79,11 @@ class RunWriter:
             folder.mkdir(parents=True)
             return number, folder
         taken = [number for name, number, _ in list_folders(self._episodes) if name == robot]
-        for number in itertools.count(max(taken, default=-1) + 1):
+        number = max(taken, default=-1) + 1
+        while True:
             with suppress(FileExistsError):
                 return self._make_folder(robot, number)
-        raise AssertionError("the count never ends")
+            number += 1
 
     def add_step(self, line: Mapping[str, Any], image: np.ndarray | None) -> int:
         """Append to the open episode of the robot that `line["robot"]` names; returns the bytes written.
@@ -142,7 +142,6 @@ class RecordedEpisode:
     """An episode of a run folder as it was written.
 
     index: 0-based reading order. lines: of steps.jsonl. load_image: step -> uint8 (H, W, 3).
-    torn_bytes: length of a last line that was cut off, 0 for none.
     """
 
     index: int
@@ -151,7 +150,6 @@ class RecordedEpisode:
     lines: list[dict[str, Any]]
     load_image: Callable[[int], np.ndarray]
     source: str
-    torn_bytes: int
 
 
 def read_run(path: str | Path, report: Report, names: Collection[str] = ()) -> Iterator[RecordedEpisode]:
@@ -178,7 +176,7 @@ def read_run(path: str | Path, report: Report, names: Collection[str] = ()) -> I
                 DataError(f"{folder}: the last line of steps.jsonl was cut off; the {len(lines)} steps before it count")
             )
         load_image = require_one_size(_frame_loader(folder / "frames"), str(folder))
-        yield RecordedEpisode(index, robot, meta, lines, load_image, str(folder), sum(torn))
+        yield RecordedEpisode(index, robot, meta, lines, load_image, str(folder))
 
 
 def read_steps(folder: Path, report_torn: Callable[[int], None]) -> list[dict[str, Any]]:

@@ -246,8 +246,9 @@ def convert_states(states: np.ndarray, layout: StateLayout, source: str) -> np.n
         )
     if not len(states):
         raise DataError(f"{source}: the episode has no steps")
-    if not np.isfinite(states).all():
-        raise DataError(f"{source}: the state holds numbers that are not finite, first at step {_first_bad(states)}")
+    is_finite = np.isfinite(states).all(axis=1)
+    if not is_finite.all():
+        raise DataError(f"{source}: the state holds numbers that are not finite, first at step {is_finite.argmin()}")
     if layout.name == PADDED_POSE.name and states[:, 6].any():
         raise DataError(
             f"{source}: a state of unknown layout: the seventh of 8 numbers was expected to be 0 throughout"
@@ -277,7 +278,7 @@ def _convert_columns(states: np.ndarray, layout: StateLayout) -> np.ndarray:
     return np.hstack([states[:, :3], angles, gripper])
 
 
-def convert_actions(actions: np.ndarray | None, layout: StateLayout = POSE) -> np.ndarray | None:
+def convert_actions(actions: np.ndarray | None, layout: StateLayout) -> np.ndarray | None:
     """Recorded actions -> float32 (T, 7), or None where they are of another layout: scores leave them out.
 
     layout: of the states; where those are no roll, pitch, yaw, the actions' units are not Bridge's either.
@@ -286,7 +287,3 @@ def convert_actions(actions: np.ndarray | None, layout: StateLayout = POSE) -> n
         return None
     # A copy: a view would keep a whole table in memory.
     return np.array(actions, dtype=np.float32) if np.isfinite(actions).all() else None
-
-
-def _first_bad(states: np.ndarray) -> int:
-    return int(np.argmin(np.isfinite(states).all(axis=1)))

@@ -84,8 +84,7 @@ class TrieDistribution:
     def _multiply(self, edge_probability: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         trie = self.trie
         mass = np.ones(len(trie))
-        for start, end in zip(trie.levels[1:-1], trie.levels[2:], strict=True):
-            level = slice(start, end)
+        for level in trie.levels:
             mass[level] = mass[trie.parent[level]] * edge_probability[trie.in_edge[level]]
         return mass, mass[trie.end_node] * edge_probability[trie.end_edge]
 
@@ -216,15 +215,14 @@ class Prior:
             trie = self._trie
             said = self._list_tokens(sentence)
             shared = np.zeros(len(trie))
-            for start, end in zip(trie.levels[1:-1], trie.levels[2:], strict=True):
-                level = slice(start, end)
+            for level in trie.levels:
                 shared[level] = shared[trie.parent[level]] + np.isin(trie.token[level], said)
             shared = shared[trie.end_node]
             other = np.maximum(len(said) - shared, 0)
             alone = np.exp(shared - trie.depth[trie.end_node] - other)  # (S,)
             weights = np.bincount(trie.end_node, alone / alone.sum(), minlength=len(trie))
-            for start, end in zip(trie.levels[-2:0:-1], trie.levels[:1:-1], strict=True):
-                weights += np.bincount(trie.parent[start:end], weights[start:end], minlength=len(trie))
+            for level in reversed(trie.levels):
+                weights += np.bincount(trie.parent[level], weights[level], minlength=len(trie))
             self._weights[sentence] = weights
         return self._weights[sentence]
 
@@ -243,8 +241,7 @@ def select_nodes(trie: TokenTrie, weights: np.ndarray, focus: np.ndarray, limit:
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         scale = np.where(focus > 0, focus / weights, 0.0)
-    for start, end in zip(trie.levels[1:-1], trie.levels[2:], strict=True):
-        level = slice(start, end)
+    for level in trie.levels:
         scale[level] = np.where(scale[level] > 0, scale[level], scale[trie.parent[level]])
     score = scale * weights
     candidates = np.flatnonzero(trie.needed & (score > 0))

@@ -21,6 +21,7 @@ from vlm_local.errors import EngineError
 from vlm_local.types import Generation
 
 _SCORED_AT_ONCE = 27  # sentences a forward
+_END = -1  # in place of an end token, which a grammar does not spell
 _Allowed = dict[tuple[int, ...], list[int]]  # what has been said -> the tokens that may follow
 
 
@@ -220,16 +221,12 @@ def build_token_grammar(tokens: Sequence[Sequence[int]]) -> str:
     One rule for all positions after which the same may follow, so the 729 phrases take 18 or so; its
     terminals are token ids, because a grammar of text would allow every other spelling in tokens.
     """
-    following: dict[tuple[int, ...], dict[int, None]] = {}
-    for answer in tokens:
-        for position, token in enumerate(answer):
-            following.setdefault(tuple(answer[:position]), {})[token] = None
-    complete = {tuple(answer) for answer in tokens}
+    allowed = list_allowed(tokens, _END)
     rules: dict[str, str] = {}  # what may follow -> name of its rule
 
     def name_rule(said: tuple[int, ...]) -> str:
-        choices = [f"<[{token}]> {name_rule((*said, token))}" for token in following.get(said, ())]
-        body = " | ".join([*choices, '""'] if said in complete else choices)
+        choices = [f"<[{token}]> {name_rule((*said, token))}" for token in allowed[said] if token != _END]
+        body = " | ".join([*choices, '""'] if _END in allowed[said] else choices)
         return rules.setdefault(body, f"after{len(rules)}")
 
     start = name_rule(())

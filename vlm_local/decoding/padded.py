@@ -68,9 +68,10 @@ class Step:
         self._visible = StagedBuffer((num_masks, rows, length, width), torch.bool, family.device)
         self._replay: Callable[[], torch.Tensor] | None = None
 
-    def record(self) -> None:
+    def record(self) -> Callable[[], torch.Tensor]:
         """Capture it unless that is done; what is in the buffers does not matter."""
         self._replay = self._replay or self._graphs.record(self._compute)
+        return self._replay
 
     def run(
         self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[PlacedImage], places: np.ndarray
@@ -80,8 +81,8 @@ class Step:
         rows: of the cache, for each row of the chunk. filled: columns in use before it.
         """
         self._fill(chunk, rows, filled, images, places)
-        self._replay = self._replay or self._graphs.record(self._compute)
-        return self._replay()[: len(places)]
+        replay = self.record()
+        return replay()[: len(places)]
 
     def _split(self, numbers) -> tuple:
         """The flat numbers -> token ids, index of the features (0: none) (B, T), positions (axes, B, T); columns to

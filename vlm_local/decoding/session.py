@@ -178,8 +178,8 @@ class Session:
         kept = [task.kept for task in tasks]
         num_columns = max(map(_expect_columns, tasks))
         self._unread = [list_unread(family, task.prepared, task.row.kept) for task in tasks]
-        has_unread = any(self._unread)
-        self._kv = (forwards and forwards.open(kept, num_columns, has_unread)) or open_kv(family, kept)
+        static = forwards.open(kept, num_columns, has_unread=any(self._unread)) if forwards else None
+        self._kv = static or open_kv(family, kept)
         self._is_fresh = True
 
     def read(self, nodes: Sequence[np.ndarray]) -> None:

@@ -1,7 +1,7 @@
 """What the layers with linear attention keep of some rows, beside the KV of those that attend."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -38,7 +38,7 @@ class States:
 
     @property
     def tensors(self) -> tuple[torch.Tensor, ...]:
-        return tuple(getattr(self, each.name) for each in fields(self))
+        return tuple(vars(self).values())
 
     def of_layer(self, place: int) -> "States":
         """A view."""

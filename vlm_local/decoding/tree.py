@@ -5,6 +5,7 @@ forward gives the distribution behind each of them. A strategy then decides, or 
 be read next; those follow on the same KV cache, again as a tree.
 """
 
+import functools
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,7 +87,7 @@ class TreeDecoder:
         self._store = PrefixStore(_KEPT_BYTES)
         self.writer = ThoughtWriter(loaded, self._family, self._store)
         self._near_tie = NEAR_TIE[loaded.dtype]
-        self._grammars: dict[tuple, GrammarCache | str] = {}
+        self._keep_grammar = functools.lru_cache(MAX_GRAMMARS)(self._build_grammar)
         self._expected: OrderedDict[str, tuple[TokenTrie, np.ndarray]] = OrderedDict()
 
     @property
@@ -160,22 +161,15 @@ class TreeDecoder:
 
     def _find_grammar(self, prepared: PreparedRequest) -> GrammarCache | str:
         """What was made for a request's sentences, or why this decoder cannot answer them."""
-        key = prepared.request.sentences, int(prepared.input_ids[-1])
-        grammar = self._grammars.pop(key, None)
-        if grammar is None:
-            try:
-                grammar = self._build_grammar(*key)
-            except GrammarError as error:
-                grammar = str(error)
-        self._grammars[key] = grammar  # the last used stands last
-        if len(self._grammars) > MAX_GRAMMARS:
-            del self._grammars[next(iter(self._grammars))]
-        return grammar
+        return self._keep_grammar(prepared.request.sentences, int(prepared.input_ids[-1]))
 
-    def _build_grammar(self, sentences: tuple[str, ...], last_prompt_id: int) -> GrammarCache:
+    def _build_grammar(self, sentences: tuple[str, ...], last_prompt_id: int) -> GrammarCache | str:
         end_token = self._loaded.eos_token_id
-        tokens = tokenize_sentences(self._loaded.tokenizer, sentences, last_prompt_id, end_token, self._loaded.lead)
-        trie = build_trie(sentences, tokens, end_token)
+        try:
+            tokens = tokenize_sentences(self._loaded.tokenizer, sentences, last_prompt_id, end_token, self._loaded.lead)
+            trie = build_trie(sentences, tokens, end_token)
+        except GrammarError as error:
+            return str(error)
         return GrammarCache(trie, Prior(trie), Head(self._family, trie.live_tokens))
 
     def _run(self, tasks: list[DecodeTask]) -> dict[str, float]:

@@ -22,7 +22,7 @@ class TokenTrie:
         has parent 0 and token -1.
     paths: (N, D) the node on the way here at depth 1, 2, ...; behind its own depth the node itself.
     in_edge: (N,) the edge that leads here; -1 for the root.
-    levels: (D + 1,) nodes of depth d are levels[d]:levels[d + 1].
+    levels: the nodes of depth 1, of depth 2, ...
     edges: (N + 1,) edges of node n are edges[n]:edges[n + 1], children by their first sentence.
     edge_node, edge_token: (E,) node it leaves, index of its token in `live_tokens`.
     edge_target: (E,) the child, or -1 - s where it completes sentence s.
@@ -39,7 +39,7 @@ class TokenTrie:
     depth: np.ndarray
     paths: np.ndarray
     in_edge: np.ndarray
-    levels: np.ndarray
+    levels: tuple[slice, ...]
     edges: np.ndarray
     edge_node: np.ndarray
     edge_token: np.ndarray
@@ -140,11 +140,12 @@ def _add_edges(sentences, parent, token, depth, end_node, end_token) -> TokenTri
     first[end_node] = last[end_node] = np.arange(num_sentences)
     needed = degree > 1
     paths = np.repeat(np.arange(num_nodes)[:, None], depth[-1], axis=1)
-    levels = np.searchsorted(depth, np.arange(depth[-1] + 2))
-    steps = [(slice(*levels[at : at + 2]), parent[slice(*levels[at : at + 2])]) for at in range(1, depth[-1] + 1)]
-    for at, (nodes, above) in enumerate(steps):
-        paths[nodes, :at] = paths[above, :at]
-    for nodes, above in reversed(steps):
+    starts = np.searchsorted(depth, np.arange(1, depth[-1] + 2))
+    levels = tuple(map(slice, starts[:-1], starts[1:]))
+    for at, nodes in enumerate(levels):
+        paths[nodes, :at] = paths[parent[nodes], :at]
+    for nodes in reversed(levels):
+        above = parent[nodes]
         np.minimum.at(first, above, first[nodes])
         np.maximum.at(last, above, last[nodes])
         np.logical_or.at(needed, above, needed[nodes])

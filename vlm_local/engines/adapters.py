@@ -17,8 +17,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
 from vlm_local.errors import ConfigError
-from vlm_local.files import read_json_object
-from vlm_local.weights import ADAPTER, list_weights
+from vlm_local.weights import ADAPTER, list_weights, read_json
 
 _PREFIX = "base_model.model."
 _PART = re.compile(r"(.+)\.lora_(embedding_A|embedding_B|A|B|magnitude_vector)(?:\.default)?(?:\.weight)?")
@@ -87,10 +86,7 @@ def add_adapter(model: PreTrainedModel, folder: Path) -> None:
 
 
 def _read_scaling(file: Path) -> _Scaling:
-    try:
-        config = read_json_object(file)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}") from None
+    config = read_json(file)
     if config.get("peft_type") != "LORA":
         raise ConfigError(f"{file}: expected peft_type 'LORA', the only kind of adapter that is understood")
     strange = sorted(name for name in config.keys() - _KNOWN if config[name])

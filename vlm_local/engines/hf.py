@@ -3,7 +3,7 @@
 import logging
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from time import perf_counter
@@ -68,28 +68,21 @@ class DefaultDecoder:
     def read_blank(self, prepared: PreparedRequest) -> np.ndarray:
         """As the decoder's that answers such requests. Raises RequestError where `decode` has it in its place."""
         reason = self._tree.refuse(prepared)
-        if reason is None:
-            return self._tree.read_blank(prepared)
-        outlines = self._open_outlines(prepared, reason)
-        if isinstance(outlines, RequestError):
-            raise outlines
-        return outlines.read_blank(prepared)
+        decoder = self._tree if reason is None else self._open_outlines(prepared, reason)
+        return decoder.read_blank(prepared)
 
     def _decode_slowly(self, prepared: PreparedRequest, reason: str) -> Generation | RequestError:
-        outlines = self._open_outlines(prepared, reason)
-        if isinstance(outlines, RequestError):
-            return outlines
         try:
-            return outlines.decode([prepared])[0]
-        except GrammarError as error:
+            return self._open_outlines(prepared, reason).decode([prepared])[0]
+        except (GrammarError, RequestError) as error:
             return RequestError(str(error))
 
-    def _open_outlines(self, prepared: PreparedRequest, reason: str) -> OutlinesDecoder | RequestError:
-        """The reference, or why it would take too long."""
+    def _open_outlines(self, prepared: PreparedRequest, reason: str) -> OutlinesDecoder:
+        """Raises RequestError where the reference would take too long."""
         sentences = prepared.request.sentences
         longest = max(map(len, self._loaded.tokenizer(list(sentences), add_special_tokens=False)["input_ids"]))
         if longest > MAX_OUTLINES_TOKENS:
-            return RequestError(
+            raise RequestError(
                 f"{reason}; such choices may have {MAX_OUTLINES_TOKENS} tokens each, but one has {longest}: "
                 "use shorter ones, or none that begins with another"
             )
@@ -150,9 +143,9 @@ class HFEngine:
 
     def generate(self, requests: Sequence[GenerationRequest]) -> list[Outcome]:
         start = perf_counter()
-        prepared = [self._prepare(request) for request in requests]
+        prepared = [_try("the request could not be prepared", self._processing.prepare, each) for each in requests]
         prepare_ms = 1e3 * (perf_counter() - start)
-        prepared = [self._add_blank(each) if isinstance(each, PreparedRequest) else each for each in prepared]
+        prepared = [self._add_blank(each) for each in prepared]
         blank_ms = 1e3 * (perf_counter() - start) - prepare_ms
         ready = [each for each in prepared if isinstance(each, PreparedRequest)]
         answers = iter(self._decode(ready) if ready else ())
@@ -165,21 +158,10 @@ class HFEngine:
             for each in outcomes
         ]
 
-    def _prepare(self, request: GenerationRequest) -> PreparedRequest | VLMLocalError:
-        try:
-            with as_engine_error("the request could not be prepared"):
-                return self._processing.prepare(request)
-        except VLMLocalError as error:
-            return error
-
-    def _add_blank(self, prepared: PreparedRequest) -> PreparedRequest | VLMLocalError:
-        if not prepared.request.contrast:
+    def _add_blank(self, prepared: PreparedRequest | VLMLocalError) -> PreparedRequest | VLMLocalError:
+        if isinstance(prepared, VLMLocalError) or not prepared.request.contrast:
             return prepared
-        try:
-            with as_engine_error("the blank picture could not be read"):
-                return self._blanks.add_to(prepared)
-        except VLMLocalError as error:
-            return error
+        return _try("the blank picture could not be read", self._blanks.add_to, prepared)
 
     def _decode(self, prepared: Sequence[PreparedRequest]) -> Sequence[Outcome]:
         try:
@@ -228,6 +210,15 @@ class HFEngine:
 
     def close(self) -> None:
         """The memory goes with the process."""
+
+
+def _try(what: str, work: Callable[[Any], PreparedRequest], argument: Any) -> PreparedRequest | VLMLocalError:
+    """What `work` makes of the argument, or its failure. what: see as_engine_error."""
+    try:
+        with as_engine_error(what):
+            return work(argument)
+    except VLMLocalError as error:
+        return error
 
 
 def open_hf_engine(

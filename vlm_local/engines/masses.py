@@ -7,9 +7,12 @@ question splits them.
 """
 
 import functools
+import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -54,19 +57,9 @@ class Spelling:
 
     def find(self, prefix: bytes, first: int, last: int) -> tuple[int, int]:
         """The range within first..last whose texts begin with `prefix`."""
-        cut = len(prefix)
-        low = _bisect(self.texts, lambda text: text[:cut] < prefix, first, last)
-        return low, _bisect(self.texts, lambda text: text[:cut] <= prefix, low, last)
-
-
-def _bisect(texts: Sequence[bytes], is_before, low: int, high: int) -> int:
-    while low < high:
-        middle = (low + high) // 2
-        if is_before(texts[middle]):
-            low = middle + 1
-        else:
-            high = middle
-    return low
+        begin = itemgetter(slice(len(prefix)))
+        low = bisect_left(self.texts, prefix, first, last, key=begin)
+        return low, bisect_right(self.texts, prefix, low, last, key=begin)
 
 
 @functools.lru_cache(maxsize=256)
@@ -155,12 +148,7 @@ def is_constrained(spelling: Spelling, positions: Sequence[Position]) -> bool:
 
 def tells_end(text: bytes, positions: Sequence[Position]) -> bool:
     """Whether a position follows the tokens that spell `text`: that of the end token."""
-    path = b""
-    for position in positions[:-1]:
-        path += position.said.text
-        if path == text:
-            return True
-    return False
+    return text in itertools.accumulate(position.said.text for position in positions[:-1])
 
 
 def _lead(spelling: Spelling, path: bytes, token: Token, first: int, last: int) -> tuple[int, int] | None:

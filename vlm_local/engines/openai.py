@@ -5,7 +5,6 @@ The servers constrain the answer, each in its own dialect; every answer is check
 
 import asyncio
 import threading
-from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
@@ -86,7 +85,10 @@ class OpenAIEngine:
 
     @property
     def metadata(self) -> Mapping[str, Any]:
+        """counters: requests, retries, revived, and failures by kind (see RemoteError)."""
         pool = self._pool
+        gives_probabilities = all(server.constrained for server in pool.up)
+        lacks = next((server.lacks_for_draws for server in pool.up if server.lacks_for_draws), None)
         return {
             "model": self._model,
             "engine": "openai",
@@ -94,29 +96,16 @@ class OpenAIEngine:
             "servers": [
                 {"url": server.url, "up": server not in pool.down, "dialect": server.dialect} for server in pool.servers
             ],
-            "about_probability": _PROBABILITY if self.gives_probabilities else "not given by the server",
-            "about_decide": f"greedy only: a server {lacks}" if (lacks := self._find_lack()) else _DECIDE,
-            "counters": dict(self._pool.counters),
+            "about_probability": _PROBABILITY if gives_probabilities else "not given by the server",
+            "about_decide": f"greedy only: a server {lacks}" if lacks else _DECIDE,
+            "counters": dict(pool.counters),
             "versions": {"openai": version("openai")},
         }
-
-    @property
-    def counters(self) -> Counter[str]:
-        """requests, retries, revived, and failures by kind (see RemoteError)."""
-        return self._pool.counters.copy()
-
-    @property
-    def gives_probabilities(self) -> bool:
-        """Whether the servers report log-probabilities that were taken after the constraint."""
-        return all(server.constrained for server in self._pool.up)
 
     @property
     def is_down(self) -> bool:
         """Whether none of the servers can be connected. Any thread may ask."""
         return self._pool.is_down
-
-    def _find_lack(self) -> str | None:
-        return next((server.lacks_for_draws for server in self._pool.up if server.lacks_for_draws), None)
 
     def check(self, decide: str, posterior: str) -> None:
         """Raises ConfigError for settings that these servers cannot honour."""

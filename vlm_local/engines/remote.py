@@ -297,7 +297,7 @@ def _is_limited(answer: Completion) -> bool:
 
 def _build_probe() -> list:
     grey = np.full((64, 64, 3), 128, np.uint8)
-    return build_messages(Prompt("Describe the picture.", "What colour is it?", "probe"), encode_image(grey))
+    return build_messages(Prompt("Describe the picture.", "What colour is it?"), encode_image(grey))
 
 
 @contextmanager

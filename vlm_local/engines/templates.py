@@ -5,6 +5,7 @@ end or text without a size; both would keep the load of a model from ever ending
 request, is bounded by the engine's deadline.
 """
 
+import resource
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,6 @@ import jinja2
 
 from vlm_local.engines.processing import THOUGHTS_CLOSE, THOUGHTS_OPEN, apply_template
 from vlm_local.errors import ConfigError
-
-try:
-    import resource
-except ImportError:  # not on Windows
-    resource = None
 
 MAX_TEMPLATE_LINES = 5_000_000  # of Python: ChatML's template takes some 30,000; all of them took 1.2 s
 MAX_TEMPLATE_BYTES = 1 << 30
@@ -146,7 +142,7 @@ def _bounded() -> Iterator[None]:
 @contextmanager
 def _limited_memory() -> Iterator[None]:
     statm = Path("/proc/self/statm")
-    if resource is None or not statm.exists():
+    if not statm.exists():
         yield
         return
     before = resource.getrlimit(resource.RLIMIT_AS)

@@ -9,7 +9,7 @@
 Nothing heavy is imported before `find_suite`. How to add an environment: docs/environments.md.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol
@@ -20,7 +20,7 @@ from vlm_local.actions import StepTable
 from vlm_local.errors import ConfigError, suggest
 from vlm_local.types import Observation, Primitive
 
-OURS, METAWORLD, LIBERO = SUITES = ("ours", "metaworld", "libero")
+OURS, METAWORLD, LIBERO = SUITES = ("ours", "metaworld", "libero")  # a module of this folder each
 
 
 class Outcome(NamedTuple):
@@ -99,16 +99,16 @@ class Suite:
 
     def check(self, tasks: Sequence[str], level: str, max_steps: int | None = None) -> None:
         """Raises ConfigError for what the suite does not have."""
-        if level not in self.levels:
-            known = f"{', '.join(self.levels)}, not {level!r}{suggest(level, self.levels)}"
-            raise ConfigError(f"level must be one of {known}")
+        _require_one_of(self.levels, "level", level)
         for task in tasks:
-            if task not in self.stages:
-                raise ConfigError(
-                    f"task must be one of {', '.join(self.stages)}, not {task!r}{suggest(task, self.stages)}"
-                )
+            _require_one_of(self.stages, "task", task)
         if max_steps is not None and max_steps > self.limit:
             raise ConfigError(f"an episode of {self.name} has at most {self.limit} steps: --max-steps {max_steps}")
+
+
+def _require_one_of(known: Collection[str], what: str, name: str) -> None:
+    if name not in known:
+        raise ConfigError(f"{what} must be one of {', '.join(known)}, not {name!r}{suggest(name, known)}")
 
 
 def import_package(env: str, *names: str) -> tuple[Any, ...]:
@@ -136,12 +136,5 @@ def name_episode(task: str, number: int) -> str:
 
 def find_suite(name: str) -> Suite:
     """Raises ConfigError for an unknown name, and where the environment's package is missing."""
-    if name == OURS:
-        from vlm_local.environments.ours import SUITE
-    elif name == METAWORLD:
-        from vlm_local.environments.metaworld import SUITE
-    elif name == LIBERO:
-        from vlm_local.environments.libero import SUITE
-    else:
-        raise ConfigError(f"environment must be one of {', '.join(SUITES)}, not {name!r}{suggest(name, SUITES)}")
-    return SUITE
+    _require_one_of(SUITES, "environment", name)
+    return import_module(f"{__name__}.{name}").SUITE

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.actions import GripperLatch, StepTable, check_action
+from vlm_local.actions import StepTable, check_action, find_first_command
 from vlm_local.embodiments.rotations import matrix_to_euler
 from vlm_local.environments import LIBERO, Outcome, Suite, import_package
 from vlm_local.environments.libero_oracle import PickOracle, measure_yaw
@@ -40,15 +40,14 @@ class LiberoEnv:
     """One task. image_size: pixels a side, None draws nothing."""
 
     def __init__(self, task: str, image_size: int | None = None):
-        self._suite, self._index = _split(task)
+        self._suite, _, number = task.partition("/")
         self._image_size = image_size
-        benchmark = _open_benchmark(self._suite)
-        self._instruction, other = (benchmark.get_task((self._index + i) % _NUM_TASKS).language for i in (0, 1))
-        self._other_instruction = other
-        self._states = benchmark.get_task_init_states(self._index)
-        self._env = _make(benchmark.get_task(self._index))
+        benchmark, index = _open_benchmark(self._suite), int(number)
+        self._instruction = benchmark.get_task(index).language
+        self._other_instruction = benchmark.get_task((index + 1) % _NUM_TASKS).language
+        self._states = benchmark.get_task_init_states(index)
+        self._env = _make(benchmark.get_task(index))
         self._camera: Camera | None = None
-        self._latch = GripperLatch()
         self.configure()
 
     @property
@@ -95,8 +94,7 @@ class LiberoEnv:
         for _ in range(_SETTLE_STEPS):
             self._env.step([0.0] * 6 + [-1.0])
         self._step, self._is_done = 0, False
-        self._latch.reset()
-        self._command = self._latch.update(0, self.proprio[6])
+        self._command = find_first_command(self.proprio[6])
         self._oracle = self._build_oracle()
         self._oracle.reset(self._phrase * _PHRASE.x_m, self._scale * _PHRASE.yaw_rad)
         self._look()
@@ -142,11 +140,6 @@ class LiberoEnv:
             self._camera = Camera(model, _CAMERA, self._image_size, hidden_group=0)
         # As others publish results with: the camera faces the arm, and its picture is mirrored.
         self._image = np.ascontiguousarray(self._camera.render(self._env.sim.data._data)[:, ::-1])
-
-
-def _split(task: str) -> tuple[str, int]:
-    suite, _, index = task.partition("/")
-    return suite, int(index)
 
 
 @contextmanager

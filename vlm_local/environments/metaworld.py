@@ -13,7 +13,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from vlm_local.actions import GripperLatch, StepTable, check_action
+from vlm_local.actions import StepTable, check_action, find_first_command
 from vlm_local.environments import METAWORLD, Outcome, Suite, import_package
 from vlm_local.files import read_json_object
 from vlm_local.sim.rendering import Camera
@@ -37,7 +37,6 @@ class MetaWorldEnv:
         self._env, self._expert = _make(task)
         self.configure()
         self._camera: Camera | None = None
-        self._latch = GripperLatch()
 
     @property
     def observation(self) -> Observation:
@@ -73,8 +72,7 @@ class MetaWorldEnv:
         self._state, _ = self._env.reset()
         self._step, self._done = 0, False
         self._quantiser.reset()
-        self._latch.reset()
-        self._command = self._latch.update(0, self.proprio[6])
+        self._command = find_first_command(self.proprio[6])
         self._look()
 
     def step(self, action: np.ndarray) -> Outcome:

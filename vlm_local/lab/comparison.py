@@ -28,6 +28,7 @@ from vlm_local.provenance import tell_making
 
 OVERALL = ""  # the group of measures of the whole result; others are of its axes or tasks
 LETTERS = string.ascii_uppercase  # by which results are named, so there may be this many
+_SEED = 0  # of bootstraps and permutation tests
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ def stack_scores(columns: Mapping[str, tuple[Any, Any]]) -> dict[str, np.ndarray
     return {name: np.stack(pair, axis=1).astype(np.float64) for name, pair in columns.items()}
 
 
-def compare(results: Sequence[Trials], names: Sequence[str], seed: int = 0) -> dict[str, Any]:
+def compare(results: Sequence[Trials], names: Sequence[str]) -> dict[str, Any]:
     """JSON values: "results", and "measures", each with the "scores" of the results and the "pairs" of them.
 
     names: of the results. A score is {value, interval}; a pair {first, second, difference (first - second), interval,
@@ -95,7 +96,7 @@ def compare(results: Sequence[Trials], names: Sequence[str], seed: int = 0) -> d
     measures = []
     for measure in first.measures:
         trials = [result.scores[measure.name][place] for result, place in zip(results, places, strict=True)]
-        measures.append({**vars(measure), **_compare_measure(trials, unit, len(units), measure.is_share, seed)})
+        measures.append({**vars(measure), **_compare_measure(trials, unit, len(units), measure.is_share)})
     told = [
         {"letter": letter, "name": name, "trials": len(result.keys), "made_with": dict(result.about)}
         for letter, name, result in zip(LETTERS, names, results, strict=False)
@@ -149,9 +150,7 @@ def _show_keys(keys: Sequence[str]) -> str:
     return f"{keys[0]} to {keys[-1]}" if keys else "none"
 
 
-def _compare_measure(
-    trials: Sequence[np.ndarray], unit: np.ndarray, num_units: int, is_share: bool, seed: int
-) -> dict[str, Any]:
+def _compare_measure(trials: Sequence[np.ndarray], unit: np.ndarray, num_units: int, is_share: bool) -> dict[str, Any]:
     """trials: (N, 2) of each result. unit: int (N,), the unit of each trial.
 
     Intervals are Wilson's and Newcombe's where every unit is one trial that succeeds or fails, else by bootstrap over
@@ -174,14 +173,14 @@ def _compare_measure(
         if are_binary[first] and are_binary[second]:
             interval = find_paired_interval(parts[first].astype(bool), parts[second].astype(bool))
         else:
-            interval = _bootstrap(lead, wholes, seed)
+            interval = _bootstrap(lead, wholes)
         pairs.append(
             {
                 "first": LETTERS[first],
                 "second": LETTERS[second],
                 "difference": float(lead.sum() / wholes.sum()),
                 "interval": interval,
-                "p_value": permutation_test(lead, seed),
+                "p_value": permutation_test(lead, _SEED),
             }
         )
     for pair, adjusted in zip(pairs, adjust_holm([pair["p_value"] for pair in pairs]), strict=True):
@@ -189,17 +188,17 @@ def _compare_measure(
     scores = [
         {
             "value": float(part.sum() / wholes.sum()),
-            "interval": list(wilson(part.sum(), len(part))) if is_binary else _bootstrap(part, wholes, seed),
+            "interval": list(wilson(part.sum(), len(part))) if is_binary else _bootstrap(part, wholes),
         }
         for part, is_binary in zip(parts, are_binary, strict=True)
     ]
     return {"n": int(wholes.sum()), "scores": scores, "pairs": pairs}
 
 
-def _bootstrap(part: np.ndarray, wholes: np.ndarray, seed: int) -> list[float] | None:
+def _bootstrap(part: np.ndarray, wholes: np.ndarray) -> list[float] | None:
     """None where all units agree: drawing them anew says nothing of how far others may lie."""
     ratios = part / wholes
-    return None if np.allclose(ratios, ratios[0]) else bootstrap_ratio(part, wholes, seed)
+    return None if np.allclose(ratios, ratios[0]) else bootstrap_ratio(part, wholes, _SEED)
 
 
 def format_comparison(result: Mapping[str, Any]) -> str:

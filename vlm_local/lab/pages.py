@@ -54,7 +54,7 @@ def write_report(folder: Path, template: str, report: Mapping[str, Any], made: S
     write_page(folder / "report.html", template, report, made, **values)
 
 
-def write_page(path: Path, template: str, report: Mapping[str, Any], made: Sequence[str] = (), **values: Any) -> None:
+def write_page(path: Path, template: str, report: Mapping[str, Any], made: Sequence[str], **values: Any) -> None:
     """Render `template` (a path below lab/) to `path`, which is replaced in one step.
 
     The template sees `report` and `values`. made: fields of the report that the page's foot shows beside versions, git

@@ -180,13 +180,14 @@ class Layout:
         return bool(re.fullmatch(self.pictures, name))
 
 
+_NONE = r"(?!)"  # matches no path
 _STUDIES = (
     Layout(
         kind="eval",
         needs=("evaluation.json", "episodes.jsonl", "rows.jsonl", "report.json"),
         marks=("evaluation.json", "plan"),
         texts=r"(evaluation|report)\.json|(episodes|rows)\.jsonl",
-        pictures=r"(?!)",  # an evaluation keeps none
+        pictures=_NONE,
     ),
     Layout(
         kind="sim",
@@ -200,21 +201,18 @@ _STUDIES = (
         needs=("study.json", "rows.jsonl", "report.json"),
         marks=("study.json", "set"),
         texts=r"(study|report|set)\.json|(rows|reasoning)\.jsonl",
-        pictures=r"(?!)",  # its set draws them again
+        pictures=_NONE,  # its set draws them again
     ),
 )
-
-
-def _hold_parts(texts: str) -> Layout:
-    """Of a checkup: its own texts, and in a folder each the texts of the results that it is made of."""
-    parts = "|".join(f"{layout.kind}/({layout.texts})" for layout in _STUDIES)
-    return Layout("doctor", ("doctor.json", "report.json"), ("doctor.json", "checkup"), f"{texts}|{parts}", r"(?!)")
-
-
-LAYOUTS = {
-    layout.kind: layout
-    for layout in (*_STUDIES, _hold_parts(r"(doctor|report)\.json|stages/[a-z]+\.json|pictures\.jsonl"))
-}
+_PARTS = "|".join(f"{layout.kind}/({layout.texts})" for layout in _STUDIES)
+_CHECKUP = Layout(
+    kind="doctor",
+    needs=("doctor.json", "report.json"),
+    marks=("doctor.json", "checkup"),
+    texts=rf"(doctor|report)\.json|stages/[a-z]+\.json|pictures\.jsonl|{_PARTS}",
+    pictures=_NONE,
+)
+LAYOUTS = {layout.kind: layout for layout in (*_STUDIES, _CHECKUP)}
 
 
 def find_layout(folder: Path, kinds: Sequence[str] = tuple(LAYOUTS)) -> Layout:

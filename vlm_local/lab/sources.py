@@ -9,6 +9,8 @@ from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_t
 from vlm_local.assembly import Policies, describe_options, is_url, open_policies, refuse_all_but
 from vlm_local.environments import Suite
 from vlm_local.errors import ConfigError
+from vlm_local.models import DEFAULT
+from vlm_local.plain import hide_secrets
 from vlm_local.policy import HoldPhrase, Policy
 from vlm_local.policy_options import PolicyOptions
 from vlm_local.primitives import parse_phrase
@@ -53,6 +55,11 @@ def open_source(options: PolicyOptions, suite: Suite | None = None) -> PolicySou
     if suite and options.embodiment is None:
         options = replace(options, embodiment=suite.embodiment)
     return _Server(options) if is_url(options.model) else _Model(options)
+
+
+def name_policy(options: PolicyOptions) -> str:
+    """As results name it: what the user said, without secrets."""
+    return hide_secrets(options.model or DEFAULT)
 
 
 def describe_unloaded(options: PolicyOptions) -> Mapping[str, Any]:

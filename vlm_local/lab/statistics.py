@@ -149,7 +149,7 @@ def compare_sums(ours: np.ndarray, theirs: np.ndarray, steps: np.ndarray, seed: 
     }
 
 
-def permutation_test(lead: np.ndarray, seed: int = 0) -> float:
+def permutation_test(lead: np.ndarray, seed: int) -> float:
     """Two-sided p-value of sum(lead), float (N,), under random signs of its terms.
 
     If both policies were equally good, the two results of an episode could be swapped, which changes the sign of its

@@ -192,7 +192,7 @@ def build_prompt(
     if earlier and template.now is not None:
         earlier.append(_tidy(template.now.substitute(values)))
     before, after = _tidy(template.before.substitute(values)), _tidy(template.after.substitute(values))
-    return Prompt(before, after, template.name, tuple(part for part in earlier if part != ""))
+    return Prompt(before, after, tuple(part for part in earlier if part != ""))
 
 
 def _show_reasoning(reasoning: Reasoning, template: Template, values: Mapping[str, str]) -> str:

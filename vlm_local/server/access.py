@@ -1,4 +1,4 @@
-"""Who gets in: what an address means ([PREFIX] [/t/TOKEN] [/s/ROBOT] /route), token or network, rate, and browsers.
+"""Who gets in: what an address means ([PREFIX] [/t/TOKEN] [/s/ROBOT] /route), token or network, rate, places, browsers.
 
 A browser may do everything here for this server's own page, and nothing for pages of other sites. Robots are no
 browsers and send no Origin header. A browser sends it with every POST and with every request to another site that it
@@ -12,7 +12,8 @@ import ipaddress
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -108,16 +109,15 @@ class Gate:
         """Whether everyone is admitted."""
         return self._token is None and not self._networks
 
-    def check(self, address: str, token: str | None, authorization: str) -> None:
-        """Raises RequestError, 401 or 403. authorization: the header's value, "" for none."""
+    def check(self, address: str, token: str | None) -> None:
+        """Raises RequestError, 401 or 403. token: as `read_token` gives it."""
         if self.is_open or self._is_near(address):
             return
         if self._token is None:
             raise RequestError(f"requests from {address} are not allowed here; see --allow-from", 403)
-        given = read_token(token, authorization)
-        if given is None:
+        if token is None:
             raise RequestError("a token is needed: send it as a bearer header or as the path /t/TOKEN/act", 401)
-        if not self.knows(given):
+        if not self.knows(token):
             raise RequestError("the token is wrong", 401)
 
     def knows(self, token: str | None) -> bool:
@@ -156,6 +156,20 @@ class RateLimit:
             self._buckets[address] = (max(left - 1.0, 0.0) if left >= 1.0 else left, now)
         if left < 1.0:
             raise RequestError(f"more than {self._per_s:g} requests a second from {address}; slow down", 429)
+
+
+@contextmanager
+def take_place(places: threading.Semaphore, refusal: str, wait_s: float = 0.0) -> Iterator[None]:
+    """Hold one of `places` during the block. Raises RequestError (503, `refusal`) where none is free within `wait_s`.
+
+    Most do not wait at all, because a request that waits holds a thread that a robot may need.
+    """
+    if not places.acquire(timeout=wait_s):
+        raise RequestError(refusal, 503)
+    try:
+        yield
+    finally:
+        places.release()
 
 
 def check_origin(

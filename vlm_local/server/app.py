@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import wraps
+from functools import partial, wraps
 from time import perf_counter
 from typing import Any
 
@@ -18,6 +18,7 @@ from flask import Flask, Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from vlm_local.answers import Answer, Question
+from vlm_local.assembly import Policies
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.fields import Reserve
 from vlm_local.plain import hide_token
@@ -31,10 +32,11 @@ from vlm_local.server.access import (
     check_origin,
     longest_body,
     read_token,
+    take_place,
 )
 from vlm_local.server.records import Refusal, StepRecord, build_record
 from vlm_local.server.routes import add_answer_route, add_hold_routes, add_status_routes
-from vlm_local.server.service import Policies, ServerSettings, Service, read_body, send_json, take_place
+from vlm_local.server.service import ServerSettings, Service, read_body, send_json
 from vlm_local.server.state import RobotStates
 from vlm_local.wire import MAX_BODY, Message, decode_act, decode_reset, encode_action, is_submission_test
 
@@ -84,11 +86,10 @@ def _guard(app: Flask, service: Service) -> None:
         g.start, g.id, g.reason = perf_counter(), os.urandom(6).hex(), ""
         address = request.environ[ADDRESS]
         g.robot = address.check_robot()
-        remote, authorization = request.remote_addr or "", request.headers.get("Authorization", "")
-        has_token = gate.knows(read_token(address.token, authorization))
-        check_origin(request.method, address.route, request.headers.get, has_token, service.settings.names)
+        remote, token = request.remote_addr or "", read_token(address.token, request.headers.get("Authorization", ""))
+        check_origin(request.method, address.route, request.headers.get, gate.knows(token), service.settings.names)
         try:
-            gate.check(remote, address.token, authorization)
+            gate.check(remote, token)
             g.is_known = True
         except RequestError:
             if address.route != "/health":  # open to all, but says little to strangers
@@ -158,7 +159,7 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
             return decode_act(read_body(), reserve)
 
     @app.post("/act")
-    @_once(service)
+    @partial(_once, service)
     def act():
         with ExitStack() as stack:
             reserve = stack.enter_context(service.unpacking())
@@ -177,7 +178,8 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
                 g.robot = service.callers.find(_find_connection(), message.instruction)
                 robot = stack.enter_context(service.robots.admit(g.robot))
             with robot.turn:
-                _check_still_there()
+                if _is_gone():  # its step would move the episode of the next client
+                    raise RequestError("the client went away while it waited", 499)
                 entered = perf_counter()
                 step = robot.act(message, _is_gone_for_good)
                 waits = {"decode": 1e3 * (decoded - g.start), "wait": 1e3 * (entered - decoded)}
@@ -187,7 +189,7 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
             return _answer(record, message.form)
 
     @app.post("/reset")
-    @_once(service)
+    @partial(_once, service)
     def reset():
         seed = decode_reset(read_body())
         if not _is_named():
@@ -199,28 +201,25 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
         return send_json({"status": "reset", "robot": robot.name, "episode": episode, "seed": seed})
 
 
-def _once(service: Service) -> Callable[[Callable[[], Response]], Callable[[], Response]]:
+def _once(service: Service, route: Callable[[], Response]) -> Callable[[], Response]:
     """A route that carries out a relayed request once, however often it is sent."""
 
-    def decorate(route: Callable[[], Response]) -> Callable[[], Response]:
-        @wraps(route)
-        def answer() -> Response:
-            mark = request.headers.get(HEADER)
-            if mark is None:
-                return route()
-            g.relayed, number = service.repeats.find(mark, request.environ.get(CONNECTION))
-            with service.reading(request.content_length):
-                g.body = read_body()
-            sent = f"{request.environ[FULL_PATH]}?{request.query_string.decode('latin-1')}\n".encode() + g.body
-            response, is_repeated = service.repeats.answer(g.relayed, number, sent, _is_gone, route)
-            if is_repeated:
-                g.about = {"repeated": True}
-            # The application adds headers to what it answers.
-            return Response(response.get_data(), response.status_code, mimetype=response.mimetype)
+    @wraps(route)
+    def answer() -> Response:
+        mark = request.headers.get(HEADER)
+        if mark is None:
+            return route()
+        g.relayed, number = service.repeats.find(mark, request.environ.get(CONNECTION))
+        with service.reading(request.content_length):
+            g.body = read_body()
+        sent = f"{request.environ[FULL_PATH]}?{request.query_string.decode('latin-1')}\n".encode() + g.body
+        response, is_repeated = service.repeats.answer(g.relayed, number, sent, _is_gone, route)
+        if is_repeated:
+            g.about = {"repeated": True}
+        # The application adds headers to what it answers.
+        return Response(response.get_data(), response.status_code, mimetype=response.mimetype)
 
-        return answer
-
-    return decorate
+    return answer
 
 
 def _is_named() -> bool:
@@ -240,12 +239,6 @@ def _answer_test(service: Service, message: Message, places: threading.Semaphore
     g.about = {"submission_test": True, "phrase": step.decision.phrase}
     record = build_record(step, g.robot, g.id, g.start, {})
     return _answer(record, message.form)
-
-
-def _check_still_there() -> None:
-    """Raises RequestError (499) where the client has hung up: its step would move the episode of the next client."""
-    if _is_gone():
-        raise RequestError("the client went away while it waited", 499)
 
 
 def _is_gone() -> bool:

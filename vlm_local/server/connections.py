@@ -29,7 +29,7 @@ from waitress.wasyncore import poll2
 from vlm_local.bounds import MAX_LISTED
 from vlm_local.errors import RequestError
 from vlm_local.plain import hide_token
-from vlm_local.server.access import ADDRESS, CONNECTION, FULL_PATH, Address, longest_body, parse_address
+from vlm_local.server.access import ADDRESS, CONNECTION, FULL_PATH, Address, longest_body, parse_address, read_token
 from vlm_local.server.budget import Budget
 from vlm_local.server.parser import Parser
 from vlm_local.server.service import LARGE_BODY, ServerSettings
@@ -226,7 +226,8 @@ class Channel(HTTPChannel):
         try:
             address = self.find_address(request)
             address.check_robot()
-            self._settings.gate.check(self.addr[0], address.token, request.headers.get("AUTHORIZATION", ""))
+            token = read_token(address.token, request.headers.get("AUTHORIZATION", ""))
+            self._settings.gate.check(self.addr[0], token)
         except RequestError:
             return False
         return request.content_length <= longest_body(address.route)

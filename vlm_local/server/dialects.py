@@ -1,4 +1,4 @@
-"""What websocket clients say: OpenPI's dialect, RoboArena's and vla-eval's, each from its first word to its last."""
+"""What websocket clients send and are answered, in OpenPI's dialect, RoboArena's and vla-eval's."""
 
 import logging
 import os
@@ -34,6 +34,7 @@ _IMAGES = (
 _CAMERAS = ("3rd_view_camera", "agentview", "image_primary", "primary", "rgb_static", "external_cam", "front")
 _STATES = ("observation/state", "state", "states", "observation.state")
 _PROMPTS = ("prompt", "task_description", "instruction", "task")
+_TOLD = ("model", "server", "version", "grammar", "action", "steps", "decide", "trained")  # of /metadata, to OpenPI's
 
 
 class Client:
@@ -109,7 +110,7 @@ class Client:
 
 def _build_message(image: Any, instruction: Any, state: Any, reserve: Reserve) -> Message:
     text = None if instruction is None else check_text(instruction, "instruction", MAX_INSTRUCTION)
-    return Message(read_picture(image, "image", reserve), text, _read_state(state), "list")
+    return Message(read_picture(image, reserve), text, _read_state(state), "list")
 
 
 def _read_state(state: Any) -> np.ndarray | None:
@@ -240,6 +241,5 @@ def _answer_vla_eval(
     return None
 
 
-_TOLD = ("model", "server", "version", "grammar", "action", "steps", "decide", "trained")
 DIALECTS = {"/": _serve_openpi, "/roboarena": _serve_roboarena, "/vla-eval": _serve_vla_eval}
 ROUTES = "/ (OpenPI), /vla-eval or /roboarena, each also below /s/ROBOT"

@@ -123,6 +123,7 @@ class Robot:
         self._is_another = True
 
     def _let_go(self) -> None:
+        """Forget the episode where `begin_anew` was called since the last request."""
         if self._is_another:
             self._is_another, self._started_by, self._instruction = False, "", None
             self._frame = self._build_frame()

@@ -15,7 +15,7 @@ import msgpack
 import numpy as np
 
 from vlm_local.errors import RequestError
-from vlm_local.fields import Reserve, build_array, check_image_shape, decode_picture_file, take_any
+from vlm_local.fields import Reserve, build_array, check_pixels, decode_picture_file
 
 MAX_FRAME = 2**24  # bytes; five cameras of 1024x1024 pixels, uncompressed
 _MAX_ITEMS = 4096  # of a list or map: msgpack reserves them before they come, for each level of nesting
@@ -96,21 +96,16 @@ def read_array(value: Any, name: str) -> np.ndarray:
     return build_array(data, dtype, shape, name)
 
 
-def read_picture(value: Any, name: str, reserve: Reserve = take_any) -> np.ndarray:
-    """A picture -> uint8 (H, W, 3) RGB. Raises RequestError."""
+def read_picture(value: Any, reserve: Reserve) -> np.ndarray:
+    """The picture to decide on -> uint8 (H, W, 3) RGB. Raises RequestError."""
     if isinstance(value, dict) and value.get("__image__") is True and value.get("format") != "raw":
         if value.get("format") not in ("png", "jpeg"):
-            raise RequestError(f"{name}: expected the format png, jpeg or raw, got {_show(value.get('format'))}")
+            raise RequestError(f"image: expected the format png, jpeg or raw, got {_show(value.get('format'))}")
         if not isinstance(value.get("data"), bytes):
-            raise RequestError(f"{name}: data must be the bytes of a {value['format']} file")
+            raise RequestError(f"image: data must be the bytes of a {value['format']} file")
         return decode_picture_file(value["data"], reserve)
-    image = read_array(value, name)
-    if image.dtype != np.uint8:
-        raise RequestError(f"{name}: expected dtype uint8 with values 0..255, got {image.dtype}")
-    if image.ndim == 3 and image.shape[2] == 4:
-        image = image[:, :, :3]
-    check_image_shape(image.shape)
-    return image
+    image = read_array(value, "image")
+    return check_pixels(image[:, :, :3] if image.ndim == 3 and image.shape[2] == 4 else image)
 
 
 def _decode_name(name: Any) -> Any:

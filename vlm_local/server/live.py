@@ -109,7 +109,7 @@ class Hub:
             with self._lock:
                 self._viewers.remove(viewer)
 
-    def encode_frame(self, robot: str, lossless: bool = False) -> bytes:
+    def encode_frame(self, robot: str, lossless: bool) -> bytes:
         """The newest frame of a robot as JPEG (or PNG). Raises RequestError (404) where there is none."""
         with self._lock:
             frame = self._frames.get(robot)

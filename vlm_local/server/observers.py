@@ -5,6 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from vlm_local.assembly import Policies
 from vlm_local.provenance import describe_machine
 from vlm_local.server.app import create_app
 from vlm_local.server.asked import RecentAnswers, add_asked_routes
@@ -12,7 +13,7 @@ from vlm_local.server.live import Hub
 from vlm_local.server.metrics import Metrics, add_metrics_route
 from vlm_local.server.pages import add_live_routes
 from vlm_local.server.recorder import Recorder
-from vlm_local.server.service import Policies, ServerSettings, Service
+from vlm_local.server.service import ServerSettings, Service
 from vlm_local.server.state import RobotStates
 
 
@@ -22,8 +23,8 @@ class ObservedApp:
     def __init__(
         self,
         policies: Policies,
-        settings: ServerSettings = ServerSettings(),
-        run: Path | None = None,
+        settings: ServerSettings,
+        run: Path | None,
         max_bytes: int | None = None,
         previous: Path | None = None,
         port: int | None = None,
@@ -57,9 +58,8 @@ class ObservedApp:
         """Close every open page's stream now."""
         self._hub.close()
 
-    def close(self, timeout_s: float = 10.0) -> bool:
+    def close(self, timeout_s: float) -> bool:
         """Write what is still to be recorded. True when all of it was, in time."""
-        self.end_streams()
         end = time.monotonic() + timeout_s
         written = all(
             [subscription.close(max(end - time.monotonic(), 0.1)) for subscription in self.service.subscriptions]
@@ -82,9 +82,8 @@ class ObservedApp:
 
     def _report_status(self) -> dict[str, Any]:
         """The head of the live page."""
-        report = {name: value() for name, value in self.service.report.items()}
         return {
-            **report,
+            **{name: value() for name, value in self.service.report.items()},
             "state": self.service.state,
             "model": self._policies.metadata.get("model"),
             "trained": self._policies.metadata.get("trained"),
@@ -108,9 +107,11 @@ class ObservedApp:
     def _describe(self) -> dict[str, Any]:
         """meta.json of the run and of each episode."""
         metadata, settings = self._policies.metadata, self._settings
-        kept = {"on_fault": settings.on_fault, "max_step": settings.max_step, "workspace_m": None}
-        kept["embodiment"] = settings.embodiment
-        if settings.workspace is not None:
-            kept["workspace_m"] = asdict(settings.workspace)
+        kept = {
+            "on_fault": settings.on_fault,
+            "max_step": settings.max_step,
+            "workspace_m": settings.workspace and asdict(settings.workspace),
+            "embodiment": settings.embodiment,
+        }
         versions = {**self._made_with["versions"], **metadata.get("versions", {})}
         return {**metadata, "server": kept, **self._made_with, "versions": versions}

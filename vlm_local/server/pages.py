@@ -14,9 +14,9 @@ from vlm_local.data.summary import summarise_run
 from vlm_local.errors import RequestError
 from vlm_local.files import read_json_lines
 from vlm_local.policy import Policy, derive_seed
-from vlm_local.server.access import FULL_PATH
+from vlm_local.server.access import FULL_PATH, take_place
 from vlm_local.server.live import Hub
-from vlm_local.server.service import read_body, send_json, take_place
+from vlm_local.server.service import read_body, send_json
 from vlm_local.types import Observation
 from vlm_local.wire import build_details, decode_act
 
@@ -35,7 +35,7 @@ _MAX_LISTED = 500
 _MAX_READERS = 2  # of the recording at a time: a long one takes seconds of the interpreter's lock
 
 
-def add_live_routes(app: Flask, hub: Hub, run: Path | None = None) -> None:
+def add_live_routes(app: Flask, hub: Hub, run: Path | None) -> None:
     """run: the folder that is recorded to, None when recording is off."""
     add_page_routes(app, "index.html")
     _add_stream_routes(app, hub)

@@ -28,7 +28,7 @@ class Parser(HTTPRequestParser):
 
     path = full_path = ""
 
-    def __init__(self, adj, is_wanted: Callable[["Parser"], bool] = lambda parser: True):
+    def __init__(self, adj, is_wanted: Callable[["Parser"], bool]):
         """is_wanted: asked once, when the headers are read."""
         super().__init__(adj)
         self.began = time.monotonic()

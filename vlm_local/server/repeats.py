@@ -5,6 +5,7 @@ time, so its newest answer is all that can be asked for again. A request that fa
 """
 
 import hashlib
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,8 +15,9 @@ from flask import Response
 
 from vlm_local.errors import RequestError
 from vlm_local.relay import HEADER
+from vlm_local.server.access import take_place
 
-_PARTS = 16, 9  # the most letters of a connection's name, and digits of a request's number
+_MARK = re.compile(r"([^\W_]{1,16})-(\d{1,9})")  # a connection's name, a request's number
 _WAIT_S = 0.25  # between two looks whether the one who asked again is still there
 
 
@@ -56,9 +58,10 @@ class Repeats:
 
         Raises RequestError for a mark that no relay makes.
         """
-        name, _, number = mark.partition("-")
-        if not (name.isalnum() and len(name) <= _PARTS[0] and number.isdecimal() and len(number) <= _PARTS[1]):
+        match = _MARK.fullmatch(mark)
+        if match is None:
             raise RequestError(f"{HEADER}: expected a relay's CONNECTION-NUMBER, got {mark[:40]!r}")
+        name, number = match.groups()
         with self._lock:
             connection = self._connections.pop(name, None) or RelayedConnection()
             self._connections[name] = connection
@@ -93,11 +96,8 @@ class Repeats:
             connection.turn.release()
 
     def _wait(self, turn: threading.Lock, is_gone: Callable) -> None:
-        if not self._places.acquire(blocking=False):
-            raise RequestError(f"{HEADER}: too many requests that were sent again are waiting; send one at a time", 503)
-        try:
+        refusal = f"{HEADER}: too many requests that were sent again are waiting; send one at a time"
+        with take_place(self._places, refusal):
             while not turn.acquire(timeout=_WAIT_S):
                 if is_gone():
                     raise RequestError("the client went away while it waited", 499)
-        finally:
-            self._places.release()

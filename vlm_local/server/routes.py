@@ -9,8 +9,8 @@ from flask import Flask, Response, g, request
 from vlm_local.answers import Answer, Answerer, Question, build_answer_details, decode_question
 from vlm_local.errors import RequestError
 from vlm_local.fields import check_text
-from vlm_local.server.access import ADDRESS
-from vlm_local.server.service import Service, read_body, send_json, take_place
+from vlm_local.server.access import ADDRESS, take_place
+from vlm_local.server.service import Service, read_body, send_json
 from vlm_local.wire import load_request
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ def _tell(service: Service, robot: str | None, status: str, is_kept: bool, **mor
 
 
 def add_answer_route(
-    app: Flask, service: Service, answerer: Answerer, tell: Callable[[Question, Answer], None] = lambda *asked: None
+    app: Flask, service: Service, answerer: Answerer, tell: Callable[[Question, Answer], None]
 ) -> None:
     """POST /answer: a question about a picture, answered by the model that also drives the robots.
 

@@ -17,6 +17,7 @@ from flask import Flask
 from waitress.server import create_server
 from waitress.wasyncore import close_all
 
+from vlm_local.assembly import Policies
 from vlm_local.errors import ConfigError
 from vlm_local.files import list_missing, remove_unused
 from vlm_local.processes import trim_heaps
@@ -25,7 +26,7 @@ from vlm_local.server.live import MAX_VIEWERS
 from vlm_local.server.observers import ObservedApp
 from vlm_local.server.recorder import explain_refusal
 from vlm_local.server.routes import MAX_QUESTIONS
-from vlm_local.server.service import Policies, ServerSettings, Service
+from vlm_local.server.service import ServerSettings, Service
 from vlm_local.server.state import find_previous
 from vlm_local.server.tunnel import Tunnel, TunnelTarget
 from vlm_local.server.websocket import MAX_HORIZON, WebsocketDoor
@@ -121,8 +122,7 @@ class RunOptions:
 
     record: where runs are recorded, each start in a folder of its own; None records nothing.
     max_record_bytes: above it the oldest episodes of the run are deleted. websocket_port: 0 for any that is free, None
-    for no websocket. horizon: as WebsocketDoor takes
-    it, None for the steps that a phrase is held.
+    for no websocket. horizon: as WebsocketDoor takes it, None for the steps that a phrase is held.
     """
 
     record: Path | None = None

@@ -4,7 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from vlm_local.errors import RequestError
 from vlm_local.fields import Reserve
 from vlm_local.files import encode_json
 from vlm_local.safety import MAX_STEP, Guard, HoldOnFault, Workspace
-from vlm_local.server.access import Gate
+from vlm_local.server.access import Gate, take_place
 from vlm_local.server.budget import Budget
 from vlm_local.server.callers import Callers, is_given
 from vlm_local.server.episodes import EpisodeSettings, Robot, Robots, Step
@@ -58,20 +58,6 @@ def describe_action(embodiment: str) -> dict[str, Any]:
         "frame": "robot base: +x forward, +y left, +z up; deltas per control step, gripper absolute",
         "control_hz": robot.control_hz,
     }
-
-
-@contextmanager
-def take_place(places: threading.Semaphore, refusal: str) -> Iterator[None]:
-    """Hold one of `places` during the block. Raises RequestError (503, `refusal`) at once where none is free.
-
-    Nobody waits for a place, because a request that waits holds a thread that a robot may need.
-    """
-    if not places.acquire(blocking=False):
-        raise RequestError(refusal, 503)
-    try:
-        yield
-    finally:
-        places.release()
 
 
 @dataclass(frozen=True)
@@ -113,7 +99,7 @@ class Service:
     report: lines of /health, name -> function that gives the value.
     """
 
-    def __init__(self, policies: Policies, settings: ServerSettings, states: RobotStates | None = None):
+    def __init__(self, policies: Policies, settings: ServerSettings, states: RobotStates | None):
         self.settings = settings
         self.states = RobotStates() if states is None else states
         idle_s = settings.episodes.idle_s
@@ -196,21 +182,15 @@ class Service:
                 self._num_inside -= 1
                 self._changed.notify_all()
 
-    @contextmanager
-    def reading(self, num_bytes: int | None) -> Iterator[None]:
+    def reading(self, num_bytes: int | None) -> AbstractContextManager[None]:
         """Wrap the reading and parsing of a body of `num_bytes`; at most MAX_LARGE_BODIES large ones at a time.
 
         Raises RequestError (503) for a large one that has waited for _LARGE_BODY_WAIT_S.
         """
         if (num_bytes or 0) <= LARGE_BODY:
-            yield
-            return
-        if not self._large_bodies.acquire(timeout=_LARGE_BODY_WAIT_S):
-            raise RequestError(f"{MAX_LARGE_BODIES} large bodies are being read already; send a smaller picture", 503)
-        try:
-            yield
-        finally:
-            self._large_bodies.release()
+            return nullcontext()
+        refusal = f"{MAX_LARGE_BODIES} large bodies are being read already; send a smaller picture"
+        return take_place(self._large_bodies, refusal, _LARGE_BODY_WAIT_S)
 
     @contextmanager
     def unpacking(self) -> Iterator[Reserve]:

@@ -112,9 +112,10 @@ class RobotStates:
         source = next((source for source in sources if source.is_file()), None)
         if source is not None:
             self._load(source)
-        is_other = folder is not None and source != folder / FILE
-        if self._file is not None and self._file.write(_LONG_WAIT_S) and is_other:
-            _put_aside(source)
+        is_written = self._file is not None and self._file.write(_LONG_WAIT_S)
+        if is_written and source is not None and source.parent == previous:
+            with suppress(OSError):  # put aside, so that no second server takes it over as well
+                source.rename(source.with_name("state.continued.json"))
 
     def on_hold(self, listener: Callable[[], None]) -> None:
         """listener: called after each hold and release."""
@@ -224,13 +225,6 @@ class RobotStates:
 
 def _read_hold(hold: Mapping[str, Any] | None) -> Hold | None:
     return None if hold is None else Hold(str(hold["reason"]), float(hold["since"]))
-
-
-def _put_aside(path: Path | None) -> None:
-    """Rename the state that this run took over, so that no second server takes it over as well."""
-    if path is not None:
-        with suppress(OSError):
-            path.rename(path.with_name("state.continued.json"))
 
 
 def find_previous(parent: Path, port: int) -> Path | None:

@@ -27,7 +27,7 @@ _OPTIONS = {
     "ConnectTimeout": "10",
     "ControlPath": "none",  # a shared connection would outlive this one
 }
-_PORT_TAKEN = re.compile(r"remote port forwarding failed")
+_PORT_TAKEN = "remote port forwarding failed"
 _UP = re.compile(r"remote forward success|Allocated port (?P<port>\d+) for remote forward")
 
 
@@ -132,7 +132,7 @@ class Tunnel:
                 ):
                     last = line
         self._is_session_ended = process.returncode != _SSH_FAILED or "open failed" in last
-        if _PORT_TAKEN.search(last):
+        if _PORT_TAKEN in last:
             last += (
                 f". Port {self._target.remote_port} there is taken, most often by this tunnel's last connection, which "
                 "its sshd has not given up: let its sshd_config say ClientAliveInterval 5 and ClientAliveCountMax 2"

@@ -21,7 +21,7 @@ from vlm_local.server.pages import STATIC, add_episode_routes, add_page_routes
 _THREADS = 4
 _MAX_BODY = 2**12  # a correction
 _JPEG_QUALITY = 90
-_SCRIPTS = ("tape.js", "card.js", "player.js", "share.js")  # each after those that it imports
+_SCRIPTS = ("page.js", "tape.js", "card.js", "player.js", "share.js")  # each after those that it imports
 
 
 def serve_episodes(runs: Sequence[Path], logs: Sequence[Path], listener: socket.socket) -> None:

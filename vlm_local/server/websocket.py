@@ -20,7 +20,7 @@ from websockets.http11 import Request, Response
 from websockets.sync.server import Server, ServerConnection, serve
 
 from vlm_local.errors import RequestError
-from vlm_local.server.access import Address, RateLimit, check_origin, parse_address
+from vlm_local.server.access import Address, RateLimit, check_origin, parse_address, read_token
 from vlm_local.server.dialects import DIALECTS, INTERNAL_ERROR, ROUTES, Client
 from vlm_local.server.frames import MAX_FRAME
 from vlm_local.server.peers import Peer
@@ -94,9 +94,8 @@ class WebsocketDoor:
 
     def _admit(self, connection: ServerConnection, request: Request) -> Response | None:
         """Answer probes by HTTP, refuse who may not enter, let all others in."""
-        settings = self._service.settings
+        address = self._find_address(request)
         try:
-            address = parse_address(request.path.partition("?")[0], settings.prefix)
             address.check_robot()
             _check_entry(self._service, request.headers, connection.remote_address[0], address)
         except RequestError as error:
@@ -109,9 +108,12 @@ class WebsocketDoor:
             return connection.respond(HTTPStatus.NOT_FOUND, f"there is no {address.route}; use {ROUTES}\n")
         return None
 
+    def _find_address(self, request: Request) -> Address:
+        return parse_address(request.path.partition("?")[0], self._service.settings.prefix)
+
     def _talk(self, connection: ServerConnection) -> None:
         assert connection.request is not None  # it was admitted
-        address = parse_address(connection.request.path.partition("?")[0], self._service.settings.prefix)
+        address = self._find_address(connection.request)
         peer = connection.socket
         assert isinstance(peer, Peer)  # _Listener gives no others
         peer.is_open = True
@@ -173,8 +175,8 @@ def _check_entry(service: Service, headers: Headers, remote: str, address: Addre
     scheme, _, key = authorization.partition(" ")
     if scheme.lower() == "api-key":
         authorization = f"Bearer {key}"
-    token = authorization.partition(" ")[2] or address.token
+    token = read_token(address.token, authorization)
     # "POST": who says no Origin is no page, for browsers say it with every websocket
     check_origin("POST", address.route, get, settings.gate.knows(token), settings.names)
     if address.route not in ("/health", "/healthz"):
-        settings.gate.check(remote, address.token, authorization)
+        settings.gate.check(remote, token)

@@ -108,16 +108,16 @@ class ArmController:
         self._lower, self._upper = model.jnt_range[:NUM_JOINTS].T
         self._jacobian = np.zeros((6, model.nv))
 
-    def reset(self, data: mujoco.MjData, position: np.ndarray, opening: float = 1.0) -> None:
-        """Put the arm there, gripper down. position: (3,) m of the tips; opening: 0 closed..1 open."""
+    def reset(self, data: mujoco.MjData, position: np.ndarray) -> None:
+        """Put the arm there, gripper down and open. position: (3,) m of the tips."""
         self._position, self._rotation = np.array(position, dtype=np.float64), np.eye(3)
         joints = self._solve(_HOME, self._position, self._rotation, num_iterations=200)
         assert joints is not None  # every start position is within reach
         self._joints = joints
         data.qpos[:NUM_JOINTS] = self._joints
-        data.qpos[NUM_JOINTS : NUM_JOINTS + 2] = opening * FINGER_RANGE_M
+        data.qpos[NUM_JOINTS : NUM_JOINTS + 2] = FINGER_RANGE_M
         data.ctrl[:NUM_JOINTS] = self._joints
-        data.ctrl[NUM_JOINTS] = opening * FINGER_RANGE_M
+        data.ctrl[NUM_JOINTS] = FINGER_RANGE_M
 
     def step(self, data: mujoco.MjData, action: np.ndarray) -> None:
         """One control step of 0.2 s. action: (7,) as types.Decision.action."""

@@ -42,8 +42,7 @@ class BlockTask(Task):
 
     def sample_blocks(self, world: World, level: Level, rng: np.random.Generator) -> None:
         """Three blocks and perhaps distractors, where `fits` has nothing against it."""
-        names = list(COLOURS)[: None if level.more_colours else _USUAL_COLOURS]
-        self.colours = [str(name) for name in rng.permutation(names)[:NUM_BLOCKS]]
+        self.colours = draw_colours(level, rng)
         num_distractors = int(rng.integers(level.distractors + 1))
         self.target = 0  # of the blocks, whose colours are in random order
         while not self.fits(places := _scatter(NUM_BLOCKS + num_distractors, level, rng)):
@@ -60,6 +59,12 @@ class BlockTask(Task):
     def fits(self, places: np.ndarray) -> bool:
         """Whether the episode can be played with things at these places (N, 2) m, blocks first."""
         return True
+
+
+def draw_colours(level: Level, rng: np.random.Generator) -> list[str]:
+    """Names of the blocks' colours, each another one."""
+    names = list(COLOURS)[: None if level.more_colours else _USUAL_COLOURS]
+    return [str(name) for name in rng.permutation(names)[:NUM_BLOCKS]]
 
 
 def _scatter(num: int, level: Level, rng: np.random.Generator) -> np.ndarray:

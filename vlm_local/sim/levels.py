@@ -54,13 +54,18 @@ def vary_surroundings(model: mujoco.MjModel, level: Level, rng: np.random.Genera
     """Draw table, walls, light, camera, tins and the arm's colour of one episode into the model's fields."""
     vary_surfaces(model, level, rng)
     vary_light(model, level, rng)
-    position = np.array(scene.CAMERA_POSITION) + 0.03 * level.camera * rng.uniform(-1, 1, 3)
-    target = np.array(scene.CAMERA_TARGET) + 0.02 * level.camera * rng.uniform(-1, 1, 3)
-    camera = model.camera(scene.CAMERA).id
-    model.cam_pos[camera], model.cam_quat[camera] = position, scene.look_at(position, target)
-    model.cam_fovy[camera] = scene.CAMERA_FOVY_DEG + 2 * level.camera * rng.uniform(-1, 1)
+    vary_camera(model, level, rng, scene.CAMERA_POSITION)
+    model.camera(scene.CAMERA).fovy = scene.CAMERA_FOVY_DEG + 2 * level.camera * rng.uniform(-1, 1)
     coloured = level.coloured_arm and rng.random() < 0.5
     model.material(scene.ARM_MATERIAL).rgba[:3] = rng.uniform(0.05, 0.9, 3) if coloured else scene.ARM_RGB
+
+
+def vary_camera(model: mujoco.MjModel, level: Level, rng: np.random.Generator, place_m) -> None:
+    """place_m: three numbers, from where it is moved."""
+    position = np.array(place_m) + 0.03 * level.camera * rng.uniform(-1, 1, 3)
+    target = np.array(scene.CAMERA_TARGET) + 0.02 * level.camera * rng.uniform(-1, 1, 3)
+    camera = model.camera(scene.CAMERA)
+    camera.pos, camera.quat = position, scene.look_at(position, target)
 
 
 def vary_surfaces(model: mujoco.MjModel, level: Level, rng: np.random.Generator) -> None:

@@ -5,6 +5,7 @@ import os
 import sys
 import threading
 import weakref
+from importlib import import_module
 from typing import Any
 
 import mujoco
@@ -91,7 +92,7 @@ def _open_context() -> Any:
         platform = os.environ.get("PYOPENGL_PLATFORM")
         try:
             # The size does not matter: a camera draws into a buffer of its own.
-            context = __import__(module, fromlist=["GLContext"]).GLContext(1, 1)
+            context = import_module(module).GLContext(1, 1)
         except Exception as error:  # PyOpenGL raises AttributeError, ImportError, its own GLError ...
             reasons.append(f"{name}: {error}")
             if platform is None:

@@ -47,9 +47,14 @@ class Task:
         """How many of `stages` hold now, counted from the first."""
         return len(self.stages) if self.is_done(world) else 0
 
+    @classmethod
+    def list_words(cls, level: Level) -> tuple[str, ...]:
+        """The wordings of a level."""
+        return {"first": cls.words[:1], "seen": cls.words, "unseen": cls.unseen}[level.wording]
+
     def phrase_instruction(self, level: Level, rng: np.random.Generator, names=None, wrong_names=None) -> None:
         """Draw the words; names, wrong_names: what fills them, and what would ask for something else."""
-        choices = {"first": self.words[:1], "seen": self.words, "unseen": self.unseen}[level.wording]
+        choices = self.list_words(level)
         words = choices[rng.integers(len(choices))]
         self.names = names or {}
         self.instruction = words.format(**self.names)

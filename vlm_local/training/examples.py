@@ -50,9 +50,8 @@ def draw_example(shards: Sequence[Shard], num_asked: int, rng: np.random.Generat
         aside = min(np.hypot(*question.offset_m[:2]) for question in example.asked)
         if rng.random() < max(_FAR_SHARE, _NEAR_M / max(aside, _NEAR_M)):
             break
-    if show_first and not any(question.task in MEMORY_TASKS for question in example.asked):
-        example = example if rng.random() < show_first else replace(example, first=None)
-    elif not show_first:
+    needs_first = any(question.task in MEMORY_TASKS for question in example.asked)
+    if not show_first or not (needs_first or rng.random() < show_first):
         example = replace(example, first=None)
     kind = rng.random()
     if kind < _BLANK:

@@ -267,7 +267,7 @@ def _cut_log(path: Path, step: int) -> None:
             file.writelines(json.dumps(line) + "\n" for line in read_json_lines(path) if line["step"] <= step)
 
 
-def draw_curves(folder: Path, names: Iterable[str] = ("loss", "exact")) -> Path:
+def draw_curves(folder: Path, names: Iterable[str]) -> None:
     """Plot what the log of a training holds by step into curves.png, a panel for each first word of the names.
 
     Losses are on a logarithmic axis; shares ("exact", "success TASK") from 0 to 1.
@@ -298,4 +298,3 @@ def draw_curves(folder: Path, names: Iterable[str] = ("loss", "exact")) -> Path:
     axes[-1].set_xlim(0, lines[-1]["step"])
     axes[-1].set_xlabel("step")
     figure.savefig(folder / _CURVES, dpi=120)
-    return folder / _CURVES

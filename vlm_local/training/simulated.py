@@ -237,15 +237,12 @@ def _comes_later(example: Example) -> bool:
     return is_red_there and any(question.slot != _FIRST_SLOT for question in example.asked)
 
 
-def train_tiny(
-    folder: Path, seed: int, start: Path | None = None, num_rounds: int | None = None, task: str | None = None
-) -> Path:
+def train_tiny(folder: Path, seed: int, start: Path | None, num_rounds: int | None, task: str | None) -> Path:
     """The course of docs/training.md in a run folder; returns the last student's folder.
 
     start: folder of trained weights to begin with, at the course's last mix; None begins with none.
-    task: the only task of all rounds; None takes the course's mixes.
+    num_rounds: None for the course's. task: the only task of all rounds; None takes the course's mixes.
     """
-    torch.set_num_threads(1)  # two wait for each other more than they help at this size
     course = Course()
     if start is not None:
         first = max(course.mixes)
@@ -253,26 +250,22 @@ def train_tiny(
         course = replace(course, num_rounds=course.num_rounds - first, mixes=mixes, learner_from=2, warm_rounds=0)
     if task is not None:
         course = replace(course, mixes={0: {find_task(task).name: 1.0}})
-    if num_rounds is not None:
-        course = replace(course, num_rounds=num_rounds)
-    bfloat16 = _has_bfloat16_products()
-    rate = _RATE if start is None else _RATE_ON
-    recipe = Recipe(course.num_rounds * course.steps, rate, decay=0.45, save_every=course.steps, bfloat16=bfloat16)
-    return SimulatedTraining(start, folder, course, recipe, seed).run()
+    return _train(folder, seed, start, course, num_rounds, _RATE if start is None else _RATE_ON)
 
 
-def train_memory(folder: Path, seed: int, start: Path, num_rounds: int | None = None) -> Path:
+def train_memory(folder: Path, seed: int, start: Path, num_rounds: int | None) -> Path:
     """The variant that also sees an episode's first picture, in the memory tasks and the others.
 
     start: folder of trained weights to begin with. Returns the last student's folder.
     """
-    torch.set_num_threads(1)
-    course = replace(_MEMORY_COURSE, num_rounds=num_rounds or _MEMORY_COURSE.num_rounds)
-    num_steps, bfloat16 = course.num_rounds * course.steps, _has_bfloat16_products()
-    recipe = Recipe(num_steps, _RATE, decay=0.45, save_every=course.steps, bfloat16=bfloat16)
+    return _train(folder, seed, start, _MEMORY_COURSE, num_rounds, _RATE)
+
+
+def _train(folder: Path, seed: int, start: Path | None, course: Course, num_rounds: int | None, rate: float) -> Path:
+    torch.set_num_threads(1)  # two wait for each other more than they help at this size
+    course = replace(course, num_rounds=num_rounds or course.num_rounds)
+    # A processor that does not multiply in bfloat16 takes twice as long for a step as in float32.
+    bfloat16 = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+    num_steps = course.num_rounds * course.steps
+    recipe = Recipe(num_steps, rate, decay=0.45, save_every=course.steps, bfloat16=bfloat16)
     return SimulatedTraining(start, folder, course, recipe, seed).run()
-
-
-def _has_bfloat16_products() -> bool:
-    """Whether this processor multiplies in bfloat16; where it does not, a step takes twice as long as in float32."""
-    return bool(torch.cpu.get_capabilities().get("avx512_bf16"))

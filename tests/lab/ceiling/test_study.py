@@ -1,7 +1,6 @@
 """The command from end to end: rows, pages, going on after a kill, what it refuses."""
 
 import json
-import shutil
 from contextlib import closing, contextmanager
 
 import pytest
@@ -43,7 +42,8 @@ def play(path, episodes: int):
 @pytest.mark.slow
 def test_rows_report_and_pages(result):
     rows = [json.loads(line) for line in (result / "rows.jsonl").read_text().splitlines()]
-    report = json.loads((result / "report.json").read_text())
+    report, made = (json.loads((result / name).read_text()) for name in ("report.json", "ceiling.json"))
+    assert report["git"] == made["git"]
     assert [(row["task"], row["seed"], len(row["steps"])) for row in rows] == [("close_drawer", 3, 95)]
     curves = {(curve["study"], curve["line"]): curve for curve in report["curves"]}
     plain = curves["vocabulary", ""]["tasks"]["close_drawer"][-1]
@@ -52,20 +52,6 @@ def test_rows_report_and_pages(result):
     assert page.count("<svg") == 7 and "a model that says the opposite on x" in page
     assert "| close_drawer |" in (result / "tables.md").read_text()
     assert {path.stem for path in result.glob("*.png")} >= {"scale", "hold", "latency", "opposite"}
-
-
-@pytest.mark.slow
-def test_episodes_added_elsewhere_are_said_beside(result, tmp_path):
-    out = shutil.copytree(result, tmp_path / "out")
-    report, made = (json.loads((out / name).read_text()) for name in ("report.json", "ceiling.json"))
-    assert "continued_with" not in report and report["git"] == made["git"]
-    (out / "ceiling.json").write_text(json.dumps(made | {"git": "an older commit"}))
-    same = ("--tasks", "close_drawer", "--level", "easy", "--seed", 3)
-    for episodes, others in ((1, []), (2, [report["git"]])):  # at first nothing is played
-        assert ceiling(out, *same, "--episodes", episodes) == 0
-        again = json.loads((out / "report.json").read_text())
-        assert again["git"] == "an older commit"
-        assert [part["git"] for part in again.get("continued_with", [])] == others
 
 
 @pytest.mark.slow
@@ -96,6 +82,17 @@ def test_episodes_are_added(tmp_path):
     assert [len(steps["close_drawer", PLAIN]) for steps in (few, many)] == [1, 3]
     play(tmp_path / "at once", 3)
     assert (tmp_path / "rows.jsonl").read_bytes() == (tmp_path / "at once/rows.jsonl").read_bytes()
+
+
+def test_episodes_added_elsewhere_are_said_beside(tmp_path):
+    play(tmp_path, 1)
+    made = json.loads((tmp_path / "ceiling.json").read_text())
+    (tmp_path / "ceiling.json").write_text(json.dumps(made | {"git": "an older commit"}))
+    for episodes, others in ((1, []), (2, [made["git"]])):  # at first nothing is played
+        play(tmp_path, episodes)
+        again = json.loads((tmp_path / "ceiling.json").read_text())
+        assert again["git"] == "an older commit"
+        assert [part["git"] for part in again.get("continued_with", [])] == others
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,6 @@
 """Runs: what they leave behind, how they go on, and what a bad server does to them."""
 
-import http.server
 import json
-import threading
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cache
@@ -13,6 +11,7 @@ from PIL import Image
 
 from tests import serving
 from tests.slow import slow
+from tests.test_client import ForeignServer
 from vlm_local.actions import StepTable, build_action
 from vlm_local.assembly import open_policies
 from vlm_local.cli import main
@@ -136,10 +135,10 @@ def test_a_run_with_other_settings_is_refused_by_their_names(policy, change, sai
 
 
 def test_a_phrase_held_here_is_a_setting_of_the_run_also_with_a_server(tmp_path, capsys):
-    with serve_foreign([b"[0, 0, 0, 0, 0, 0, 1]"]) as (url, _):
-        run_sim(capsys, tmp_path, "--policy", url, *ONE_STEP, "--steps-per-phrase", 3)
+    with ForeignServer() as server:
+        run_sim(capsys, tmp_path, "--policy", server.url, *ONE_STEP, "--steps-per-phrase", 3)
         assert json.loads((tmp_path / "meta.json").read_text())["steps_per_phrase"] == 3
-        assert main(["sim", "--policy", url, "--out", str(tmp_path), *map(str, ONE_STEP)]) == 2
+        assert main(["sim", "--policy", server.url, "--out", str(tmp_path), *map(str, ONE_STEP)]) == 2
     assert "steps_per_phrase was 3 and is null" in capsys.readouterr().err
 
 
@@ -205,49 +204,16 @@ def test_random_phrases_are_carried_out_with_the_step_table_of_the_policy(policy
         assert line["action"][:6] == build_action(parse_phrase(line["phrase"]), 0.0, table).tolist()[:6]
 
 
-@contextmanager
-def serve_foreign(answers):
-    """An AutoEval-protocol server of somebody else: one robot, `answers` in order, over and over."""
-    seen = []
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            known = self.path == "/act"
-            if known:
-                seen.append(json.loads(body))
-            self.send_response(200 if known else 404)
-            self.end_headers()
-            if known:
-                self.wfile.write(answers[(len(seen) - 1) % len(answers)])
-
-        def do_GET(self):
-            self.send_error(404)
-
-        def log_message(self, *_):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", seen
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 def test_nonsense_in_mid_episode_is_a_fault_and_the_run_goes_on(tmp_path, capsys):
     good = json.dumps([0, 0, 0, 0, 0, 0, 1]).encode()
-    with serve_foreign([good, good, b"<html>oops</html>", good, good, good]) as (url, seen):
+    with ForeignServer(good, good, b"<html>oops</html>", good, good, good) as server:
         arguments = ("--task", "reach", "--episodes", 2, "--max-steps", 3, "--workers", 4)
-        summary = run_sim(capsys, tmp_path, "--policy", url, *arguments)
+        summary = run_sim(capsys, tmp_path, "--policy", server.url, *arguments)
     assert (summary["episodes"], summary["faulted"]) == (2, 1)
     first, second = (json.loads((tmp_path / f"episodes/reach-{n}/meta.json").read_text()) for n in range(2))
     assert first["outcome"] == "faulted" and "7 finite numbers" in first["fault"] and first["steps"] == 2
     assert second["outcome"] == "late"
-    assert len(seen[0]["proprio"]["shape"]) == 1 and seen[0]["proprio"]["shape"] == [8]
+    assert server.asked[0]["proprio"]["shape"] == [8]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["tasks"]["reach"]["success"]["n"] == 1
 
@@ -268,36 +234,35 @@ def test_a_server_that_is_not_there(tmp_path, capsys):
 
 
 def test_controls(tmp_path, capsys):
-    with serve_foreign([json.dumps([0.0] * 7).encode()]) as (url, seen):
-        base = ("--policy", url, "--task", "open_drawer", "--episodes", 1, "--max-steps", 1)
+    with ForeignServer() as server:
+        base = ("--policy", server.url, "--task", "open_drawer", "--episodes", 1, "--max-steps", 1)
         run_sim(capsys, tmp_path / "blank", *base, "--control", "blank-image")
         run_sim(capsys, tmp_path / "wrong", *base, "--control", "wrong-instruction")
-    blank, wrong = seen
+    blank, wrong = server.asked
     assert not np.frombuffer(__import__("base64").b64decode(blank["image"]["__numpy__"]), np.uint8).any()
     assert wrong["instruction"] == "close the drawer" and "open" in blank["instruction"]
 
 
 def test_a_flag_that_would_be_ignored_is_refused(tmp_path, capsys):
-    with serve_foreign([b"[0, 0, 0, 0, 0, 0, 1]"]) as (url, _):
-        for policy in (url, "oracle"):
+    with ForeignServer() as server:
+        for policy in (server.url, "oracle"):
             assert main(["sim", "--policy", policy, "--decide", "sample", "--out", str(tmp_path / "run")]) == 2
             assert "takes no --decide" in capsys.readouterr().err
 
 
 def test_faulted_episodes_are_played_again(tmp_path, capsys):
     good = json.dumps([0, 0, 0, 0, 0, 0, 1]).encode()
-    answers = [good, b"nonsense", good, good]
-    with serve_foreign(answers) as (url, _):
-        arguments = ("--policy", url, "--task", "reach", "--episodes", 1, "--max-steps", 2)
+    with ForeignServer(good, b"nonsense", good, good) as server:
+        arguments = ("--policy", server.url, "--task", "reach", "--episodes", 1, "--max-steps", 2)
         assert run_sim(capsys, tmp_path, *arguments)["faulted"] == 1
         assert run_sim(capsys, tmp_path, *arguments)["faulted"] == 0
 
 
 def test_a_held_phrase_is_asked_for_less_often(tmp_path, capsys):
-    with serve_foreign([b"[0, 0, 0, 0, 0, 0, 1]"]) as (url, seen):
-        arguments = ("--policy", url, "--task", "reach", "--episodes", 1, "--max-steps", 6)
+    with ForeignServer() as server:
+        arguments = ("--policy", server.url, "--task", "reach", "--episodes", 1, "--max-steps", 6)
         run_sim(capsys, tmp_path, *arguments, "--steps-per-phrase", 3)
-    assert len(seen) == 2
+    assert len(server.asked) == 2
 
 
 def test_out_must_be_a_run_or_nothing_yet(tmp_path, capsys):

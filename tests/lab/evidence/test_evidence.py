@@ -24,8 +24,7 @@ HUGE = "1" + 400 * "0"  # more than a double holds
 @pytest.fixture(scope="module")
 def evaluation(tmp_path_factory):
     place = tmp_path_factory.mktemp("eval")
-    records = [recordings.make_rlds_record(recordings.make_states(10, seed)) for seed in range(3)]
-    recordings.write_rlds(place / "data", records)
+    recordings.write_walks(place / "data", 3, num_steps=10)
     arguments = ["--data", str(place / "data"), "--out", str(place / "out"), "--policy", "random"]
     assert main(["eval", *arguments]) == 0
     return place / "out"

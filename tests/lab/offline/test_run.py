@@ -42,8 +42,7 @@ def _phrase(phrase, **fields):
 @pytest.fixture
 def data_set(tmp_path):
     folder = tmp_path / "data"
-    records = [recordings.make_rlds_record(recordings.make_states(12, seed)) for seed in range(3)]
-    recordings.write_rlds(folder, records)
+    recordings.write_walks(folder, 3, num_steps=12)
     return folder
 
 
@@ -288,6 +287,6 @@ def test_rows_of_two_checkpoints_are_never_mixed(data_set, tmp_path):
 
 
 def test_data_without_a_single_label_is_an_error(tmp_path):
-    recordings.write_rlds(tmp_path / "data", [recordings.make_rlds_record(recordings.make_states(1))])
+    recordings.write_walks(tmp_path / "data", 1, num_steps=1)
     with pytest.raises(DataError, match="no step could be scored"):
         _evaluate(tmp_path / "data", tmp_path / "out", "majority")

@@ -1,23 +1,20 @@
 """Policies behind real sockets: our own server, and one that only speaks AutoEval's protocol."""
 
 import json
-import threading
 from collections import Counter
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
 
 from tests import recordings
 from tests.serving import PHRASE, serve, until
+from tests.test_client import ForeignServer
 from vlm_local.cli import main
 
 
 @pytest.fixture
 def data_set(tmp_path):
-    records = [recordings.make_rlds_record(recordings.make_states(9, seed)) for seed in range(3)]
-    recordings.write_rlds(tmp_path / "data", records)
+    recordings.write_walks(tmp_path / "data", 3, num_steps=9)
     return str(tmp_path / "data")
 
 
@@ -25,39 +22,6 @@ def _eval(data_set, out, *flags):
     status = main(["eval", "--data", data_set, "--out", str(out), *flags])
     rows = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     return status, rows
-
-
-@contextmanager
-def _foreign_server(action):
-    """Answers every /act with `action`, has neither /metadata nor /reset."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self):
-            self.rfile.read(int(self.headers["Content-Length"] or 0))
-            found = self.path == "/act"
-            body = json.dumps(action).encode() if found else b"{}"
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        def do_GET(self):
-            self.send_error(404)
-
-        def log_message(self, *args):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])
@@ -74,8 +38,8 @@ def test_our_own_server_says_phrases_and_probabilities(data_set, tmp_path, worke
 
 
 def test_a_foreign_server_is_scored_by_its_actions(data_set, tmp_path):
-    with _foreign_server([0.0, 0.02, 0.0, 0.0, 0.0, -0.2, 1.0]) as url:
-        status, rows = _eval(data_set, tmp_path / "out", "--policy", url, "--every", "3")
+    with ForeignServer(b"[0, 0.02, 0, 0, 0, -0.2, 1]") as server:
+        status, rows = _eval(data_set, tmp_path / "out", "--policy", server.url, "--every", "3")
     assert status == 0 and [row["step"] for row in rows] == [0, 3, 6] * 3
     assert {row["phrase_source"] for row in rows} == {"actions"}
     # The recordings begin closed, so the constant command opens the gripper once.
@@ -88,7 +52,7 @@ def test_a_foreign_server_is_scored_by_its_actions(data_set, tmp_path):
 
 
 def test_a_server_that_goes_away_ends_the_evaluation_in_a_sentence(data_set, tmp_path, capsys):
-    with _foreign_server([0.0] * 7) as url:
+    with ForeignServer() as server:
         pass
-    assert main(["eval", "--data", data_set, "--out", str(tmp_path / "out"), "--policy", url]) == 2
-    assert url.rpartition("/")[2] in capsys.readouterr().err
+    assert main(["eval", "--data", data_set, "--out", str(tmp_path / "out"), "--policy", server.url]) == 2
+    assert server.url.rpartition("/")[2] in capsys.readouterr().err

@@ -6,12 +6,11 @@ import time
 import numpy as np
 import pytest
 
+from tests.lab.station.arms import start_arm
 from tests.server.test_answers import serve_answers
 from tests.serving import SteeredEngine, serve, until
 from vlm_local.cli import main
-from vlm_local.lab.station.arm import StationArm
 from vlm_local.lab.station.scene import RESET_STEPS
-from vlm_local.sim.environment import SimEnv
 
 
 def _play(url, out, task, *flags, steps=4):
@@ -47,10 +46,7 @@ def test_on_a_wall_clock_the_world_does_not_wait_for_an_answer(tmp_path):
 
 
 def test_a_thing_falls_and_the_arm_stands_while_an_answer_is_awaited():
-    env = SimEnv("eggplant_in_sink", image_size=None)
-    env.reset(seed=0)
-    arm = StationArm(env)
-    arm.reset()
+    env, arm = start_arm("eggplant_in_sink")
     before = arm.state
     env.world.put("eggplant", (0.35, 0.1, 0.3))
     env.world.wait(0.1)
@@ -187,19 +183,13 @@ def test_each_station_cuts_to_its_own_box(tmp_path, task, phrase, edge_m):
 
 
 def test_without_the_box_the_first_step_at_the_drawer_is_carried_out():
-    env = SimEnv("open_drawer", image_size=None)
-    env.reset(seed=0)
-    arm = StationArm(env, has_box=False)
-    arm.reset()
+    _, arm = start_arm("open_drawer", has_box=False)
     executed = arm.act(np.array([0.0] * 6 + [1.0]))
     assert not executed.clipped and not executed.executed[:6].any()
 
 
 def test_an_arm_that_meets_with_much_resistance_goes_back():
-    env = SimEnv("open_drawer", image_size=None)
-    env.reset(seed=0)
-    arm = StationArm(env, has_box=False)
-    arm.reset()
+    _, arm = start_arm("open_drawer", has_box=False)
     steps = [arm.act(np.array([0.0, 0.0, -0.0125, 0.0, 0.0, 0.0, 0.0])) for _ in range(30)]  # into the table
     pushed = [step for step in steps if step.reversed]
     assert pushed and not steps[0].reversed

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from tests.embodiments.station import to_bridge
+from tests.lab.station.arms import start_arm
 from tests.serving import serve
 from tests.slow import slow
 from vlm_local.cli import main
 from vlm_local.data import open_data_set
 from vlm_local.embodiments import load_embodiment
 from vlm_local.errors import EngineError
-from vlm_local.lab.station.arm import StationArm
 from vlm_local.lab.station.camera import StationCamera
 from vlm_local.server.access import Gate
 from vlm_local.server.service import ServerSettings
@@ -130,20 +130,14 @@ def test_a_server_that_is_not_there_is_refused_as_the_form_would(tmp_path, capsy
 
 
 def test_the_first_step_at_the_drawer_goes_down_into_its_box_whatever_is_answered():
-    env = SimEnv("open_drawer", image_size=None)
-    env.reset(seed=0)
-    arm = StationArm(env)
-    arm.reset()
+    _, arm = start_arm("open_drawer")
     before = arm.state
     executed = arm.act(np.array([0.0] * 6 + [1.0]))
     assert executed.executed[2] == pytest.approx(0.1637 - before[2], abs=1e-6) and executed.clipped
 
 
 def test_the_reset_pose_is_measured_as_it_was_recorded_at_a_station():
-    env = SimEnv("eggplant_in_sink", image_size=None)
-    env.reset(seed=0)
-    arm = StationArm(env)
-    arm.reset()
+    _, arm = start_arm("eggplant_in_sink")
     reset = np.array(load_embodiment("autoeval-widowx").reset_pose)
     np.testing.assert_allclose(arm.state[:3], reset[:3] + np.array([-0.010025, 0, -0.01005]), atol=0.004)
     np.testing.assert_allclose(arm.state[4], 1.5416, atol=0.01)

@@ -133,7 +133,7 @@ def test_the_same_command_goes_on_and_a_finished_tuning_asks_nothing(result, pla
     assert tune(place / "data", out, *flags) == 0
     assert _drop_times(out) == _drop_times(result)
     before = (out / "rows.jsonl").read_bytes()
-    monkeypatch.setattr("vlm_local.lab.tune.run.open_policies", None)
+    monkeypatch.setattr("vlm_local.lab.tune.ask.open_policies", None)
     assert tune(place / "data", out, *flags) == 0
     assert (out / "rows.jsonl").read_bytes() == before
 

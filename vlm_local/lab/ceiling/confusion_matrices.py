@@ -39,12 +39,11 @@ def load_confusion_matrices(folder: Path) -> ConfusionMatrices:
     """Of the --out of `eval` or `sim`. Raises DataError for anything else, or where nothing was answered."""
     kind = find_layout(folder).kind
     if kind == "sim":
-        found = CLOSED, list(_read_simulation(folder))
+        name, answers = CLOSED, list(_read_simulation(folder))
     elif kind == "eval":
-        found = _read_evaluation(folder)
+        name, answers = _read_evaluation(folder)
     else:
         raise DataError(f"{folder} is a result of `{kind}`; expected one of `eval` or of `sim`")
-    name, answers = found
     if not answers:
         raise DataError(f"{folder} holds no answered step, so there is nothing to count")
     return ConfusionMatrices(name, count_answers(answers))

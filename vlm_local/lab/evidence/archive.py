@@ -7,6 +7,7 @@ bytes were compressed. The same folder gives the same archive.
 import hashlib
 import json
 import os
+import shutil
 import zipfile
 import zlib
 from collections.abc import Collection, Iterator, Mapping
@@ -70,8 +71,7 @@ def pack(folder: Path, out: Path, pictures: bool = True, episodes: Collection[st
                 member = _member(name, zipfile.ZIP_STORED if layout.is_picture(name) else zipfile.ZIP_DEFLATED)
                 member.file_size = file["bytes"]
                 with archive.open(member, "w") as target, (folder / name).open("rb") as source:
-                    while chunk := source.read(_CHUNK):
-                        target.write(chunk)
+                    shutil.copyfileobj(source, target, _CHUNK)
         os.replace(beside, out)
     except OSError as error:
         raise ConfigError(f"cannot write {out}: {error.strerror}; choose another --out") from None
@@ -117,12 +117,9 @@ def _refuse_secrets(folder: Path, names: list[str]) -> None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    digest, size = hashlib.sha256(), 0
     with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-            size += len(chunk)
-    return {"bytes": size, "sha256": digest.hexdigest()}
+        digest = hashlib.file_digest(file, "sha256")
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
 
 
 def _encode(manifest: Manifest) -> bytes:

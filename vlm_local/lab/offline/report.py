@@ -26,13 +26,14 @@ def write_report(folder: Path, report: Mapping[str, Any], rows: Rows, episodes: 
     """
     chosen = choose_frames(rows)
     images = load_thumbnails(episodes, rows, chosen)
+    unanswered = f"{report['unanswered']} steps got no answer, because the policy failed; they count as not exact."
     pages.write_report(
         folder,
         "offline/report.html",
         report,
         made=("policy", "data", "seed", "labels_sha256", "answer_ms"),
         cards=_list_cards(report),
-        warnings=_list_warnings(report),
+        warnings=[unanswered] * bool(report["unanswered"]) + pages.list_warnings(report["policy"], report["left_out"]),
         frames=[_describe_frame(rows, index) | {"image": images[index]} for index in chosen if index in images],
         axes=AXES,
         min_steps=MIN_STEPS,
@@ -54,11 +55,6 @@ def _list_cards(report: Mapping[str, Any]) -> list[tuple[str, str]]:
             f"exact on moving steps ({report['counts']['moving.exact']})",
         ),
     ]
-
-
-def _list_warnings(report: Mapping[str, Any]) -> list[str]:
-    unanswered = f"{report['unanswered']} steps got no answer, because the policy failed; they count as not exact."
-    return [unanswered] * bool(report["unanswered"]) + pages.list_warnings(report["policy"], report["left_out"])
 
 
 def build_map(axis: str, confusion: Sequence[Sequence[int]]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ the rows of the episodes named there and asks about the others again, so that no
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -81,18 +81,6 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self.step)
-
-    def select(self, indices: Sequence[int]) -> "Rows":
-        """The rows at these indices, which must be in order of episode and step."""
-        chosen = np.asarray(indices)
-        columns: dict[str, Any] = {
-            field.name: [column[index] for index in indices] if isinstance(column, list) else column[chosen]
-            for field in fields(self)
-            if field.name != "episode_ids"
-            for column in [getattr(self, field.name)]
-        }
-        ids, columns["episode"] = np.unique(self.episode_ids[columns["episode"]], return_inverse=True)
-        return Rows(episode_ids=ids, **columns)
 
 
 def load_rows(path: Path) -> Rows:

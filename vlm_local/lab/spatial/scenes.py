@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.sim.block_tasks import COLOURS, Reach
+from vlm_local.sim.block_tasks import COLOURS, Reach, draw_colours
 from vlm_local.sim.levels import Level
 
 # After a change, the right answer has the opposite sign on an axis, stays, or no longer exists (confidence must go).
 TURNS, KEEPS, EMPTIES = "turns", "keeps", "empties"
 
-_NUM_BLOCKS = 3
-_USUAL_COLOURS = 3
 _AREA = np.array([[0.20, -0.20], [0.42, 0.20]])  # where the third block and distractors lie, m
 _APART_M = 0.07
 _LOW_M = 0.018  # beside a block and below its top
@@ -71,9 +69,8 @@ def sample_scene(level: Level, seed: int, index: int) -> Scene:
         place = rng.uniform(*_AREA)
         if min(np.linalg.norm(place - other) for other in (*taken, *spare, tips[:2])) > _APART_M:
             spare.append(place)
-    names = list(COLOURS)[: None if level.more_colours else _USUAL_COLOURS]
-    colours = [str(name) for name in rng.permutation(names)[:_NUM_BLOCKS]]
-    words = list_words(level)
+    colours = draw_colours(level, rng)
+    words = Reach.list_words(level)
     return Scene(
         tips=_round(tips),
         blocks=tuple(zip(colours, map(_round, (first, second, spare[0])), strict=True)),
@@ -82,11 +79,6 @@ def sample_scene(level: Level, seed: int, index: int) -> Scene:
         named=colours[0],
         surroundings=int(rng.integers(2**32)),
     )
-
-
-def list_words(level: Level) -> tuple[str, ...]:
-    """The wordings of a level; "first" has one, and its re-wordings are those seen in training."""
-    return {"first": Reach.words[:1], "seen": Reach.words, "unseen": Reach.unseen}[level.wording]
 
 
 def _flip(place: np.ndarray, axis: int, tips: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from vlm_local.sim import scene as room
 from vlm_local.sim.block_tasks import COLOURS, Reach
 from vlm_local.sim.environment import SimEnv
 from vlm_local.sim.furniture import BLOCK_HALF_M
-from vlm_local.sim.levels import Level, find_level, vary_light, vary_surfaces, vary_surroundings
+from vlm_local.sim.levels import Level, find_level, vary_camera, vary_light, vary_surfaces, vary_surroundings
 from vlm_local.sim.oracle import Oracle
 from vlm_local.sim.rendering import Camera
 from vlm_local.sim.world import World
@@ -86,8 +86,7 @@ class Gallery:
         for index in range(self._set.scenes):
             for name in (NONE.name, *CHANGES):
                 view = self.show(index, name)
-                signs = None if view.signs is None else tuple(view.signs)
-                told = [index, name, view.scene.instruction, signs, asdict(view.scene)]
+                told = [index, name, view.scene.instruction, view.signs, asdict(view.scene)]
                 scenes.update(encode_json(told).encode())
                 images.update(view.observation.image.tobytes())
                 yield index, view
@@ -131,10 +130,7 @@ class Gallery:
         if scene.light is not None:
             vary_light(model, strong, np.random.default_rng([scene.light, 2]))
         if scene.camera is not None:
-            rng, camera = np.random.default_rng([scene.camera, 3]), model.camera(room.CAMERA).id
-            position = model.cam_pos[camera] + 0.03 * rng.uniform(-1, 1, 3)
-            target = np.array(room.CAMERA_TARGET) + 0.02 * rng.uniform(-1, 1, 3)
-            model.cam_pos[camera], model.cam_quat[camera] = position, room.look_at(position, target)
+            vary_camera(model, strong, np.random.default_rng([scene.camera, 3]), model.camera(room.CAMERA).pos)
         if scene.arm is not None:
             rng = np.random.default_rng([scene.arm, 4])
             model.material(room.ARM_MATERIAL).rgba[:3] = _ARM_RGB[rng.integers(len(_ARM_RGB))]

@@ -7,6 +7,7 @@ have ended the job is noted, and the job goes on, so that one run shows all of i
 
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ from vlm_local.lab.station.camera import StationCamera
 from vlm_local.lab.station.client import JobEnded, StationClient, submit_test
 from vlm_local.lab.station.files import write_metadata, write_trajectory
 from vlm_local.lab.station.report import write_job_page
-from vlm_local.lab.station.scene import OPPOSITES, Judge, SceneReset
+from vlm_local.lab.station.scene import Judge, SceneReset
 from vlm_local.lab.station.way import ServerGone, Way
 from vlm_local.lab.statistics import describe_rate
 from vlm_local.plain import hide_secrets
@@ -32,6 +33,7 @@ from vlm_local.sim.environment import SimEnv
 
 _RESET_S = 4.1  # of a station's arm, on a wall clock
 _MAX_FILMS = 10
+_NOTES = ("clipped", "reversed", "dropped")  # what may become of a step, fields of arm.Executed
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,6 @@ class JobPlan:
     seed: int = 0
 
     def __post_init__(self):
-        if self.task not in OPPOSITES:
-            raise ConfigError(f"a station's task is one of {', '.join(OPPOSITES)}, not {self.task!r}")
-        if self.clock not in ("step", "wall"):
-            raise ConfigError(f"clock must be step or wall, not {self.clock!r}")
         if self.restart_at is None:
             return
         episode, step, _ = self.restart_at
@@ -82,15 +80,12 @@ class JobPlan:
 
 @dataclass
 class _Tally:
-    """Of the whole job. reached: episodes that succeeded at some step; successes: at the end, by the detector."""
+    """Of the whole job. counts: of episodes with "success" at the end by the detector, and in "truth", of those that
+    "reached" it at some step; and of steps, by _NOTES.
+    """
 
     ms: list[float] = field(default_factory=list)
-    clipped: int = 0
-    reversed: int = 0
-    dropped: int = 0
-    successes: int = 0
-    truths: int = 0
-    reached: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
     would_have_ended: list[dict[str, Any]] = field(default_factory=list)
     episodes: list[dict[str, Any]] = field(default_factory=list)
@@ -193,9 +188,7 @@ class _Job:
         seconds = time.monotonic() - began
         verdict = self._survive("detector", number, plan.max_steps, lambda: self._judge.judge_rollout(self._env.task))
         success, truth = verdict or (False, bool(self._env.task.is_done(self._env.world)))
-        tally.successes += success
-        tally.truths += truth
-        tally.reached += is_reached
+        tally.counts.update(success=int(success), truth=int(truth), reached=int(is_reached))
         tally.seconds += seconds
         write_trajectory(self._folder / f"traj_{number}.pkl", self._instruction, steps, success, seconds)
         film = self._film(number, steps) if number < _MAX_FILMS else None
@@ -204,12 +197,13 @@ class _Job:
 
     def _drop(self, number: int) -> None:
         """The tunnel is silent in the episode after a third of them, and gone in the one after two thirds."""
-        plan = self._plan
-        silent, gone = plan.episodes // 3, 2 * plan.episodes // 3
-        if plan.drop_s is not None and number == silent:
-            self._way.fall_silent(plan.drop_s)
-        elif plan.drop_s is not None and number == gone:
-            self._way.break_down(plan.drop_s)
+        plan, tunnel = self._plan, self._way.tunnel
+        if tunnel is None or plan.drop_s is None:
+            return
+        if number == plan.episodes // 3:
+            tunnel.fall_silent(plan.drop_s)
+        elif number == 2 * plan.episodes // 3:
+            tunnel.break_down(plan.drop_s)
 
     def _take_step(self, number: int, step: int, image: np.ndarray, steps: list) -> tuple[np.ndarray, Mapping]:
         """Ask, carry out, observe; appends to `steps` and returns the picture and the simulator's info."""
@@ -222,9 +216,8 @@ class _Job:
         action = np.array([0.0] * 6 + [1.0]) if answer is None else answer
         executed = self._arm.act(action)
         info, seen = self._env.judge()[-1], self._camera.take()
-        notes = {name: getattr(executed, name) for name in ("clipped", "reversed", "dropped")}
-        for name, value in notes.items():
-            setattr(self.tally, name, getattr(self.tally, name) + value)
+        notes = {name: getattr(executed, name) for name in _NOTES}
+        self.tally.counts.update({name: int(value) for name, value in notes.items()})
         line = {"episode": number, "step": step, "sent": state, "action": action, "executed": executed.executed}
         line |= {"commanded": executed.commanded, **notes, "ms": round(1e3 * seconds, 3), "success": info["success"]}
         self._lines.write(encode_json(line) + "\n")
@@ -260,15 +253,11 @@ class _Job:
             "station": {**vars(plan.hide_secrets()), "eval_id": self._eval_id},
             "workspace_m": None if self._arm.box is None else self._arm.box.T.round(4),
             "gone": gone,
-            "success": describe_rate(tally.successes, num_episodes),
-            "truth": describe_rate(tally.truths, num_episodes),
-            "reached": describe_rate(tally.reached, num_episodes),
+            **{name: describe_rate(tally.counts[name], num_episodes) for name in ("success", "truth", "reached")},
             "confusion": self._judge.confusion,
             "answer_ms": {"p50": np.quantile(ms, 0.5), "p95": np.quantile(ms, 0.95), "max": ms.max(), "n": len(ms)},
             "steps_per_min": 60 * len(ms) / tally.seconds,
-            "clipped": tally.clipped,
-            "reversed": tally.reversed,
-            "dropped": tally.dropped,
+            **{name: tally.counts[name] for name in _NOTES},
             "scene_resets": {"tries": self._scene.tries, "persons_called": self._scene.persons_called},
             "would_have_ended": tally.would_have_ended,
             **describe_machine(),

@@ -24,7 +24,6 @@ class Link:
         self._address = address
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
         self._silent_until = self._broken_until = 0.0
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
@@ -95,33 +94,25 @@ class ServerGone(Exception):
 
 
 class Way:
-    """url: where the station asks. A tunnel that drops comes after the relay, which is on the station's side."""
+    """url: where the station asks. tunnel: the one that drops, behind the relay, or None."""
 
     def __init__(self, url: str, has_tunnel: bool, has_relay: bool):
         address, path = split_url(url)
         self._server = address
-        self._link = Link(address) if has_tunnel else None
-        if self._link is not None:
-            address = "127.0.0.1", self._link.port
+        self.tunnel = Link(address) if has_tunnel else None
+        if self.tunnel is not None:
+            address = "127.0.0.1", self.tunnel.port
         self._relay = Relay(address, ("127.0.0.1", 0)) if has_relay else None
         if self._relay is not None:
             address = "127.0.0.1", self._relay.server_port
             threading.Thread(target=self._relay.serve_forever, args=(0.05,), daemon=True).start()
-        is_direct = self._link is None and self._relay is None
+        is_direct = self.tunnel is None and self._relay is None
         self.url = url if is_direct else f"http://{address[0]}:{address[1]}{path}"
-
-    def fall_silent(self, seconds: float) -> None:
-        if self._link is not None:
-            self._link.fall_silent(seconds)
-
-    def break_down(self, seconds: float) -> None:
-        if self._link is not None:
-            self._link.break_down(seconds)
 
     def wait_back(self) -> None:
         """Until the server can be connected to. Raises ServerGone where that takes longer than BACK_S."""
-        if self._link is not None:
-            self._link.wait_back()
+        if self.tunnel is not None:
+            self.tunnel.wait_back()
         end = time.monotonic() + BACK_S
         while time.monotonic() < end:
             try:
@@ -135,5 +126,5 @@ class Way:
         if self._relay is not None:
             self._relay.shutdown()
             self._relay.server_close()
-        if self._link is not None:
-            self._link.close()
+        if self.tunnel is not None:
+            self.tunnel.close()

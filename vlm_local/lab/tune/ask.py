@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from vlm_local.assembly import Policies, share_engine
+from vlm_local.assembly import Policies, open_policies, share_engine
 from vlm_local.data.selection import OpenData, Selection
-from vlm_local.errors import ConfigError, DataError, EngineError, RequestError
+from vlm_local.errors import ConfigError, DataError, RequestError
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.lab.tune.episodes import DEVELOPMENT, Split, score_episode, time_steps
 from vlm_local.lab.tune.rungs import Setting
@@ -51,13 +51,12 @@ class Asker:
         file: RowFile,
         options: PolicyOptions,
         open_data: OpenData,
-        open_base: Callable[[PolicyOptions], Policies],
         split: Split,
     ):
         self._plan, self._folder, self._file = plan, folder, file
         # Every step is asked, whatever the robot would hold.
         self._options = replace(options, steps_per_phrase=1)
-        self._open_data, self._open_base, self._split = open_data, open_base, split
+        self._open_data, self._split = open_data, split
         self._rows = list(file.rows)
         self._base: Policies | None = None
 
@@ -127,14 +126,13 @@ class Asker:
 
     def _open(self, setting: Setting) -> Policies:
         if self._base is None:
-            self._base = self._open_base(self._options)
+            self._base = open_policies(self._options)
             self._base.build("first")  # waits until the model is loaded, and raises what that raised
             here = {**self._folder.settings, "policy": dict(self._base.metadata)}
             self._folder.begin(here, lambda made: choose_deciding(made.get("policy", {})), bool(self._file.rows))
         if not setting:
             return self._base
-        if self._base.worker is None:
-            raise EngineError("the model has no engine to share")
+        assert self._base.worker is not None  # a model that is loaded has one
         return share_engine(self._base.worker, self._build_options(setting))
 
     def _build_options(self, setting: Setting) -> PolicyOptions:

@@ -36,7 +36,7 @@ class Split:
         return sum(self.num_steps[number] for number in getattr(self, part))
 
 
-def split_episodes(episodes: Iterable[Episode], every: int, seed: int, left_out: Sequence[str] = ()) -> Split:
+def split_episodes(episodes: Iterable[Episode], every: int, seed: int, left_out: Sequence[str]) -> Split:
     """Every third of the episodes that can be scored is held out, in an order that a hash of seed and number gives.
 
     Looks at no picture. left_out: why records could not be read. Raises DataError for too few episodes.

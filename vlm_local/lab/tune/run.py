@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlm_local.assembly import Policies, is_url, open_policies
+from vlm_local.assembly import is_url
 from vlm_local.errors import ConfigError
 from vlm_local.examples import write_example_file
 from vlm_local.lab.formats import format_name
@@ -35,15 +35,15 @@ def tune(
     path: Path,
     options: PolicyOptions,
     open_data: OpenData,
-    open_base: Callable[[PolicyOptions], Policies] = open_policies,
-    about_data: Mapping[str, Any] | None = None,
-    progress: Progress = lambda done, total, what: None,
+    about_data: Mapping[str, Any],
+    progress: Progress,
 ) -> dict[str, Any]:
     """Choose, score and report into the folder `path`; returns the report.
 
     options: the base. open_data: from a collector of records that cannot be read to the episodes of the plan; called
-    for every setting. progress: is given steps done, steps in all, and what is asked. Raises ConfigError where options
-    or folder do not fit, DataError for too few episodes, EngineError where the model fails.
+    for every setting. about_data: what is read of the data set, for the report. progress: is given steps done, steps in
+    all, and what is asked. Raises ConfigError where options or folder do not fit, DataError for too few episodes,
+    EngineError where the model fails.
     """
     rungs = find_rungs(plan.rungs)
     _refuse(options)
@@ -56,13 +56,13 @@ def tune(
         here = {"plan": asdict(plan), "base": told, "split": parts, **describe_machine()}
         folder.begin(here, _list_settings, bool(file.rows))
         write_example_file(path / EXAMPLES, plan.data, plan.selection, split.development)
-        with closing(Asker(plan, folder, file, options, open_data, open_base, split)) as asker:
+        with closing(Asker(plan, folder, file, options, open_data, split)) as asker:
             report = _Climb(asker, split, plan.seed, progress).climb(rungs, base)
         report |= {
             **{name: folder.settings[name] for name in ("plan", "split")},
             **tell_making(folder.settings),
             "policy": {"name": plan.policy, **folder.settings.get("policy", {})},
-            "data": {"name": format_name(plan.data), **(about_data or {})},
+            "data": {"name": format_name(plan.data), **about_data},
             "left_out": list(split.left_out),
         }
         _write_chosen(path, options, report)

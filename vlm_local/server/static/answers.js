@@ -1,9 +1,8 @@
 // What a detector was asked: each picture with its answer, and a button for each choice. Pressing one says what is right.
 
-import { make } from "./card.js";
+import { by, make, post, read, tell } from "./page.js";
 
 const EVERY_MS = 2000;
-const by = (id) => document.getElementById(id);
 const tiles = new Map(); // id -> {element, said, buttons}
 let timer = null;
 
@@ -19,12 +18,9 @@ export function leaveAnswers() {
 
 async function load() {
   try {
-    const answer = await fetch("live/answers");
-    const body = await answer.json();
-    if (!answer.ok) throw new Error(body.error);
-    paint(body);
+    paint(await read(await fetch("live/answers")));
   } catch (error) {
-    refuse(`The server did not answer: ${error.message}`);
+    tell("answers-refusal", `The server did not answer: ${error.message}`);
   }
 }
 
@@ -62,21 +58,11 @@ function build({ id, question, choices, said }) {
 const address = (id) => `live/answers/${encodeURIComponent(id)}`;
 
 async function correct(id, choice) {
-  refuse("");
+  tell("answers-refusal", "");
   try {
-    const answer = await fetch(address(id), {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ answer: choice }),
-    });
-    if (!answer.ok) throw new Error((await answer.json()).error);
+    await read(await post(address(id), { answer: choice }));
   } catch (error) {
-    return refuse(`The answer was not kept: ${error.message}`);
+    return tell("answers-refusal", `The answer was not kept: ${error.message}`);
   }
   load();
-}
-
-function refuse(why) {
-  by("answers-refusal").textContent = why;
-  by("answers-refusal").hidden = !why;
 }

@@ -1,6 +1,7 @@
 // One robot (or one recorded episode, or one answer of the try-it box): a list of steps, shown at one of them.
 // A step is what /act?details=1 answers, plus time, instruction and proprio.
 
+import { by, make } from "./page.js";
 import { BUDGET_MS, drawTape, latency, movement } from "./tape.js";
 
 // What can be said of an axis, with its sign: left and right of its bar, and last what stands for no movement. y and yaw
@@ -19,18 +20,12 @@ const ACTION = "dx, dy, dz (m), droll, dpitch, dyaw (rad), gripper (1 open), as 
 
 // One digit more where "0 %" or "100 %" would be wrong.
 export const percent = (share) => `${(100 * share).toFixed(Math.abs(share - 0.5) > 0.495 && Math.abs(share - 0.5) < 0.4995 ? 1 : 0)} %`;
-export const make = (tag, text = "", className = "") => {
-  const element = document.createElement(tag);
-  if (text !== "") element.textContent = text;
-  if (className) element.className = className;
-  return element;
-};
 
 export class Card {
   // stop: {hold, release} of a robot that can be stopped; a recorded step or an answer cannot.
   constructor(name, stop = null) {
     this.element = make("div");
-    this.element.append(document.getElementById("card").content.cloneNode(true));
+    this.element.append(by("card").content.cloneNode(true));
     this.card = this.element.firstElementChild;
     for (const part of ["frame", "robot", "since", "instruction", "phrase", "sure", "badges", "reasoning", "axes", "tape", "readings"]) {
       this[part] = this.element.querySelector(`.${part}`);

@@ -1,10 +1,10 @@
 // Recorded episodes: the list with its filters, and one of them in the player.
 
-import { formatDuration, make, percent } from "./card.js";
-import { closePlayer, goTo, openPlayer } from "./player.js";
+import { formatDuration, percent } from "./card.js";
+import { by, make, read } from "./page.js";
+import { goTo, openPlayer } from "./player.js";
 
 const FILTERS = ["words", "outcome", "day", "run", "doubt", "faulty"];
-const by = (id) => document.getElementById(id);
 let listed = { folders: [], total: 0, episodes: [] };
 let current = null; // address of the episode in the player
 let shownSteps = []; // of it
@@ -12,6 +12,7 @@ let shownSteps = []; // of it
 const address = (episode) => `${episode.run}/${encodeURIComponent(episode.id)}`;
 const day = (episode) => (episode.started ? new Date(1000 * episode.started).toLocaleDateString() : "");
 const outcome = (episode) => episode.outcome ?? "";
+const ask = async (url) => read(await fetch(url));
 
 export async function showList() {
   by("list").hidden = false;
@@ -23,7 +24,7 @@ export async function showList() {
 }
 
 async function loadList() {
-  listed = await fetchJson("live/episodes");
+  listed = await ask("live/episodes");
   by("folders").textContent = listed.folders.join(", ");
   offer("outcome", "any outcome", listed.episodes.map(outcome));
   offer("day", "any day", listed.episodes.map(day));
@@ -121,7 +122,7 @@ const nameRun = (episode) => listed.folders[episode.run].split("/").at(-1);
 
 async function openTracks() {
   const asked = [current, by("beside").value].filter(Boolean);
-  const found = await Promise.all(asked.map((place) => fetchJson(`live/episodes/${place}`))).catch((error) => error);
+  const found = await Promise.all(asked.map((place) => ask(`live/episodes/${place}`))).catch((error) => error);
   if (asked[0] !== current) return; // another was chosen meanwhile
   if (found instanceof Error) return by("stage").replaceChildren(make("p", found.message, "notice"));
   shownSteps = found[0].steps;
@@ -139,10 +140,6 @@ function showDoubt() {
   if (lowest < Infinity) goTo(sureness.indexOf(lowest));
 }
 
-export function leaveEpisode() {
-  closePlayer();
-}
-
 // The episode before (-1) or after (1) the one in the player, of those that pass the filters.
 function turn(offset) {
   const shown = findShown();
@@ -157,13 +154,6 @@ function moveFocus(offset) {
   const links = findLinks();
   const at = links.indexOf(document.activeElement);
   links[Math.min(Math.max(at + offset, 0), links.length - 1)]?.focus();
-}
-
-async function fetchJson(url) {
-  const answer = await fetch(url);
-  const body = await answer.json();
-  if (!answer.ok) throw new Error(body.error);
-  return body;
 }
 
 for (const id of FILTERS) by(id).addEventListener("input", paintList);

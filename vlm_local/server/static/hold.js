@@ -1,10 +1,9 @@
 // Stopping robots by hand: one or all. Holding is one press; releasing takes another button, elsewhere, so that
 // no double click and no second press of the space bar sets an arm moving again.
 
-import { make } from "./card.js";
+import { by, make, post, read, tell } from "./page.js";
 
 const PATIENCE_MS = 5000;
-const by = (id) => document.getElementById(id);
 // Without the /s/ROBOT/ that the page may have been opened below: the button for all means all.
 const root = new URL(".", location.href).pathname.replace(/\/s\/[^/]+\/$/, "/");
 
@@ -14,22 +13,11 @@ export const release = (robot) => send("release", robot, {});
 async function send(action, robot, body) {
   const path = robot === null ? action : `s/${encodeURIComponent(robot)}/${action}`;
   try {
-    const answer = await fetch(root + path, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify(body),
-      signal: AbortSignal.timeout(PATIENCE_MS),
-    });
-    if (!answer.ok) throw new Error((await answer.json()).error);
-    complain("");
+    await read(await post(root + path, body, { signal: AbortSignal.timeout(PATIENCE_MS) }));
+    tell("hold-failed", "");
   } catch (error) {
-    complain(`The server did not take "${action}" (${error.message}). ${action === "hold" ? "The robot may be moving: use its own stop." : ""}`);
+    tell("hold-failed", `The server did not take "${action}" (${error.message}). ${action === "hold" ? "The robot may be moving: use its own stop." : ""}`);
   }
-}
-
-function complain(text) {
-  by("hold-failed").textContent = text;
-  by("hold-failed").hidden = !text;
 }
 
 // held: {all, robots} as in /health. robots: name -> {card}.

@@ -1,9 +1,9 @@
 // The page's frame: which part is shown, the stream of steps, the counters at the top.
 
-import { leaveAnswers, showAnswers } from "./answers.js";
 import { Card, formatDuration, reading } from "./card.js";
-import { leaveEpisode, showEpisode, showList } from "./episodes.js";
 import { hold, release, showHeld } from "./hold.js";
+import { by, tell } from "./page.js";
+import { showPart } from "./parts.js";
 import { offerFrames } from "./try.js";
 
 const KEPT = 64;
@@ -12,22 +12,12 @@ const LONGEST_RETRY_MS = 60000; // a page that was left open with an old token s
 const SILENT_MS = 5000; // the server tells its status every second
 const FOLD_S = 60; // a robot that has been idle for so long moves below the others and folds
 const KEYS = { 1: "#live", 2: "#episodes", 3: "#try", 4: "#detector" };
-const by = (id) => document.getElementById(id);
 const robots = new Map(); // name -> {steps, card, arrived}
 let held = null; // as /health tells it
 let retryMs = RETRY_MS; // doubles with each refusal
 
 function route() {
-  const [part, run, id] = location.hash.slice(1).split("/");
-  const name = ["episodes", "try", "detector"].includes(part) ? part : "live";
-  for (const main of ["live", "episodes", "try", "detector"]) by(main).hidden = main !== name;
-  for (const link of document.querySelectorAll("nav a")) {
-    link.toggleAttribute("aria-current", link.hash === `#${name}`);
-  }
-  leaveEpisode();
-  leaveAnswers();
-  if (name === "detector") showAnswers();
-  if (name === "episodes") id ? showEpisode(run, decodeURIComponent(id)) : showList();
+  const name = showPart("live", "episodes", "try", "detector");
   if (name === "try") offer();
   if (name === "live") robots.forEach(paint);
 }
@@ -113,8 +103,7 @@ function showStatus(status) {
   }
   if (status.tunnel) rows.push(["tunnel", status.tunnel, "", status.tunnel !== "up"]);
   by("counters").replaceChildren(...rows.map(reading));
-  by("notice").hidden = !recording?.error;
-  if (recording?.error) by("notice").textContent = `Recording is losing steps: ${recording.error}`;
+  tell("notice", recording?.error ? `Recording is losing steps: ${recording.error}` : "");
   by("waiting").hidden = robots.size > 0;
 }
 
@@ -144,8 +133,7 @@ function connect() {
     by("state").className = "pill bad";
     const refusal = isRefused ? await findRefusal() : null;
     if (refusal !== null) by("state").textContent = "refused";
-    by("notice").hidden = refusal === null;
-    by("notice").textContent = `The server refuses this page: ${refusal}`;
+    tell("notice", refusal === null ? "" : `The server refuses this page: ${refusal}`);
     retryMs = refusal === null ? RETRY_MS : Math.min(2 * retryMs, LONGEST_RETRY_MS);
     setTimeout(connect, retryMs);
   };

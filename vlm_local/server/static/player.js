@@ -1,9 +1,9 @@
 // One recorded episode step by step: play, a slider, the arrow keys.
 
-import { Card, make } from "./card.js";
+import { Card } from "./card.js";
+import { by, make } from "./page.js";
 
 const STEP_MS = 200;
-const by = (id) => document.getElementById(id);
 let playing = null;
 let open = null; // of each episode {steps, frameUrl, card}
 

@@ -1,8 +1,8 @@
 // Ask the model about one image, beside all robots.
 
-import { Card, make, percent } from "./card.js";
+import { Card, percent } from "./card.js";
+import { by, make, post, tell } from "./page.js";
 
-const by = (id) => document.getElementById(id);
 let image = null; // data URL
 
 export function offerFrames(robots) {
@@ -37,11 +37,7 @@ async function ask(event) {
   if (!image) return refuse("Choose an image first.");
   by("ask").disabled = true;
   try {
-    const answer = await fetch("live/try", {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: JSON.stringify({ image, instruction: by("instruction").value }),
-    });
+    const answer = await post("live/try", { image, instruction: by("instruction").value });
     const body = await answer.json();
     answer.ok ? show(body) : refuse(body.error);
   } catch (error) {
@@ -68,8 +64,7 @@ function show(step) {
 }
 
 function refuse(why) {
-  by("refusal").textContent = why;
-  by("refusal").hidden = !why;
+  tell("refusal", why);
   if (why) by("answer").replaceChildren();
 }
 
