@@ -14,6 +14,9 @@ from vlm_local.lab.comparison import Measure, Trials, describe_making, read_repo
 from vlm_local.provenance import HOW_MADE
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
 
+DECISION = "decision.json"  # of --until-separated, beside both results
+# Whoever stops when a difference is seen sees one too often by tests for a number chosen beforehand.
+_UNTIL_SEPARATED = f"until separated, so that p and intervals here do not hold and those of {DECISION} do"
 _SOON = f"within {AUTOEVAL_STEPS}"
 
 
@@ -49,7 +52,11 @@ def load_trials(folder: Path) -> Trials:
         units=np.array(keys),
         truths=[f"{episode['instruction']}, {episode['oracle_steps']} oracle steps" for episode in episodes],
         scores=_score(episodes, stages, tasks),
-        conditions={"noise": plan["noise"] or None, "control": None if plan["control"] == "none" else plan["control"]},
+        conditions={
+            "noise": plan["noise"] or None,
+            "control": None if plan["control"] == "none" else plan["control"],
+            "played": _UNTIL_SEPARATED if (folder.parent / DECISION).is_file() else None,
+        },
         left_out=len(played) - len(episodes),
     )
 
