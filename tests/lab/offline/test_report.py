@@ -87,6 +87,13 @@ def test_report_html_needs_nothing_from_elsewhere(made):
     assert "untrained" in html
 
 
+def test_calibration_and_f1_have_three_decimals_as_their_intervals(made):
+    html = (made[0] / "report.html").read_text()
+    (score, low, high) = re.search(r"<td>(0\.\d+) <small>(0\.\d+) to (\d\.\d+)</small></td><td>", html).groups()
+    assert {len(number) for number in (score, low, high)} == {5}
+    assert "e-0" not in re.sub(r"<script.*?</script>|<svg.*?</svg>|data:[^\"]*", "", html, flags=re.S)
+
+
 def test_frames_are_shown_worst_first_with_their_pictures(made):
     html = (made[0] / "report.html").read_text()
     frames = json.loads(re.search(r'id="frames">(.*?)</script>', html, re.S)[1])
