@@ -10,7 +10,7 @@ from PIL import Image
 from tests import recordings
 from tests.server.browser import Browser, find_missing
 from vlm_local.data import open_episodes
-from vlm_local.lab.offline.report import build_map, choose_frames
+from vlm_local.lab.offline.report import build_map, choose_frames, format_report
 from vlm_local.lab.offline.rows import build_rows
 from vlm_local.lab.offline.run import EvaluationPlan, evaluate
 from vlm_local.lab.pages import draw_reliability
@@ -77,6 +77,13 @@ def test_report_json_says_what_it_was_made_with(made):
     assert len(saved["left_out"]) == 2
     assert any("step 4" in line for line in saved["left_out"])
     assert any("no instruction" in line for line in saved["left_out"])
+
+
+def test_the_table_tells_models_of_one_folder_apart(made):
+    _, report = made
+    named = [{**report, "policy": {**report["policy"], "name": f"/data/models/of/our/lab/{name}"}} for name in "ab"]
+    first, second = [format_report(each).splitlines()[2] for each in named]
+    assert "our/lab/a " in first and "our/lab/b " in second and len(first) == len(second)
 
 
 def test_report_html_needs_nothing_from_elsewhere(made):
