@@ -5,6 +5,7 @@
 # With --doors first: other harnesses' own packages against a running server.
 # With --metaworld first: Meta-World's own package behind `sim` and `ceiling`.
 # With --libero first: LIBERO's.
+# With --smollm2 first: a language model with pretrained weights under the decoder.
 # With --vllm first: those against a real vLLM instead, without network but for the loopback.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -32,6 +33,11 @@ if [ "${1:-}" = --libero ]; then
     shift
     source tests/libero/venv.sh
     exec "$libero_venv/bin/python" -m pytest tests/libero "$@"
+fi
+if [ "${1:-}" = --smollm2 ]; then
+    shift
+    source tests/smollm2/venv.sh
+    exec "$smollm2_venv/bin/python" -m pytest tests/smollm2 "$@"
 fi
 "$python" -m ruff check .
 "$python" -m ruff format --check .

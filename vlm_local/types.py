@@ -140,7 +140,7 @@ class GenerationRequest:
     episode: key of the robot's current episode; KV and drafts are shared under the same key only.
         None shares nothing and is no robot's: a question, or a try.
     drafts: sentences that are likely, likeliest first (the last answers of this episode). They make an answer
-        faster and never change it.
+        faster and never change it, but in 16 bits where two tokens are a near tie.
     decide: "greedy" token by token, "map" the most probable sentence, "sample" by `uniform`.
     temperature: divides the restricted logits of every token when sampling.
     uniform: in [0, 1); the sentence at which the CDF over `sentences` passes it is the sample.

@@ -77,6 +77,26 @@ def test_runs_are_paired_by_their_seeds(runs, capsys):
     assert lines["close_drawer"][1] == "1" and lines["progress"][1] == "2"
 
 
+def test_success_within_70_steps_is_told_only_where_so_many_were_played(runs, capsys):
+    status, out, _ = _compare(capsys, runs, "oracle", "stop")
+    assert status == 0 and "max steps 40" in out and "within 70" not in out
+    assert "within 70" not in (runs / "stop" / "report.html").read_text()
+
+
+def test_an_evaluation_that_was_stopped_is_refused(evaluations, tmp_path, capsys):
+    """One of two episodes that was then asked about a third, and was stopped in it."""
+    shutil.copytree(evaluations / "random", tmp_path / "stopped")
+    rows = (tmp_path / "stopped" / "rows.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "stopped" / "rows.jsonl").write_text("".join(rows[:-4]))
+    assert main(["compare", str(evaluations / "majority"), str(tmp_path / "stopped")]) == 2
+    assert "has 26 rows and a report of 30" in capsys.readouterr().err
+
+
+def test_data_and_camera_stand_beside_the_numbers(evaluations, capsys):
+    _, out, _ = _compare(capsys, evaluations, "oracle-label", "majority")
+    assert "data data, camera image_0" in out
+
+
 def _write_paper(evaluations, folder) -> str:
     """Returns what it printed."""
     results = [str(evaluations / name) for name in ("oracle-label", "majority", "random")]
@@ -148,6 +168,9 @@ def test_the_same_comparison_writes_the_same_bytes(paper, evaluations, tmp_path)
 def test_three_studies_stand_in_one_table(studies, capsys):
     status, out, _ = _compare(capsys, studies, "tiny", "stop", "random")
     assert status == 0 and "40 shared scenes" in out and "Lower is better: moved, left" in out
+    assert "n: axes, of each scene" in out and "Differs: version of vlm local: 0.2.0 in tiny; 0.1.0 in" in out
+    (line,) = (line for line in out.splitlines() if line.startswith("moved") and "A - B" in line)
+    assert line.split()[4] == "+0.005"  # p is below 0.001, so this must not read as 0.00
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,13 @@ def test_the_better_policy_is_found_and_the_same_command_plays_nothing_again(pla
 
 
 @pytest.mark.slow
+def test_tests_for_a_number_chosen_beforehand_are_told_not_to_hold_afterwards(tmp_path, capsys):
+    assert _play(capsys, tmp_path, "stop", "stop", *SHORT)[0] == 0
+    assert main(["compare", str(tmp_path / "A"), str(tmp_path / "B")]) == 0
+    assert "played until separated, so that p and intervals here do not hold" in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_equal_policies_are_not_told_apart(tmp_path, capsys):
     status, out, _ = _play(capsys, tmp_path, "stop", "stop", *SHORT)
     assert status == 0 and "not told apart in 6 pairs" in out and "no difference of success rates is found" in out

@@ -144,7 +144,7 @@ def test_a_ragged_batch_with_kept_kv(decoder):
 
 def test_a_near_tie_goes_the_plain_path(decoder):
     decode, ready = decoder
-    decode._near_tie = np.inf
+    decode._near_tie, decode._settles_ties = np.inf, True
     [answer] = decode.decode(ready(draw_request(0)))
     assert answer.stats["near_tie"] == 1
 

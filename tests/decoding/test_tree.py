@@ -159,3 +159,16 @@ def test_a_near_tie_is_decided_by_the_plain_path(monkeypatch, decide):
     assert [each.sentence for each in tied] == [each.sentence for each in sure]
     assert [each.stats["near_tie"] for each in sure + tied] == [0, 0, 0, 1, 1, 1]
     assert all(b.stats["forwards"] > a.stats["forwards"] for a, b in zip(sure, tied, strict=True))
+
+
+def test_a_near_tie_in_16_bits_is_counted_and_costs_nothing(monkeypatch):
+    """The plain path would be another rounding."""
+    loaded, processing = share_tiny("qwen2-vl", dtype=torch.bfloat16)
+    prepared = prepare(processing, *(draw_request(n) for n in range(3)))
+    answers = []
+    for bound in (0.0, np.inf):
+        monkeypatch.setattr(tree, "NEAR_TIE", dict.fromkeys(tree.NEAR_TIE, bound))
+        answers.append(TreeDecoder(loaded).decode(prepared))
+    sure, tied = answers
+    assert [each.stats for each in tied] == [{**each.stats, "near_tie": 1.0} for each in sure]
+    assert [each.sentence for each in tied] == [each.sentence for each in sure]

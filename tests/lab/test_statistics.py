@@ -50,6 +50,7 @@ def test_a_million_pairs_do_not_overflow():
 
 def test_no_trials_say_nothing():
     assert wilson(0, 0) == (0.0, 1.0)
+    assert all(wilson(0, num)[0] == 0 and wilson(num, num)[1] == 1 for num in range(1, 60))
 
 
 def test_the_p_value_is_that_of_all_swaps_of_episodes():

@@ -129,11 +129,13 @@ def _summarise(scores, plan, folder: Path) -> dict:
 
 def _format_table(summary: dict) -> str:
     """A line a task."""
+    from vlm_local.lab.closed_loop.scores import reaches_autoeval
     from vlm_local.lab.formats import format_fixed, format_share, format_span
 
+    is_known = reaches_autoeval(summary)
     lines = [f"{'':20}{'success':>9}  {'95 %':>14}{'within 70':>11}{'step ratio':>12}"]
     for task, rate in summary["success_rate"].items():
-        within, ratio = summary["success_rate_70"][task], summary["efficiency"][task]
+        within, ratio = summary["success_rate_70"][task] if is_known else None, summary["efficiency"][task]
         span = format_span(summary["interval"][task], decimals=1)
         lines.append(f"{task:20}{format_share(rate):>9}  {span:>14}{format_share(within):>11}{format_fixed(ratio):>12}")
     if summary["faulted"]:

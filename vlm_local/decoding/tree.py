@@ -29,11 +29,11 @@ from vlm_local.decoding.writing import ThoughtWriter
 from vlm_local.errors import GrammarError
 from vlm_local.types import Generation
 
-# How close two tokens' log-probabilities must be for the plain path to decide between them: a little
-# above what a tree was seen to move them against each other (1.1e-4, 0.017 and 0.113: eight inputs for each of nine
-# small families). In float32 Qwen3.5 moves ten times as much as the others; transformers' own two ways to compute it
-# differ by as much.
-NEAR_TIE = {torch.float32: 2e-4, torch.float16: 0.02, torch.bfloat16: 0.12}
+# How close two tokens' log-probabilities must be for rounding to decide between them: a little above what a tree was
+# seen to move them against each other. float32: 1.1e-4, eight inputs for each of nine small families; Qwen3.5 moves ten
+# times as much as the others, and transformers' own two ways to compute it differ by as much. bfloat16: 0.296 with
+# pretrained words (0.113 with small random families). float16 has three bits more: an eighth of that.
+NEAR_TIE = {torch.float32: 2e-4, torch.float16: 0.04, torch.bfloat16: 0.3}
 
 _KEPT_BYTES = 1 << 29  # of what is kept of all episodes together; a state of Qwen3.5's 4B alone is 50 MB
 _MAX_EPISODES = 64  # whose last step is remembered for the next one's draft: 18 kB each
@@ -87,6 +87,8 @@ class TreeDecoder:
         self._store = PrefixStore(_KEPT_BYTES)
         self.writer = ThoughtWriter(loaded, self._family, self._store)
         self._near_tie = NEAR_TIE[loaded.dtype]
+        # In 16 bits a plain reading is another rounding: as far from float32, for several times the forwards.
+        self._settles_ties = loaded.dtype == torch.float32
         self._keep_grammar = functools.lru_cache(MAX_GRAMMARS)(self._build_grammar)
         self._expected: OrderedDict[str, tuple[TokenTrie, np.ndarray]] = OrderedDict()
 
@@ -132,10 +134,10 @@ class TreeDecoder:
         tasks = [self._begin(each, self._store) for each in prepared]
         timings = self._run(tasks)
         near_ties = [task for task in tasks if self._is_near_tie(task)]
-        before_plain = perf_counter()
-        for task in near_ties:
-            self._decide_plainly(task)
-        if near_ties:
+        if near_ties and self._settles_ties:
+            before_plain = perf_counter()
+            for task in near_ties:
+                self._decide_plainly(task)
             timings["plain"] = 1e3 * (perf_counter() - before_plain)
         return [self._finish(task, timings, task in near_ties) for task in tasks]
 

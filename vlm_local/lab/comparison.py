@@ -8,7 +8,7 @@ import itertools
 import json
 import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,16 @@ import numpy as np
 
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_object
-from vlm_local.lab.formats import format_fixed, format_p, format_points, format_range, format_share, format_span
+from vlm_local.lab.conditions import describe_conditions, describe_trials
+from vlm_local.lab.formats import (
+    Interval,
+    format_fixed,
+    format_p,
+    format_points,
+    format_range,
+    format_share,
+    format_span,
+)
 from vlm_local.lab.statistics import (
     adjust_holm,
     bootstrap_ratio,
@@ -29,6 +38,7 @@ from vlm_local.provenance import tell_making
 OVERALL = ""  # the group of measures of the whole result; others are of its axes or tasks
 LETTERS = string.ascii_uppercase  # by which results are named, so there may be this many
 _SEED = 0  # of bootstraps and permutation tests
+_DECIMALS = 3  # of scores that are no shares: with two, a difference that is no chance reads as 0
 
 
 @dataclass(frozen=True)
@@ -46,11 +56,13 @@ class Trials:
     """What one result says of each of its N trials.
 
     kind: the command that made it. noun, truth_noun: what a trial and its truth are called.
-    settings: what must be the same in results that are compared. about: what the result was made with.
-    keys: the trials' names, by which those of two results are found to be the same. units: (N,) the independent
-    unit that each belongs to, such as its episode. truths: what must be the same for a trial in all results, such as
-    its label. scores: by name of a measure float (N, 2), of which the sums' ratio is the score; the second column
-    depends on the truths alone.
+    settings: what must be the same in results that are compared. conditions: what should be, and is told where it is
+    not; None for what there is none of. about: what the result was made with. left_out: trials that faulted, which are
+    not among the N. keys: the trials' names, by which those of two results are found to be the same. units: (N,) the
+    independent unit that each belongs to, such as its episode. truths: what must be the same for a trial in all
+    results, such as its label. scores: by name of a measure float (N, 2), of which the sums' ratio is the score; the
+    second column depends on the truths alone. counted: what it counts, where that is not trials. floors: by name of a
+    measure (N,), what saying nothing but "stop" would have in the first column.
     """
 
     kind: str
@@ -63,6 +75,10 @@ class Trials:
     units: np.ndarray
     truths: Sequence[Any]
     scores: Mapping[str, np.ndarray]
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    left_out: int = 0
+    counted: str = ""
+    floors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
 def read_report(folder: Path) -> dict[str, Any]:
@@ -96,14 +112,25 @@ def compare(results: Sequence[Trials], names: Sequence[str]) -> dict[str, Any]:
     measures = []
     for measure in first.measures:
         trials = [result.scores[measure.name][place] for result, place in zip(results, places, strict=True)]
-        measures.append({**vars(measure), **_compare_measure(trials, unit, len(units), measure.is_share)})
+        told = {**vars(measure), **_compare_measure(trials, unit, len(units), measure.is_share)}
+        if told["n"] and measure.name in first.floors:
+            told["floor"] = float(first.floors[measure.name][places[0]].sum() / told["n"])
+        measures.append(told)
     told = [
-        {"letter": letter, "name": name, "trials": len(result.keys), "made_with": dict(result.about)}
+        {
+            "letter": letter,
+            "name": name,
+            "trials": len(result.keys),
+            "left_out": result.left_out,
+            "conditions": dict(result.conditions),
+            "made_with": dict(result.about),
+        }
         for letter, name, result in zip(LETTERS, names, results, strict=False)
     ]
     return {
         "kind": first.kind,
         "noun": first.noun,
+        "counted": first.counted or f"{first.noun}s",
         "settings": dict(first.settings),
         "trials": len(places[0]),
         "units": len(units),
@@ -204,7 +231,7 @@ def _bootstrap(part: np.ndarray, wholes: np.ndarray) -> list[float] | None:
 def format_comparison(result: Mapping[str, Any]) -> str:
     """`compare` as a table for a terminal: a line a measure, and for more than two results a line a pair."""
     lines = [f"{told['letter']} {told['name']}" for told in result["results"]]
-    lines.append(describe_trials(result))
+    lines += [describe_trials(result), *describe_conditions(result)]
     several = len(result["results"]) > 2
     lines += ["", _format_head(result, several)]
     for measure in result["measures"]:
@@ -221,23 +248,11 @@ def format_comparison(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", describe_methods(result)])
 
 
-def describe_trials(result: Mapping[str, Any]) -> str:
-    """How many trials are compared, and of how many."""
-    noun = result["noun"]
-    numbers = f"{result['trials']} shared {noun}s"
-    most = max(told["trials"] for told in result["results"])
-    if most > result["trials"]:
-        numbers += f" of up to {most}"
-    if result["units"] < result["trials"]:
-        numbers += f" in {result['units']} episodes"
-    settings = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in result["settings"].items())
-    return numbers + (f"; {settings}" if settings else "")
-
-
 def describe_methods(result: Mapping[str, Any]) -> str:
     """How intervals and p-values were found, in sentences."""
     lower = [measure["name"] for measure in result["measures"] if measure["lower_is_better"]]
     sentences = [
+        f"n: {result['counted']}.",
         "Differences of shares are in percentage points.",
         "Intervals: 95 %; Wilson's and Newcombe's where a unit is one success or failure, else bootstrap over units "
         "(none where all units agree).",
@@ -245,6 +260,13 @@ def describe_methods(result: Mapping[str, Any]) -> str:
     ]
     if len(result["results"]) > 2:
         sentences.append("Holm: p-values of the pairs of a measure, adjusted by Holm's method.")
+    floors = [
+        f"{measure['name']} {format_score(measure, measure['floor'])}"
+        for measure in result["measures"]
+        if "floor" in measure
+    ]
+    if floors:
+        sentences.append(f'"stop" alone scores: {", ".join(floors)}.')
     if lower:
         sentences.append(f"Lower is better: {', '.join(lower)}.")
     return "\n".join(sentences)
@@ -266,11 +288,15 @@ def _format_pair(measure: Mapping[str, Any], pair: Mapping[str, Any]) -> str:
 
 
 def format_score(measure: Mapping[str, Any], value: float) -> str:
-    return format_share(value) if measure["is_share"] else format_fixed(value)
+    return format_share(value) if measure["is_share"] else format_fixed(value, _DECIMALS)
+
+
+def format_score_span(measure: Mapping[str, Any], interval: Interval) -> str:
+    return format_span(interval, 1) if measure["is_share"] else format_range(interval, _DECIMALS)
 
 
 def format_difference(measure: Mapping[str, Any], pair: Mapping[str, Any]) -> tuple[str, str]:
     """The difference and its interval."""
     if measure["is_share"]:
         return format_points(pair["difference"], 1, "+"), format_span(pair["interval"], 1, "+")
-    return f"{pair['difference'] + 0.0:+.2f}", format_range(pair["interval"])
+    return format_fixed(pair["difference"], _DECIMALS, "+"), format_range(pair["interval"], _DECIMALS, "+")

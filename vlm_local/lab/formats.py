@@ -22,14 +22,14 @@ def format_span(interval: Interval, decimals: int = 0, sign: str = "") -> str:
     return format_edges(interval, lambda edge: format_points(edge, decimals, sign))
 
 
-def format_fixed(value: float | None, decimals: int = 2) -> str:
-    """0.1234 -> "0.12"; None -> "-"."""
-    return "-" if value is None else f"{round(value, decimals) + 0.0:.{decimals}f}"
+def format_fixed(value: float | None, decimals: int = 2, sign: str = "") -> str:
+    """0.1234 -> "0.12"; None -> "-". sign: "+" also writes plus signs."""
+    return "-" if value is None else f"{round(value, decimals) + 0.0:{sign}.{decimals}f}"
 
 
-def format_range(interval: Interval) -> str:
+def format_range(interval: Interval, decimals: int = 2, sign: str = "") -> str:
     """An interval of plain numbers, e.g. "0.12 to 0.34"; "" for None or edges that read the same."""
-    return format_edges(interval, format_fixed)
+    return format_edges(interval, lambda edge: format_fixed(edge, decimals, sign))
 
 
 def format_edges(interval: Interval, write: Callable[[float], str]) -> str:

@@ -12,8 +12,15 @@ from matplotlib.figure import Figure
 
 from vlm_local.files import open_replacing, write_json
 from vlm_local.lab import pages
-from vlm_local.lab.comparison import OVERALL, describe_methods, describe_trials, format_difference, format_score
-from vlm_local.lab.formats import format_p, format_range, format_span
+from vlm_local.lab.comparison import (
+    OVERALL,
+    describe_methods,
+    format_difference,
+    format_score,
+    format_score_span,
+)
+from vlm_local.lab.conditions import describe_conditions, describe_trials
+from vlm_local.lab.formats import format_p
 
 _WIDTH_IN = 3.5  # a column of a page with two
 _SURE = 0.05  # a p-value below it is drawn full
@@ -99,7 +106,7 @@ def _fill_scores(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for measure in _list_measures(result):
         cells = []
         for score in measure["scores"]:
-            span = format_span(score["interval"], 1) if measure["is_share"] else format_range(score["interval"])
+            span = format_score_span(measure, score["interval"])
             cells.append(format_score(measure, score["value"]) + (f" ({span})" if span else ""))
         yield measure["name"], str(measure["n"]), *cells
 
@@ -119,7 +126,8 @@ def _fill_differences(result: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 def _build_markdown(result: Mapping[str, Any]) -> str:
     tables = [_build_markdown_table(list(fill(result))) for fill in (_fill_scores, _fill_differences)]
     methods = describe_methods(result).replace("\n", " ")
-    return "\n\n".join(["# Comparison", f"{describe_trials(result)}.", *tables, methods]) + "\n"
+    told = " ".join([f"{describe_trials(result)}.", *describe_conditions(result)])
+    return "\n\n".join(["# Comparison", told, *tables, methods]) + "\n"
 
 
 def _build_markdown_table(rows: Sequence[Sequence[str]]) -> str:
@@ -137,7 +145,7 @@ def _build_latex(result: Mapping[str, Any]) -> str:
     foreign = sorted({letter for letter in scores if not letter.isascii()})
     if foreign:
         notes.append(f"If pdflatex does not know {' '.join(foreign)}: lualatex or xelatex, in a font that has it.")
-    notes += [describe_trials(result), *describe_methods(result).split("\n")]
+    notes += [describe_trials(result), *describe_conditions(result), *describe_methods(result).split("\n")]
     comment = "\n".join(f"% {note}" for note in notes)
     return f"{comment}\n\n{scores}\n\n{differences}\n"
 
@@ -215,7 +223,7 @@ def _draw_bars(result: Mapping[str, Any], group: str) -> Figure:
     height = 0.8 / count
     figure = Figure(figsize=(_WIDTH_IN, 0.6 + len(measures) * (0.12 + 0.11 * count)), layout="constrained")
     plot = figure.subplots()
-    bars = []
+    bars: list[Any] = []
     for index in range(count):
         rows = [at + (index - (count - 1) / 2) * height for at in range(len(measures))]
         scores = [measure["scores"][index] for measure in measures]
@@ -225,6 +233,10 @@ def _draw_bars(result: Mapping[str, Any], group: str) -> Figure:
         for row, score in zip(rows, scores, strict=True):
             if score["interval"]:
                 plot.plot([scale * edge for edge in score["interval"]], [row, row], color=pages.BLACK, linewidth=0.7)
+    floors = [(row, scale * measure["floor"]) for row, measure in enumerate(measures) if "floor" in measure]
+    for row, floor in floors:
+        style = {"color": pages.BLACK, "linestyle": ":", "linewidth": 1.2, "clip_on": False}
+        bars += plot.plot([floor, floor], [row - 0.46, row + 0.46], **style)
     plot.set_yticks(range(len(measures)), [measure["name"].replace("_", " ") for measure in measures])
     plot.tick_params(axis="y", length=0, labelcolor=pages.BLACK)
     plot.invert_yaxis()
@@ -232,7 +244,8 @@ def _draw_bars(result: Mapping[str, Any], group: str) -> Figure:
         plot.set_xlim(0, 100)
     plot.set_xlabel("share, %" if scale == 100 else "score")
     names = list(_names(result).values())  # not as labels of the bars: one such as "_old" would be left out
-    figure.legend(bars, names, frameon=False, loc="outside upper left", ncols=2)
+    names += ["“stop” alone"] * bool(floors)
+    figure.legend(bars[: len(names)], names, frameon=False, loc="outside upper left", ncols=2)
     return figure
 
 

@@ -33,7 +33,8 @@ def wilson(part: float, whole: float) -> tuple[float, float]:
     share, square = part / whole, _Z**2 / whole
     middle = (share + square / 2) / (1 + square)
     half = _Z / (1 + square) * math.sqrt(share * (1 - share) / whole + square / whole / 4)
-    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+    low, high = float(max(0.0, middle - half)), float(min(1.0, middle + half))
+    return 0.0 if part == 0 else low, 1.0 if part == whole else high  # without the 1e-17 that rounding leaves
 
 
 def describe_rate(successes: int, num: int) -> dict[str, Any]:

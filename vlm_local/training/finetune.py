@@ -1,7 +1,9 @@
 """Fine-tunes a model folder of any supported family on recorded episodes, wholly or by LoRA."""
 
 import functools
+import logging
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -173,6 +175,8 @@ class Finetuning:
 
 def _add_adapters(model: nn.Module, tuning: Tuning):
     """LoRA (Hu et al., 2021) on linear layers; the rest stays as it is."""
+    # peft imports bitsandbytes, which says on some CPUs that a kernel for 4 bits is missing: nothing here has 4 bits.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
@@ -183,7 +187,9 @@ def _add_adapters(model: nn.Module, tuning: Tuning):
     named = [(name, module) for name, module in model.named_modules() if re.fullmatch(adapted, name)]
     around = [name for name, module in named if not isinstance(module, nn.Linear)]
     config = LoraConfig(r=tuning.lora, lora_alpha=alpha, target_modules=adapted, exclude_modules=around or None)
-    return get_peft_model(model, config)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)  # peft asks for the old name
+        return get_peft_model(model, config)
 
 
 class Batches:

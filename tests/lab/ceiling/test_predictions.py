@@ -1,6 +1,7 @@
 """Confusion matrices from result folders, and what they predict."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -124,6 +125,24 @@ def test_a_prediction_is_kept_until_the_answers_change(noisy, tmp_path):
     assert first["errors"]["step"][TASK] == abs(first["predicted"][TASK]["step"]["rate"] - first["truth"][TASK]["rate"])
     predict(tmp_path, noisy, noisy, range(2), 1, played.append)
     assert path.stat().st_mtime_ns != before
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"noise": 0.5}, "noise was 0.25 and is 0.5"),
+        ({"env": "metaworld"}, "in metaworld; success within 70 in our simulator"),
+        ({"checkpoint_sha256": "b"}, 'checkpoint_sha256 was "a" and is "b"'),
+    ],
+)
+def test_a_policy_is_not_predicted_from_the_answers_of_another(noisy, tmp_path, change, says):
+    source, result = (shutil.copytree(noisy, tmp_path / name) for name in ("answers", "played"))
+    for folder, told in ((source, {"checkpoint_sha256": "a"}), (result, {"checkpoint_sha256": "a", **change})):
+        report = json.loads((folder / "report.json").read_text())
+        plan = {name: told.pop(name) for name in ("noise", "env") if name in told}
+        write_json(folder / "report.json", report | told | {"simulator": report["simulator"] | plan})
+    with pytest.raises(ConfigError, match=says):
+        predict(tmp_path, source, result, range(1), 1, lambda num: None)
 
 
 def test_errors_are_means_over_tasks():

@@ -1,13 +1,16 @@
 """The command from end to end: rows, pages, going on after a kill, what it refuses."""
 
 import json
+import re
 from contextlib import closing, contextmanager
+from pathlib import Path
 
 import pytest
 
 from vlm_local.cli import main
 from vlm_local.errors import ConfigError
 from vlm_local.lab.ceiling.episodes import CeilingPlan, Episodes, find_played
+from vlm_local.lab.ceiling.report import write_report
 from vlm_local.lab.ceiling.scores import find_loss, score_steps
 from vlm_local.lab.ceiling.settings import OPPOSITE, PLAIN, Setting, build_error
 from vlm_local.lab.results import ResultFolder
@@ -52,6 +55,14 @@ def test_rows_report_and_pages(result):
     assert page.count("<svg") == 7 and "a model that says the opposite on x" in page
     assert "| close_drawer |" in (result / "tables.md").read_text()
     assert {path.stem for path in result.glob("*.png")} >= {"scale", "hold", "latency", "opposite"}
+
+
+@pytest.mark.slow
+def test_a_ceiling_in_the_headline_is_of_the_better_oracle(tmp_path):
+    """Of the published curves: one step late, one oracle pushes in 50 % and the other in 97 % of the episodes."""
+    write_report(tmp_path, json.loads(Path("docs/ceiling/report.json").read_text()))
+    before, _ = (tmp_path / "report.html").read_text().split("one step late", 1)
+    assert re.findall(r"(\d+) %", before)[-1] == "100"
 
 
 @pytest.mark.slow

@@ -54,6 +54,8 @@ def test_a_run_of_the_oracle(tmp_path, capsys):
     report = json.loads((out / "report.json").read_text())
     assert report["tasks"]["reach"]["efficiency"] == 1.0
     assert report["tasks"]["open_drawer"]["reached"] == {"reached": 1, "opened": 1}
+    page = (out / "report.html").read_text()
+    assert "random phrases on the first 1 of them" in page  # not on all: they take long to fail
     board = tmp_path / "leaderboard.md"
     assert main(["leaderboard", str(out), "--out", str(board)]) == 0
     assert "| oracle | - | 40 to 40 | 100.0 %" in board.read_text()

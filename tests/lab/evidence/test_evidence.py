@@ -235,6 +235,37 @@ def test_the_leaderboard_escapes_what_others_wrote(simulation, tmp_path, capsys)
     assert "neither a sha256 nor a commit" in capsys.readouterr().err
 
 
+CHANGED = {"contrast": 0.5, "decide": "sample", "frames": {"num": 4}, "prompt": {"name": "short"}, "noise": 0.5}
+
+
+def _play_changed(folder: Path, weights: str) -> Path:
+    """The run, as if a model with settings of its own had played it."""
+    for name in ("meta.json", "report.json"):
+        about = json.loads((folder / name).read_text())
+        about |= {"engine": "local", "checkpoint_sha256": weights, **CHANGED}
+        about["simulator"]["noise"] = about.pop("noise")
+        (folder / name).write_text(json.dumps(about))
+    return folder
+
+
+def test_the_leaderboard_names_settings_that_make_another_policy_of_the_same_weights(simulation, tmp_path):
+    folder = _play_changed(shutil.copytree(simulation, tmp_path / "run"), 64 * "a")
+    assert main(["leaderboard", str(folder), "--out", str(tmp_path / "board.md")]) == 0
+    (row,) = (line for line in (tmp_path / "board.md").read_text().splitlines() if line.startswith("| oracle"))
+    cells = row.split(" | ")
+    assert cells[0] == "| oracle, 50% random, decide sample, contrast 0.5, prompt short, frames 4"
+    assert cells[3].endswith("at 14") and cells[4] == "-"  # success within 70 steps is not known
+
+
+def test_a_model_card_keeps_changed_settings_apart(simulation, tmp_path):
+    model = shutil.copytree(Path("checkpoints/tiny"), tmp_path / "model")
+    changed = _play_changed(shutil.copytree(simulation, tmp_path / "run"), open_checkpoint(model).sha256)
+    assert main(["card", str(model), str(changed)]) == 0
+    # The checkpoint itself samples, so that is no other setting.
+    setting = "level normal, 50% random, contrast 0.5, prompt short, frames 4, 14 steps"
+    assert f"| within 70 steps | {setting} |" in (model / "README.md").read_text()
+
+
 def test_the_leaderboard_takes_verified_runs_only(simulation, evaluation, tmp_path, capsys, monkeypatch):
     folder = shutil.copytree(simulation, tmp_path / "run")
     board, archive = tmp_path / "results/leaderboard.md", tmp_path / "run.evidence.zip"
@@ -263,9 +294,9 @@ def test_a_model_card_takes_results_of_its_own_weights(simulation, tmp_path, cap
         (result / name).write_text(json.dumps(about | {"checkpoint_sha256": open_checkpoint(model).sha256}))
     assert main(["card", str(model), str(result)]) == 0
     row = "| reach | 100.0 % (34.2 to 100.0), 2 from 40 |"
-    head = f"# mine\n{BEGIN}\n| within 70 steps | level normal |\n|---|---|\n"
+    head = f"# mine\n{BEGIN}\n| within 70 steps | level normal, 14 steps |\n|---|---|\n"
     assert (model / "README.md").read_text() == f"{head}{row}\n{END}\nrest\n"
-    told = json.loads((model / "vlm_local.json").read_text())["results"]["level normal"]["reach"]
+    told = json.loads((model / "vlm_local.json").read_text())["results"]["level normal, 14 steps"]["reach"]
     assert (told["success"], told["episodes"], told["max_steps"]) == (1.0, 2, 14)
     assert main(["card", str(model), str(result), str(result)]) == 2
     (model / "README.md").write_text("no marks")

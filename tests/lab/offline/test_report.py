@@ -10,7 +10,7 @@ from PIL import Image
 from tests import recordings
 from tests.server.browser import Browser, find_missing
 from vlm_local.data import open_episodes
-from vlm_local.lab.offline.report import build_map, choose_frames
+from vlm_local.lab.offline.report import build_map, choose_frames, format_report
 from vlm_local.lab.offline.rows import build_rows
 from vlm_local.lab.offline.run import EvaluationPlan, evaluate
 from vlm_local.lab.pages import draw_reliability
@@ -79,12 +79,26 @@ def test_report_json_says_what_it_was_made_with(made):
     assert any("no instruction" in line for line in saved["left_out"])
 
 
+def test_the_table_tells_models_of_one_folder_apart(made):
+    _, report = made
+    named = [{**report, "policy": {**report["policy"], "name": f"/data/models/of/our/lab/{name}"}} for name in "ab"]
+    first, second = [format_report(each).splitlines()[2] for each in named]
+    assert "our/lab/a " in first and "our/lab/b " in second and len(first) == len(second)
+
+
 def test_report_html_needs_nothing_from_elsewhere(made):
     html = (made[0] / "report.html").read_text()
     links = re.findall(r"""(?:src|href|url)\s*[=(]\s*["']?([^"')\s>]+)""", html)
     assert all(link.startswith(("data:", "#")) or "base64" in link or '"data' in link for link in links), links
     assert "<b>bold</b>" not in html and "</script><b>" not in html
     assert "untrained" in html
+
+
+def test_calibration_and_f1_have_three_decimals_as_their_intervals(made):
+    html = (made[0] / "report.html").read_text()
+    (score, low, high) = re.search(r"<td>(0\.\d+) <small>(0\.\d+) to (\d\.\d+)</small></td><td>", html).groups()
+    assert {len(number) for number in (score, low, high)} == {5}
+    assert "e-0" not in re.sub(r"<script.*?</script>|<svg.*?</svg>|data:[^\"]*", "", html, flags=re.S)
 
 
 def test_frames_are_shown_worst_first_with_their_pictures(made):

@@ -15,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from vlm_local.environments import OURS
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.files import write_json
+from vlm_local.files import read_json_object, write_json
 from vlm_local.lab.ceiling.confusion_matrices import ANY_TASK, ConfusionMatrices, load_confusion_matrices
 from vlm_local.lab.ceiling.episodes import open_players
 from vlm_local.lab.ceiling.error_models import DRAWS
 from vlm_local.lab.ceiling.play import play_confused
 from vlm_local.lab.results import find_layout
 from vlm_local.lab.statistics import wilson
+from vlm_local.provenance import choose_deciding, list_differences
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
 
 _GROUP = 5  # episodes that share a draw of the confusion matrices
@@ -36,6 +38,7 @@ def predict(folder: Path, source: Path, result: Path, seeds: range, workers: int
     ConfigError where they have no task in common.
     """
     confusions, observed = load_confusion_matrices(source), load_observed(result)
+    _refuse_another_policy(source, result)
     tasks = [task for task in observed["tasks"] if task in confusions.counts or ANY_TASK in confusions.counts]
     if not tasks:
         raise ConfigError(f"{source} has answers for {', '.join(confusions.counts)}, {result} for other tasks")
@@ -82,12 +85,31 @@ def load_observed(result: Path) -> dict[str, Any]:
         raise DataError(f"{result} is no result of `sim`; success in the closed loop is what is predicted")
     report = json.loads((result / "report.json").read_bytes())
     plan = report["simulator"]
-    if plan["max_steps"] < AUTOEVAL_STEPS:
+    if plan.get("env", OURS) != OURS or plan["max_steps"] < AUTOEVAL_STEPS:
         raise ConfigError(
-            f"{result} has at most {plan['max_steps']} steps; success within {AUTOEVAL_STEPS} is predicted"
+            f"{result} has at most {plan['max_steps']} steps in {plan.get('env', OURS)}; success within "
+            f"{AUTOEVAL_STEPS} in our simulator is predicted"
         )
-    tasks = {task: line["success_70"] for task, line in report["tasks"].items()}
+    tasks = {task: line["success_70"] for task, line in report["tasks"].items() if line["success_70"]["n"]}
     return {"policy": plan["policy"], "level": plan["level"], "tasks": tasks}
+
+
+def _refuse_another_policy(source: Path, result: Path) -> None:
+    """What both tell of their policy must be the same, else ConfigError. A server of others tells nothing."""
+    counted, played = map(_list_settings, (source, result))
+    both = counted.keys() & played.keys()
+    differing = list(list_differences({name: counted[name] for name in both}, {name: played[name] for name in both}))
+    if differing:
+        raise ConfigError(
+            f"{source} has the answers of another policy than {result} played: {'; '.join(sorted(differing))}"
+        )
+
+
+def _list_settings(folder: Path) -> dict[str, Any]:
+    report = read_json_object(folder / "report.json")
+    plan = report.get("simulator", {})
+    done = {"noise": plan.get("noise", 0.0), "control": plan.get("control", "none")}
+    return {**choose_deciding(report.get("policy", report)), **done}
 
 
 def _find_counts(confusions: ConfusionMatrices, task: str) -> np.ndarray:

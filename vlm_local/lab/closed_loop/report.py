@@ -12,6 +12,7 @@ from vlm_local.data.film import read_picture
 from vlm_local.environments import OURS, find_suite, name_episode
 from vlm_local.errors import DataError
 from vlm_local.lab import pages
+from vlm_local.lab.closed_loop.scores import reaches_autoeval
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
 
 
@@ -33,7 +34,7 @@ def write_report(folder: Path, scores: Mapping[str, Any], episodes: Sequence[Map
         made=[name for name in meta if name != "simulator"],
         warnings=[faulted] * bool(report["faulted"]) + pages.list_warnings(meta),
         plan=report["simulator"],
-        limit=AUTOEVAL_STEPS,
+        limit=AUTOEVAL_STEPS if reaches_autoeval(report["simulator"]) else None,
         suite=find_suite(report["simulator"].get("env", OURS)),
         episodes=[{**episode, **_find_pictures(folder, episode)} for episode in ordered],
     )

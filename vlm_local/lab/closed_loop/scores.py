@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vlm_local.environments import OURS
 from vlm_local.lab.statistics import describe_rate
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
 
@@ -20,6 +21,14 @@ def score_run(episodes: Sequence[Mapping[str, Any]], stages: Mapping[str, Sequen
         "faulted": sum(score["faulted"] for score in tasks.values()),
         "tasks": tasks,
     }
+
+
+def reaches_autoeval(plan: Mapping[str, Any]) -> bool:
+    """Whether success within AutoEval's limit is known: its steps are ours, and so many were played.
+
+    plan: of the run, as meta.json has it.
+    """
+    return plan.get("env", OURS) == OURS and plan["max_steps"] >= AUTOEVAL_STEPS
 
 
 def _score_task(episodes: list[Mapping[str, Any]], stages: Sequence[str]) -> dict[str, Any]:

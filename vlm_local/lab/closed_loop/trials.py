@@ -9,22 +9,28 @@ import numpy as np
 
 from vlm_local.environments import OURS, name_episode
 from vlm_local.errors import DataError
+from vlm_local.lab.closed_loop.scores import reaches_autoeval
 from vlm_local.lab.comparison import Measure, Trials, describe_making, read_report, stack_scores
 from vlm_local.provenance import HOW_MADE
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
 
+DECISION = "decision.json"  # of --until-separated, beside both results
+# Whoever stops when a difference is seen sees one too often by tests for a number chosen beforehand.
+_UNTIL_SEPARATED = f"until separated, so that p and intervals here do not hold and those of {DECISION} do"
 _SOON = f"within {AUTOEVAL_STEPS}"
 
 
 def load_trials(folder: Path) -> Trials:
     """folder: the --out of `sim`. Raises DataError for one of which no episode was played to its end.
 
-    Scores: "success", the same within AutoEval's limit of steps, "progress": the share of the task's stages that was
-    reached, and the success of each task. Faulted episodes say nothing of the policy and are no trials.
+    Scores: "success", the same within AutoEval's limit of steps where that is known, "progress": the share of the
+    task's stages that was reached, and the success of each task. Faulted episodes say nothing of the policy and are no
+    trials.
     """
     report = read_report(folder)
     plan = report["simulator"]
-    episodes = [episode for episode in _read_outcomes(folder, plan) if episode["outcome"] != "faulted"]
+    played = _read_outcomes(folder, plan)
+    episodes = [episode for episode in played if episode["outcome"] != "faulted"]
     if not episodes:
         raise DataError(f"{folder}: no episode was played without a fault")
     tasks = plan["tasks"] if len(plan["tasks"]) > 1 else []
@@ -36,11 +42,22 @@ def load_trials(folder: Path) -> Trials:
         truth_noun="scene",
         settings={"env": plan.get("env", OURS), "level": plan["level"], "max_steps": plan["max_steps"]},
         about=describe_making(report, _describe_policy(report)),
-        measures=(Measure("success"), Measure(_SOON), Measure("progress"), *(Measure(task, "task") for task in tasks)),
+        measures=(
+            Measure("success"),
+            *[Measure(_SOON)] * reaches_autoeval(plan),
+            Measure("progress"),
+            *(Measure(task, "task") for task in tasks),
+        ),
         keys=keys,
         units=np.array(keys),
         truths=[f"{episode['instruction']}, {episode['oracle_steps']} oracle steps" for episode in episodes],
         scores=_score(episodes, stages, tasks),
+        conditions={
+            "noise": plan["noise"] or None,
+            "control": None if plan["control"] == "none" else plan["control"],
+            "played": _UNTIL_SEPARATED if (folder.parent / DECISION).is_file() else None,
+        },
+        left_out=len(played) - len(episodes),
     )
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from vlm_local.errors import DataError
 from vlm_local.files import write_json
 from vlm_local.lab.closed_loop.run import RolloutPlan, run_rollouts
-from vlm_local.lab.closed_loop.trials import load_trials
+from vlm_local.lab.closed_loop.trials import DECISION, load_trials
 from vlm_local.lab.comparison import Trials, find_shared
 from vlm_local.lab.sequential import ALPHA, find_confidence_interval, find_decision, grow_capital
 from vlm_local.lab.sources import PolicySource
@@ -50,7 +50,7 @@ def play_until_separated(
             break
     policies = {letter: plan.policy for letter, plan in zip(LETTERS, plans, strict=True)}
     told = {"policies": policies, "most_episodes": most, **decision, **describe_machine()}
-    write_json(path / "decision.json", told)
+    write_json(path / DECISION, told)
     return told
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import DataError
 from vlm_local.files import open_replacing, write_json
+from vlm_local.lab.evidence.choices import list_choices, list_runs_choices
 from vlm_local.lab.evidence.verify import VerifiedResult
 from vlm_local.lab.formats import format_share, format_span
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
@@ -22,12 +23,13 @@ def write_card(folder: Path, results: Sequence[VerifiedResult]) -> int:
     are not of these weights, for two of one setting, and for a card without marks; ConfigError where nothing can be
     written.
     """
-    weights = open_checkpoint(folder).sha256
+    checkpoint = open_checkpoint(folder)
+    weights = checkpoint.sha256
     settings: dict[str, dict[str, Any]] = {}
     for result in results:
         if result.kind != "sim" or result.report.get("checkpoint_sha256") != weights:
             raise DataError(f"the result {result.seal[:12]} is no simulation of the weights in {folder}")
-        tasks = settings.setdefault(_name_setting(result.report["simulator"]), {})
+        tasks = settings.setdefault(_name_setting(result.report, checkpoint.sidecar), {})
         for task, told in _list_tasks(result.report).items():
             if task in tasks:
                 raise DataError(f"the result {result.seal[:12]} has {task} once more in the same setting")
@@ -45,9 +47,11 @@ def write_card(folder: Path, results: Sequence[VerifiedResult]) -> int:
     return sum(map(len, settings.values()))
 
 
-def _name_setting(plan: Mapping[str, Any]) -> str:
-    control = "" if plan["control"] == "none" else f", {plan['control'].replace('_', ' ')}"
-    return f"level {plan['level']}{control}"
+def _name_setting(report: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """What sets a column apart from the weights as they are shipped. own: the checkpoint's sidecar."""
+    plan = report["simulator"]
+    few = [f"{plan['max_steps']} steps"] * (plan["max_steps"] < AUTOEVAL_STEPS)
+    return ", ".join([f"level {plan['level']}", *list_runs_choices(plan), *list_choices(report, own), *few])
 
 
 def _list_tasks(report: Mapping[str, Any]) -> dict[str, Any]:

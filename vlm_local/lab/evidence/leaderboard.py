@@ -7,6 +7,8 @@ from typing import Any
 
 from vlm_local.errors import DataError
 from vlm_local.files import open_replacing
+from vlm_local.lab.closed_loop.scores import reaches_autoeval
+from vlm_local.lab.evidence.choices import list_choices, list_runs_choices
 from vlm_local.lab.evidence.verify import VerifiedResult
 from vlm_local.lab.formats import format_fixed, format_range, format_share, format_span
 from vlm_local.plain import hide_secrets
@@ -17,17 +19,18 @@ _HEAD = """# Leaderboard
 
 Made by `.venv/bin/python -m vlm_local leaderboard RESULT... --out docs/leaderboard.md`; do not edit. Every row was
 verified first: scored again from its archive without weights, every number came out the same.
-`weights` and `seal` are the first digits of the sha256 of the checkpoint and of the archive's files.
+`weights` and `seal` are the first digits of the sha256 of the checkpoint and of the archive's files. A policy's name is
+followed by its settings that are not `serve`'s defaults, e.g. those of a checkpoint's own `vlm_local.json`.
 [contributing-results.md](contributing-results.md) says how to add rows.
 """
 _SIM_HEAD = """
 ## Closed loop, in the simulator
 
-Success within 120 steps (or the limit named) and within AutoEval's 70, with Wilson's 95 % intervals. A
-seed fixes an episode's scene and every draw of the policy in it, so
+Success within 120 steps (or the limit named) and, where so many were played, within AutoEval's 70, with Wilson's 95 %
+intervals. A seed fixes an episode's scene and every draw of the policy in it, so
 `.venv/bin/python -m vlm_local sim --policy P --task T --level L --seed FIRST --episodes N` plays a row's episodes
-again, as verifying did from their recorded actions. The oracle sees the ground truth (the ceiling); random
-phrases and standing still are the floor.
+again with the settings that it names, as verifying did from their recorded actions. The oracle sees the ground truth
+(the ceiling); random phrases and standing still are the floor.
 """
 _SPATIAL_HEAD = """
 ## Does it look where the words point?
@@ -86,8 +89,8 @@ def _build_tables(names: Sequence[str], rows: Iterable[_Row]) -> str:
 def _list_tasks(result: VerifiedResult) -> list[_Row]:
     report, rows = result.report, []
     plan = report["simulator"]
-    name = _check_name(plan["policy"]) + (f", {plan['noise']:.0%} random" if plan["noise"] else "")
-    name += "" if plan["control"] == "none" else f", {_check_name(plan['control'])}"
+    choices = [*list_runs_choices(plan), *list_choices(report)]
+    name = ", ".join([_check_name(plan["policy"]), *map(_check_name, choices)])
     limit = "" if plan["max_steps"] == 120 else f" at {plan['max_steps']}"
     for task, score in report["tasks"].items():
         cells = (
@@ -95,7 +98,7 @@ def _list_tasks(result: VerifiedResult) -> list[_Row]:
             _shorten(report.get("checkpoint_sha256")),
             f"{plan['seed']} to {plan['seed'] + score['episodes'] - 1}",
             _show_share(score["success"]) + limit,
-            _show_share(score["success_70"]),
+            _show_share(score["success_70"]) if reaches_autoeval(plan) else "-",
             "-" if score["steps"] is None else f"{score['steps']:.1f} ({score['oracle_steps'] or 0:.1f})",
             str(score["faulted"]),
             _shorten(report.get("git")),
@@ -109,7 +112,7 @@ def _list_tasks(result: VerifiedResult) -> list[_Row]:
 def _describe_study(result: VerifiedResult) -> _Row:
     report, scenes = result.report, result.report["set"]
     cells = (
-        _check_name(report["policy"]["name"]),
+        ", ".join([_check_name(report["policy"]["name"]), *map(_check_name, list_choices(report["policy"]))]),
         _shorten(report["policy"].get("checkpoint_sha256")),
         *(_show_value(report[measure]) for measure in _MEASURES),
         _shorten(report.get("git")),

@@ -142,6 +142,7 @@ def _format_scores(name: str, scores: Mapping[str, Any]) -> str:
     shares = (scores["exact"], scores["moving"]["exact"], scores["axis_accuracy"], scores["opposite"])
     exact, moving, axes, opposite = (format_share(share, TOO_FEW) for share in shares)
     interval = format_span(scores["intervals"].get("exact"))
-    line = f"{name[:23]:24}{exact:>8}  {interval:>12}{moving:>9}{axes:>10}{opposite:>10}"
+    shown = name if len(name) < 24 else f"...{name[-20:]}"  # models in one folder differ at their end
+    line = f"{shown:24}{exact:>8}  {interval:>12}{moving:>9}{axes:>10}{opposite:>10}"
     lead = scores.get("lead")
     return f"{line}{format_points(lead['difference'], 1, '+'):>8}{format_p(lead['p_value']):>8}" if lead else line

@@ -58,7 +58,8 @@ class Rows:
 
     episode: int (N,), 0..E-1 in order of appearance; episode_ids: int (E,) as in the rows.
     step: int (N,) raw step index. instructions, label_phrases, previous_phrases (None for a first
-    step): text. answered: bool (N,), whether the policy gave a phrase.
+    step): text. answered: bool (N,), whether the policy gave a phrase. are_said: bool (N,), False for phrases that were
+    read from actions.
     label, answer: int8 (N, 6) signs in the order of AXES; zeros where there is none.
     full_window: bool (N,). probability: float (N,), marginals: float (N, 6, 3) for -, 0, +;
     action, recorded_action: float (N, 7); all NaN where not known.
@@ -70,6 +71,7 @@ class Rows:
     instructions: list[str]
     label_phrases: list[str]
     previous_phrases: list[str | None]
+    are_said: np.ndarray
     answered: np.ndarray
     label: np.ndarray
     answer: np.ndarray
@@ -112,6 +114,7 @@ def build_rows(rows: Sequence[Mapping[str, Any]]) -> Rows:
         instructions=[row["instruction"] for row in rows],
         label_phrases=[row["label"] for row in rows],
         previous_phrases=[row.get("previous_label") for row in rows],
+        are_said=np.array([row.get("phrase_source") != "actions" for row in rows]),
         answered=np.array([phrase is not None for phrase in phrases]),
         label=encode_signs([row["label"] for row in rows]),
         answer=encode_signs(phrases),

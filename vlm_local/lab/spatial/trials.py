@@ -44,6 +44,8 @@ def load_trials(folder: Path) -> Trials:
         units=np.arange(num_scenes),
         truths=shown,
         scores={name: _sum_known(table) for name, table in values.items()},
+        conditions={"pictures": report["set"].get("images_sha256")},
+        counted="axes, of each scene and change that says what is right",
     )
 
 

@@ -23,10 +23,10 @@ def load_trials(folder: Path) -> Trials:
     report = read_report(folder)
     plan = report["station"]
     broken = {event["episode"] for event in report["would_have_ended"]}
-    episodes: dict[int, list[dict]] = {}
+    played: dict[int, list[dict]] = {}
     for line in read_json_lines(folder / "station.jsonl"):
-        if line["episode"] not in broken:
-            episodes.setdefault(line["episode"], []).append(line)
+        played.setdefault(line["episode"], []).append(line)
+    episodes = {episode: lines for episode, lines in played.items() if episode not in broken}
     if not episodes:
         raise DataError(f"{folder}: there is no episode in which nothing would have ended the job")
     ended = [lines[-1]["success"] for lines in episodes.values()]
@@ -44,6 +44,7 @@ def load_trials(folder: Path) -> Trials:
         units=np.array(keys),
         truths=[[round(number, 3) for number in lines[0]["sent"]] for lines in episodes.values()],
         scores=stack_scores({"success": (ended, always), "reached": (reached, always)}),
+        left_out=len(played) - len(episodes),
     )
 
 

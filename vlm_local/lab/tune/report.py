@@ -10,6 +10,7 @@ from vlm_local.files import open_replacing
 from vlm_local.lab import pages
 from vlm_local.lab.formats import format_edges, format_name, format_p, format_points, format_share, format_span
 from vlm_local.lab.tune.rungs import describe_setting
+from vlm_local.lab.tune.scores import MAX_P
 
 _HEAD = ("rung", "setting", "log-loss", "difference", "95 %", "p (Holm)", "accuracy", "time of a step", "note")
 _HELD_OUT_HEAD = ("held-out episodes", "log-loss", "95 %", "accuracy", "95 %")
@@ -100,14 +101,15 @@ def describe_verdict(report: Mapping[str, Any]) -> str:
     if difference is None:
         return "No rung brings more than chance on the episodes for development, so the base stays as it is."
     chosen = describe_setting(report["chosen"])
-    interval = difference["log_loss_interval"]
-    if interval[1] < 0:
-        return f"On episodes that took no part, {chosen} has less log-loss than the base."
-    if interval[0] > 0:
-        return f"On episodes that took no part, {chosen} has more log-loss than the base: do not use it."
-    return (
-        f"On episodes that took no part, {chosen} cannot be told from the base: its gain in development may be chance."
-    )
+    place, p_value = "On episodes that took no part,", f"(p {format_p(difference['p_value'])})"
+    if difference["p_value"] >= MAX_P:  # an interval alone would claim too much of few episodes
+        return (
+            f"{place} {chosen} cannot be told from the base {p_value}: its gain in development may be chance, or "
+            "these episodes are too few."
+        )
+    if difference["log_loss"] < 0:
+        return f"{place} {chosen} has less log-loss than the base {p_value}."
+    return f"{place} {chosen} has more log-loss than the base {p_value}: do not use it."
 
 
 def format_report(report: Mapping[str, Any]) -> str:
