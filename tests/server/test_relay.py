@@ -30,16 +30,22 @@ SMALL_BODY = build_body(image=np.zeros((16, 16, 3), np.uint8))
 
 
 @contextmanager
-def relay_to(port, hold_s=30.0):
+def run_relay(port, hold_s=30.0):
     relay = Relay(("127.0.0.1", port), ("127.0.0.1", 0), hold_s)
     thread = threading.Thread(target=relay.serve_forever, args=(0.05,))
     thread.start()
     try:
-        yield relay.server_port
+        yield relay
     finally:
         relay.shutdown()
         thread.join()
         relay.server_close()
+
+
+@contextmanager
+def relay_to(port, hold_s=30.0):
+    with run_relay(port, hold_s) as relay:
+        yield relay.server_port
 
 
 @pytest.fixture
@@ -298,12 +304,14 @@ def test_a_station_whose_request_is_here_keeps_its_connection(monkeypatch):
 
 def test_the_station_that_has_rested_longest_makes_room(monkeypatch):
     monkeypatch.setattr("vlm_local.relay.MAX_CONNECTIONS", 2)
-    with serve() as server, relay_to(server.port) as port, ExitStack() as stack:
+    with serve() as server, run_relay(server.port) as relay, ExitStack() as stack:
         first, second, third = (
-            stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60))) for _ in range(3)
+            stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", relay.server_port, timeout=60)))
+            for _ in range(3)
         )
         for station in (second, first, second, third):
             _act(station)
+            until(lambda: all(handler.is_resting() for handler in relay.handlers))  # its thread ends after the answer
         assert _ends(first.sock, 10)
         assert _act(second)["step"] == 2
 
