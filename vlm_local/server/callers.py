@@ -17,8 +17,8 @@ from vlm_local.server.access import DEFAULT_ROBOT
 ALTERNATES_S = 10.0
 # A client that opens a connection for each request may be here again before a relay has closed the one before. So a new
 # connection waits so long for one that has brought a single request, with the same instruction, so recently.
-_CLOSES_S, _RECENT_S = 0.1, 1.0
-_LOOKS = 10
+_CLOSES_S, _RECENT_S = 0.3, 1.0
+_LOOKS = 30
 
 
 @dataclass(eq=False)
