@@ -5,6 +5,7 @@ import shutil
 import struct
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -238,11 +239,11 @@ def test_the_leaderboard_escapes_what_others_wrote(simulation, tmp_path, capsys)
 CHANGED = {"contrast": 0.5, "decide": "sample", "frames": {"num": 4}, "prompt": {"name": "short"}, "noise": 0.5}
 
 
-def _play_changed(folder: Path, weights: str) -> Path:
+def _play_changed(folder: Path, weights: str, **more: Any) -> Path:
     """The run, as if a model with settings of its own had played it."""
     for name in ("meta.json", "report.json"):
         about = json.loads((folder / name).read_text())
-        about |= {"engine": "local", "checkpoint_sha256": weights, **CHANGED}
+        about |= {"engine": "local", "checkpoint_sha256": weights, **CHANGED, **more}
         about["simulator"]["noise"] = about.pop("noise")
         (folder / name).write_text(json.dumps(about))
     return folder
@@ -264,6 +265,18 @@ def test_a_model_card_keeps_changed_settings_apart(simulation, tmp_path):
     # The checkpoint itself samples, so that is no other setting.
     setting = "level normal, 50% random, contrast 0.5, prompt short, frames 4, 14 steps"
     assert f"| within 70 steps | {setting} |" in (model / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("name", "shown"), [("my_short", r"prompt my\_short,"), ("a | b", None), ("[a](b)", None)])
+def test_a_model_card_shows_a_prompts_name_as_plain_words_or_not_at_all(simulation, tmp_path, capsys, name, shown):
+    model = shutil.copytree(Path("checkpoints/tiny"), tmp_path / "model")
+    weights, before = open_checkpoint(model).sha256, (model / "README.md").read_text()
+    played = _play_changed(shutil.copytree(simulation, tmp_path / "run"), weights, prompt={"name": name})
+    assert main(["card", str(model), str(played)]) == (0 if shown else 2)
+    if shown:
+        assert shown in (model / "README.md").read_text()
+    else:
+        assert "is no name" in capsys.readouterr().err and (model / "README.md").read_text() == before
 
 
 def test_the_leaderboard_takes_verified_runs_only(simulation, evaluation, tmp_path, capsys, monkeypatch):

@@ -9,6 +9,7 @@ from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import DataError
 from vlm_local.files import open_replacing, write_json
 from vlm_local.lab.evidence.choices import list_choices, list_runs_choices
+from vlm_local.lab.evidence.markdown import check_name, escape_cell
 from vlm_local.lab.evidence.verify import VerifiedResult
 from vlm_local.lab.formats import format_share, format_span
 from vlm_local.sim.tasks import AUTOEVAL_STEPS
@@ -20,8 +21,8 @@ def write_card(folder: Path, results: Sequence[VerifiedResult]) -> int:
     """Write what was reached into `folder`/vlm_local.json and, between its marks BEGIN and END, README.md.
 
     A folder without README.md gets one. Returns the number of (setting, task) pairs. Raises DataError for results that
-    are not of these weights, for two of one setting, and for a card without marks; ConfigError where nothing can be
-    written.
+    are not of these weights, for two of one setting, for a name that is none, and for a card without marks; ConfigError
+    where nothing can be written.
     """
     checkpoint = open_checkpoint(folder)
     weights = checkpoint.sha256
@@ -51,7 +52,8 @@ def _name_setting(report: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """What sets a column apart from the weights as they are shipped. own: the checkpoint's sidecar."""
     plan = report["simulator"]
     few = [f"{plan['max_steps']} steps"] * (plan["max_steps"] < AUTOEVAL_STEPS)
-    return ", ".join([f"level {plan['level']}", *list_runs_choices(plan), *list_choices(report, own), *few])
+    names = [f"level {plan['level']}", *list_runs_choices(plan), *list_choices(report, own), *few]
+    return ", ".join(map(check_name, names))
 
 
 def _list_tasks(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +68,8 @@ def _list_tasks(report: Mapping[str, Any]) -> dict[str, Any]:
 def _build_table(settings: Mapping[str, Mapping[str, Any]]) -> str:
     """A row a task and a column a setting, both in order of first appearance."""
     tasks = dict.fromkeys(task for played in settings.values() for task in played)
-    lines = [f"| within {AUTOEVAL_STEPS} steps | {' | '.join(settings)} |", "|---" * (1 + len(settings)) + "|"]
+    head = [f"within {AUTOEVAL_STEPS} steps", *map(escape_cell, settings)]
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for task in tasks:
         cells = [_write_cell(played.get(task)) for played in settings.values()]
         lines.append(f"| {task.replace('_', ' ')} | {' | '.join(cells)} |")

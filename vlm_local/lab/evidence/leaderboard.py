@@ -9,11 +9,9 @@ from vlm_local.errors import DataError
 from vlm_local.files import open_replacing
 from vlm_local.lab.closed_loop.scores import reaches_autoeval
 from vlm_local.lab.evidence.choices import list_choices, list_runs_choices
+from vlm_local.lab.evidence.markdown import check_name, escape_cell
 from vlm_local.lab.evidence.verify import VerifiedResult
 from vlm_local.lab.formats import format_fixed, format_range, format_share, format_span
-from vlm_local.plain import hide_secrets
-
-_NAME = re.compile(r"[\w .,/:+%()=~@-]{1,120}")
 
 _HEAD = """# Leaderboard
 
@@ -82,7 +80,7 @@ def _build_tables(names: Sequence[str], rows: Iterable[_Row]) -> str:
     for title, lines in tables.items():
         text += f"\n### {title}\n\n| {' | '.join(names)} |\n{'|---' * len(names)}|\n"
         ordered = sorted(lines, key=lambda row: -row[1])
-        text += "".join(f"| {' | '.join(map(_escape, cells))} |\n" for *_, cells in ordered)
+        text += "".join(f"| {' | '.join(map(escape_cell, cells))} |\n" for *_, cells in ordered)
     return text
 
 
@@ -90,7 +88,7 @@ def _list_tasks(result: VerifiedResult) -> list[_Row]:
     report, rows = result.report, []
     plan = report["simulator"]
     choices = [*list_runs_choices(plan), *list_choices(report)]
-    name = ", ".join([_check_name(plan["policy"]), *map(_check_name, choices)])
+    name = ", ".join([check_name(plan["policy"]), *map(check_name, choices)])
     limit = "" if plan["max_steps"] == 120 else f" at {plan['max_steps']}"
     for task, score in report["tasks"].items():
         cells = (
@@ -105,14 +103,14 @@ def _list_tasks(result: VerifiedResult) -> list[_Row]:
             _shorten(result.seal),
         )
         rate = score["success"]["rate"]
-        rows.append((f"{task}, level {_check_name(plan['level'])}", -1.0 if rate is None else rate, cells))
+        rows.append((f"{task}, level {check_name(plan['level'])}", -1.0 if rate is None else rate, cells))
     return rows
 
 
 def _describe_study(result: VerifiedResult) -> _Row:
     report, scenes = result.report, result.report["set"]
     cells = (
-        ", ".join([_check_name(report["policy"]["name"]), *map(_check_name, list_choices(report["policy"]))]),
+        ", ".join([check_name(report["policy"]["name"]), *map(check_name, list_choices(report["policy"]))]),
         _shorten(report["policy"].get("checkpoint_sha256")),
         *(_show_value(report[measure]) for measure in _MEASURES),
         _shorten(report.get("git")),
@@ -120,22 +118,6 @@ def _describe_study(result: VerifiedResult) -> _Row:
     )
     title = f"{report['scenes']} scenes of level {scenes['level']}, seed {scenes['seed']}"
     return title + ("" if report["frozen"] else ", not a frozen set"), report["turned"]["value"], cells
-
-
-def _check_name(name: Any) -> str:
-    """A name that others gave, which the page shows. An address is shown as code, so that nobody is led to it."""
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise DataError(
-            f"{name!r:.200} is no name for a row: expected at most 120 letters, digits, spaces and any of "
-            ". , / : + % ( ) = ~ @ - _"
-        )
-    return f"`{hide_secrets(name)}`" if "//" in name or "www." in name or "@" in name else name
-
-
-def _escape(cell: str) -> str:
-    """Words that cannot end a cell of a Markdown table or become markup; what is in backticks is code already."""
-    marks = r"([|\\])" if cell.startswith("`") else r"([|\\*_<>\[\]`!&~])"
-    return re.sub(marks, r"\\\1", cell)
 
 
 def _shorten(digits: str | None) -> str:
