@@ -77,6 +77,17 @@ def test_runs_are_paired_by_their_seeds(runs, capsys):
     assert lines["close_drawer"][1] == "1" and lines["progress"][1] == "2"
 
 
+@pytest.mark.parametrize("names", [("oracle", "one"), ("one", "oracle")])
+def test_a_run_of_fewer_tasks_is_compared_on_those_that_both_have(runs, tmp_path, capsys, names):
+    plan = ["--task", "close_drawer", "--episodes", "1", "--max-steps", "40", "--films", "0", "--workers", "1"]
+    assert main(["sim", "--policy", "stop", "--out", str(tmp_path / "one"), *plan]) == 0
+    shutil.copytree(runs / "oracle", tmp_path / "oracle")
+    status, out, _ = _compare(capsys, tmp_path, *names)
+    told = json.loads(out.splitlines()[-1])
+    assert (status, told["trials"]) == (0, 1)
+    assert [measure["name"] for measure in told["measures"]] == ["success", "progress"]
+
+
 def test_success_within_70_steps_is_told_only_where_so_many_were_played(runs, capsys):
     status, out, _ = _compare(capsys, runs, "oracle", "stop")
     assert status == 0 and "max steps 40" in out and "within 70" not in out

@@ -55,7 +55,7 @@ class Measure:
 class Trials:
     """What one result says of each of its N trials.
 
-    kind: the command that made it. noun, truth_noun: what a trial and its truth are called.
+    kind: the command that made it. noun, truth_noun, unit_noun: what a trial, its truth and its unit are called.
     settings: what must be the same in results that are compared. conditions: what should be, and is told where it is
     not; None for what there is none of. about: what the result was made with. left_out: trials that faulted, which are
     not among the N. keys: the trials' names, by which those of two results are found to be the same. units: (N,) the
@@ -78,6 +78,7 @@ class Trials:
     conditions: Mapping[str, Any] = field(default_factory=dict)
     left_out: int = 0
     counted: str = ""
+    unit_noun: str = "episode"
     floors: Mapping[str, np.ndarray] = field(default_factory=dict)
 
 
@@ -111,6 +112,8 @@ def compare(results: Sequence[Trials], names: Sequence[str]) -> dict[str, Any]:
     units, unit = np.unique(first.units[places[0]], return_inverse=True)
     measures = []
     for measure in first.measures:
+        if not all(measure.name in result.scores for result in results):
+            continue  # a task that is not in all of them
         trials = [result.scores[measure.name][place] for result, place in zip(results, places, strict=True)]
         told = {**vars(measure), **_compare_measure(trials, unit, len(units), measure.is_share)}
         if told["n"] and measure.name in first.floors:
@@ -130,6 +133,7 @@ def compare(results: Sequence[Trials], names: Sequence[str]) -> dict[str, Any]:
     return {
         "kind": first.kind,
         "noun": first.noun,
+        "unit_noun": first.unit_noun,
         "counted": first.counted or f"{first.noun}s",
         "settings": dict(first.settings),
         "trials": len(places[0]),

@@ -23,7 +23,7 @@ def describe_trials(result: Mapping[str, Any]) -> str:
     if most > result["trials"]:
         numbers += f" of up to {most}"
     if result["units"] < result["trials"]:
-        numbers += f" in {result['units']} episodes"
+        numbers += f" in {result['units']} {result['unit_noun']}s"
     settings = [f"{name.replace('_', ' ')} {value}" for name, value in result["settings"].items()]
     told = ", ".join(filter(None, [*settings, _tell_shared(result["results"])]))
     return numbers + (f"; {told}" if told else "")
