@@ -12,7 +12,7 @@ from vlm_local.errors import EngineError, RequestError
 from vlm_local.fields import check_text, decode_image
 from vlm_local.prompts import Template, build_prompt
 from vlm_local.remote_policy import read_number, read_timings
-from vlm_local.types import Generation, GenerationRequest, Observation
+from vlm_local.types import Generation, GenerationRequest, Observation, Prompt
 from vlm_local.wire import check_names, load_request
 
 MIN_CHOICES, MAX_CHOICES = 2, 64
@@ -58,20 +58,19 @@ class Answerer:
     def answer(self, question: Question) -> Answer:
         """The most probable choice; the greedy one where the engine's probabilities do not settle it."""
         text = complete_question(question.text, question.choices)
-        request = GenerationRequest(
-            image=question.image,
-            prompt=build_prompt(self._template, Observation(question.image, text)),
-            sentences=question.choices,
-            posterior="exact",
-        )
-        generation = self._generate(request)
+        prompt = build_prompt(self._template, Observation(question.image, text))
+        return self.choose(question.image, prompt, question.choices)
+
+    def choose(self, image: np.ndarray, prompt: Prompt, choices: tuple[str, ...]) -> Answer:
+        """The same to a prompt that says all there is to say. image: as in Question."""
+        generation = self._generate(GenerationRequest(image, prompt, choices, posterior="exact"))
         told = generation.probabilities
         if told is None:
             return Answer(generation.sentence, None, None, generation.timings_ms)
-        said = question.choices.index(generation.sentence)
+        said = choices.index(generation.sentence)
         best = int(told.argmax())
-        choice = question.choices[best if told[best] > told[said] + generation.missing_mass else said]
-        probabilities = dict(zip(question.choices, map(float, told), strict=True))
+        choice = choices[best if told[best] > told[said] + generation.missing_mass else said]
+        probabilities = dict(zip(choices, map(float, told), strict=True))
         return Answer(choice, probabilities, generation.missing_mass, generation.timings_ms)
 
 

@@ -37,6 +37,7 @@ GROUPS = {
         "tune",
         "compare",
         "eval-answers",
+        "eval-choices",
         "spatial",
         "ceiling",
     ),

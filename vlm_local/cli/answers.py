@@ -2,13 +2,18 @@
 
 import argparse
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlm_local.cli.options import add_policy_options, number, read_policy_options
 from vlm_local.cli.output import print_result
 from vlm_local.errors import ConfigError
 from vlm_local.plain import escape_controls, hide_secrets
+
+if TYPE_CHECKING:
+    from vlm_local.answers import Answerer
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
@@ -66,29 +71,36 @@ def pick_scores(report: dict) -> dict:
 
 
 @contextmanager
-def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, ...]):
-    """(picture -> answer, what the detector says of itself)."""
-    from vlm_local.answers import Question, ask_server
-    from vlm_local.assembly import is_url, open_policies, refuse_all_but
-    from vlm_local.client import Detector
+def open_answerer(args: argparse.Namespace) -> Iterator[tuple["Answerer", dict]]:
+    """What answers questions, with its model loaded, and what it says of itself."""
+    from vlm_local.assembly import open_policies
     from vlm_local.models import DEFAULT
 
-    name, options = args.model or DEFAULT, read_policy_options(args)
-    if is_url(name):
-        refuse_all_but(options, "offline")
-        detector = Detector(name, choices)
-        yield lambda image: ask_server(detector, Question(image, question, choices)), {"name": hide_secrets(name)}
-        return
-    policies = open_policies(options)
+    name, policies = args.model or DEFAULT, open_policies(read_policy_options(args))
     try:
-        answerer = policies.answerer
-        if answerer is None:
+        if policies.answerer is None:
             raise ConfigError(f"{name} is no model, so it answers no questions")
         if policies.worker is not None:
             policies.worker.wait_loaded()
-        yield lambda image: answerer.answer(Question(image, question, choices)), {"name": name, **policies.metadata}
+        yield policies.answerer, {"name": name, **policies.metadata}
     finally:
         policies.close()
+
+
+@contextmanager
+def _open_detector(args: argparse.Namespace, question: str, choices: tuple[str, ...]):
+    """(picture -> answer, what the detector says of itself)."""
+    from vlm_local.answers import Question, ask_server
+    from vlm_local.assembly import is_url, refuse_all_but
+    from vlm_local.client import Detector
+
+    if is_url(args.model):
+        refuse_all_but(read_policy_options(args), "offline")
+        detector = Detector(args.model, choices)
+        yield lambda image: ask_server(detector, Question(image, question, choices)), {"name": hide_secrets(args.model)}
+        return
+    with open_answerer(args) as (answerer, policy):
+        yield lambda image: answerer.answer(Question(image, question, choices)), policy
 
 
 def format_report(report: dict, folder: Path) -> str:

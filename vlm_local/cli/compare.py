@@ -8,7 +8,8 @@ from vlm_local.cli.options import count, seed, workers
 from vlm_local.cli.output import print_result, tell
 from vlm_local.errors import ConfigError, DataError
 
-_KINDS = ("eval", "sim", "spatial", "station")
+_UNPACKED = {"station.jsonl": "station", "questions.json": "eval-choices"}  # what cannot be packed has no layout
+_KINDS = ("eval", "sim", "spatial", *_UNPACKED.values())
 _FILMS = 10  # episodes of each task that keep frames, as of `sim`
 _PLAYING = {  # (flag, type, default, metavar): what it is
     ("--env", str, "ours", "NAME"): "as of `sim`",
@@ -20,8 +21,8 @@ _PLAYING = {  # (flag, type, default, metavar): what it is
     ("--workers", workers, 1, "N"): "environments in parallel",
 }
 _EPILOG = (
-    "eval: the same steps. sim, station: the same tasks and seeds. spatial: the same scenes. What cannot be compared "
-    "is refused with the reason."
+    "eval: the same steps. sim, station: the same tasks and seeds. spatial: the same scenes. eval-choices: the same "
+    "questions. What cannot be compared is refused with the reason."
 )
 
 
@@ -31,7 +32,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     )
     parser.description = "Compares results of one kind, paired: scores, differences of all pairs, intervals, p-values."
     add = parser.add_argument
-    text = "two or more --out folders of eval, sim, station or spatial; two policies for --until-separated"
+    text = f"two or more --out folders of {', '.join(_KINDS)}; two policies for --until-separated"
     add("results", nargs="+", metavar="RESULT", help=text)
     text = "of the first, second ... result in all tables; may be given again [its folder's]"
     add("--name", action="append", default=[], metavar="A=NAME", help=text)
@@ -80,10 +81,12 @@ def _load_trials(folder: Path):
     """A result of any study that can be compared."""
     from vlm_local.lab.results import find_layout
 
-    is_job = (folder / "station.jsonl").is_file()  # which cannot be packed, so it has no layout
-    kind = "station" if is_job else find_layout(folder, _KINDS).kind
+    unpacked = [kind for name, kind in _UNPACKED.items() if (folder / name).is_file()]
+    kind = unpacked[0] if unpacked else find_layout(folder, _KINDS).kind
     if kind == "station":
         from vlm_local.lab.station.trials import load_trials
+    elif kind == "eval-choices":
+        from vlm_local.lab.multiple_choice.trials import load_trials
     elif kind == "eval":
         from vlm_local.lab.offline.trials import load_trials
     elif kind == "sim":

@@ -19,10 +19,11 @@ _MAIN_CAMERAS = ("image_0", "image_primary", "image")  # looked for in this orde
 _MOVING = ("wrist", "hand", "gripper")  # words in the names of cameras that move with the arm
 
 
-def decode_image(data: bytes, source: str) -> np.ndarray:
+def decode_image(data: bytes, source: str, any_colours: bool = False) -> np.ndarray:
     """PNG or JPEG bytes -> uint8 (H, W, 3). Raises DataError for anything else, and for non-RGB.
 
-    What a file claims is looked at before it is decoded.
+    What a file claims is looked at before it is decoded. any_colours: grey, palettes and CMYK become RGB, and what is
+    transparent shows the colour below: no camera made the picture.
     """
     if len(data) > MAX_IMAGE_BYTES:
         raise DataError(f"{source}: an image file of at most {MAX_IMAGE_BYTES >> 20} MB was expected")
@@ -31,12 +32,12 @@ def decode_image(data: bytes, source: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
             _check_sides(image.size[::-1], source)
-            if image.mode != "RGB":
+            if image.mode != "RGB" and not any_colours:
                 raise DataError(f"{source}: an RGB image was expected, this one is {image.mode}")
             if has_deep_colours(data):
                 raise DataError(f"{source}: 8 bits a channel were expected, this PNG has 16")
             turn_upright(image)
-            return check_image(np.asarray(image), source)
+            return check_image(np.asarray(image.convert("RGB")), source)
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise DataError(f"{source}: not a readable PNG or JPEG image ({error})") from None
 
@@ -52,14 +53,14 @@ def turn_upright(image: Image.Image) -> None:
         ImageOps.exif_transpose(image, in_place=True)
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The picture in a file. Raises DataError."""
+def read_image(path: Path, any_colours: bool = False) -> np.ndarray:
+    """The picture in a file, as decode_image. Raises DataError."""
     try:
         with open_regular(path) as file:
             data = file.read(MAX_IMAGE_BYTES + 1)
     except OSError as error:
         raise DataError(f"{path}: {error.strerror}") from None
-    return decode_image(data, str(path))
+    return decode_image(data, str(path), any_colours)
 
 
 def encode_file(image: np.ndarray, kind: str, **options: Any) -> bytes:

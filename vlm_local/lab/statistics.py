@@ -211,3 +211,12 @@ def find_calibration_gap(bins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     and Hauskrecht, "Obtaining well calibrated probabilities using Bayesian binning" (2015).
     """
     return np.abs(bins[..., 1] - bins[..., 2]).sum(axis=-1), bins[..., 0].sum(axis=-1)
+
+
+def calibrate(probabilities: np.ndarray, is_right: np.ndarray) -> dict[str, Any]:
+    """Of answers (N,): "bins" as above, and "ece", the expected calibration error."""
+    bins = np.zeros((NUM_BINS, 3))
+    answers = np.stack([np.ones(len(probabilities)), probabilities, is_right], axis=1)
+    np.add.at(bins, find_bins(probabilities), answers)
+    gap, count = find_calibration_gap(bins)
+    return {"ece": float(gap / count), "bins": bins.tolist()}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vlm_local.lab.statistics import NUM_BINS, area_under_roc, find_bins, find_calibration_gap, wilson
+from vlm_local.lab.statistics import area_under_roc, calibrate, wilson
 
 MIN_ROWS = 10  # a share of fewer has no interval
 
@@ -105,13 +105,6 @@ def _calibrate(told: Sequence[Row], probabilities: np.ndarray, choices: Sequence
     """Of the probability given to the answer: bins of (count, sum of it, right), ECE; Brier over all choices."""
     answer = np.array([choices.index(row["answer"]) for row in told])
     label = np.array([choices.index(row["label"]) for row in told])
-    given = probabilities[np.arange(len(told)), answer]
-    bins = np.zeros((NUM_BINS, 3))
-    np.add.at(bins, find_bins(given), np.stack([np.ones(len(told)), given, answer == label], axis=1))
     truth = np.eye(len(choices))[label]
-    gap, count = find_calibration_gap(bins)
-    return {
-        "ece": float(gap / count),
-        "brier": float(((probabilities - truth) ** 2).sum(axis=1).mean()),
-        "bins": bins.tolist(),
-    }
+    brier = float(((probabilities - truth) ** 2).sum(axis=1).mean())
+    return {**calibrate(probabilities[np.arange(len(told)), answer], answer == label), "brier": brier}

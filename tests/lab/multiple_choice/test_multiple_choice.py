@@ -1,0 +1,235 @@
+"""Benchmarks of multiple-choice questions: files as VLMEvalKit writes them, a model's answers, scores, comparison."""
+
+import base64
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tiny_models import tiny_checkpoint
+from vlm_local.answers import Answer
+from vlm_local.cli import main
+from vlm_local.data.multiple_choice import count_questions, open_questions
+from vlm_local.errors import DataError, EngineError, RequestError
+from vlm_local.lab.multiple_choice.run import evaluate_questions
+
+PLACE = {"question": "Where is the red block?", "A": "left", "B": "right", "answer": "A", "category": "place"}
+COLOUR = {"question": "Is there a red block?", "answer": "Yes", "category": "colour"}
+POLICY = {"policy": {"name": "eyes"}, "data": "bench.tsv"}
+
+
+def draw(is_left, number=0, mode="RGB", kind="JPEG"):
+    """A red block on white, as a file in base64. number: makes it another picture."""
+    pixels = np.full((40, 60, 3), 250 - number, np.uint8)
+    pixels[10:30, 5:25] = (200, 20, 20) if is_left else pixels[0, 0]
+    pixels[10:30, 35:55] = pixels[0, 0] if is_left else (200, 20, 20)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def write(path, rows, names=("index", "image", "question", "A", "B", "C", "answer", "category", "hint", "image_path")):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, names, dialect=csv.excel_tab)
+        table.writeheader()
+        table.writerows({"index": index, **row} for index, row in enumerate(rows))
+    return path
+
+
+def read(path):
+    problems = []
+    return list(open_questions(path, lambda error: problems.append(str(error)))), problems
+
+
+class Eyes:
+    """Says where the red block is; of what it cannot see, the first choice."""
+
+    def __init__(self, fault=None):
+        self.asked, self._fault = [], fault
+
+    def __call__(self, image, prompt, choices):
+        self.asked.append((image, prompt, choices))
+        if self._fault is not None:
+            raise self._fault
+        red = (image[..., 0].astype(int) - image[..., 1] > 100).any(axis=0)
+        choice = choices[int(red[30:].any())] if red.any() else choices[0]
+        return Answer(choice, {each: 0.7 if each == choice else 0.3 for each in choices}, 0.0, {})
+
+
+def test_a_question_is_read_as_it_stands_in_the_file(tmp_path):
+    large = 'first line\n"quoted"\tand a tab'
+    rows = [
+        {**PLACE, "image": draw(True), "hint": "Look.", "question": large, "C": "ü behind"},
+        {**COLOUR, "image": draw(True)},
+    ]
+    (question, other), problems = read(write(tmp_path / "bench.tsv", rows))
+    assert problems == [] and count_questions(tmp_path / "bench.tsv") == 2
+    letters = "A. left\nB. right\nC. ü behind"
+    assert question.text == f"Look.\n{large}\n{letters}\nAnswer with the letter of the right choice."
+    assert (question.index, question.answers, question.label, question.category) == ("0", ("A", "B", "C"), "A", "place")
+    assert question.pictures[0].shape == (40, 60, 3) and question.pictures[0][20, 15].argmax() == 0
+    assert (other.text, other.answers) == ("Is there a red block?\nAnswer Yes or No.", ("Yes", "No"))
+
+
+def test_a_picture_may_stand_in_another_row_in_a_list_or_beside_the_file(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "one.png").write_bytes(base64.b64decode(draw(False, kind="PNG")))
+    rows = [
+        {**PLACE, "image": "1"},  # before the row that it names
+        {**PLACE, "image": draw(True)},
+        {**PLACE, "image": repr([draw(True), draw(False)])},
+        {**PLACE, "image_path": "pictures/one.png"},
+        {**PLACE, "image_path": repr(["pictures/one.png", "pictures/one.png"])},
+        *({**PLACE, "image": draw(True, mode=mode, kind="PNG")} for mode in ("L", "P", "RGBA")),
+    ]
+    questions, problems = read(write(tmp_path / "bench.tsv", rows))
+    assert problems == [] and [len(each.pictures) for each in questions] == [1, 1, 2, 1, 2, 1, 1, 1]
+    assert questions[0].sha256 == questions[1].sha256 != questions[3].sha256
+    assert all(picture.shape == (40, 60, 3) for each in questions for picture in each.pictures)
+
+
+@pytest.mark.parametrize(
+    ("said", "label"), [("b", "B"), ("right", "B"), ("left", "A"), (" A ", "A"), ("(B)", "B"), ("A.", "A")]
+)
+def test_the_right_answer_is_a_letter_or_its_words(tmp_path, said, label):
+    (question,), _ = read(write(tmp_path / "bench.tsv", [{**PLACE, "image": draw(True), "answer": said}]))
+    assert question.label == label
+
+
+def test_choices_may_be_a_list(tmp_path):
+    row = {"question": "Where?", "image": draw(True), "options": '["left", "right, far"]', "answer": "B"}
+    (question,), _ = read(
+        write(tmp_path / "bench.tsv", [row], names=("index", "image", "question", "options", "answer"))
+    )
+    assert (question.options, question.label) == ({"A": "left", "B": "right, far"}, "B")
+
+
+def test_a_letter_is_a_letter_where_it_is_also_the_words_of_another_choice(tmp_path):
+    row = {**PLACE, "image": draw(True), "A": "B", "B": "A", "answer": "B"}
+    (question,), _ = read(write(tmp_path / "bench.tsv", [row]))
+    assert question.label == "B"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"answer": ""}, "the right answer is ''"),
+        ({"answer": "C"}, "expected one of A, B"),
+        ({"B": ""}, "two choices or more"),
+        ({"question": " "}, "expected a question"),
+        ({"image": "77"}, "names the row 77"),
+        ({"image": ""}, "0 pictures"),
+        ({"image": "[" * 99}, "a list of texts was expected"),
+        ({"image": "[" + "1, " * 99 + "]"}, "a list of texts was expected"),
+        ({"image": "é" * 99}, "base64"),
+        ({"image": base64.b64encode(b"no picture" * 20).decode()}, "not a readable PNG or JPEG"),
+        ({"image": "", "image_path": "../secret.png"}, "is not in the folder"),
+        ({"image": "", "image_path": "/etc/passwd"}, "is not in the folder"),
+    ],
+)
+def test_a_question_that_cannot_be_asked_is_left_out_with_the_reason(tmp_path, change, says):
+    rows = [
+        {**PLACE, "image": draw(True), **change},
+        {**PLACE, "image": draw(True)},
+        {**PLACE, "index": 1, "image": draw(True)},
+    ]
+    questions, problems = read(write(tmp_path / "bench.tsv", rows))
+    assert [each.index for each in questions] == ["1"]
+    assert len(problems) == 2 and says in problems[0] and "another row has this index" in problems[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["", "question,answer\n", "index\tquestion\tanswer\n1\t?\tA\n", "index\timage\tquestion\n"]
+)
+def test_a_file_of_another_kind_is_refused(tmp_path, capsys, text):
+    (tmp_path / "bench.tsv").write_text(text)
+    assert main(["eval-choices", "--data", str(tmp_path / "bench.tsv"), "--out", str(tmp_path / "out")]) == 2
+    assert "has no column" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_seeing_is_told_from_knowing(tmp_path):
+    """Places are seen; that a block is red, the first choice, is said without looking."""
+    rows = [
+        {**PLACE, "image": draw(left, number), "answer": "AB"[not left]}
+        for number, left in enumerate([True, False] * 6)
+    ]
+    rows += [{**COLOUR, "image": draw(True, number)} for number in range(20, 28)]
+    questions, _ = read(write(tmp_path / "bench.tsv", rows))
+    eyes = Eyes()
+    report = evaluate_questions(questions, eyes, tmp_path / "out", POLICY, [])
+    told = {measure["name"]: measure for measure in report["measures"]}
+    values = {name: [score["value"] for score in measure["scores"]] for name, measure in told.items()}
+    assert values == {"all questions": [1.0, 0.7], "place": [1.0, 0.5], "colour": [1.0, 1.0]}
+    assert told["place"]["pairs"][0]["p_value"] < 0.05 and told["colour"]["pairs"][0]["p_value"] == 1.0
+    assert (report["questions"], report["pictures"], report["chance"]) == (20, 20, 0.5)
+    assert (report["said"], report["right"]) == ({"A": 6, "B": 6, "Yes": 8},) * 2
+    grey, prompt, choices = eyes.asked[1]
+    assert (grey == 127).all() and grey.shape == (40, 60, 3) and choices == ("A", "B")
+    assert prompt.after == questions[0].text and not prompt.before and not prompt.pictures
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "eyes on bench.tsv" in page and page.count("<figure") == 20
+
+
+def test_several_pictures_are_shown_in_their_order(tmp_path):
+    row = {**PLACE, "image": repr([draw(True), draw(False)])}
+    questions, _ = read(write(tmp_path / "bench.tsv", [row]))
+    eyes = Eyes()
+    evaluate_questions(questions, eyes, tmp_path / "out", POLICY, [])
+    (last, prompt, _), (grey, blind, _) = eyes.asked
+    assert (prompt.pictures[0].pixels == questions[0].pictures[0]).all() and (last == questions[0].pictures[1]).all()
+    assert (blind.pictures[0].pixels == 127).all() and (grey == 127).all()
+
+
+def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+    rows = [{**PLACE, "image": draw(True, number)} for number in range(4)]
+    questions, _ = read(write(tmp_path / "bench.tsv", rows))
+    evaluate_questions(questions[:3], Eyes(), tmp_path / "out", POLICY, [])
+    eyes = Eyes()
+    assert evaluate_questions(questions, eyes, tmp_path / "out", POLICY, [])["questions"] == 4
+    assert len(eyes.asked) == 2
+
+
+def test_three_failures_in_a_row_end_it_and_are_asked_again(tmp_path):
+    rows = [{**PLACE, "image": draw(True, number)} for number in range(5)]
+    questions, _ = read(write(tmp_path / "bench.tsv", rows))
+    with pytest.raises(EngineError, match="failed 3 times in a row"):
+        evaluate_questions(questions, Eyes(EngineError("out of memory")), tmp_path / "out", POLICY, [])
+    report = evaluate_questions(questions, Eyes(), tmp_path / "out", POLICY, [])
+    assert (report["questions"], report["failed"]) == (5, 0)
+
+
+def test_what_a_model_cannot_be_asked_is_left_out(tmp_path):
+    questions, _ = read(write(tmp_path / "bench.tsv", [{**PLACE, "image": draw(True)}]))
+    left_out = []
+    with pytest.raises(DataError, match="reads one picture"):
+        evaluate_questions(questions, Eyes(RequestError("it reads one picture")), tmp_path / "out", POLICY, left_out)
+    assert left_out == ["index 0: it reads one picture"]
+
+
+def test_two_models_are_compared_on_the_same_questions(tmp_path, capsys):
+    rows = [
+        {**PLACE, "image": draw(left, number), "answer": "AB"[not left]}
+        for number, left in enumerate([True, False] * 4)
+    ]
+    rows += [{**COLOUR, "image": draw(True, 0)}]
+    data = write(tmp_path / "bench.tsv", rows)
+    questions, _ = read(data)
+    evaluate_questions(questions, Eyes(), tmp_path / "eyes", POLICY, [])
+    flags = ["--policy", str(tiny_checkpoint("qwen2-vl")), "--device", "cpu"]
+    assert main(["eval-choices", "--data", str(data), *flags, "--out", str(tmp_path / "tiny")]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["questions"] == 9 and sum(told["said"].values()) == 9
+    assert main(["compare", str(tmp_path / "eyes"), str(tmp_path / "tiny")]) == 0
+    out = capsys.readouterr().out
+    assert "9 shared questions in 8 pictures; data bench.tsv" in out
+    names = [measure["name"] for measure in json.loads(out.splitlines()[-1])["measures"]]
+    assert names == ["all questions", "colour", "place"]
+
+
+def test_a_policy_server_is_refused(tmp_path, capsys):
+    data = write(tmp_path / "bench.tsv", [{**PLACE, "image": draw(True)}])
+    command = ["eval-choices", "--data", str(data), "--policy", "http://127.0.0.1:1", "--out", str(tmp_path / "out")]
+    assert main(command) == 2 and "give the model itself" in capsys.readouterr().err
