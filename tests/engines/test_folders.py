@@ -1,6 +1,7 @@
 """The small files of other people's folders: end tokens, chat templates, image processors."""
 
 import json
+import logging
 import shutil
 
 import pytest
@@ -50,6 +51,16 @@ def test_a_phrase_ends_with_the_token_that_the_chat_template_writes(decoder, tmp
     grammar.write_text('start: "stop" | "move up" | "move up, close gripper" | "move left"')
     told, expected = (hear(each, decoder=decoder, decide="greedy", grammar=str(grammar)) for each in (folder, shipped))
     assert told[0] == expected[0] and (told[1] == expected[1]).all()
+
+
+def test_weights_for_sounds_are_left_without_a_table_of_their_names(tmp_path, caplog):
+    folder, logger = _copy("gemma4", tmp_path), logging.getLogger("transformers.modeling_utils")
+    logger.addHandler(caplog.handler)  # transformers' own loggers hand nothing on
+    try:
+        _load(folder)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "audio_tower" not in caplog.text
 
 
 def test_a_generation_config_that_is_behind_is_outvoted_and_one_that_is_missing_is_not_needed(folder):

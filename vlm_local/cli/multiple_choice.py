@@ -56,11 +56,11 @@ def _format_report(report: dict, folder: Path) -> str:
         f"{'':24}{'n':>6}{'right':>9}{'95 %':>15}{'grey':>9}{'by seeing':>11}{'p':>9}",
     ]
     for measure in report["measures"]:
-        (seeing, blind), (pair,) = measure["scores"], measure["pairs"]
+        seeing, blind, difference = (measure[name] for name in ("seeing", "blind", "difference"))
         span = format_span(seeing["interval"], 1) if seeing["interval"] else "-"
         lines.append(
             f"{escape_controls(measure['name'])[:23]:24}{measure['n']:6}{format_share(seeing['value']):>9}{span:>15}"
-            f"{format_share(blind['value']):>9}{format_points(pair['difference'], 1, '+'):>11}"
-            f"{format_p(pair['p_value']):>9}"
+            f"{format_share(blind['value']):>9}{format_points(difference['value'], 1, '+'):>11}"
+            f"{format_p(difference['p_value']):>9}"
         )
     return "\n".join([*lines, f"report: {folder / 'report.html'}"])

@@ -1,5 +1,6 @@
 """Loads a checkpoint's folder into memory: device, dtype, quantisation, adapter, end token."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,6 +112,7 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
     options = {} if quantization is None else {"quantization_config": quantization}
     if not is_shown():
         transformers.utils.logging.disable_progress_bar()
+    logging.getLogger("transformers.modeling_utils").addFilter(_is_no_report)
     try:
         plain = build_plain(config) if method else None
         if plain is not None and method in BITSANDBYTES:
@@ -141,6 +143,14 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
     if plain is not None:
         unify_floats(model, plain, dtype)
     return model
+
+
+def _is_no_report(record: logging.LogRecord) -> bool:
+    """Whether it is not transformers' table of tensors without a place: those that matter are refused by name, and
+    Gemma 4's for sounds fill a screen. One with errors of conversion is what the error refers to.
+    """
+    text = record.getMessage()
+    return "LOAD REPORT" not in text or "CONVERSION" in text
 
 
 class _PatchProduct(torch.nn.Conv3d):

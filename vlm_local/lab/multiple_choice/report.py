@@ -34,13 +34,12 @@ def write_report(
 
 
 def _list_cards(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    measure = report["measures"][0]
-    (seeing, blind), (pair,) = measure["scores"], measure["pairs"]
+    seeing, blind, difference = (report["measures"][0][name] for name in ("seeing", "blind", "difference"))
     interval = seeing["interval"]
     cards = [
         (format_share(seeing["value"]), "right answers" + (f", {format_span(interval)} %" if interval else "")),
         (format_share(blind["value"]), "with grey pictures"),
-        (format_points(pair["difference"], 1, "+"), f"points by seeing, p {format_p(pair['p_value'])}"),
+        (format_points(difference["value"], 1, "+"), f"points by seeing, p {format_p(difference['p_value'])}"),
         (format_share(report["chance"]), "by guessing"),
     ]
     if report["calibration"]:

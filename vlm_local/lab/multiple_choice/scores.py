@@ -5,7 +5,7 @@ and blind, the answer to grey pictures.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,26 +14,32 @@ from vlm_local.lab.comparison import compare
 from vlm_local.lab.multiple_choice.trials import Row, build_trials
 from vlm_local.lab.statistics import calibrate
 
-NAMES = ("pictures", "grey")  # what was shown
-
 
 def score_rows(rows: Sequence[Row]) -> dict[str, Any]:
     """All scores, JSON values only.
 
-    measures: as `comparison.compare` has them, of the answers to the pictures and to grey ones. chance: what guessing
-    reaches. said, right: how often each choice was the answer, and the right one.
+    measures: of all questions, then of each category: the share of right answers to the pictures ("seeing") and to grey
+    ones ("blind"), {value, interval} each, and "difference", {value, interval, p_value}, as `comparison.compare` finds
+    them. chance: what guessing reaches. said, right: how often each choice was the answer, and the right one.
     """
-    compared = compare([build_trials(rows, said, {"policy": {}}) for said in ("answer", "blind")], NAMES)
+    compared = compare([build_trials(rows, said, {}) for said in ("answer", "blind")], ("seeing", "blind"))
     return {
         "questions": len(rows),
         "pictures": compared["units"],
         "failed": sum(row["answer"] is None for row in rows),
         "chance": float(np.mean([1 / len(row["choices"]) for row in rows])),
-        "measures": compared["measures"],
+        "measures": list(map(_describe, compared["measures"])),
         "said": _count(row["answer"] for row in rows if row["answer"] is not None),
         "right": _count(row["label"] for row in rows),
         "calibration": _calibrate(rows),
     }
+
+
+def _describe(measure: Mapping[str, Any]) -> dict[str, Any]:
+    (seeing, blind), (pair,) = measure["scores"], measure["pairs"]
+    difference = {"value": pair["difference"], "interval": pair["interval"], "p_value": pair["p_value"]}
+    told = {name: measure[name] for name in ("name", "group", "n")}
+    return {**told, "seeing": seeing, "blind": blind, "difference": difference}
 
 
 def _count(choices: Iterable[str]) -> dict[str, int]:
