@@ -27,7 +27,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from vlm_local.assembly import is_url
-    from vlm_local.data.multiple_choice import count_questions, open_questions
+    from vlm_local.data.multiple_choice import count_questions, hash_file, open_questions
     from vlm_local.lab.multiple_choice.run import evaluate_questions
     from vlm_local.progress import open_bar
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
     left_out: list[str] = []
     with open_answerer(args) as (answerer, policy), open_bar("eval-choices", total, "question") as bar:
         questions = open_questions(args.data, lambda error: left_out.append(str(error)))
-        about = {"policy": policy, "data": args.data.name}
+        about = {"policy": policy, "data": args.data.name, "data_sha256": hash_file(args.data)}
         report = evaluate_questions(questions, answerer.choose, args.out, about, left_out, lambda: bar.update())
     for line in left_out[:10]:
         print(escape_controls(f"left out: {line}"), file=sys.stderr)

@@ -85,6 +85,15 @@ def count_questions(path: Path) -> int:
     return sum(1 for _ in _read_rows(path))
 
 
+def hash_file(path: Path) -> str:
+    """sha256 of the file, by which others know whether theirs is the same."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+
+
 def _read_rows(path: Path) -> Iterator[dict[str, str]]:
     csv.field_size_limit(_MAX_FIELD)  # the module's own limit is 128 kB; a picture is longer
     try:

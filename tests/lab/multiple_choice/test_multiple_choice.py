@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import hashlib
 import io
 import json
 
@@ -18,7 +19,7 @@ from vlm_local.lab.multiple_choice.run import evaluate_questions
 
 PLACE = {"question": "Where is the red block?", "A": "left", "B": "right", "answer": "A", "category": "place"}
 COLOUR = {"question": "Is there a red block?", "answer": "Yes", "category": "colour"}
-POLICY = {"policy": {"name": "eyes"}, "data": "bench.tsv"}
+POLICY = {"policy": {"name": "eyes"}, "data": "bench.tsv", "data_sha256": 64 * "0"}
 
 
 def draw(is_left, number=0, mode="RGB", kind="JPEG"):
@@ -223,6 +224,8 @@ def test_two_models_are_compared_on_the_same_questions(tmp_path, capsys):
     assert main(["eval-choices", "--data", str(data), *flags, "--out", str(tmp_path / "tiny")]) == 0
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["questions"] == 9 and sum(told["said"].values()) == 9
+    digest = hashlib.sha256(data.read_bytes()).hexdigest()
+    assert json.loads((tmp_path / "tiny" / "report.json").read_text())["data_sha256"] == digest
     assert main(["compare", str(tmp_path / "eyes"), str(tmp_path / "tiny")]) == 0
     out = capsys.readouterr().out
     assert "9 shared questions in 8 pictures; data bench.tsv" in out

@@ -24,7 +24,7 @@ def write_report(
         folder,
         "multiple_choice/report.html",
         report,
-        made=("policy",),
+        made=("policy", "data_sha256"),
         cards=_list_cards(report),
         warnings=[failed] * bool(report["failed"]) + pages.list_warnings(report["policy"], report["left_out"]),
         reliability=None if calibration is None else pages.draw_reliability(calibration["bins"]),

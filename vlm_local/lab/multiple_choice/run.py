@@ -35,13 +35,13 @@ def evaluate_questions(
 ) -> dict[str, Any]:
     """Rows go to rows.jsonl in the folder `path` as they come, scores to report.json and report.html.
 
-    ask: `Answerer.choose`. about: policy and data. left_out: filled by the reader of `questions` and with what the
-    model cannot be asked. Raises EngineError after three failures in a row, ConfigError where the folder holds another
-    result, DataError where no question could be asked.
+    ask: `Answerer.choose`. about: policy, data (the file's name) and its sha256. left_out: filled by the reader of
+    `questions` and with what the model cannot be asked. Raises EngineError after three failures in a row, ConfigError
+    where the folder holds another result, DataError where no question could be asked.
     """
     with ResultFolder(path, "eval-choices", "questions.json") as folder:
         with closing(RowFile(path / "rows.jsonl", keep=lambda row: row["fault"] is None)) as file:
-            folder.begin({**about, **describe_machine()}, _list_settings, bool(file.rows))
+            folder.begin({**about, **describe_machine()}, _list_settings, bool(file.rows), grows=("data_sha256",))
             rows, shown = _ask_all(questions, ask, file, left_out, progress)
         if not rows:
             raise DataError("no question could be asked: " + "; ".join(left_out[:3]))
