@@ -12,7 +12,7 @@ from vlm_local.decoding.families import Family
 from vlm_local.decoding.prepared import find_layout
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", [*QWEN, "glm4v"])
 @pytest.mark.parametrize("shape", [(64, 64), (200, 90), (40, 333)])
 def test_positions_are_those_of_transformers(family, shape):
     loaded, processing = share_tiny(family)
