@@ -24,7 +24,7 @@ PALIGEMMA = ("paligemma", "paligemma2")
 SMOLVLM = ("smolvlm", "smolvlm2")
 KEEP_NOTHING = PALIGEMMA  # of a prompt from one step to the next
 KEEP_A_STATE = ("qwen3.5", "qwen3.5-moe")  # which serves where all of the text before it is the same
-FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "gemma4", "internvl", *SMOLVLM)
+FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "gemma4", "glm4v", "internvl", *SMOLVLM)
 # Gemma 4's larger models, of the same family: dense, and with a mixture of experts.
 GEMMA4 = ("gemma4", "gemma4-31b", "gemma4-26b")
 
@@ -46,6 +46,16 @@ _SMOL_CHAT = (
     "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 _INTERN_CHAT = _CHATML.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n")
+# GLM-4.6V's: nothing stands behind an answer but the next question.
+_GLM_CHAT = (
+    "[gMASK]<sop>{% for message in messages %}<|{{ message['role'] }}|>\n"
+    "{% if message['role'] == 'assistant' %}<think></think>\n{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}<|begin_of_image|><|image|><|end_of_image|>"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "{% if message['role'] == 'user' and not enable_thinking %}/nothink{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% if not enable_thinking %}<think></think>\n{% endif %}{% endif %}"
+)
 _GEMMA_CHAT = (
     "{{ bos_token }}{% for message in messages %}"
     "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
@@ -59,6 +69,8 @@ _GEMMA4_CHAT = _GEMMA4_CHAT.replace("<start_of_image>", "<|image|>")
 _GEMMA4_LARGE_CHAT = _GEMMA4_CHAT.replace(
     "model\n{% endif %}", "model\n{% if not enable_thinking %}<|channel>thought\n<channel|>{% endif %}{% endif %}"
 )
+_GLM_NAMES = ["[gMASK]", "<sop>", "<|assistant|>", "<|observation|>", "<think>", "</think>", "/nothink"]
+_GLM_NAMES += ["<|begin_of_video|>", "<|end_of_video|>"]
 _GEMMA4_NAMES = {"image_token": "<|image|>", "boi_token": "<|image>", "eoi_token": "<image|>"}
 _GEMMA4_NAMES |= {"audio_token": "<|audio|>", "boa_token": "<|audio>", "eoa_token": "<audio|>"}
 _GEMMA4_NAMES |= {"sot_token": "<|turn>", "eot_token": "<turn|>", "soc_token": "<|channel>", "eoc_token": "<channel|>"}
@@ -146,12 +158,15 @@ def _build_tokenizer(family: str) -> tuple[Tokenizer, dict[str, str]]:
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     else:
         special = {"eos": "<|im_end|>", "pad": "<|endoftext|>"}
-        if family == "internvl":
+        if family == "glm4v":
+            special |= {"eos": "<|user|>", "document_end": "<|endoftext|>", "image": "<|image|>", "video": "<|video|>"}
+            special |= {"start": "<|begin_of_image|>", "end": "<|end_of_image|>"}
+        elif family == "internvl":
             special |= {"image": "<IMG_CONTEXT>", "video": "<video>", "start": "<img>", "end": "</img>"}
         else:
             special |= {"image": "<|image_pad|>", "video": "<|video_pad|>"}
             special |= {"start": "<|vision_start|>", "end": "<|vision_end|>"}
-        extra = ["<|im_start|>"]
+        extra = _GLM_NAMES if family == "glm4v" else ["<|im_start|>"]
         split = pre_tokenizers.Split(Regex(_QWEN_SPLIT), behavior="isolated")
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = Tokenizer(BPE())
@@ -234,6 +249,8 @@ def _list_processor_files(family: str) -> dict[str, dict]:
         return _list_gemma3_files()
     if family in GEMMA4:
         return _list_gemma4_files(_GEMMA4_CHAT if family == "gemma4" else _GEMMA4_LARGE_CHAT)
+    if family == "glm4v":
+        return _list_glm_files()
     if family == "internvl":
         return _list_internvl_files()
     image = {"image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor"}
@@ -281,6 +298,18 @@ def _list_gemma4_files(template: str) -> dict[str, dict]:
         "tokenizer_config.json": _GEMMA_WORDS | _GEMMA4_NAMES | {"extra_special_tokens": ["<|video|>"]},
         "processor_config.json": processor,
         "chat_template.json": {"chat_template": template},
+    }
+
+
+def _list_glm_files() -> dict[str, dict]:
+    image = {"image_processor_type": "Glm46VImageProcessor", "processor_class": "Glm46VProcessor", "do_rescale": True}
+    image |= {"patch_size": 14, "temporal_patch_size": 2, "merge_size": 2}
+    image |= {"size": {"shortest_edge": 12544, "longest_edge": 9633792}}
+    words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    return {
+        "tokenizer_config.json": words,
+        "preprocessor_config.json": image | _normalise(0.45, 0.27),
+        "chat_template.json": {"chat_template": _GLM_CHAT},
     }
 
 
@@ -457,6 +486,21 @@ def _build_gemma4(vocab_size: int, ids: dict[str, int], large: dict | None = Non
     return model
 
 
+def _build_glm(vocab_size: int, ids: dict[str, int]):
+    """Half of each head has positions, and the vision tower's table of them is smaller than a picture."""
+    rope = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+    vision = _QWEN_VISION | {"image_size": 56, "intermediate_size": 96, "initializer_range": _INIT}
+    config = transformers.Glm4vConfig(
+        text_config=_describe_text(vocab_size, ids) | {"rope_parameters": rope},
+        vision_config=vision,
+        image_token_id=ids["image"],
+        video_token_id=ids["video"],
+        image_start_token_id=ids["start"],
+        image_end_token_id=ids["end"],
+    )
+    return transformers.Glm4vForConditionalGeneration(config)
+
+
 def _build_internvl(vocab_size: int, ids: dict[str, int], text_type: str = "qwen2"):
     vision = _VISION | {"image_size": 64, "patch_size": 8, "initializer_range": _INIT}
     text = _describe_text(vocab_size, ids) | {"model_type": text_type, "bos_token_id": None}
@@ -492,6 +536,7 @@ _BUILDERS = {
     "gemma4": _build_gemma4,
     "gemma4-31b": functools.partial(_build_gemma4, large=_DENSE),
     "gemma4-26b": functools.partial(_build_gemma4, large=_EXPERTS),
+    "glm4v": _build_glm,
     "internvl": _build_internvl,
     "internvl-moe": functools.partial(_build_internvl, text_type="qwen3_moe"),
     "smolvlm": functools.partial(_build_smolvlm, kind="Idefics3"),

@@ -24,6 +24,8 @@ _FAMILY_OF_TYPE = {
     "paligemma": "paligemma",
     "gemma3": "gemma3",
     "gemma4": "gemma4",
+    "glm4v": "glm4v",
+    "glm46v": "glm4v",
     "internvl": "internvl",
     "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",

@@ -93,6 +93,10 @@ MODELS = (
     ),
     Model("gemma4-e4b", "google/gemma-4-E4B-it", "gemma4", 4_123_787_264, 3_508_556_800, unread=308_756_768),
     Model("gemma4-31b", "google/gemma-4-31B-it", "gemma4", 29_831_669_760, 1_441_416_752),
+    Model(
+        *("glm4.6v-flash", "zai-org/GLM-4.6V-Flash", "glm4v", 9_022_472_192, 1_270_305_280),
+        alias="glm-4.6v-flash",
+    ),
     Model("internvl3", "OpenGVLab/InternVL3-2B-hf", "internvl", 1_620_836_352, 468_121_088, alias="internvl3-2b"),
     Model("internvl3-1b", "OpenGVLab/InternVL3-1B-hf", "internvl", 664_289_280, 273_903_744),
     Model("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "internvl", 6_854_803_456, 1_089_570_304),

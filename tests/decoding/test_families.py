@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from tests.decoding.tiny import draw_request, prepare, share_tiny
+from tests.decoding.tiny import draw_request, load_tiny, prepare, share_tiny
 from tests.tiny_models import FAMILIES, QWEN
 from vlm_local.decoding.families import Family
+from vlm_local.decoding.prepared import find_layout
 
 
-@pytest.mark.parametrize("family", QWEN)
+@pytest.mark.parametrize("family", [*QWEN, "glm4v"])
 @pytest.mark.parametrize("shape", [(64, 64), (200, 90), (40, 333)])
 def test_positions_are_those_of_transformers(family, shape):
     loaded, processing = share_tiny(family)
@@ -39,3 +40,21 @@ def test_images_of_several_sizes_are_encoded_as_each_alone(family):
             for level, its in zip(features.deep, alone.deep, strict=True):
                 torch.testing.assert_close(level, its, atol=1e-5, rtol=1e-4)
     assert bool(together[0].deep) is family.startswith("qwen3-vl")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_vision_tower_that_is_captured_asks_for_no_value(family):
+    """On a device whose tensors have no values, and which takes none that lie on the CPU."""
+    loaded, processing = load_tiny(family)
+    loaded.model.to("meta")
+    parts = Family(replace(loaded, device=torch.device("meta")))
+    [prepared] = prepare(processing, draw_request(0, side=100))
+    layout = find_layout(prepared)
+    pixels = torch.zeros(2 * layout.shape[0], *layout.shape[1:], device="meta")
+    with torch.inference_mode():
+        if not parts.can_capture_vision:
+            with pytest.raises(NotImplementedError):
+                parts.encode_pixels(pixels, layout, 2)
+            return
+        for features in parts.encode_pixels(pixels, layout, 2):
+            assert len(features.tokens) == int((prepared.input_ids == parts.image_token_id).sum())

@@ -15,7 +15,7 @@ from vlm_local.types import Picture, Prompt
 
 FIELDS = (("TASK", 5), ("MOVE REASONING", 4))
 CHAT = ["qwen3-vl", "smolvlm2", slow("qwen2-vl"), slow("qwen2.5-vl"), slow("smolvlm"), slow("gemma3"), slow("internvl")]
-CHAT += map(slow, GEMMA4)
+CHAT += map(slow, (*GEMMA4, "glm4v"))
 
 
 def finish(pieces):

@@ -41,7 +41,7 @@ def share_tiny(family: str, seed: int = 0, dtype=torch.float32) -> tuple[LoadedM
     fix_rotary(model)
     processor = load_processor(folder, family)
     frame = find_frame(processor, folder) if is_chat(family) else AnswerFrame()
-    end_token = frame.end_token_id or model.generation_config.eos_token_id
+    end_token = frame.end_token_id or frame.next_token_id or model.generation_config.eos_token_id
     processor.tokenizer.eos_token_id = end_token
     loaded = LoadedModel(model, processor.tokenizer, processor, family, device, dtype, end_token, frame.lead)
     return loaded, Processing(processor, family, dtype)

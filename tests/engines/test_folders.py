@@ -121,6 +121,27 @@ def test_what_a_template_writes_before_an_answer_stays(folder):
     assert loaded.lead == "" and loaded.tokenizer.decode(loaded.eos_token_id) == "<|im_end|>"
 
 
+def test_where_nothing_stands_behind_an_answer_the_next_question_ends_it(tmp_path):
+    """As with GLM, whose tokenizer has an end of its own, too."""
+    folder = _copy("glm4v", tmp_path)
+    loaded = _load(folder)
+    text = Processing(loaded.processor, "glm4v", loaded.dtype).render(Prompt("", "go"))
+    assert text.endswith("go/nothink<|assistant|>\n<think></think>\n")
+    assert loaded.lead == "" and loaded.tokenizer.decode(loaded.eos_token_id) == "<|user|>"
+    _edit(folder / "generation_config.json", eos_token_id=loaded.tokenizer.convert_tokens_to_ids(["<|endoftext|>"]))
+    assert loaded.tokenizer.decode(_load(folder).eos_token_id) == "<|endoftext|>"
+
+
+def test_a_template_may_take_the_words_of_an_answer_alone(tmp_path):
+    """As GLM-4.1V's, which has no answer without thoughts, either."""
+    folder = _copy("glm4v", tmp_path)
+    turns = json.loads((folder / "chat_template.json").read_text())["chat_template"].replace("<think></think>\n", "")
+    words = "{% if message['role'] == 'assistant' %}{{ message['content'] }}{% else %}{% for part"
+    _write_template(folder, turns.replace("{% for part", words).replace("{% endfor %}", "{% endfor %}{% endif %}", 1))
+    loaded = _load(folder)
+    assert loaded.lead == "" and loaded.tokenizer.decode(loaded.eos_token_id) == "<|user|>"
+
+
 @pytest.mark.parametrize(
     ("template", "reason"),
     [

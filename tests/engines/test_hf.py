@@ -107,7 +107,7 @@ def _widen(adapter):
     return adapter
 
 
-@pytest.mark.parametrize("family", [family for family in ALL if family.startswith("qwen")])
+@pytest.mark.parametrize("family", [family for family in ALL if family.startswith(("qwen", "glm"))])
 def test_a_patch_is_seen_as_transformers_sees_it(family):
     """Each is multiplied with the weights of a convolution."""
     loaded, processing = _open_processing(family)

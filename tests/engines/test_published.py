@@ -31,6 +31,22 @@ def _split_rope(config):
     return config
 
 
+def _spell_glm(config):
+    """How much of a head has positions is told beside, and the vision tower has the name of the whole."""
+    text, vision = config["text_config"], config["vision_config"]
+    rope = text.pop("rope_parameters")
+    text |= {name: rope.pop(name) for name in ("rope_theta", "partial_rotary_factor")}
+    text |= {"rope_scaling": rope, "attention_bias": True}
+    vision |= {"model_type": "glm4v"}
+    vision.pop("rope_parameters")
+    return config
+
+
+def _rename_glm(config):
+    """transformers' second name for the same model."""
+    return config | {"model_type": "glm46v", "architectures": ["Glm46VForConditionalGeneration"]}
+
+
 def _shorten_gemma3(config):
     """What equals the defaults of its day is not there; rotary embeddings and layers are told otherwise."""
     text = config["text_config"]
@@ -107,6 +123,8 @@ def _join_experts(weights):
         slow("paligemma", _keep, _nest_siglip, ()),
         ("gemma3", _shorten_gemma3, _nest_siglip, ()),
         ("gemma4", _spell_gemma4, _keep, _SHARED),
+        ("glm4v", _spell_glm, _keep, ()),
+        slow("glm4v", _rename_glm, _keep, ()),
         slow("internvl", _shorten_internvl, _keep, ()),
     ],
 )

@@ -47,6 +47,7 @@ def _store(family, bits, folder, kept=None, dtype=torch.float32):
         slow("smolvlm2", "8bit"),
         slow("gemma4", "4bit"),
         slow("gemma4-31b", "8bit"),
+        slow("glm4v", "4bit"),
     ],
 )
 def test_a_folder_of_bitsandbytes_is_served_by_its_own_configuration(family, bits, tmp_path):

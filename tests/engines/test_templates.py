@@ -29,6 +29,10 @@ BOMBS = {
         "{% if messages|length > 1 %}" + NEST + "{% endfor %}" * 3 + "{% endif %}x",
         "may never end",
     ),
+    "only with a second question": (
+        "{% if messages|length > 2 %}" + NEST + "{% endfor %}" * 3 + "{% endif %}x",
+        "may never end",
+    ),
     "only with a picture": (
         "{% if messages[0].content|length > 1 %}" + NEST + "{% endfor %}" * 3 + "{% endif %}x",
         "may never end",

@@ -7,7 +7,8 @@ decoder that appends trees to a prompt needs them by themselves.
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ class Family:
         self.embedding = model.get_input_embeddings()
         self.device, self.dtype = loaded.device, loaded.dtype
         self.image_token_id = model.config.image_token_id
-        self.axes = 3 if loaded.family.startswith("qwen") else 1
+        self.axes = 3 if loaded.family.startswith(("qwen", "glm")) else 1
         self.is_bidirectional = loaded.family.startswith("paligemma")
         layer_types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
         self.kv_shapes = _list_kv_shapes(text, layer_types)
@@ -135,7 +136,8 @@ class Family:
         options = dict(self._describe_grid(layout.grid, count)) if layout.grid else {}
         if mask is not None:
             options["pixel_attention_mask"] = mask
-        output = self._get_features(pixel_values=pixels, **options)
+        with _told_sizes(self._vision_tower, options.pop("sizes", None)):
+            output = self._get_features(pixel_values=pixels, **options)
         deep = getattr(output, "deepstack_features", None) or ()
         return [
             ImageFeatures(tokens.to(self.dtype), tuple(level[row].to(self.dtype) for level in deep))
@@ -163,7 +165,7 @@ class Family:
         return torch.stack([columns, rows], dim=-1).flatten(0, 1).repeat(count, 1, 1).to(self.device)
 
     def _compute_grid_constants(self, grid: tuple[int, ...], count: int) -> Mapping[str, Any]:
-        """What Qwen's vision towers derive from the pictures' grids, made once: they would read the grid
+        """What Qwen's and GLM's vision towers derive from the pictures' grids, made once: they would read the grid
         back from a GPU in every layer. What is an index is on the model's device, what is a length on the CPU.
         """
         tower, grids = self._vision_tower, torch.tensor([grid] * count)
@@ -186,6 +188,8 @@ class Family:
                 spatial_merge_size=self._merge,
             )
             constants |= {"interp_indices": indices.to(self.device), "interp_weights": weights.to(self.device)}
+        if hasattr(tower, "embeddings"):  # GLM
+            constants["sizes"] = torch.full((count,), num_patches, device=self.device), grids.to(self.device)
         return constants
 
     def list_inputs(self, token_ids: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -244,6 +248,20 @@ class Family:
                 parts.append(np.tile(start + np.arange(end - begin), (3, 1)))
                 start += end - begin
         return np.concatenate(parts, axis=1), start
+
+
+@contextmanager
+def _told_sizes(tower: Any, sizes: tuple[torch.Tensor, torch.Tensor] | None) -> Iterator[None]:
+    """While open, GLM's embedding of positions is given the pictures' numbers of patches and grids on its own device.
+
+    The tower hands it those that lie on the CPU, where its attention reads them in every layer.
+    """
+    hook = sizes and tower.embeddings.register_forward_pre_hook(lambda module, given: (given[0], *sizes, *given[3:]))
+    try:
+        yield
+    finally:
+        if hook:
+            hook.remove()
 
 
 def _list_kv_shapes(text: Any, layer_types: Sequence[str]) -> tuple[KVShape, ...]:

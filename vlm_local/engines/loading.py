@@ -75,7 +75,7 @@ def load_model(
     fix_rotary(model)
     tokenizer, family = processor.tokenizer, checkpoint.family
     check_pictures(processor, model.config, checkpoint.folder)
-    tokenizer.eos_token_id = _find_end_token(model, tokenizer, frame.end_token_id, checkpoint)
+    tokenizer.eos_token_id = _find_end_token(model, tokenizer, frame, checkpoint)
     return LoadedModel(model, tokenizer, processor, family, place, chosen, tokenizer.eos_token_id, frame.lead)
 
 
@@ -240,15 +240,17 @@ def _check_memory(
     )
 
 
-def _find_end_token(model, tokenizer, told: int | None, checkpoint: Checkpoint) -> int:
+def _find_end_token(model, tokenizer, frame: AnswerFrame, checkpoint: Checkpoint) -> int:
     """The token that ends an answer: what the chat template writes there, if one more place in the folder says so.
 
-    told: by the template, None where it says nothing. Without it, tokenizer and generation_config must agree.
+    Where it writes nothing: the token that begins the next question, if generation_config ends with it, as GLM's does.
+    Without either, tokenizer and generation_config must agree.
     """
     file = "generation_config.json" if (checkpoint.folder / "generation_config.json").is_file() else CONFIG
     stated = model.generation_config.eos_token_id
     known = stated if isinstance(stated, list) else [stated] if stated is not None else []
     own = tokenizer.eos_token_id
+    told = frame.next_token_id if frame.next_token_id in known else frame.end_token_id
     if told is not None and told in (*known, own):
         return told
     if told is None and own is not None and (own in known or not known):

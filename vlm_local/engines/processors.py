@@ -29,6 +29,7 @@ _PROCESSORS = {
     "paligemma2": ("PaliGemmaProcessor", "SiglipImageProcessorPil", ("size",)),
     "gemma3": ("Gemma3Processor", "Gemma3ImageProcessorPil", ("size",)),
     "gemma4": ("Gemma4Processor", "Gemma4ImageProcessorPil", ("max_soft_tokens",)),
+    "glm4v": ("Glm4vProcessor", "Glm4vImageProcessorPil", ()),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessorPil", ("size", "image_mean", "image_std")),
     "smolvlm": ("Idefics3Processor", "Idefics3ImageProcessorPil", ("max_image_size",)),
     "smolvlm2": ("SmolVLMProcessor", "SmolVLMImageProcessorPil", ("max_image_size",)),

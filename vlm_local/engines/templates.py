@@ -23,10 +23,12 @@ MAX_TEMPLATE_BYTES = 1 << 30
 # What an expression of a template can raise, beside what bounds it.
 TEMPLATE_FAULTS = (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 _TEXT = {"type": "text", "text": "Which movement comes next?"}
+_QUESTION, _REPLY = ({"role": role, "content": [_TEXT]} for role in ("user", "assistant"))
 _CONVERSATIONS = (
     ([{"role": "user", "content": [_TEXT, {"type": "image"}, _TEXT]}], True),
-    ([{"role": "user", "content": [_TEXT]}], True),
-    ([{"role": "user", "content": [_TEXT]}, {"role": "assistant", "content": [_TEXT]}], False),
+    ([_QUESTION], True),
+    ([_QUESTION, _REPLY], False),
+    ([_QUESTION, _REPLY, _QUESTION], False),
 )
 
 _ANSWER = "stop"
@@ -35,11 +37,13 @@ _ANSWER = "stop"
 @dataclass(frozen=True)
 class AnswerFrame:
     """lead: text between the prompt's end and an answer, SmolVLM's " ". end_token_id: the token behind an
-    answer, None where the template writes nothing there.
+    answer, None where the template writes nothing there. next_token_id: with which another question begins then, as
+    GLM's answers end; None where that is no control token.
     """
 
     lead: str = ""
     end_token_id: int | None = None
+    next_token_id: int | None = None
 
 
 def pick_template(processor: Any, folder: Path) -> str:
@@ -59,12 +63,18 @@ def pick_template(processor: Any, folder: Path) -> str:
 def find_frame(processor: Any, folder: Path) -> AnswerFrame:
     """Read from an example what stands around an answer. Raises ConfigError for a template that has no such places."""
     question = {"role": "user", "content": [{"type": "text", "text": "?"}]}
-    answer = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
-    try:
-        asked = apply_template(processor, [question], add_generation_prompt=True)
-        answered = apply_template(processor, [question, answer], add_generation_prompt=False)
-    except TEMPLATE_FAULTS as error:
-        raise ConfigError(f"{folder}: the chat template cannot write a question and an answer: {error}") from error
+    answer: dict[str, Any] = {"role": "assistant", "content": [{"type": "text", "text": _ANSWER}]}
+
+    def write(*messages: dict[str, Any]) -> str:
+        try:
+            return apply_template(processor, list(messages), add_generation_prompt=len(messages) == 1)
+        except TEMPLATE_FAULTS as error:
+            raise ConfigError(f"{folder}: the chat template cannot write a question and an answer: {error}") from error
+
+    asked, answered = write(question), write(question, answer)
+    if str(answer["content"]) in answered:  # GLM-4.1V's template takes an answer's words alone
+        answer["content"] = _ANSWER
+        answered = write(question, answer)
     if asked.rfind(THOUGHTS_OPEN) > asked.rfind(THOUGHTS_CLOSE):
         raise ConfigError(
             f"{folder}: the chat template opens a {THOUGHTS_OPEN} block for thoughts before an answer, which only "
@@ -74,19 +84,22 @@ def find_frame(processor: Any, folder: Path) -> AnswerFrame:
     if not found:
         raise ConfigError(f"{folder}: the chat template does not write an assistant's words into the conversation")
     lead = before[len(asked) :] if before.startswith(asked) else ""
-    return AnswerFrame(lead, _read_end(processor.tokenizer, behind, folder))
-
-
-def _read_end(tokenizer: Any, behind: str, folder: Path) -> int | None:
     if not behind.strip():
-        return None
-    first = tokenizer(behind, add_special_tokens=False)["input_ids"][0]
-    if first not in tokenizer.added_tokens_decoder:
+        follows = write(question, answer, question).rpartition(_ANSWER)[2]
+        return AnswerFrame(lead, None, _read_control(processor.tokenizer, follows))
+    end = _read_control(processor.tokenizer, behind)
+    if end is None:
         raise ConfigError(
             f"{folder}: behind an answer, the chat template writes {behind!r}, which does not begin with a control "
             f"token that could end a phrase; mend the template (chat_template.jinja)"
         )
-    return first
+    return AnswerFrame(lead, end)
+
+
+def _read_control(tokenizer: Any, text: str) -> int | None:
+    """The control token with which a text begins, or None."""
+    first = next(iter(tokenizer(text, add_special_tokens=False)["input_ids"]), None)
+    return first if first in tokenizer.added_tokens_decoder else None
 
 
 class _TooLong(BaseException):
