@@ -15,5 +15,6 @@ FAMILIES = [
     "qwen2-vl",
     "paligemma2",
     *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "qwen3.5", "paligemma", "gemma3", "internvl", "smolvlm", *MIXED)),
+    slow("lfm2-vl"),
     *map(slow, GEMMA4),
 ]

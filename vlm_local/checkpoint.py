@@ -24,6 +24,7 @@ _FAMILY_OF_TYPE = {
     "paligemma": "paligemma",
     "gemma3": "gemma3",
     "gemma4": "gemma4",
+    "lfm2_vl": "lfm2-vl",
     "internvl": "internvl",
     "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",
