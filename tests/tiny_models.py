@@ -23,8 +23,8 @@ QWEN = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5", *MIXED)
 PALIGEMMA = ("paligemma", "paligemma2")
 SMOLVLM = ("smolvlm", "smolvlm2")
 KEEP_NOTHING = PALIGEMMA  # of a prompt from one step to the next
-KEEP_A_STATE = ("qwen3.5", "qwen3.5-moe")  # which serves where all of the text before it is the same
-FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "gemma4", "glm4v", "internvl", *SMOLVLM)
+KEEP_A_STATE = ("qwen3.5", "qwen3.5-moe", "lfm2-vl")  # which serves where all of the text before it is the same
+FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "gemma4", "glm4v", "lfm2-vl", "internvl", *SMOLVLM)
 # Gemma 4's larger models, of the same family: dense, and with a mixture of experts.
 GEMMA4 = ("gemma4", "gemma4-31b", "gemma4-26b")
 
@@ -56,6 +56,7 @@ _GLM_CHAT = (
     "{% if message['role'] == 'user' and not enable_thinking %}/nothink{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% if not enable_thinking %}<think></think>\n{% endif %}{% endif %}"
 )
+_LFM2_CHAT = "{{ bos_token }}" + _CHATML.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
 _GEMMA_CHAT = (
     "{{ bos_token }}{% for message in messages %}"
     "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
@@ -161,6 +162,9 @@ def _build_tokenizer(family: str) -> tuple[Tokenizer, dict[str, str]]:
         if family == "glm4v":
             special |= {"eos": "<|user|>", "document_end": "<|endoftext|>", "image": "<|image|>", "video": "<|video|>"}
             special |= {"start": "<|begin_of_image|>", "end": "<|end_of_image|>"}
+        elif family == "lfm2-vl":
+            special |= {"pad": "<|pad|>", "bos": "<|startoftext|>", "image": "<image>"}
+            special |= {"start": "<|image_start|>", "end": "<|image_end|>"}
         elif family == "internvl":
             special |= {"image": "<IMG_CONTEXT>", "video": "<video>", "start": "<img>", "end": "</img>"}
         else:
@@ -178,7 +182,15 @@ def _build_tokenizer(family: str) -> tuple[Tokenizer, dict[str, str]]:
     trainer = BpeTrainer(vocab_size=335, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(_list_texts(), trainer)
     tokenizer.add_special_tokens([AddedToken(text, special=True) for text in (*special.values(), *extra)])
+    if family == "lfm2-vl":
+        tokenizer.post_processor = _begin_with(special["bos"], tokenizer)
     return tokenizer, special
+
+
+def _begin_with(token: str, tokenizer: Tokenizer) -> processors.TemplateProcessing:
+    """Every text begins with this token."""
+    pair = (token, tokenizer.token_to_id(token))
+    return processors.TemplateProcessing(f"{token} $A", f"{token} $A $B", [pair])
 
 
 def _build_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
@@ -197,8 +209,7 @@ def _build_gemma3_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
     names = [special[name] for name in ("begin", "end", "image", "turn", "eos")]
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     tokenizer.add_tokens([AddedToken("\n" * count, normalized=False) for count in (1, 2, 3)])
-    begin = ("<bos>", tokenizer.token_to_id("<bos>"))
-    tokenizer.post_processor = processors.TemplateProcessing("<bos> $A", "<bos> $A $B", [begin])
+    tokenizer.post_processor = _begin_with("<bos>", tokenizer)
     return tokenizer, special
 
 
@@ -251,6 +262,8 @@ def _list_processor_files(family: str) -> dict[str, dict]:
         return _list_gemma4_files(_GEMMA4_CHAT if family == "gemma4" else _GEMMA4_LARGE_CHAT)
     if family == "glm4v":
         return _list_glm_files()
+    if family == "lfm2-vl":
+        return _list_lfm2_files()
     if family == "internvl":
         return _list_internvl_files()
     image = {"image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor"}
@@ -310,6 +323,24 @@ def _list_glm_files() -> dict[str, dict]:
         "tokenizer_config.json": words,
         "preprocessor_config.json": image | _normalise(0.45, 0.27),
         "chat_template.json": {"chat_template": _GLM_CHAT},
+    }
+
+
+def _list_lfm2_files() -> dict[str, dict]:
+    """With the names of old and new folders: processor_config.json tells the first LFM2-VL how to cut pictures."""
+    names = {"image_token": "<image>", "image_start_token": "<|image_start|>", "image_end_token": "<|image_end|>"}
+    words = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
+    words |= {"bos_token": "<|startoftext|>", "extra_special_tokens": names} | names
+    image = {"image_processor_type": "Lfm2VlImageProcessorFast", "processor_class": "Lfm2VlProcessor", "resample": 2}
+    image |= {"do_resize": False, "encoder_patch_size": 8, "patch_size": 8, "max_num_patches": 160}
+    image |= {"min_image_tokens": 4, "max_image_tokens": 40, "input_data_format": "channels_last"}
+    cuts = {"do_image_splitting": True, "max_tiles": 10, "tile_size": 512, "use_thumbnail": True}
+    image |= cuts | {"do_pad": True, "size": {"height": 512, "width": 512}, "return_row_col_info": True}
+    return {
+        "tokenizer_config.json": words,
+        "preprocessor_config.json": image | _normalise(0.5, 0.5),
+        "processor_config.json": {"processor_class": "Lfm2VlProcessor", "use_image_special_tokens": True} | cuts,
+        "chat_template.json": {"chat_template": _LFM2_CHAT},
     }
 
 
@@ -501,6 +532,24 @@ def _build_glm(vocab_size: int, ids: dict[str, int]):
     return transformers.Glm4vForConditionalGeneration(config)
 
 
+def _build_lfm2(vocab_size: int, ids: dict[str, int]):
+    text = _describe_text(vocab_size, ids) | {"model_type": "lfm2", "bos_token_id": ids["bos"]}
+    text |= {"num_hidden_layers": 3, "layer_types": ["conv", "full_attention", "conv"]}
+    vision = _VISION | {"model_type": "siglip2_vision_model", "patch_size": 8, "num_patches": 25}
+    config = transformers.Lfm2VlConfig(
+        vision_config=vision | {"vision_use_head": False},
+        text_config=text | {"block_multiple_of": 16},
+        image_token_id=ids["image"],
+        projector_hidden_size=_WIDTH,
+        initializer_range=_INIT,
+    )
+    model = transformers.Lfm2VlForConditionalGeneration(config)
+    for name, tensor in model.named_parameters():
+        if name.endswith(("conv.conv.weight", "language_model.layers.1.self_attn.out_proj.weight")):
+            tensor.data.normal_(std=0.5)  # else what came before hardly counts
+    return model
+
+
 def _build_internvl(vocab_size: int, ids: dict[str, int], text_type: str = "qwen2"):
     vision = _VISION | {"image_size": 64, "patch_size": 8, "initializer_range": _INIT}
     text = _describe_text(vocab_size, ids) | {"model_type": text_type, "bos_token_id": None}
@@ -537,6 +586,7 @@ _BUILDERS = {
     "gemma4-31b": functools.partial(_build_gemma4, large=_DENSE),
     "gemma4-26b": functools.partial(_build_gemma4, large=_EXPERTS),
     "glm4v": _build_glm,
+    "lfm2-vl": _build_lfm2,
     "internvl": _build_internvl,
     "internvl-moe": functools.partial(_build_internvl, text_type="qwen3_moe"),
     "smolvlm": functools.partial(_build_smolvlm, kind="Idefics3"),

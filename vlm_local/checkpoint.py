@@ -26,6 +26,7 @@ _FAMILY_OF_TYPE = {
     "gemma4": "gemma4",
     "glm4v": "glm4v",
     "glm46v": "glm4v",
+    "lfm2_vl": "lfm2-vl",
     "internvl": "internvl",
     "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",

@@ -149,8 +149,8 @@ def test_a_near_tie_goes_the_plain_path(decoder):
     assert answer.stats["near_tie"] == 1
 
 
-@pytest.mark.parametrize("decoder", ["gemma4", "gemma4-31b"], indirect=True)
-def test_gemma4s_vision_tower_asks_for_no_value(decoder):
+@pytest.mark.parametrize("decoder", ["gemma4", "gemma4-31b", "lfm2-vl"], indirect=True)
+def test_a_vision_tower_without_padding_asks_for_no_value(decoder):
     decode, ready = decoder
     [prepared] = ready(draw_request(0, side=100))
     layout = find_layout(prepared)

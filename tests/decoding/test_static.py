@@ -77,6 +77,14 @@ def test_a_buffer_that_is_full_hands_over_to_one_that_grows(monkeypatch):
     check(decode_both("qwen2-vl", [requests[:2], requests[2:]]))
 
 
+@pytest.mark.parametrize("family", ["lfm2-vl", slow("qwen3.5")])
+def test_nodes_follow_the_state_behind_a_long_text_that_is_kept(family):
+    """Longer than all that is read behind it, as the shipped prompt is."""
+    text = "Answer in one phrase. " * 8
+    steps = [draw_request(n, side=64 + 36 * (n % 2), before=text, episode="a", **EXACT) for n in range(3)]
+    check(decode_both(family, [[step] for step in steps]))
+
+
 @pytest.mark.parametrize("slots", [100, slow(40)])  # enough for the first forward of a prompt, and not even for that
 def test_a_state_without_room_for_more_nodes_goes_on_growing(monkeypatch, slots):
     monkeypatch.setattr(static, "SLOTS", slots)

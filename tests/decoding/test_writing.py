@@ -64,7 +64,7 @@ def write_plainly(loaded, prepared) -> list[str]:
     return [line for line in lines if not line.endswith(": ")]
 
 
-@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5"), *map(slow, MIXED)])
+@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5"), slow("lfm2-vl"), *map(slow, MIXED)])
 def test_what_is_written_is_what_a_plain_decoder_says(family):
     loaded, processing = share_tiny(family)
     decoder = TreeDecoder(loaded)
@@ -86,7 +86,7 @@ def test_the_tokens_of_all_fields_are_bounded_together():
     assert thought.num_tokens <= 5 and "THREE" not in thought.text
 
 
-@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5"), *map(slow, MIXED)])
+@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5"), slow("lfm2-vl"), *map(slow, MIXED)])
 def test_a_step_finds_what_was_read_ahead_and_answers_as_without(family):
     """Also where a step with the old prompt comes between the reading and the first step with the new one."""
     loaded, processing = share_tiny(family)

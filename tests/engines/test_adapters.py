@@ -91,7 +91,7 @@ def test_every_kind_of_adapter_is_what_peft_makes_of_it(kind, tmp_path):
     assert differ(adapter, tiny_checkpoint("qwen2-vl")) > 1e-3
 
 
-@pytest.mark.parametrize("family", ["paligemma2", slow("smolvlm2"), slow("qwen3.5-moe")])
+@pytest.mark.parametrize("family", ["paligemma2", slow("smolvlm2"), slow("lfm2-vl"), slow("qwen3.5-moe")])
 def test_adapters_of_other_families_on_a_tied_head(family, tmp_path):
     adapter = _adapt(family, tmp_path / "adapter", target_modules=["q_proj", "lm_head"])
     assert differ(adapter, _merge(family, adapter, tmp_path / "whole")) < 1e-4

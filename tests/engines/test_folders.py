@@ -243,6 +243,20 @@ def test_pictures_of_another_size_than_the_model_reads_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("encoder_patch_size", 16, r"encoder_patch_size is 16 .* vision_config in config\.json has patch_size 8"),
+        slow("downsample_factor", 4, r"downsample_factor is 4 .* but config\.json has downsample_factor 2"),
+    ],
+)
+def test_what_lfm2s_processor_says_of_pictures_is_held_against_the_model(key, value, told, tmp_path):
+    folder = _copy("lfm2-vl", tmp_path)
+    _edit(folder / "preprocessor_config.json", **{key: value})
+    with pytest.raises(ConfigError, match=told):
+        _load(folder)
+
+
+@pytest.mark.parametrize(
     ("family", "file", "name", "number"),
     [
         ("paligemma", "preprocessor_config.json", "image_seq_length", 64),

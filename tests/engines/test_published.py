@@ -73,6 +73,15 @@ def _spell_gemma4(config):
     return config | {"vision_soft_tokens_per_image": 70, "eoa_token_id": config["eoa_token_index"]}
 
 
+def _spell_lfm2(config):
+    """The language model's part as LFM2 was written before it was in transformers."""
+    text = config["text_config"]
+    for key in ("rope_parameters", "pad_token_id", "bos_token_id", "tie_word_embeddings"):
+        text.pop(key)
+    text |= {"block_ff_dim": text["intermediate_size"], "block_dim": 64, "rope_theta": 1e6, "conv_dim": 64}
+    return config | {"max_image_tokens": 256, "tile_size": 512, "use_thumbnail": False, "vision_feature_layer": -1}
+
+
 # Of layers that read the KV of earlier ones, and have these weights all the same.
 _SHARED = tuple(
     f"model.language_model.layers.{layer}.self_attn.{name}.weight" for layer in (2, 3) for name in ("k_proj", "k_norm")
@@ -84,7 +93,8 @@ def _keep(config_or_weights):
 
 
 def _nest_siglip(weights):
-    return {re.sub(r"^vision_tower\.", "vision_tower.vision_model.", name): each for name, each in weights.items()}
+    pattern = r"^(model\.)?vision_tower\."  # the first part in LFM2-VL's
+    return {re.sub(pattern, r"\1vision_tower.vision_model.", name): each for name, each in weights.items()}
 
 
 def _repeat_head(weights):
@@ -125,6 +135,7 @@ def _join_experts(weights):
         ("gemma4", _spell_gemma4, _keep, _SHARED),
         ("glm4v", _spell_glm, _keep, ()),
         slow("glm4v", _rename_glm, _keep, ()),
+        slow("lfm2-vl", _spell_lfm2, _nest_siglip, ()),
         slow("internvl", _shorten_internvl, _keep, ()),
     ],
 )

@@ -46,6 +46,7 @@ def _store(family, bits, folder, kept=None, dtype=torch.float32):
         ("paligemma2", "8bit"),
         slow("smolvlm2", "8bit"),
         slow("gemma4", "4bit"),
+        slow("lfm2-vl", "4bit"),
         slow("gemma4-31b", "8bit"),
         slow("glm4v", "4bit"),
     ],

@@ -30,6 +30,7 @@ from vlm_local.decoding.prepared import (
     take_pixels,
 )
 
+WITH_STATE = ("linear_attention", "conv")  # kinds of layers that keep a state instead of KV (Qwen3.5's, LFM2's)
 _MAX_LAYOUTS = 64  # of pictures, whose constants are kept: robots have few cameras
 
 
@@ -68,7 +69,7 @@ class Family:
     is_bidirectional: the prompt is one block that attends to all of itself (PaliGemma).
     window: sliding attention's window where some layers have one (PaliGemma 2, Gemma 3, some Qwen), else None.
     cuts_blocks: only layers with a window see all of a block (find_blocks), and that within the window (Gemma 4).
-    is_recurrent: some layers keep a state instead of KV (Qwen3.5). conv_kernel: tokens that their convolution sees.
+    is_recurrent: some layers keep a state instead of KV. conv_kernel: tokens that their convolution sees.
     num_deep_levels: layers behind which image features are added once more (Qwen3-VL).
     kv_shapes: of the language model's KV: one, but for Gemma 4, which has another in the layers without a window.
     vision_layers: of the vision tower, none where it cannot be captured as a graph, and none of InternVL's, in which
@@ -90,8 +91,8 @@ class Family:
         layer_types = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
         self.kv_shapes = _list_kv_shapes(text, layer_types)
         self.window = text.sliding_window if "sliding_attention" in layer_types else None
-        self.is_recurrent = loaded.family == "qwen3.5"
-        self.conv_kernel = getattr(text, "linear_conv_kernel_dim", 0)
+        self.is_recurrent = not set(WITH_STATE).isdisjoint(layer_types)
+        self.conv_kernel = getattr(text, "linear_conv_kernel_dim", 0) or getattr(text, "conv_L_cache", 0)
         self.cuts_blocks = getattr(text, "use_bidirectional_attention", None) == "vision"
         self._joins_pictures = loaded.family == "gemma3" or self.cuts_blocks
         self._embeds_per_layer = bool(getattr(text, "hidden_size_per_layer_input", 0))
@@ -100,7 +101,8 @@ class Family:
         self._first = 1 if self.is_bidirectional else 0  # PaliGemma counts positions from 1
         self._merge = model.config.vision_config.spatial_merge_size if self.axes == 3 else 1
         self._vision_tower: Any = inner.visual if self.axes == 3 else getattr(inner, "vision_tower", None)
-        self._project: Any = inner.embed_vision if loaded.family == "gemma4" else None
+        names = {"gemma4": "embed_vision", "lfm2-vl": "multi_modal_projector"}  # of towers that are run without padding
+        self._project: Any = getattr(inner, names[loaded.family]) if loaded.family in names else None
         levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
         self.num_deep_levels = len(levels)
         self._get_features = inner.get_image_features
@@ -132,7 +134,8 @@ class Family:
         No value is read back from a GPU, but for SmolVLM. mask: SmolVLM's pixel_attention_mask.
         """
         if self._project is not None:
-            return self._encode_patches(pixels, self._place_patches(layout.grid, count))
+            encode = self._encode_pooled if hasattr(self._vision_tower, "pooler") else self._encode_unshuffled
+            return [ImageFeatures(tokens.to(self.dtype)) for tokens in encode(pixels, layout.grid, count)]
         options = dict(self._describe_grid(layout.grid, count)) if layout.grid else {}
         if mask is not None:
             options["pixel_attention_mask"] = mask
@@ -144,19 +147,28 @@ class Family:
             for row, tokens in enumerate(output.pooler_output)
         ]
 
-    def _encode_patches(self, pixels: torch.Tensor, places: torch.Tensor) -> list[ImageFeatures]:
+    def _encode_pooled(self, pixels: torch.Tensor, grid: tuple[int, ...], count: int) -> torch.Tensor:
         """Gemma 4's vision tower without padding, which transformers' forward asks a GPU about.
 
-        pixels: (count, n, patch). places: int64 (count, n, 2), each patch's column and row.
+        pixels: (count, n, patch).
         """
-        tower, is_padding = self._vision_tower, torch.zeros_like(places[..., 0], dtype=torch.bool)
+        tower, places = self._vision_tower, self._place_patches(grid, count)  # places (count, n, 2): column and row
+        is_padding = torch.zeros_like(places[..., 0], dtype=torch.bool)
         embeds = tower.patch_embedder(pixels, places, is_padding)
         hidden = tower.encoder(embeds, attention_mask=None, pixel_position_ids=places).last_hidden_state
         length = places.shape[1] // tower.config.pooling_kernel_size**2
         pooled, _ = tower.pooler(hidden, places, is_padding, length)
         if tower.config.standardize:
             pooled = (pooled - tower.std_bias.float()) * tower.std_scale.float()
-        return [ImageFeatures(tokens.to(self.dtype)) for tokens in self._project(pooled.to(hidden.dtype))]
+        return self._project(pooled.to(hidden.dtype))
+
+    def _encode_unshuffled(self, pixels: torch.Tensor, grid: tuple[int, ...], count: int) -> torch.Tensor:
+        """As `_encode_pooled`, LFM2-VL's tower."""
+        tower, size = self._vision_tower, grid[1:]
+        embeds = tower.embeddings(pixels, np.array([size] * count))  # numpy, because it is read back
+        hidden = tower.post_layernorm(tower.encoder(embeds).last_hidden_state)
+        tokens = self._project(hidden.unflatten(1, size))
+        return tokens.view(count, -1, tokens.shape[-1])
 
     def _compute_places(self, grid: tuple[int, ...], count: int) -> torch.Tensor:
         """Of the patches of `count` pictures, row by row."""
@@ -267,7 +279,7 @@ def _told_sizes(tower: Any, sizes: tuple[torch.Tensor, torch.Tensor] | None) -> 
 def _list_kv_shapes(text: Any, layer_types: Sequence[str]) -> tuple[KVShape, ...]:
     """Of a language model's configuration. Gemma 4's last layers read the KV of earlier ones and keep none."""
     num_keeping = len(layer_types) - getattr(text, "num_kv_shared_layers", 0)
-    keeping = [index for index, kind in enumerate(layer_types[:num_keeping]) if kind != "linear_attention"]
+    keeping = [index for index, kind in enumerate(layer_types[:num_keeping]) if kind not in WITH_STATE]
     heads, dims = get_head_shapes(text)  # each a number, or a list of one for each layer
     shapes = defaultdict(list)
     for index in keeping:

@@ -15,7 +15,7 @@ from transformers import AttentionInterface, DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from vlm_local.decoding.families import Family
+from vlm_local.decoding.families import WITH_STATE, Family
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.prepared import ImageFeatures
 
@@ -158,7 +158,7 @@ def run_language_model(
     masks = [_build_mask(family, each) for each in visible]
     mask: Any = {"full_attention": masks[0], "sliding_attention": masks[1]} if len(masks) > 1 else masks[0]
     if family.is_recurrent:
-        mask = {"full_attention": mask, "linear_attention": None}
+        mask = {"full_attention": mask, **dict.fromkeys(WITH_STATE)}
     with _attending_in_groups(family), _added_behind_layers(family, deep):
         return family.language_model(
             inputs_embeds=embeds,

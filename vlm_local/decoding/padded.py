@@ -41,6 +41,10 @@ class StaticCache:
     def tensors(self) -> list[torch.Tensor]:
         return [*self.kv, *(self.states.tensors if self.states else ())]
 
+    def find_first(self, chunk: Chunk, filled: int) -> int:
+        """`first` from this chunk on. filled: columns in use before it."""
+        return filled + chunk.split if chunk.split else self.first
+
     def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, *args, **kwargs):
         """New KV (rows, heads, T, head_dim) of a layer -> all its KV (rows, heads, width, head_dim)."""
         all_keys, all_values = self._layers[layer]
@@ -100,7 +104,7 @@ class Step:
         self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[PlacedImage], places: np.ndarray
     ) -> None:
         count = chunk.token_ids.shape[1]
-        self._cache.first = chunk.split or self._cache.first
+        self._cache.first = self._cache.find_first(chunk, filled)
         numbers = self._numbers.host
         numbers[:] = 0
         token_ids, feature, positions, columns, read, num_prompt, noted, first = self._split(numbers)

@@ -114,9 +114,11 @@ def encode_by_layout(
 
 def find_layout(prepared: Prepared) -> PictureLayout:
     shape, grid = prepared.vision["pixel_values"].shape, prepared.vision.get("image_grid_thw")
-    places = prepared.vision.get("image_position_ids")
-    if places is not None:  # Gemma 4's patches (1, n, patch) have padding behind them, whose places are negative
-        width, height = (places[0].amax(0) + 1).tolist()
+    places, size = prepared.vision.get("image_position_ids"), prepared.vision.get("spatial_shapes")
+    if places is not None:  # Gemma 4's: column and row of each patch, negative for padding
+        size = (places.amax(1) + 1).flip(1)
+    if size is not None:  # patches (1, n, patch) have padding behind them
+        height, width = size[0].tolist()
         return PictureLayout((shape[0], width * height, shape[2]), (1, height, width))
     return PictureLayout(tuple(shape), () if grid is None else tuple(grid[0].tolist()))
 

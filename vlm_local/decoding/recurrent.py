@@ -1,6 +1,8 @@
-"""Linear attention over a prompt and a tree behind it: the gated delta rule of Qwen3.5's hybrid models.
+"""Layers that keep a state instead of KV, over a prompt and a tree behind it.
 
-Three of four layers of such a model keep no keys and values, but one state S (key dim, value dim) for each head:
+Most of LFM2's are a causal convolution over a few tokens, between two gates: its state are the last inputs, and a
+node's window the last tokens of its own path. Three of four of Qwen3.5's have such a convolution before linear
+attention, the gated delta rule, with one state S (key dim, value dim) for each head:
     S_t = exp(g_t) S_p + beta_t k_t (v_t - exp(g_t) S_p^T k_t)^T        o_t = S_t^T q_t
 where p is the token before t (Yang et al., Gated Delta Networks, 2024, eq. 10). For a node of a tree p is its parent,
 so a forward cannot go from token to token. It need not: with S_0 the state where a block of tokens begins, G_t the
@@ -58,10 +60,11 @@ def trace_paths(
 
 @contextmanager
 def remembering(family: Family, states: States, paths: Paths) -> Iterator[None]:
-    """While open, the linear attention of the family's layers goes along these paths and keeps its states here."""
+    """While open, the family's layers with a state go along these paths and keep it here."""
     modules = list_modules(family)
     for place, module in enumerate(modules):
-        module.forward = partial(_attend, module, states.of_layer(place), paths)
+        run = _attend if hasattr(module, "conv1d") else _mix
+        module.forward = partial(run, module, states.of_layer(place), paths)
     try:
         yield
     finally:
@@ -107,9 +110,47 @@ class RecurrentKV(DynamicKV):
         self._states = self._states.select(torch.as_tensor(rows, device=self._family.device))
 
 
+def _mix(module: Any, state: States, paths: Paths, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
+    """In place of transformers' forward of an Lfm2ShortConv. hidden_states: (B, T, hidden), and so what is returned."""
+    before, behind, inputs = module.in_proj(hidden_states).chunk(3, dim=-1)
+    return module.out_proj(behind * _convolve(module.conv, state, paths, before * inputs))
+
+
+def _convolve(conv: Any, state: States, paths: Paths, inputs: torch.Tensor) -> torch.Tensor:
+    """(B, T, channels) -> the same. The tails go on to behind the prompts' tokens, the nodes' inputs to their slots."""
+    split = paths.split
+    parts = [_tap_prompt(state, paths, inputs[:, :split])] if split else []
+    if split < inputs.shape[1]:
+        parts.append(_tap_nodes(state, paths, inputs[:, split:]))
+    taps = map(partial(torch.cat, dim=1), zip(*parts, strict=True))
+    weight = conv.weight[:, 0].float().unbind(-1)
+    products = [tap.float() * each for tap, each in zip(taps, weight, strict=True)]
+    summed = torch.stack(products).sum(0)
+    return (summed if conv.bias is None else summed + conv.bias).to(inputs.dtype)
+
+
+def _tap_prompt(state: States, paths: Paths, inputs: torch.Tensor) -> list[torch.Tensor]:
+    """(B, n, channels) -> the same for each place of the kernel, the token itself last."""
+    num_before, count = state.tail.shape[1], inputs.shape[1]
+    inputs = torch.cat([state.start_tail, inputs], dim=1)
+    place = torch.arange(num_before, device=inputs.device)
+    for tail, number in ((state.tail, paths.num_prompt), (state.noted_tail, paths.noted)):
+        last = number[:, None] + place
+        tail.copy_(inputs.gather(1, last[..., None].expand_as(tail)))
+    return [inputs[:, tap : tap + count] for tap in range(num_before + 1)]
+
+
+def _tap_nodes(state: States, paths: Paths, inputs: torch.Tensor) -> list[torch.Tensor]:
+    """As `_tap_prompt`."""
+    state.inputs.index_copy_(1, paths.own, inputs)
+    inputs = torch.cat([state.tail, state.inputs], dim=1)
+    rows = torch.arange(len(inputs), device=inputs.device)[:, None]
+    return [inputs[rows, tap] for tap in paths.window.unbind(-1)]
+
+
 def _attend(module: Any, state: States, paths: Paths, hidden_states: torch.Tensor, **options: Any) -> torch.Tensor:
     """In place of transformers' forward of a GatedDeltaNet. hidden_states: (B, T, hidden), and so what is returned."""
-    mixed = module.in_proj_qkv(hidden_states)  # (B, T, channels)
+    mixed = silu(_convolve(module.conv1d, state, paths, module.in_proj_qkv(hidden_states)))  # (B, T, channels)
     rate = softplus(module.in_proj_a(hidden_states).float() + module.dt_bias)  # (B, T, heads)
     rate = -module.A_log.float().exp() * rate
     beta = module.in_proj_b(hidden_states).sigmoid().float()
@@ -147,15 +188,10 @@ def _read_prompt(
     module: Any, state: States, paths: Paths, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor
 ) -> torch.Tensor:
     """(B, n, channels), (B, n, heads) twice -> (B, heads, n, value dim). The state goes on to behind these tokens."""
-    num_before, count = state.tail.shape[1], mixed.shape[1]
-    inputs = torch.cat([state.start_tail, mixed], dim=1)
-    place = torch.arange(max(count, num_before), device=mixed.device)
-    for tail, number in ((state.tail, paths.num_prompt), (state.noted_tail, paths.noted)):
-        last = number[:, None] + place[:num_before]
-        tail.copy_(inputs.gather(1, last[..., None].expand_as(tail)))
-    is_there = (place[:count] < paths.num_prompt[:, None])[..., None]  # padding neither writes nor fades
-    taps = [inputs[:, tap : tap + count] for tap in range(num_before + 1)]
-    tokens = _split(module, _convolve(module, taps), rate * is_there, beta * is_there)
+    count = mixed.shape[1]
+    place = torch.arange(count, device=mixed.device)
+    is_there = (place < paths.num_prompt[:, None])[..., None]  # padding neither writes nor fades
+    tokens = _split(module, mixed, rate * is_there, beta * is_there)
     blocks = tokens.fold(min(BLOCK, count))
     decay = blocks.rate.cumsum(-1)
     square = decay.shape[-1], decay.shape[-1]
@@ -207,11 +243,7 @@ def _read_nodes(
     module: Any, state: States, paths: Paths, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor
 ) -> torch.Tensor:
     """As `_read_prompt`. The state stays behind the prompt, and takes the nodes along in their slots."""
-    state.inputs.index_copy_(1, paths.own, mixed)
-    inputs = torch.cat([state.tail, state.inputs], dim=1)
-    rows = torch.arange(len(inputs), device=inputs.device)[:, None]
-    taps = [inputs[rows, tap] for tap in paths.window.unbind(-1)]
-    tokens = _split(module, _convolve(module, taps), rate, beta)
+    tokens = _split(module, mixed, rate, beta)
     decay = tokens.rate + state.rates.index_copy_(2, paths.own, tokens.rate) @ paths.ancestors.float().mT
     state.keys.index_copy_(2, paths.own, tokens.key)
     state.decay.index_copy_(2, paths.own, decay)
@@ -228,16 +260,9 @@ def _read_nodes(
     return faded * (tokens.query @ state.memory) + weight * (tokens.query @ state.keys.mT) @ state.written + itself
 
 
-def _convolve(module: Any, taps: Sequence[torch.Tensor]) -> torch.Tensor:
-    """taps: (B, n, channels) for each place of the kernel, the token itself last."""
-    weight = module.conv1d.weight[:, 0].float().unbind(-1)
-    products = [tap.float() * each for tap, each in zip(taps, weight, strict=True)]
-    return torch.stack(products).sum(0).to(taps[0].dtype)
-
-
-def _split(module: Any, convolved: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor) -> _Tokens:
+def _split(module: Any, mixed: torch.Tensor, rate: torch.Tensor, beta: torch.Tensor) -> _Tokens:
     sizes = [module.key_dim, module.key_dim, module.value_dim]
-    query, key, value = silu(convolved).split(sizes, dim=-1)
+    query, key, value = mixed.split(sizes, dim=-1)
     shared = module.num_v_heads // module.num_k_heads
     query, key = (_norm(each.unflatten(2, (-1, module.head_k_dim)).float()) for each in (query, key))
     query, key = (each.repeat_interleave(shared, dim=2).transpose(1, 2) for each in (query, key))

@@ -1,4 +1,4 @@
-"""What the layers with linear attention keep of some rows, beside the KV of those that attend."""
+"""What the layers with a state keep of some rows, beside the KV of those that attend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +21,8 @@ class States:
         convolution. start, noted: the same where a chunk of prompts begins, and behind those of its tokens that are to
         be noted.
     inputs: (L, B, S, channels), those of the nodes. keys, written: k and u of the nodes, (L, B, heads, S, dim).
-    rates, decay: g and G of the nodes, (L, B, heads, S). All are float32 but tails and inputs.
+    rates, decay: g and G of the nodes, (L, B, heads, S). All are float32 but tails and inputs. LFM2, whose state are
+        the tails alone, has no heads.
     """
 
     memory: torch.Tensor
@@ -79,11 +80,12 @@ def begin_states(family: Family, num_rows: int, num_slots: int, is_replayed: boo
     """
     modules = list_modules(family)
     module, size = modules[0], (len(modules), num_rows)
-    heads, keys, values = module.num_v_heads, module.head_k_dim, module.head_v_dim
+    heads, keys, values = (getattr(module, name, 0) for name in ("num_v_heads", "head_k_dim", "head_v_dim"))
+    channels, kernel = (module.conv1d if heads else module.conv).in_channels, family.conv_kernel
     numbers = partial(torch.zeros, dtype=torch.float32, device=family.device)
     inputs = partial(torch.zeros, dtype=family.dtype, device=family.device)
     memory, start, noted = (numbers((*size, heads, keys, values)) for _ in range(3))
-    tail, start_tail, noted_tail = (inputs((*size, module.conv_kernel_size - 1, module.conv_dim)) for _ in range(3))
+    tail, start_tail, noted_tail = (inputs((*size, kernel - 1, channels)) for _ in range(3))
     return States(
         memory=memory,
         tail=tail,
@@ -91,7 +93,7 @@ def begin_states(family: Family, num_rows: int, num_slots: int, is_replayed: boo
         start_tail=start_tail if is_replayed else tail,
         noted=noted,
         noted_tail=noted_tail,
-        inputs=inputs((*size, num_slots, module.conv_dim)),
+        inputs=inputs((*size, num_slots, channels)),
         keys=numbers((*size, heads, num_slots, keys)),
         written=numbers((*size, heads, num_slots, values)),
         rates=numbers((*size, heads, num_slots)),
@@ -100,5 +102,6 @@ def begin_states(family: Family, num_rows: int, num_slots: int, is_replayed: boo
 
 
 def list_modules(family: Family) -> list[Any]:
-    """The layers' linear attention, in their order."""
-    return [layer.linear_attn for layer in family.language_model.layers if hasattr(layer, "linear_attn")]
+    """What has a state in the layers, in their order."""
+    layers = [dict(layer.named_children()) for layer in family.language_model.layers]
+    return [each[name] for each in layers for name in ("linear_attn", "conv") if name in each]

@@ -176,7 +176,8 @@ class StaticKV:
     def fits(self, chunk: Chunk) -> bool:
         """Whether there are columns for a chunk, and one behind it for padding that finds no other."""
         filled = self.filled + chunk.token_ids.shape[1]
-        has_slots = filled - (chunk.split or self._cache.first) < self._cache.num_slots or not self._cache.states
+        first = self._cache.find_first(chunk, self.filled)
+        has_slots = filled - first < self._cache.num_slots or not self._cache.states
         return filled < self._cache.width and has_slots
 
     def run(self, chunk: Chunk, images: Sequence[PlacedImage], picks: Sequence[np.ndarray]) -> list[torch.Tensor]:

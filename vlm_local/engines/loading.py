@@ -21,6 +21,7 @@ from vlm_local.engines.quantization import (
     describe_quantization,
     keep_stored_floats,
     settle_4bit,
+    settle_8bit,
     unify_floats,
 )
 from vlm_local.engines.templates import AnswerFrame, find_frame
@@ -71,6 +72,8 @@ def load_model(
     model.eval().requires_grad_(False)
     if quantize == "4bit" or checkpoint.quant_method == "bitsandbytes-4bit":
         settle_4bit(model, chosen)
+    if quantize == "8bit" or checkpoint.quant_method == "bitsandbytes-8bit":
+        settle_8bit(model)
     multiply_patches(model)
     fix_rotary(model)
     tokenizer, family = processor.tokenizer, checkpoint.family

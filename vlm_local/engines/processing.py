@@ -84,8 +84,8 @@ class Processing:
         self._read: OrderedDict[int, _ReadPicture] = OrderedDict()  # by key; the last used stands last
         self._image_id = processor.image_token_ids[0]
         self._placeholder = find_placeholder(processor)
-        # Of a placeholder alone: what a tokenizer writes around it.
-        alone = processor.tokenizer(self._placeholder)["input_ids"]
+        # What a tokenizer makes of the text around a picture's tokens in a placeholder.
+        alone = processor.tokenizer(self._placeholder, add_special_tokens=False)["input_ids"]
         place = alone.index(self._image_id)
         self._num_around = place, len(alone) - 1 - place
 
@@ -148,7 +148,9 @@ class Processing:
 
     def _read_picture(self, pixels: np.ndarray) -> _ReadPicture:
         token = self._processor.image_token
-        inputs = self._processor(text=[token], images=[self._fit(pixels)], return_tensors="pt")
+        inputs = self._processor(
+            text=[token], images=[self._fit(pixels)], return_tensors="pt", add_special_tokens=False
+        )
         ids, (num_before, num_behind) = inputs["input_ids"][0], self._num_around
         types = next((name for name in inputs if name.endswith("token_type_ids")), None)
         vision = {

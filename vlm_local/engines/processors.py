@@ -10,6 +10,7 @@ import numpy as np
 import transformers
 
 from vlm_local.checkpoint import TOKENIZER_FILES
+from vlm_local.engines.naflex import NaflexImageProcessorPil
 from vlm_local.engines.processing import apply_template, is_chat
 from vlm_local.engines.templates import check_template, pick_template
 from vlm_local.errors import ConfigError
@@ -30,6 +31,7 @@ _PROCESSORS = {
     "gemma3": ("Gemma3Processor", "Gemma3ImageProcessorPil", ("size",)),
     "gemma4": ("Gemma4Processor", "Gemma4ImageProcessorPil", ("max_soft_tokens",)),
     "glm4v": ("Glm4vProcessor", "Glm4vImageProcessorPil", ()),
+    "lfm2-vl": ("Lfm2VlProcessor", NaflexImageProcessorPil, ()),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessorPil", ("size", "image_mean", "image_std")),
     "smolvlm": ("Idefics3Processor", "Idefics3ImageProcessorPil", ("max_image_size",)),
     "smolvlm2": ("SmolVLMProcessor", "SmolVLMImageProcessorPil", ("max_image_size",)),
@@ -46,7 +48,8 @@ def load_processor(folder: Path, family: str, adapter: Path | None = None) -> An
     name, images, needed = _PROCESSORS[family]
     words = adapter if adapter and any((adapter / file).is_file() for file in TOKENIZER_FILES) else folder
     pictures = adapter if adapter and _describes_pictures(adapter) else folder
-    kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed, words, pictures)
+    images = getattr(transformers, images) if isinstance(images, str) else images
+    kind = _bind_parts(getattr(transformers, name), images, needed, words, pictures)
     whole = words if words == pictures else folder
     try:
         processor = kind.from_pretrained(whole, local_files_only=True)
@@ -135,16 +138,19 @@ def check_pictures(processor: Any, config: Any, folder: Path) -> None:
     """
     images, vision = processor.image_processor, config.vision_config
     keys = ("patch_size", "merge_size", "temporal_patch_size", "pooling_kernel_size")
+    keys += ("encoder_patch_size", "downsample_factor")
     cuts = {key: getattr(images, key, None) for key in keys}
     cuts["size"] = dict(images.size or {}).get("height")  # None for families that take pictures of any size
-    names = {"merge_size": "spatial_merge_size", "size": "image_size"}
+    names = {"merge_size": "spatial_merge_size", "size": "image_size", "encoder_patch_size": "patch_size"}
     for key, cut in cuts.items():
         name = names.get(key, key)
-        read = getattr(vision, name, None)
+        is_above = key == "downsample_factor"
+        place, owner = ("config.json", config) if is_above else ("vision_config in config.json", vision)
+        read = getattr(owner, name, None)
         if cut is not None and read is not None and cut != np.ravel(read)[0]:
             raise ConfigError(
-                f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but vision_config in "
-                f"config.json has {name} {read}; make them the same"
+                f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but {place} "
+                f"has {name} {read}; make them the same"
             )
     name = next((each for each in _SEQUENCE if hasattr(processor, each)), None)
     if name is None or hasattr(images, "max_soft_tokens"):  # Qwen's and Gemma 4's take what their size asks for

@@ -98,6 +98,17 @@ def unify_floats(model: Any, plain: Any, dtype: torch.dtype) -> None:
             weight.data = weight.data.to(dtype)
 
 
+def settle_8bit(model) -> None:
+    """Flatten what has four dimensions, which 8-bit layers do not take: a picture's rows and columns in LFM2-VL's
+    projector, behind which its tokens stand in a line anyhow.
+    """
+    from bitsandbytes.nn.modules import Linear8bitLt
+
+    for module in model.modules():
+        if isinstance(module, Linear8bitLt):
+            module.register_forward_pre_hook(lambda _, given: given[0].flatten(1, 2) if given[0].dim() == 4 else None)
+
+
 def settle_4bit(model, dtype: torch.dtype) -> None:
     """Let 4-bit layers compute in `dtype`, whatever the folder names: float16 overflows in Qwen and Gemma.
 

@@ -35,8 +35,10 @@ _FOR_TOKENS = ("mm_token_type_ids", "token_type_ids")  # of vision, one number a
 _RECURRENT = r"linear_attn\.(in_proj_\w+|out_proj)"  # by which three of four layers of Qwen3.5 attend
 _PER_LAYER = r"per_layer_(input_gate|projection|model_projection)"  # Gemma 4's, of tokens' embeddings for each layer
 _LINEAR = rf"\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|gate_up_proj|down_proj|{_RECURRENT}|{_PER_LAYER})"
-_ADAPTED = rf".*(language_model|text_model).*{_LINEAR}"
-_ADAPTED_EVERYWHERE = rf".*{_LINEAR}(\.linear)?"  # in the vision tower, too, where it has layers of these names
+_OF_LFM2 = r"\.(conv\.in_proj|out_proj|w[123])"
+_ADAPTED = rf".*(language_model|text_model).*({_LINEAR}|{_OF_LFM2})"
+# In the vision tower, too, where it has layers of these names.
+_ADAPTED_EVERYWHERE = rf"{_ADAPTED}|.*{_LINEAR}(\.linear)?"
 
 
 @dataclass(frozen=True)
