@@ -27,6 +27,7 @@ _FAMILY_OF_TYPE = {
     "glm4v": "glm4v",
     "glm46v": "glm4v",
     "internvl": "internvl",
+    "molmo2": "molmo2",
     "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",
 }

@@ -24,7 +24,18 @@ def prepare(family):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
-    ["qwen3.5-moe", "glm4v", "internvl", "gemma3", "gemma4", "gemma4-26b", "smolvlm2", "paligemma2", "qwen2-vl"],
+    [
+        "qwen3.5-moe",
+        "glm4v",
+        "internvl",
+        "gemma3",
+        "gemma4",
+        "gemma4-26b",
+        "molmo2",
+        "smolvlm2",
+        "paligemma2",
+        "qwen2-vl",
+    ],
 )
 def test_both_halves_of_a_family_are_timed(family, monkeypatch, capsys):
     """Traced, which takes most of the time, for one family: a trace that fails is a warning here anyhow."""
