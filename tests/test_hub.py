@@ -154,7 +154,7 @@ def _move(hub, pattern, replacement):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda hub: _configure(hub, model_type="molmo2"), r"model_type 'molmo2'; .* --engine openai"),
+        (lambda hub: _configure(hub, model_type="molmo"), r"model_type 'molmo'; .* --engine openai"),
         slow(lambda hub: _configure(hub, quantization_config={"quant_method": "modelopt"}), "quant_method 'modelopt'"),
         slow(
             lambda hub: _move(hub, "model.safetensors", "pytorch_model.bin"), "it has pytorch_model.bin, which can run"

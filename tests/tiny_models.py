@@ -24,7 +24,9 @@ PALIGEMMA = ("paligemma", "paligemma2")
 SMOLVLM = ("smolvlm", "smolvlm2")
 KEEP_NOTHING = PALIGEMMA  # of a prompt from one step to the next
 KEEP_A_STATE = ("qwen3.5", "qwen3.5-moe", "lfm2-vl")  # which serves where all of the text before it is the same
-FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "gemma4", "glm4v", "lfm2-vl", "internvl", *SMOLVLM)
+FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "gemma4", "glm4v", "lfm2-vl", "internvl", "molmo2", *SMOLVLM)
+# Molmo2 on Qwen3, and its kind on OLMo 3.
+MOLMO2 = ("molmo2", "molmo2-o")
 # Gemma 4's larger models, of the same family: dense, and with a mixture of experts.
 GEMMA4 = ("gemma4", "gemma4-31b", "gemma4-26b")
 
@@ -57,6 +59,20 @@ _GLM_CHAT = (
     "{% if add_generation_prompt %}<|assistant|>\n{% if not enable_thinking %}<think></think>\n{% endif %}{% endif %}"
 )
 _LFM2_CHAT = "{{ bos_token }}" + _CHATML.replace("<|vision_start|><|image_pad|><|vision_end|>", "<image>")
+# All pictures first, numbered where they are several; the text's parts joined; an answer ended by the next question.
+_MOLMO2_CHAT = (
+    "{% set shown = namespace(count=0) %}{% for message in messages %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{% set shown.count = shown.count + 1 %}{% endif %}{% endfor %}{% endfor %}"
+    "{% for number in range(shown.count) %}"
+    "{{ 'Image ' ~ (number + 1) if shown.count > 1 else '' }}<|image|>{% endfor %}"
+    "{% for message in messages %}{% if message['role'] == 'user' and not loop.first %}<|im_end|>\n{% endif %}"
+    "{{ '<|im_start|>' ~ message['role'] }}\n"
+    "{{ message['content'] | selectattr('type', 'equalto', 'text') | map(attribute='text') | join(' ') }}"
+    "{% if message['role'] == 'user' %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+_MOLMO2_MARKS = ("<im_start>", "<im_end>", "<im_col>", "<low_res_im_start>", "<|image|>", "<im_low>")
+_MOLMO2_MARKS += ("<frame_start>", "<frame_end>", "<|video|>")
 _GEMMA_CHAT = (
     "{{ bos_token }}{% for message in messages %}"
     "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
@@ -165,12 +181,14 @@ def _build_tokenizer(family: str) -> tuple[Tokenizer, dict[str, str]]:
         elif family == "lfm2-vl":
             special |= {"pad": "<|pad|>", "bos": "<|startoftext|>", "image": "<image>"}
             special |= {"start": "<|image_start|>", "end": "<|image_end|>"}
+        elif family in MOLMO2:  # behind the rows that the head has
+            special |= {"image": "<im_patch>"}
         elif family == "internvl":
             special |= {"image": "<IMG_CONTEXT>", "video": "<video>", "start": "<img>", "end": "</img>"}
         else:
             special |= {"image": "<|image_pad|>", "video": "<|video_pad|>"}
             special |= {"start": "<|vision_start|>", "end": "<|vision_end|>"}
-        extra = _GLM_NAMES if family == "glm4v" else ["<|im_start|>"]
+        extra = _GLM_NAMES if family == "glm4v" else ["<|im_start|>", *(_MOLMO2_MARKS if family in MOLMO2 else ())]
         split = pre_tokenizers.Split(Regex(_QWEN_SPLIT), behavior="isolated")
         bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer = Tokenizer(BPE())
@@ -266,6 +284,8 @@ def _list_processor_files(family: str) -> dict[str, dict]:
         return _list_lfm2_files()
     if family == "internvl":
         return _list_internvl_files()
+    if family in MOLMO2:
+        return _list_molmo2_files()
     image = {"image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor"}
     image |= {"size": {"height": 56, "width": 56}, "image_seq_length": 16, "resample": 3}
     return {"tokenizer_config.json": _GEMMA_WORDS, "preprocessor_config.json": image | _normalise(0.5, 0.5)}
@@ -354,6 +374,20 @@ def _list_internvl_files() -> dict[str, dict]:
         "preprocessor_config.json": image | _normalise(0.45, 0.22),
         "processor_config.json": {"image_seq_length": 16, "processor_class": "InternVLProcessor"},
         "chat_template.json": {"chat_template": _INTERN_CHAT},
+    }
+
+
+def _list_molmo2_files() -> dict[str, dict]:
+    image = {"image_processor_type": "Molmo2ImageProcessor", "processor_class": "Molmo2Processor", "resample": 2}
+    image |= {"size": {"height": 70, "width": 70}, "patch_size": 14, "pooling_size": [2, 2], "max_crops": 8}
+    image |= {"overlap_margins": [1, 1], "image_mean": [0.5] * 3, "image_std": [0.5] * 3, "do_convert_rgb": True}
+    processor = {"processor_class": "Molmo2Processor", "image_use_col_tokens": True}
+    processor |= {"use_single_crop_col_tokens": False, "use_single_crop_start_token": True}
+    return {
+        "tokenizer_config.json": _QWEN_WORDS | {"bos_token": "<|im_end|>"},
+        "preprocessor_config.json": image,
+        "processor_config.json": processor | {"video_use_col_tokens": False, "use_frame_special_tokens": True},
+        "chat_template.json": {"chat_template": _MOLMO2_CHAT},
     }
 
 
@@ -561,6 +595,29 @@ def _build_internvl(vocab_size: int, ids: dict[str, int], text_type: str = "qwen
     return transformers.InternVLForConditionalGeneration(config)
 
 
+def _build_molmo2(vocab_size: int, ids: dict[str, int], is_olmo: bool = False):
+    """An odd number of patches a side, as in the real ones: some tokens pool one or two. Extra rows are the last."""
+    rows = ids["image"]
+    text = _describe_text(rows, ids) | {"head_dim": 16, "additional_vocab_size": vocab_size - rows}
+    text |= {"max_position_embeddings": 1 << 15, "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0}}
+    if is_olmo:
+        rope = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 4096, "attention_factor": 1.2}
+        text |= {"rope_parameters": rope | {"rope_theta": 10_000.0, "beta_fast": 32.0, "beta_slow": 1.0}}
+        text |= {"qk_norm_type": "olmo", "norm_after": True, "rope_scaling_layers": [1], "num_key_value_heads": 4}
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 2}
+    vision |= {"num_key_value_heads": 2, "head_dim": 16, "image_size": [70, 70], "patch_size": 14}
+    pool = {"hidden_size": 32, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    pool |= {"intermediate_size": 64, "text_hidden_size": _WIDTH, "vision_feature_layer": [2, 0]}
+    config = transformers.Molmo2Config(
+        text_config=text,
+        vision_config=vision | {"initializer_range": _INIT},
+        adapter_config=pool | {"initializer_range": _INIT},
+        image_patch_id=ids["image"],
+        initializer_range=_INIT,
+    )
+    return transformers.Molmo2ForConditionalGeneration(config)
+
+
 def _build_smolvlm(vocab_size: int, ids: dict[str, int], kind: str = "SmolVLM"):
     vision = _VISION | {"image_size": 64, "patch_size": 8}
     text = _describe_text(vocab_size, ids) | {"model_type": "llama", "bos_token_id": ids["bos"]}
@@ -589,6 +646,8 @@ _BUILDERS = {
     "lfm2-vl": _build_lfm2,
     "internvl": _build_internvl,
     "internvl-moe": functools.partial(_build_internvl, text_type="qwen3_moe"),
+    "molmo2": _build_molmo2,
+    "molmo2-o": functools.partial(_build_molmo2, is_olmo=True),
     "smolvlm": functools.partial(_build_smolvlm, kind="Idefics3"),
     "smolvlm2": _build_smolvlm,
 }

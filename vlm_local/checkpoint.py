@@ -28,6 +28,7 @@ _FAMILY_OF_TYPE = {
     "glm46v": "glm4v",
     "lfm2_vl": "lfm2-vl",
     "internvl": "internvl",
+    "molmo2": "molmo2",
     "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",
 }

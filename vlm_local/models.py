@@ -103,6 +103,9 @@ MODELS = (
     Model("internvl3", "OpenGVLab/InternVL3-2B-hf", "internvl", 1_620_836_352, 468_121_088, alias="internvl3-2b"),
     Model("internvl3-1b", "OpenGVLab/InternVL3-1B-hf", "internvl", 664_289_280, 273_903_744),
     Model("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "internvl", 6_854_803_456, 1_089_570_304),
+    Model("molmo2", "allenai/Molmo2-4B", "molmo2", 4_071_220_736, 779_648_464, 4, alias="molmo2-4b"),
+    Model("molmo2-8b", "allenai/Molmo2-8B", "molmo2", 7_414_998_528, 1_246_704_592, 4),
+    Model("molmo2-o-7b", "allenai/Molmo2-O-7B", "molmo2", 6_937_044_480, 823_742_416, 4),
     Model(
         *("smolvlm2", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "smolvlm2", 2_042_916_864, 203_868_016, 4),
         alias="smolvlm2-2.2b",

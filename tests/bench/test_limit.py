@@ -32,6 +32,7 @@ def prepare(family):
         "gemma3",
         "gemma4",
         "gemma4-26b",
+        "molmo2",
         "smolvlm2",
         "paligemma2",
         "qwen2-vl",

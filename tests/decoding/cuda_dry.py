@@ -92,7 +92,7 @@ def put_on_fake_gpu(model) -> None:
                 module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=CUDA)
 
 
-@pytest.fixture(params=[*FAMILIES, "gemma4-31b"])
+@pytest.fixture(params=[*FAMILIES, "gemma4-31b", "molmo2-o"])
 def decoder(request, monkeypatch):
     """TreeDecoder and a function that prepares requests, on the GPU there is or a fake one."""
     loaded, processing = load_tiny(request.param, dtype=torch.bfloat16)

@@ -8,7 +8,7 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import FAMILIES
-from tests.tiny_models import KEEP_A_STATE, KEEP_NOTHING
+from tests.tiny_models import KEEP_A_STATE, KEEP_NOTHING, MOLMO2
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import Kept
 from vlm_local.decoding.session import PrefixStore, count_reusable
@@ -40,6 +40,8 @@ def test_an_episode_answers_as_if_nothing_were_kept(family):
     assert reused[0] == 0 and (any(reused) is (family not in KEEP_NOTHING))
     if family in KEEP_A_STATE:
         assert reused[1] > 0 == reused[2]  # all of the same text, nothing of one that differs at its end
+    elif family in MOLMO2:
+        assert set(reused[1:]) == {1}  # the picture comes first
     elif any(reused):
         assert reused[3] > reused[1] > 0  # what was there before is used, what is new is read
         assert reused[4] < reused[1]  # up to the changed byte and no further
@@ -69,6 +71,7 @@ def test_nothing_at_or_behind_an_image_token_is_ever_stored(family):
     [kept] = [entry.keys for entry in decoder._store._entries.values()] or [np.array([])]
     assert image_id not in kept
     first_image = int((prepared.input_ids == image_id).int().argmax())
+    first_image -= family in MOLMO2  # the mark before it sees it, too
     assert len(kept) == (0 if family in KEEP_NOTHING else first_image) == count_reusable(Family(loaded), greedy)
 
 

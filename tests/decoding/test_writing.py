@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
+from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import slow
-from tests.tiny_models import GEMMA4, KEEP_A_STATE, KEEP_NOTHING, MIXED
+from tests.tiny_models import GEMMA4, KEEP_A_STATE, KEEP_NOTHING, MIXED, MOLMO2
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import EngineError
 from vlm_local.types import Picture, Prompt
@@ -51,7 +51,7 @@ def write_plainly(loaded, prepared) -> list[str]:
         for _ in range(limit):
             inputs = dict(vision)
             for types in {"mm_token_type_ids", "token_type_ids"} & inputs.keys():
-                inputs[types] = (torch.tensor([ids]) == loaded.model.config.image_token_id).long()
+                inputs[types] = torch.isin(torch.tensor([ids]), torch.tensor(loaded.processor.image_token_ids)).long()
             logits = loaded.model(input_ids=torch.tensor([ids]), **inputs).logits[0, -1, : len(loaded.tokenizer)]
             logits[banned] = -torch.inf
             token = int(logits.argmax())
@@ -64,7 +64,7 @@ def write_plainly(loaded, prepared) -> list[str]:
     return [line for line in lines if not line.endswith(": ")]
 
 
-@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5"), slow("lfm2-vl"), *map(slow, MIXED)])
+@pytest.mark.parametrize("family", [*CHAT, slow("qwen3.5"), slow("lfm2-vl"), *map(slow, (*MIXED, *MOLMO2))])
 def test_what_is_written_is_what_a_plain_decoder_says(family):
     loaded, processing = share_tiny(family)
     decoder = TreeDecoder(loaded)
@@ -72,11 +72,22 @@ def test_what_is_written_is_what_a_plain_decoder_says(family):
     decoder.decode([step])
     [asked] = prepare(processing, build_request(2))
     thought, names = finish(decoder.writer.write(asked, FIELDS, 100))
-    num_seen = 2 if family in KEEP_NOTHING else 1  # the earlier picture's KV is the step's
+    num_seen = 2 if family in (*KEEP_NOTHING, *MOLMO2) else 1  # the earlier picture's KV is the step's
     assert names[0] == "look" and names.count("look") == num_seen
     with torch.inference_mode():
         assert thought.text.splitlines() == write_plainly(loaded, asked)
     assert names.count("write") == thought.num_tokens <= 9
+
+
+def test_pictures_that_see_one_another_are_read_in_one_piece():
+    """Longer together than a piece; with these weights the words are others where they are not."""
+    loaded, processing = load_tiny("molmo2")
+    shuffle_head(loaded, 6)
+    [asked] = prepare(processing, build_request(2, num_earlier=2))
+    thought, names = finish(TreeDecoder(loaded).writer.write(asked, FIELDS, 100))
+    with torch.inference_mode():
+        assert thought.text.splitlines() == write_plainly(loaded, asked)
+    assert names.count("read") == 2  # up to the last picture's end, and what is behind
 
 
 def test_the_tokens_of_all_fields_are_bounded_together():

@@ -205,6 +205,7 @@ def test_a_familys_image_processor_is_its_own_whatever_the_file_calls_it(family,
         ("smolvlm2", "max_image_size"),
         slow("gemma3", "size"),
         slow("internvl", "image_std"),
+        slow("molmo2", "pooling_size"),
     ],
 )
 def test_what_an_image_processor_cannot_guess_is_asked_for(family, key, tmp_path):

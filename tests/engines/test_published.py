@@ -82,6 +82,20 @@ def _spell_lfm2(config):
     return config | {"max_image_tokens": 256, "tile_size": 512, "use_thumbnail": False, "vision_feature_layer": -1}
 
 
+def _spell_molmo2(config):
+    """The vision tower has another name, and layers more than there are weights: those behind the last that is read."""
+    text, vision, pool = config["text_config"], config.pop("vision_config"), config["adapter_config"]
+    rope = text.pop("rope_parameters")
+    is_scaled = rope["rope_type"] != "default"
+    text |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope if is_scaled else None}
+    text |= {"layer_norm_eps": text.pop("rms_norm_eps"), "qkv_bias": text.pop("attention_bias"), "use_qk_norm": True}
+    text |= {} if is_scaled else {"rope_scaling_layers": None}
+    vision |= {"image_default_input_size": vision.pop("image_size"), "image_patch_size": vision.pop("patch_size")}
+    vision |= {"image_num_pos": vision.pop("num_position_embeddings"), "num_hidden_layers": 5, "model_type": "molmo2"}
+    pool |= {"vit_layers": [layer - 5 for layer in pool.pop("vision_feature_layer")], "pooling_attention_mask": True}
+    return config | {"vit_config": vision, "auto_map": {"AutoConfig": "configuration_molmo2.Molmo2Config"}}
+
+
 # Of layers that read the KV of earlier ones, and have these weights all the same.
 _SHARED = tuple(
     f"model.language_model.layers.{layer}.self_attn.{name}.weight" for layer in (2, 3) for name in ("k_proj", "k_norm")
@@ -120,6 +134,13 @@ def _join_experts(weights):
     return joined
 
 
+def _part_tables(weights):
+    """Molmo2's, whose extra tokens are a table of their own; transformers writes two of the same length."""
+    parts = ["model.transformer.wte.embedding", "model.transformer.wte.new_embedding"]
+    table, rows = torch.cat([weights[name] for name in parts]), len(weights["lm_head.weight"])
+    return weights | dict(zip(parts, (table[:rows].clone(), table[rows:].clone()), strict=True))
+
+
 @pytest.mark.parametrize(
     ("family", "spell", "store", "added"),
     [
@@ -137,6 +158,8 @@ def _join_experts(weights):
         slow("glm4v", _rename_glm, _keep, ()),
         slow("lfm2-vl", _spell_lfm2, _nest_siglip, ()),
         slow("internvl", _shorten_internvl, _keep, ()),
+        ("molmo2", _spell_molmo2, _part_tables, ()),
+        slow("molmo2-o", _spell_molmo2, _part_tables, ()),
     ],
 )
 def test_a_folder_spelt_as_the_published_one_is_the_same_model(family, spell, store, added, tmp_path):

@@ -27,7 +27,19 @@ from vlm_local.types import Episode
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "family",
-    ["qwen2-vl", "paligemma", "smolvlm2", "gemma3", "gemma4", "glm4v", "internvl", "lfm2-vl", "qwen3.5", *MIXED],
+    [
+        "qwen2-vl",
+        "paligemma",
+        "smolvlm2",
+        "gemma3",
+        "gemma4",
+        "glm4v",
+        "internvl",
+        "lfm2-vl",
+        "molmo2",
+        "qwen3.5",
+        *MIXED,
+    ],
 )
 def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
     tune(tiny_checkpoint(family), tmp_path, samples, save_every=40)

@@ -29,6 +29,7 @@ from vlm_local.decoding.prepared import (
     encode_by_layout,
     take_pixels,
 )
+from vlm_local.decoding.views import encode_views, list_pooled
 
 WITH_STATE = ("linear_attention", "conv")  # kinds of layers that keep a state instead of KV (Qwen3.5's, LFM2's)
 _MAX_LAYOUTS = 64  # of pictures, whose constants are kept: robots have few cameras
@@ -103,6 +104,11 @@ class Family:
         self._vision_tower: Any = inner.visual if self.axes == 3 else getattr(inner, "vision_tower", None)
         names = {"gemma4": "embed_vision", "lfm2-vl": "multi_modal_projector"}  # of towers that are run without padding
         self._project: Any = getattr(inner, names[loaded.family]) if loaded.family in names else None
+        self._is_molmo2 = loaded.family == "molmo2"
+        if self._is_molmo2:
+            self._pool: Any = inner.multi_modal_projector
+            grid = [side // self._vision_tower.config.patch_size for side in self._vision_tower.config.image_size]
+            self._pooled = list_pooled(*grid, *loaded.processor.image_processor.pooling_size).to(self.device)
         levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
         self.num_deep_levels = len(levels)
         self._get_features = inner.get_image_features
@@ -115,7 +121,7 @@ class Family:
         if self.axes == 3:
             self.vision_layers = list(self._vision_tower.blocks)
         elif self.can_capture_vision and loaded.family != "internvl":
-            self.vision_layers = list(self._vision_tower.encoder.layers)
+            self.vision_layers = list(getattr(self._vision_tower, "encoder", self._vision_tower).layers)
 
     def encode_images(self, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
         """Of each one's picture, the present one of a request. One pass of the vision tower for each layout."""
@@ -136,6 +142,8 @@ class Family:
         if self._project is not None:
             encode = self._encode_pooled if hasattr(self._vision_tower, "pooler") else self._encode_unshuffled
             return [ImageFeatures(tokens.to(self.dtype)) for tokens in encode(pixels, layout.grid, count)]
+        if self._is_molmo2:
+            return self._encode_twice(pixels)
         options = dict(self._describe_grid(layout.grid, count)) if layout.grid else {}
         if mask is not None:
             options["pixel_attention_mask"] = mask
@@ -169,6 +177,12 @@ class Family:
         hidden = tower.post_layernorm(tower.encoder(embeds).last_hidden_state)
         tokens = self._project(hidden.unflatten(1, size))
         return tokens.view(count, -1, tokens.shape[-1])
+
+    def _encode_twice(self, pixels: torch.Tensor) -> list[ImageFeatures]:
+        """Molmo2's features are added to the placeholder's embedding, which is one of the rows that words have not."""
+        features = encode_views(self._vision_tower, self._pool, pixels, self._pooled)
+        added = features.to(self.dtype) + self.embedding.weight[self.image_token_id].to(self.dtype)
+        return [ImageFeatures(tokens) for tokens in added.repeat(1, 2, 1)]
 
     def _compute_places(self, grid: tuple[int, ...], count: int) -> torch.Tensor:
         """Of the patches of `count` pictures, row by row."""
@@ -228,11 +242,14 @@ class Family:
     def find_blocks(self, prepared: PreparedRequest) -> np.ndarray:
         """int (L,): the same number for tokens of a prompt that see one another, whichever comes first; -1 for others.
 
-        PaliGemma's prompt is one such block, each picture of Gemma 3 and of the larger Gemma 4 is.
+        PaliGemma's prompt is one such block, each picture of Gemma 3 and of the larger Gemma 4 is, and all pictures of
+        Molmo2 together are, with the marks around them and behind their rows.
         """
         is_image = prepared.input_ids.numpy() == self.image_token_id
         if self.is_bidirectional:
             return np.zeros(len(is_image), dtype=np.int64)
+        if self._is_molmo2:
+            return prepared.vision["mm_token_type_ids"][0].numpy() - 1
         begins = is_image & ~np.concatenate([[False], is_image[:-1]])
         return np.where(is_image & self._joins_pictures, np.cumsum(begins), -1)
 

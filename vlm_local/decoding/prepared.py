@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vlm_local.decoding.views import POOLING, count_on
 from vlm_local.types import GenerationRequest
 
 
@@ -56,6 +57,8 @@ class PreparedRequest:
     @staticmethod
     def _join(name: str, values: list[torch.Tensor]) -> torch.Tensor:
         """Pictures, or Qwen's patches and grids, follow one another; SmolVLM's (1, n, ...) are padded to one size."""
+        if name == POOLING:
+            return count_on(values)
         if values[0].dim() < 4 or (name == "pixel_values" and values[0].dim() == 4):
             return torch.cat(values)
         sizes = [max(value.shape[axis] for value in values) for axis in (-2, -1)]
@@ -83,8 +86,8 @@ class ImageFeatures:
 class PictureLayout:
     """What must be alike in pictures that go through the vision tower together.
 
-    shape: of one request's pixel_values, without padding. grid: (time, height, width) in patches, () where a family
-        has none.
+    shape: of one request's pixel_values, without padding and a second view. grid: (time, height, width) in patches,
+        () where a family has none.
     """
 
     shape: tuple[int, ...]
@@ -120,6 +123,8 @@ def find_layout(prepared: Prepared) -> PictureLayout:
     if size is not None:  # patches (1, n, patch) have padding behind them
         height, width = size[0].tolist()
         return PictureLayout((shape[0], width * height, shape[2]), (1, height, width))
+    if POOLING in prepared.vision:  # the second view of a picture is the first again
+        return PictureLayout((1, *shape[1:]), ())
     return PictureLayout(tuple(shape), () if grid is None else tuple(grid[0].tolist()))
 
 

@@ -142,14 +142,16 @@ def find_taken_out(prepared: PreparedRequest) -> np.ndarray | None:
 
 
 def count_reusable(family: Family, prepared: PreparedRequest) -> int:
-    """Leading tokens whose KV the present image cannot have touched: those before its first placeholder, and none
-    where the prompt attends to all of itself.
+    """Leading tokens whose KV the present image cannot have touched: those before its first placeholder, and before all
+    that sees it from there.
     """
-    if family.is_bidirectional:
-        return 0
     places = np.flatnonzero(prepared.input_ids.numpy() == family.image_token_id)
     num_earlier = sum(picture.num_tokens for picture in prepared.earlier)
-    return min(prepared.before_length, int(places[num_earlier]) if len(places) > num_earlier else 0)
+    if len(places) <= num_earlier:
+        return 0
+    first, blocks = int(places[num_earlier]), family.find_blocks(prepared)
+    is_seeing = (blocks == blocks[first]) & (blocks >= 0)
+    return min(prepared.before_length, first, int(is_seeing.argmax()) if is_seeing.any() else first)
 
 
 def list_unread(family: Family, prepared: PreparedRequest, kept: int) -> list[PreparedPicture]:

@@ -133,9 +133,9 @@ class _Reading:
 
     def _find_stop(self, stop: int) -> int:
         """From where on a part of the prompt may end: a block's tokens are read together."""
-        block = self._blocks[stop - 1]
-        behind = np.flatnonzero(self._blocks[stop:] != block)
-        return stop if block < 0 else stop + (int(behind[0]) if len(behind) else len(self._blocks) - stop)
+        begun = self._blocks[self.filled : stop]
+        places = np.flatnonzero(np.isin(self._blocks, begun[begun >= 0]))
+        return max(stop, int(places[-1]) + 1 if len(places) else 0)
 
     def append(self, ids: Sequence[int]) -> torch.Tensor:
         """Hidden state (1, hidden) behind the last of these tokens, which follow the prompt."""

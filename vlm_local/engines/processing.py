@@ -47,8 +47,8 @@ def apply_template(processor: Any, messages: list[dict], add_generation_prompt: 
 def find_placeholder(processor: Any) -> str:
     """What stands in a text for a picture, its tokens written as one: Gemma 3 has paragraphs and marks around them."""
     whole = getattr(processor, "full_image_sequence", None)
-    if whole is None:
-        return processor.image_token
+    if whole is None:  # Molmo2's token of a picture is none of those that the model reads for it
+        return processor.tokenizer.convert_ids_to_tokens(processor.image_token_ids[0])
     token = processor.tokenizer.image_token
     return whole.replace(token * processor.image_seq_length, token)
 
@@ -84,8 +84,10 @@ class Processing:
         self._read: OrderedDict[int, _ReadPicture] = OrderedDict()  # by key; the last used stands last
         self._image_id = processor.image_token_ids[0]
         self._placeholder = find_placeholder(processor)
+        # What Molmo2's processor would write before a text, since its template does not.
+        self._begin = (processor.tokenizer.bos_token or processor.tokenizer.eos_token) if family == "molmo2" else ""
         # What a tokenizer makes of the text around a picture's tokens in a placeholder.
-        alone = processor.tokenizer(self._placeholder, add_special_tokens=False)["input_ids"]
+        alone = processor.tokenizer(self._begin + self._placeholder, add_special_tokens=False)["input_ids"]
         place = alone.index(self._image_id)
         self._num_around = place, len(alone) - 1 - place
 
@@ -128,7 +130,8 @@ class Processing:
         input_ids = torch.cat(parts)
         is_image = input_ids == image_id
         _check_length(int((~is_image).sum()))
-        types = {present.types: is_image[None].long()} if present.types else {}
+        is_shown = torch.isin(input_ids, torch.tensor(self._processor.image_token_ids))
+        types = {present.types: is_shown[None].long()} if present.types else {}
         counts = [int((each.input_ids == image_id).sum()) for each in [*earlier, present]]
         first = int(is_image.nonzero()[-counts[-1]])
         pictures = [
@@ -148,9 +151,8 @@ class Processing:
 
     def _read_picture(self, pixels: np.ndarray) -> _ReadPicture:
         token = self._processor.image_token
-        inputs = self._processor(
-            text=[token], images=[self._fit(pixels)], return_tensors="pt", add_special_tokens=False
-        )
+        text = [self._begin + token]
+        inputs = self._processor(text=text, images=[self._fit(pixels)], return_tensors="pt", add_special_tokens=False)
         ids, (num_before, num_behind) = inputs["input_ids"][0], self._num_around
         types = next((name for name in inputs if name.endswith("token_type_ids")), None)
         vision = {
@@ -169,7 +171,8 @@ class Processing:
             for part in prompt.list_parts()
         ]
         messages = [{"role": "user", "content": content}]
-        return apply_template(self._processor, messages, add_generation_prompt=True)
+        text = apply_template(self._processor, messages, add_generation_prompt=True)
+        return text if text.startswith(self._begin) else self._begin + text
 
     def _has_begun(self, text: str) -> bool:
         """Whether the template wrote the token that the tokenizer would put before a text, as Gemma's does."""

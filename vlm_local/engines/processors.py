@@ -10,6 +10,7 @@ import numpy as np
 import transformers
 
 from vlm_local.checkpoint import TOKENIZER_FILES
+from vlm_local.engines.molmo2 import Molmo2ImageProcessorPil
 from vlm_local.engines.naflex import NaflexImageProcessorPil
 from vlm_local.engines.processing import apply_template, is_chat
 from vlm_local.engines.templates import check_template, pick_template
@@ -33,6 +34,10 @@ _PROCESSORS = {
     "glm4v": ("Glm4vProcessor", "Glm4vImageProcessorPil", ()),
     "lfm2-vl": ("Lfm2VlProcessor", NaflexImageProcessorPil, ()),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessorPil", ("size", "image_mean", "image_std")),
+    "molmo2": (
+        *("Molmo2Processor", Molmo2ImageProcessorPil),
+        ("size", "patch_size", "pooling_size", "image_mean", "image_std"),
+    ),
     "smolvlm": ("Idefics3Processor", "Idefics3ImageProcessorPil", ("max_image_size",)),
     "smolvlm2": ("SmolVLMProcessor", "SmolVLMImageProcessorPil", ("max_image_size",)),
 }
@@ -85,9 +90,10 @@ def _avoid_splitting(processor: Any, family: str) -> None:
 
 
 class _WithoutOthers(transformers.ProcessorMixin):
-    """Stands behind a stock class, some of which name the parts that they hand on."""
+    """Stands behind a stock class, some of which name the parts that they hand on; others are None among the rest."""
 
     def __init__(self, *args, **kwargs):
+        args = [part for part in args if part is not None]
         super().__init__(*args, **{name: part for name, part in kwargs.items() if name not in _OTHERS})
 
 
@@ -100,22 +106,17 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words
     """
     named = inspect.signature(stock.__init__).parameters
     others = {name: None for name in _OTHERS if name in named}
+    settings = [name for name in named if name not in others]
 
     class Bound(stock, _WithoutOthers):
-        # Named, because transformers hands on only what a signature names: tokens of a picture, in two spellings.
-        def __init__(
-            self,
-            image_processor=None,
-            tokenizer=None,
-            chat_template=None,
-            image_seq_len=None,
-            image_seq_length=None,
-            **kwargs,
-        ):
-            told = zip(_SEQUENCE, (image_seq_length, image_seq_len), strict=True)
-            kwargs |= {name: count for name, count in told if count is not None}
+        def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
             parts = {"image_processor": image_processor, "tokenizer": tokenizer, **others}
             super().__init__(**parts, chat_template=chat_template, **kwargs)
+
+        @staticmethod
+        def validate_init_kwargs(processor_config, valid_kwargs):
+            """Takes of a folder's file what the stock class names, not what is named above."""
+            return stock.validate_init_kwargs(processor_config, settings)
 
         @classmethod
         def _get_arguments_from_pretrained(cls, folder, processor_dict=None, **options):
