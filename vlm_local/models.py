@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_local.checkpoint import FILES, Checkpoint, open_checkpoint, read_kind
+from vlm_local.checkpoint import FILES, Checkpoint, check_processor_files, open_checkpoint, read_kind
 from vlm_local.errors import ConfigError, suggest
 from vlm_local.files import find_shipped, measure_free_disk, read_json_object
 from vlm_local.weights import ADAPTER, CONFIG, check_weights, estimate_memory, explain_missing
@@ -17,7 +17,8 @@ from vlm_local.weights import ADAPTER, CONFIG, check_weights, estimate_memory, e
 DEFAULT = "tiny"
 
 _HUB_TIMEOUT_S = 5.0
-_WANTED: Any = {"allow_patterns": [*FILES], "ignore_patterns": ["*/*"]}  # not checkpoints and exports in folders
+# Not checkpoints and exports in folders, nor the same weights once more in Mistral's own format.
+_WANTED: Any = {"allow_patterns": [*FILES], "ignore_patterns": ["*/*", "consolidated*.safetensors"]}
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _ADDRESS = re.compile(r"^https?\b|://|:\d+(/|$)", re.IGNORECASE)  # of a server or the hub
 _SNAPSHOT = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
@@ -238,6 +239,7 @@ def _download(name: str, offline: bool) -> Path:
         _check_disk(Path(HF_HUB_CACHE), size, name)
         if ADAPTER not in wanted:  # before gigabytes of a model that is not understood
             read_kind(Path(snapshot_download(repository, allow_patterns=[CONFIG])))
+            check_processor_files(repository, wanted)
         print(f"Downloading {repository} ({size / 1e9:.1f} GB) to {HF_HUB_CACHE} ...", file=sys.stderr, flush=True)
         return Path(snapshot_download(repository, **_WANTED))  # by branch: the cache is looked up by it
     except ConfigError:
