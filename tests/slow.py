@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiny_models import GEMMA4, MIXED
+from tests.tiny_models import GEMMA4, MISTRAL, MIXED
 
 
 def slow(*values):
@@ -16,4 +16,5 @@ FAMILIES = [
     "paligemma2",
     *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "qwen3.5", "paligemma", "gemma3", "internvl", "smolvlm", *MIXED)),
     *map(slow, GEMMA4),
+    *map(slow, MISTRAL),
 ]

@@ -25,6 +25,7 @@ _FAMILY_OF_TYPE = {
     "gemma3": "gemma3",
     "gemma4": "gemma4",
     "internvl": "internvl",
+    "mistral3": "mistral3",
     "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",
 }

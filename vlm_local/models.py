@@ -97,6 +97,17 @@ MODELS = (
     Model("internvl3", "OpenGVLab/InternVL3-2B-hf", "internvl", 1_620_836_352, 468_121_088, alias="internvl3-2b"),
     Model("internvl3-1b", "OpenGVLab/InternVL3-1B-hf", "internvl", 664_289_280, 273_903_744),
     Model("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "internvl", 6_854_803_456, 1_089_570_304),
+    # Its file holds the head, which is the table of tokens, a second time.
+    Model(
+        *("ministral3", "mistralai/Ministral-3-3B-Instruct-2512-BF16", "mistral3", 3_445_620_736, 806_122_496),
+        alias="ministral3-3b",
+    ),
+    Model("ministral3-8b", "mistralai/Ministral-3-8B-Instruct-2512-BF16", "mistral3", 7_843_348_480, 1_074_677_760),
+    Model("ministral3-14b", "mistralai/Ministral-3-14B-Instruct-2512-BF16", "mistral3", 12_601_786_368, 1_343_245_312),
+    Model(
+        *("mistral-small3.1", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", "mistral3"),
+        *(22_668_115_968, 1_343_245_312),
+    ),
     Model(
         *("smolvlm2", "HuggingFaceTB/SmolVLM2-2.2B-Instruct", "smolvlm2", 2_042_916_864, 203_868_016, 4),
         alias="smolvlm2-2.2b",

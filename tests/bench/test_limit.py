@@ -23,7 +23,8 @@ def prepare(family):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "family", ["qwen3.5-moe", "internvl", "gemma3", "gemma4", "gemma4-26b", "smolvlm2", "paligemma2", "qwen2-vl"]
+    "family",
+    ["qwen3.5-moe", "internvl", "mistral3", "gemma3", "gemma4", "gemma4-26b", "smolvlm2", "paligemma2", "qwen2-vl"],
 )
 def test_both_halves_of_a_family_are_timed(family, monkeypatch, capsys):
     """Traced, which takes most of the time, for one family: a trace that fails is a warning here anyhow."""

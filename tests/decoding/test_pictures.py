@@ -13,7 +13,7 @@ from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import RequestError
 from vlm_local.types import GenerationRequest, Picture
 
-_OTHERS = ("gemma3", slow("gemma4"), slow("gemma4-31b"), "internvl")
+_OTHERS = ("gemma3", slow("gemma4"), slow("gemma4-31b"), "internvl", "mistral3", slow("mistral3-small"))
 CHAT = [slow(family) if family in MIXED else family for family in (*QWEN, *SMOLVLM, *_OTHERS)]
 EXACT = {"posterior": "exact", "sentences": PHRASES[::15], "episode": "r/1"}
 

@@ -8,14 +8,14 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
 from tests.slow import slow
-from tests.tiny_models import GEMMA4, KEEP_A_STATE, KEEP_NOTHING, MIXED
+from tests.tiny_models import GEMMA4, KEEP_A_STATE, KEEP_NOTHING, MISTRAL, MIXED
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import EngineError
 from vlm_local.types import Picture, Prompt
 
 FIELDS = (("TASK", 5), ("MOVE REASONING", 4))
 CHAT = ["qwen3-vl", "smolvlm2", slow("qwen2-vl"), slow("qwen2.5-vl"), slow("smolvlm"), slow("gemma3"), slow("internvl")]
-CHAT += map(slow, GEMMA4)
+CHAT += map(slow, (*GEMMA4, *MISTRAL))
 
 
 def finish(pieces):

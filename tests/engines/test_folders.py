@@ -199,7 +199,7 @@ def test_what_gemma4s_processor_says_of_pictures_is_held_against_the_model(key, 
 
 def test_patches_that_the_model_does_not_read_are_refused(folder):
     _edit(folder / "preprocessor_config.json", patch_size=16)
-    with pytest.raises(ConfigError, match=r"patch_size is 16 .* vision_config in config\.json has patch_size 14"):
+    with pytest.raises(ConfigError, match=r"patch_size is 16 .* config\.json has patch_size 14"):
         _load(folder)
 
 

@@ -26,7 +26,7 @@ from vlm_local.types import Episode
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "family", ["qwen2-vl", "paligemma", "smolvlm2", "gemma3", "gemma4", "internvl", "qwen3.5", *MIXED]
+    "family", ["qwen2-vl", "paligemma", "smolvlm2", "gemma3", "gemma4", "internvl", "mistral3", "qwen3.5", *MIXED]
 )
 def test_the_tuned_model_says_what_it_learnt(family, samples, tmp_path):
     tune(tiny_checkpoint(family), tmp_path, samples, save_every=40)

@@ -99,10 +99,11 @@ class Family:
         self._first = 1 if self.is_bidirectional else 0  # PaliGemma counts positions from 1
         self._merge = model.config.vision_config.spatial_merge_size if self.axes == 3 else 1
         self._vision_tower: Any = inner.visual if self.axes == 3 else getattr(inner, "vision_tower", None)
-        self._project: Any = inner.embed_vision if loaded.family == "gemma4" else None
+        self._project: Any = getattr(inner, "embed_vision", None) or getattr(inner, "multi_modal_projector", None)
         levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
         self.num_deep_levels = len(levels)
         self._get_features = inner.get_image_features
+        self._encode_in_parts = {"gemma4": self._encode_patches, "mistral3": self._encode_pixtral}.get(loaded.family)
         self._describe_grid = functools.lru_cache(_MAX_LAYOUTS)(self._compute_grid_constants)
         self._place_patches = functools.lru_cache(_MAX_LAYOUTS)(self._compute_places)
         # SmolVLM looks for empty tiles by their values, which a CPU must read back.
@@ -112,7 +113,8 @@ class Family:
         if self.axes == 3:
             self.vision_layers = list(self._vision_tower.blocks)
         elif self.can_capture_vision and loaded.family != "internvl":
-            self.vision_layers = list(self._vision_tower.encoder.layers)
+            tower = self._vision_tower
+            self.vision_layers = list((tower.transformer if loaded.family == "mistral3" else tower.encoder).layers)
 
     def encode_images(self, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
         """Of each one's picture, the present one of a request. One pass of the vision tower for each layout."""
@@ -130,8 +132,8 @@ class Family:
 
         No value is read back from a GPU, but for SmolVLM. mask: SmolVLM's pixel_attention_mask.
         """
-        if self._project is not None:
-            return self._encode_patches(pixels, self._place_patches(layout.grid, count))
+        if self._encode_in_parts is not None:
+            return self._encode_in_parts(pixels, layout)
         options = dict(self._describe_grid(layout.grid, count)) if layout.grid else {}
         if mask is not None:
             options["pixel_attention_mask"] = mask
@@ -142,11 +144,12 @@ class Family:
             for row, tokens in enumerate(output.pooler_output)
         ]
 
-    def _encode_patches(self, pixels: torch.Tensor, places: torch.Tensor) -> list[ImageFeatures]:
+    def _encode_patches(self, pixels: torch.Tensor, layout: PictureLayout) -> list[ImageFeatures]:
         """Gemma 4's vision tower without padding, which transformers' forward asks a GPU about.
 
-        pixels: (count, n, patch). places: int64 (count, n, 2), each patch's column and row.
+        pixels: (count, n, patch).
         """
+        places = self._place_patches(layout.grid[1:]).expand(len(pixels), -1, -1)
         tower, is_padding = self._vision_tower, torch.zeros_like(places[..., 0], dtype=torch.bool)
         embeds = tower.patch_embedder(pixels, places, is_padding)
         hidden = tower.encoder(embeds, attention_mask=None, pixel_position_ids=places).last_hidden_state
@@ -156,11 +159,25 @@ class Family:
             pooled = (pooled - tower.std_bias.float()) * tower.std_scale.float()
         return [ImageFeatures(tokens.to(self.dtype)) for tokens in self._project(pooled.to(hidden.dtype))]
 
-    def _compute_places(self, grid: tuple[int, ...], count: int) -> torch.Tensor:
-        """Of the patches of `count` pictures, row by row."""
-        _, height, width = grid
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        return torch.stack([columns, rows], dim=-1).flatten(0, 1).repeat(count, 1, 1).to(self.device)
+    def _encode_pixtral(self, pixels: torch.Tensor, layout: PictureLayout) -> list[ImageFeatures]:
+        """Mistral's vision tower, each picture in a row of its own. transformers' forward has all in one, with a mask
+        between them, and reads their sizes back from a GPU.
+
+        pixels: (count, 3, height, width).
+        """
+        tower, size = self._vision_tower, tuple(pixels.shape[2:])
+        patches = tower.patch_conv(pixels)  # (count, hidden, rows, columns)
+        embeds = tower.ln_pre(patches.flatten(2).mT)
+        places = self._place_patches(tuple(patches.shape[2:])).flip(-1)
+        turned = tower.patch_positional_embedding(embeds, places)
+        hidden = tower.transformer(embeds, position_embeddings=turned).last_hidden_state
+        merged = self._project(hidden.flatten(0, 1), [size] * len(pixels))
+        return [ImageFeatures(tokens.to(self.dtype)) for tokens in merged.unflatten(0, (len(pixels), -1))]
+
+    def _compute_places(self, grid: tuple[int, int]) -> torch.Tensor:
+        """int64 (n, 2), column and row of a picture's patches, row by row. grid: how many rows and columns."""
+        rows, columns = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
+        return torch.stack([columns, rows], dim=-1).flatten(0, 1).to(self.device)
 
     def _compute_grid_constants(self, grid: tuple[int, ...], count: int) -> Mapping[str, Any]:
         """What Qwen's vision towers derive from the pictures' grids, made once: they would read the grid

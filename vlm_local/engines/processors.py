@@ -1,6 +1,8 @@
 """A folder's processor: its image processor and tokenizer, which are a stranger's."""
 
+import importlib
 import inspect
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +19,7 @@ from vlm_local.weights import read_json
 
 _OTHERS = ("video_processor", "feature_extractor")  # parts of a processor, for videos and sounds
 _SEQUENCE = ("image_seq_length", "image_seq_len")  # names of the number of tokens that a picture takes
+_COUNTS = (*_SEQUENCE, "patch_size", "spatial_merge_size")
 
 # Of each family: its processor, its image processor, and what the latter cannot do without in the folder's file,
 # because the class would take another model's value for it.
@@ -30,6 +33,7 @@ _PROCESSORS = {
     "gemma3": ("Gemma3Processor", "Gemma3ImageProcessorPil", ("size",)),
     "gemma4": ("Gemma4Processor", "Gemma4ImageProcessorPil", ("max_soft_tokens",)),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessorPil", ("size", "image_mean", "image_std")),
+    "mistral3": ("PixtralProcessor", "PixtralImageProcessorPil", ("size",)),
     "smolvlm": ("Idefics3Processor", "Idefics3ImageProcessorPil", ("max_image_size",)),
     "smolvlm2": ("SmolVLMProcessor", "SmolVLMImageProcessorPil", ("max_image_size",)),
 }
@@ -45,7 +49,8 @@ def load_processor(folder: Path, family: str, adapter: Path | None = None) -> An
     name, images, needed = _PROCESSORS[family]
     words = adapter if adapter and any((adapter / file).is_file() for file in TOKENIZER_FILES) else folder
     pictures = adapter if adapter and _describes_pictures(adapter) else folder
-    kind = _bind_parts(getattr(transformers, name), getattr(transformers, images), needed, words, pictures)
+    stock = _import_pixtral() if family == "mistral3" else getattr(transformers, name)
+    kind = _bind_parts(stock, getattr(transformers, images), needed, words, pictures)
     whole = words if words == pictures else folder
     try:
         processor = kind.from_pretrained(whole, local_files_only=True)
@@ -59,6 +64,17 @@ def load_processor(folder: Path, family: str, adapter: Path | None = None) -> An
         render = partial(apply_template, processor)
         check_template(processor.chat_template, render, words)
     return processor
+
+
+def _import_pixtral() -> type:
+    """transformers' processor of Mistral 3. Its module wants torchvision for one function, which Pillow's has, too."""
+    place = "transformers.models.pixtral"
+    try:
+        return importlib.import_module(f"{place}.processing_pixtral").PixtralProcessor
+    except ModuleNotFoundError:
+        pillows = importlib.import_module(f"{place}.image_processing_pil_pixtral")
+        sys.modules[f"{place}.image_processing_pixtral"] = pillows
+        return importlib.import_module(f"{place}.processing_pixtral").PixtralProcessor
 
 
 def _describes_pictures(folder: Path) -> bool:
@@ -98,7 +114,8 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words
     others = {name: None for name in _OTHERS if name in named}
 
     class Bound(stock, _WithoutOthers):
-        # Named, because transformers hands on only what a signature names: tokens of a picture, in two spellings.
+        # Named, because transformers hands on only what a signature names: tokens of a picture, in two spellings, or
+        # what a token is of it.
         def __init__(
             self,
             image_processor=None,
@@ -106,10 +123,12 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words
             chat_template=None,
             image_seq_len=None,
             image_seq_length=None,
+            patch_size=None,
+            spatial_merge_size=None,
             **kwargs,
         ):
-            told = zip(_SEQUENCE, (image_seq_length, image_seq_len), strict=True)
-            kwargs |= {name: count for name, count in told if count is not None}
+            told = zip(_COUNTS, (image_seq_length, image_seq_len, patch_size, spatial_merge_size), strict=True)
+            kwargs |= {name: count for name, count in told if count is not None and name in named}
             parts = {"image_processor": image_processor, "tokenizer": tokenizer, **others}
             super().__init__(**parts, chat_template=chat_template, **kwargs)
 
@@ -122,7 +141,9 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words
                     f"{pictures}: preprocessor_config.json (or image_processor in processor_config.json) lacks "
                     f"{missing[0]}, which cannot be guessed"
                 )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True)
+            # Many of Mistral's files split some words wrongly, which the flag mends; with it transformers keeps to
+            # tokenizer.json where Mistral's own library is installed. For other families it does nothing.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True, fix_mistral_regex=True)
             return [image_processor.from_dict(stored), tokenizer]
 
     return Bound
@@ -133,16 +154,16 @@ def check_pictures(processor: Any, config: Any, folder: Path) -> None:
     them another number of places in the prompt.
     """
     images, vision = processor.image_processor, config.vision_config
-    keys = ("patch_size", "merge_size", "temporal_patch_size", "pooling_kernel_size")
-    cuts = {key: getattr(images, key, None) for key in keys}
+    keys = ("patch_size", "merge_size", "temporal_patch_size", "pooling_kernel_size", "spatial_merge_size")
+    cuts = {key: getattr(processor, key, getattr(images, key, None)) for key in keys}  # Mistral's processor has its own
     cuts["size"] = dict(images.size or {}).get("height")  # None for families that take pictures of any size
     names = {"merge_size": "spatial_merge_size", "size": "image_size"}
     for key, cut in cuts.items():
         name = names.get(key, key)
-        read = getattr(vision, name, None)
+        read = getattr(vision, name, getattr(config, name, None))
         if cut is not None and read is not None and cut != np.ravel(read)[0]:
             raise ConfigError(
-                f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but vision_config in "
+                f"{folder}: {key} is {cut} for the processor (preprocessor_config.json or processor_config.json), but "
                 f"config.json has {name} {read}; make them the same"
             )
     name = next((each for each in _SEQUENCE if hasattr(processor, each)), None)
