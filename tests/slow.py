@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiny_models import GEMMA4, MIXED, MOLMO2
+from tests.tiny_models import GEMMA4, MISTRAL, MIXED, MOLMO2
 
 
 def slow(*values):
@@ -15,5 +15,5 @@ FAMILIES = [
     "qwen2-vl",
     "paligemma2",
     *map(slow, ("qwen3-vl", "smolvlm2", "qwen2.5-vl", "qwen3.5", "paligemma", "gemma3", "internvl", "smolvlm", *MIXED)),
-    *map(slow, ("glm4v", "lfm2-vl", *GEMMA4, *MOLMO2)),
+    *map(slow, ("glm4v", "lfm2-vl", *GEMMA4, *MISTRAL, *MOLMO2)),
 ]

@@ -75,6 +75,8 @@ def _point_to_lfs(file):
             lambda folder: _replace(folder, "model.fp16.safetensors"),
             "model.fp16.safetensors, but nothing that says",
         ),
+        (lambda folder: _replace(folder, "consolidated.safetensors"), "which is Mistral's own format: take the model"),
+        (lambda folder: (folder / "tokenizer.json").rename(folder / "tekken.json"), "and tekken.json is Mistral's own"),
         (lambda folder: _replace(folder, "global_step500"), "DeepSpeed.*zero_to_fp32.py"),
         (lambda folder: _replace(folder, "training_args.bin"), "copy or download the whole model"),
         (
@@ -117,6 +119,7 @@ def test_a_folder_of_models_names_them(folder):
 def test_the_hash_tells_weights_apart_and_leaves_the_sidecar_out(folder):
     before = open_checkpoint(folder).sha256
     (folder / "vlm_local.json").write_text('{"trained": true}')
+    (folder / "consolidated.safetensors").write_bytes(b"the same in a format that is not loaded")
     assert open_checkpoint(folder).sha256 == before
     file = folder / "model.safetensors"
     data = bytearray(file.read_bytes())
@@ -129,9 +132,12 @@ def test_the_hash_tells_weights_apart_and_leaves_the_sidecar_out(folder):
 def test_a_large_file_is_hashed_by_its_header_and_samples(folder, monkeypatch):
     monkeypatch.setattr("vlm_local.checkpoint._HASH_WHOLE", 1000)
     monkeypatch.setattr("vlm_local.checkpoint._HASH_BLOCK", 64)
-    (folder / "small.safetensors").write_bytes(bytes(8))  # shorter than a sample, beside it
+    file = folder / "large.safetensors"
+    _replace(folder, file.name)
+    (folder / "small.safetensors").write_bytes(b"\x02" + bytes(7) + b"{}")  # shorter than a sample, beside it
+    shards = {"weight_map": {"a": file.name, "b": "small.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(shards))
     before = open_checkpoint(folder).sha256
-    file = folder / "model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1  # in the last sample
     file.write_bytes(data)

@@ -129,6 +129,7 @@ def run(hub, tmp_path):
 @pytest.mark.slow
 def test_a_model_is_fetched_once_and_only_what_it_needs(run, hub):
     hub.files |= {f"checkpoint-500/{name}": data for name, data in hub.files.items()}
+    hub.files["consolidated.safetensors"] = b"the same weights in Mistral's own format"
     first = run("fetch", "qwen2-vl")
     assert first.returncode == 0, first.stderr
     assert f"Downloading {QWEN}" in first.stderr
@@ -136,7 +137,8 @@ def test_a_model_is_fetched_once_and_only_what_it_needs(run, hub):
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         with open(os.path.join(folder, name), "rb") as file:
             assert file.read() == hub.files[name]
-    assert not any("extra.onnx" in path or "checkpoint-500" in path for _, path, _ in hub.asked)
+    useless = ("extra.onnx", "checkpoint-500", "consolidated")
+    assert not any(name in path for _, path, _ in hub.asked for name in useless)
     num_asked = len(hub.asked)
     again = run("fetch", "qwen2-vl")
     assert again.returncode == 0 and again.stdout == first.stdout
@@ -159,6 +161,7 @@ def _move(hub, pattern, replacement):
         slow(
             lambda hub: _move(hub, "model.safetensors", "pytorch_model.bin"), "it has pytorch_model.bin, which can run"
         ),
+        slow(lambda hub: _move(hub, "tokenizer.json", "tekken.json"), "no tokenizer .* tekken.json is Mistral's own"),
         slow(lambda hub: _move(hub, "^", "checkpoint-500/"), r"hf download .*'checkpoint-500/\*' --local-dir NAME"),
     ],
 )

@@ -24,15 +24,21 @@ PALIGEMMA = ("paligemma", "paligemma2")
 SMOLVLM = ("smolvlm", "smolvlm2")
 KEEP_NOTHING = PALIGEMMA  # of a prompt from one step to the next
 KEEP_A_STATE = ("qwen3.5", "qwen3.5-moe", "lfm2-vl")  # which serves where all of the text before it is the same
-FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "gemma4", "glm4v", "lfm2-vl", "internvl", "molmo2", *SMOLVLM)
+FAMILIES = (*QWEN, *PALIGEMMA, "gemma3", "gemma4", "glm4v", "lfm2-vl", "internvl", "mistral3", "molmo2", *SMOLVLM)
 # Molmo2 on Qwen3, and its kind on OLMo 3.
 MOLMO2 = ("molmo2", "molmo2-o")
+MISTRAL = ("mistral3", "mistral3-small")  # Ministral 3, and Mistral Small of the same family
 # Gemma 4's larger models, of the same family: dense, and with a mixture of experts.
 GEMMA4 = ("gemma4", "gemma4-31b", "gemma4-26b")
 
 _WIDTH = 64
 _INIT = 0.15  # wide enough that phrases differ in probability, narrow enough that none has it all
 _QWEN_SPLIT = r"""[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"""
+_CAPITALS, _SMALLS = r"\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}", r"\p{Ll}\p{Lm}\p{Lo}\p{M}"
+_TEKKEN_SPLIT = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?[{_CAPITALS}]*[{_SMALLS}]+|[^\r\n\p{{L}}\p{{N}}]?[{_CAPITALS}]+[{_SMALLS}]*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for part in message['content'] %}"
@@ -73,6 +79,16 @@ _MOLMO2_CHAT = (
 )
 _MOLMO2_MARKS = ("<im_start>", "<im_end>", "<im_col>", "<low_res_im_start>", "<|image|>", "<im_low>")
 _MOLMO2_MARKS += ("<frame_start>", "<frame_end>", "<|video|>")
+_MISTRAL_CHAT = (
+    "{{ bos_token }}{% if messages[0]['role'] != 'system' %}[SYSTEM_PROMPT]You were made by Mistral AI in Paris. "
+    "Today is {{ strftime_now('%Y-%m-%d') }}.[/SYSTEM_PROMPT]{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'assistant' %}"
+    "{{ message['content'][0]['text'] }}{{ eos_token }}{% else %}[INST]"
+    "{% if message['content'] | length == 2 %}{% set parts = message['content'] | sort(attribute='type') %}"
+    "{% else %}{% set parts = message['content'] %}{% endif %}"
+    "{% for part in parts %}{% if part['type'] == 'image' %}[IMG]{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    "[/INST]{% endif %}{% endfor %}"
+)
 _GEMMA_CHAT = (
     "{{ bos_token }}{% for message in messages %}"
     "<start_of_turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
@@ -168,6 +184,8 @@ def _build_tokenizer(family: str) -> tuple[Tokenizer, dict[str, str]]:
         return _build_gemma3_tokenizer()
     if family in GEMMA4:
         return _build_gemma4_tokenizer()
+    if family in MISTRAL:
+        return _build_mistral_tokenizer()
     if family in SMOLVLM:
         special = {"bos": "<|im_start|>", "eos": "<end_of_utterance>", "pad": "<|endoftext|>", "image": "<image>"}
         extra = ["<fake_token_around_image>", "<global-img>"]
@@ -209,6 +227,23 @@ def _begin_with(token: str, tokenizer: Tokenizer) -> processors.TemplateProcessi
     """Every text begins with this token."""
     pair = (token, tokenizer.token_to_id(token))
     return processors.TemplateProcessing(f"{token} $A", f"{token} $A $B", [pair])
+
+
+def _build_mistral_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
+    """Tekken's: its control tokens come first, every text begins with <s>."""
+    special = {"bos": "<s>", "eos": "</s>", "pad": "<pad>", "image": "[IMG]"}
+    others = ["<unk>", "[INST]", "[/INST]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[IMG_BREAK]", "[IMG_END]"]
+    names = [*special.values(), *others]
+    tokenizer = Tokenizer(BPE())
+    split = pre_tokenizers.Split(Regex(_TEKKEN_SPLIT), behavior="isolated")
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = BpeTrainer(vocab_size=350, initial_alphabet=alphabet, special_tokens=names, show_progress=False)
+    tokenizer.train_from_iterator(_list_texts(), trainer)
+    tokenizer.post_processor = _begin_with("<s>", tokenizer)
+    return tokenizer, special
 
 
 def _build_gemma_tokenizer() -> tuple[Tokenizer, dict[str, str]]:
@@ -286,6 +321,8 @@ def _list_processor_files(family: str) -> dict[str, dict]:
         return _list_internvl_files()
     if family in MOLMO2:
         return _list_molmo2_files()
+    if family in MISTRAL:
+        return _list_mistral_files()
     image = {"image_processor_type": "SiglipImageProcessor", "processor_class": "PaliGemmaProcessor"}
     image |= {"size": {"height": 56, "width": 56}, "image_seq_length": 16, "resample": 3}
     return {"tokenizer_config.json": _GEMMA_WORDS, "preprocessor_config.json": image | _normalise(0.5, 0.5)}
@@ -388,6 +425,18 @@ def _list_molmo2_files() -> dict[str, dict]:
         "preprocessor_config.json": image,
         "processor_config.json": processor | {"video_use_col_tokens": False, "use_frame_special_tokens": True},
         "chat_template.json": {"chat_template": _MOLMO2_CHAT},
+    }
+
+
+def _list_mistral_files() -> dict[str, dict]:
+    """What a token is of a picture, the processor is told; of its own patches the image processor makes nothing."""
+    words = {"tokenizer_class": "TokenizersBackend", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    image = {"image_processor_type": "PixtralImageProcessorFast", "patch_size": 14, "size": {"longest_edge": 1540}}
+    processor = {"processor_class": "PixtralProcessor", "patch_size": 14, "spatial_merge_size": 2}
+    return {
+        "tokenizer_config.json": words | {"unk_token": "<unk>"},
+        "processor_config.json": processor | {"image_processor": image | {"resample": 3} | _normalise(0.45, 0.27)},
+        "chat_template.json": {"chat_template": _MISTRAL_CHAT},
     }
 
 
@@ -618,6 +667,26 @@ def _build_molmo2(vocab_size: int, ids: dict[str, int], is_olmo: bool = False):
     return transformers.Molmo2ForConditionalGeneration(config)
 
 
+def _build_mistral(vocab_size: int, ids: dict[str, int], is_small: bool = False):
+    """is_small: Mistral Small, else Ministral 3, whose queries grow with their position, here within a prompt."""
+    text = _describe_text(vocab_size, ids) | {"head_dim": 16, "bos_token_id": ids["bos"], "sliding_window": None}
+    if is_small:
+        text |= {"model_type": "mistral", "rope_parameters": {"rope_type": "default", "rope_theta": 1e9}}
+    else:
+        rope = {"rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 32}
+        rope |= {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.5}
+        text |= {"model_type": "ministral3", "rope_parameters": rope, "max_position_embeddings": 512}
+    vision = _VISION | {"patch_size": 14, "image_size": 1540, "hidden_act": "silu", "initializer_range": _INIT}
+    config = transformers.Mistral3Config(
+        vision_config=vision, text_config=text, image_token_index=ids["image"], tie_word_embeddings=not is_small
+    )
+    model = transformers.Mistral3ForConditionalGeneration(config)
+    for name, weight in model.named_parameters():
+        if name.endswith("norm.weight") or name.endswith("ln_pre.weight"):
+            weight.data.uniform_(0.7, 1.3)
+    return model
+
+
 def _build_smolvlm(vocab_size: int, ids: dict[str, int], kind: str = "SmolVLM"):
     vision = _VISION | {"image_size": 64, "patch_size": 8}
     text = _describe_text(vocab_size, ids) | {"model_type": "llama", "bos_token_id": ids["bos"]}
@@ -648,6 +717,8 @@ _BUILDERS = {
     "internvl-moe": functools.partial(_build_internvl, text_type="qwen3_moe"),
     "molmo2": _build_molmo2,
     "molmo2-o": functools.partial(_build_molmo2, is_olmo=True),
+    "mistral3": _build_mistral,
+    "mistral3-small": functools.partial(_build_mistral, is_small=True),
     "smolvlm": functools.partial(_build_smolvlm, kind="Idefics3"),
     "smolvlm2": _build_smolvlm,
 }

@@ -3,14 +3,14 @@
 import hashlib
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from vlm_local.errors import ConfigError
-from vlm_local.weights import ADAPTER, CONFIG, check_weights, read_json
+from vlm_local.weights import ADAPTER, CONFIG, check_weights, list_weights, read_json
 
 SIDECAR = "vlm_local.json"
 
@@ -28,6 +28,7 @@ _FAMILY_OF_TYPE = {
     "glm46v": "glm4v",
     "lfm2_vl": "lfm2-vl",
     "internvl": "internvl",
+    "mistral3": "mistral3",
     "molmo2": "molmo2",
     "idefics3": "smolvlm",
     "smolvlm": "smolvlm2",
@@ -99,9 +100,7 @@ def open_checkpoint(folder: Path, name: str | None = None, adapter: Path | None 
             f"{folder} has no {CONFIG}, but folders that have one or an adapter: give {' or '.join(inner)}"
         )
     family, quant_method = read_kind(folder)
-    for names, what in ((TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):
-        if not any((folder / file).is_file() for file in names):
-            raise ConfigError(f"{folder} holds no {what} ({' or '.join(names)}); copy or download the whole model")
+    check_processor_files(folder, [file.name for file in folder.iterdir() if file.is_file()])
     check_weights(folder, quant_method)
     owner = adapter or folder
     sidecar = read_sidecar(owner)
@@ -125,6 +124,17 @@ def read_kind(folder: Path) -> tuple[str, str | None]:
     """Family and quant_method by a folder's config.json; raises ConfigError where either is not understood."""
     config = read_json(folder / CONFIG)
     return find_family(config, folder), find_quant_method(config, folder)
+
+
+def check_processor_files(place: Path | str, names: Collection[str]) -> None:
+    """Refuse a model whose files, which have these names, lack a tokenizer or an image processor."""
+    for wanted, what in ((TOKENIZER_FILES, "tokenizer"), (_IMAGE_FILES, "image processor")):
+        if not set(wanted).intersection(names):
+            own = ", and tekken.json is Mistral's own format" if "tekken.json" in names else ""
+            raise ConfigError(
+                f"{place} holds no {what} ({' or '.join(wanted)}){own}; copy or download the whole model, or "
+                f"one of others' copies of it that has these files"
+            )
 
 
 def _refuse_pointers(folder: Path) -> None:
@@ -200,15 +210,14 @@ def copy_around_weights(source: Path, folder: Path) -> None:
 
 
 def hash_weights(*folders: Path) -> str:
-    """sha256 of config.json, adapter_config.json and the safetensors files, by name.
+    """sha256 of config.json, adapter_config.json and the safetensors files that are loaded, by name.
 
     Weights above 256 MiB are sampled, so that a start stays quick: length, header and 64 evenly
     spaced blocks of 64 KiB of each file.
     """
     digest = hashlib.sha256()
     for folder in folders:
-        files = sorted([*folder.glob("*config.json"), *folder.glob("*.safetensors")])
-        files = [file for file in files if file.suffix == ".safetensors" or file.name in (CONFIG, ADAPTER)]
+        files = sorted([*(file for name in (CONFIG, ADAPTER) for file in folder.glob(name)), *list_weights(folder)])
         whole = sum(file.stat().st_size for file in files) <= _HASH_WHOLE
         for file in files:
             digest.update(f"{file.name} {file.stat().st_size}\n".encode())

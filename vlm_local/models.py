@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_local.checkpoint import FILES, Checkpoint, open_checkpoint, read_kind
+from vlm_local.checkpoint import FILES, Checkpoint, check_processor_files, open_checkpoint, read_kind
 from vlm_local.errors import ConfigError, suggest
 from vlm_local.files import find_shipped, measure_free_disk, read_json_object
 from vlm_local.weights import ADAPTER, CONFIG, check_weights, estimate_memory, explain_missing
@@ -17,7 +17,8 @@ from vlm_local.weights import ADAPTER, CONFIG, check_weights, estimate_memory, e
 DEFAULT = "tiny"
 
 _HUB_TIMEOUT_S = 5.0
-_WANTED: Any = {"allow_patterns": [*FILES], "ignore_patterns": ["*/*"]}  # not checkpoints and exports in folders
+# Not checkpoints and exports in folders, nor the same weights once more in Mistral's own format.
+_WANTED: Any = {"allow_patterns": [*FILES], "ignore_patterns": ["*/*", "consolidated*.safetensors"]}
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+")
 _ADDRESS = re.compile(r"^https?\b|://|:\d+(/|$)", re.IGNORECASE)  # of a server or the hub
 _SNAPSHOT = re.compile(r"models--([^/\\]+?)--([^/\\]+)[/\\]snapshots[/\\]")
@@ -103,6 +104,17 @@ MODELS = (
     Model("internvl3", "OpenGVLab/InternVL3-2B-hf", "internvl", 1_620_836_352, 468_121_088, alias="internvl3-2b"),
     Model("internvl3-1b", "OpenGVLab/InternVL3-1B-hf", "internvl", 664_289_280, 273_903_744),
     Model("internvl3-8b", "OpenGVLab/InternVL3-8B-hf", "internvl", 6_854_803_456, 1_089_570_304),
+    # Its file holds the head, which is the table of tokens, a second time.
+    Model(
+        *("ministral3", "mistralai/Ministral-3-3B-Instruct-2512-BF16", "mistral3", 3_445_620_736, 806_122_496),
+        alias="ministral3-3b",
+    ),
+    Model("ministral3-8b", "mistralai/Ministral-3-8B-Instruct-2512-BF16", "mistral3", 7_843_348_480, 1_074_677_760),
+    Model("ministral3-14b", "mistralai/Ministral-3-14B-Instruct-2512-BF16", "mistral3", 12_601_786_368, 1_343_245_312),
+    Model(
+        *("mistral-small3.1", "mistralai/Mistral-Small-3.1-24B-Instruct-2503", "mistral3"),
+        *(22_668_115_968, 1_343_245_312),
+    ),
     Model("molmo2", "allenai/Molmo2-4B", "molmo2", 4_071_220_736, 779_648_464, 4, alias="molmo2-4b"),
     Model("molmo2-8b", "allenai/Molmo2-8B", "molmo2", 7_414_998_528, 1_246_704_592, 4),
     Model("molmo2-o-7b", "allenai/Molmo2-O-7B", "molmo2", 6_937_044_480, 823_742_416, 4),
@@ -248,6 +260,7 @@ def _download(name: str, offline: bool) -> Path:
         _check_disk(Path(HF_HUB_CACHE), size, name)
         if ADAPTER not in wanted:  # before gigabytes of a model that is not understood
             read_kind(Path(snapshot_download(repository, allow_patterns=[CONFIG])))
+            check_processor_files(repository, wanted)
         print(f"Downloading {repository} ({size / 1e9:.1f} GB) to {HF_HUB_CACHE} ...", file=sys.stderr, flush=True)
         return Path(snapshot_download(repository, **_WANTED))  # by branch: the cache is looked up by it
     except ConfigError:

@@ -27,6 +27,7 @@ _OTHER_WEIGHTS = {
     "onnx": "which is for ONNX: take the model's own folder",
     "global_step*": "which DeepSpeed has cut into parts: run its zero_to_fp32.py with --safe_serialization",
     "*fsdp*": "which FSDP has cut into parts: run `accelerate merge-weights`",
+    "consolidated*.safetensors": "which is Mistral's own format: take the model*.safetensors of the same repository",
     "*.safetensors": "but nothing that says how it fits in: copy or download the whole model with its index",
 }
 _NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "scaler.pt")

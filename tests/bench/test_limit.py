@@ -29,6 +29,7 @@ def prepare(family):
         "glm4v",
         "lfm2-vl",
         "internvl",
+        "mistral3",
         "gemma3",
         "gemma4",
         "gemma4-26b",

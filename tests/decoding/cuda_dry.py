@@ -92,7 +92,7 @@ def put_on_fake_gpu(model) -> None:
                 module._buffers[name] = torch.empty(value.shape, dtype=value.dtype, device=CUDA)
 
 
-@pytest.fixture(params=[*FAMILIES, "gemma4-31b", "molmo2-o"])
+@pytest.fixture(params=[*FAMILIES, "gemma4-31b", "mistral3-small", "molmo2-o"])
 def decoder(request, monkeypatch):
     """TreeDecoder and a function that prepares requests, on the GPU there is or a fake one."""
     loaded, processing = load_tiny(request.param, dtype=torch.bfloat16)
@@ -149,8 +149,8 @@ def test_a_near_tie_goes_the_plain_path(decoder):
     assert answer.stats["near_tie"] == 1
 
 
-@pytest.mark.parametrize("decoder", ["gemma4", "gemma4-31b", "lfm2-vl"], indirect=True)
-def test_a_vision_tower_without_padding_asks_for_no_value(decoder):
+@pytest.mark.parametrize("decoder", ["gemma4", "gemma4-31b", "lfm2-vl", "mistral3"], indirect=True)
+def test_a_vision_tower_that_is_run_in_parts_asks_for_no_value(decoder):
     decode, ready = decoder
     [prepared] = ready(draw_request(0, side=100))
     layout = find_layout(prepared)

@@ -11,7 +11,7 @@ import transformers
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
 from tests.slow import FAMILIES
-from tests.tiny_models import MIXED
+from tests.tiny_models import MISTRAL, MIXED
 from vlm_local.decoding.outlines import OutlinesDecoder, build_token_grammar, list_allowed, read_answer
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.errors import EngineError
@@ -117,7 +117,8 @@ def test_probabilities_of_all_sentences_sum_to_one_and_decide(family):
     ]
     answers = decoder.decode(prepare(processing, *requests))
     probabilities = answers[0].probabilities
-    rounding = 1e-7 if family in MIXED else 1e-9  # how an expert rounds depends on how many tokens it is given
+    # How an expert rounds depends on how many tokens it is given, and Mistral's vision tower on how many pictures.
+    rounding = 1e-6 if family in (*MIXED, *MISTRAL) else 1e-9
     assert probabilities.sum() == pytest.approx(1, abs=rounding) and answers[0].missing_mass < rounding
     assert answers[0].sentence == FEW[probabilities.argmax()]
     for request, answer in zip(requests[1:], answers[1:], strict=True):

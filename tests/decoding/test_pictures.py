@@ -13,7 +13,8 @@ from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import RequestError
 from vlm_local.types import GenerationRequest, Picture
 
-_OTHERS = ("gemma3", slow("gemma4"), slow("gemma4-31b"), slow("glm4v"), slow("lfm2-vl"), slow("molmo2"), "internvl")
+_SLOW = ("gemma4", "gemma4-31b", "glm4v", "lfm2-vl", "mistral3-small", "molmo2")
+_OTHERS = ("gemma3", "internvl", "mistral3", *map(slow, _SLOW))
 CHAT = [slow(family) if family in MIXED else family for family in (*QWEN, *SMOLVLM, *_OTHERS)]
 EXACT = {"posterior": "exact", "sentences": PHRASES[::15], "episode": "r/1"}
 

@@ -120,7 +120,9 @@ def test_what_was_said_last_costs_one_forward():
         assert first.stats["forwards"] <= 4
 
 
-@pytest.mark.parametrize("family", ["qwen3.5", *map(slow, ("lfm2-vl", "qwen2-vl", "gemma3", "internvl", *MIXED))])
+@pytest.mark.parametrize(
+    "family", ["qwen3.5", *map(slow, ("lfm2-vl", "qwen2-vl", "gemma3", "internvl", "mistral3", *MIXED))]
+)
 def test_a_tree_moves_the_scores_by_less_than_a_near_tie(family):
     """Else two tokens could change places without the plain path being asked."""
     loaded, processing = load_tiny(family, seed=1)

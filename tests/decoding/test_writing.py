@@ -8,14 +8,14 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import slow
-from tests.tiny_models import GEMMA4, KEEP_A_STATE, KEEP_NOTHING, MIXED, MOLMO2
+from tests.tiny_models import GEMMA4, KEEP_A_STATE, KEEP_NOTHING, MISTRAL, MIXED, MOLMO2
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import EngineError
 from vlm_local.types import Picture, Prompt
 
 FIELDS = (("TASK", 5), ("MOVE REASONING", 4))
 CHAT = ["qwen3-vl", "smolvlm2", slow("qwen2-vl"), slow("qwen2.5-vl"), slow("smolvlm"), slow("gemma3"), slow("internvl")]
-CHAT += map(slow, (*GEMMA4, "glm4v"))
+CHAT += map(slow, (*GEMMA4, "glm4v", *MISTRAL))
 
 
 def finish(pieces):

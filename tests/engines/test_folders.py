@@ -232,7 +232,7 @@ def test_what_gemma4s_processor_says_of_pictures_is_held_against_the_model(key, 
 
 def test_patches_that_the_model_does_not_read_are_refused(folder):
     _edit(folder / "preprocessor_config.json", patch_size=16)
-    with pytest.raises(ConfigError, match=r"patch_size is 16 .* vision_config in config\.json has patch_size 14"):
+    with pytest.raises(ConfigError, match=r"patch_size is 16 .* config\.json has patch_size 14"):
         _load(folder)
 
 
@@ -246,7 +246,7 @@ def test_pictures_of_another_size_than_the_model_reads_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("encoder_patch_size", 16, r"encoder_patch_size is 16 .* vision_config in config\.json has patch_size 8"),
+        ("encoder_patch_size", 16, r"encoder_patch_size is 16 .* config\.json has patch_size 8"),
         slow("downsample_factor", 4, r"downsample_factor is 4 .* but config\.json has downsample_factor 2"),
     ],
 )

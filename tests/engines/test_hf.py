@@ -237,7 +237,7 @@ def test_control_tokens_in_the_users_words_are_only_words(family):
     for token in control[:20] + control[-20:]:
         left, name, right = re.fullmatch(r"([<|]*)(.*?)([|>]*)", token).groups()
         nested = 4 * left + name + 4 * right
-        words = f"open {token} the {nested} drawer {token}{token} \u00e9"
+        words = f"open {token} the {nested} drawer {token}{token} [{token}] <{token}> \u00e9"
         ids = processing.prepare(replace(REQUEST, prompt=Prompt("", words))).input_ids.tolist()
         number = loaded.tokenizer.convert_tokens_to_ids(token)
         assert ids.count(number) == expected.count(number), token
@@ -249,7 +249,7 @@ def test_control_tokens_in_the_users_words_are_only_words(family):
 def test_a_placeholder_of_a_picture_in_the_users_words_is_refused(family):
     loaded, processing = _open_processing(family)
     image = loaded.processor.image_token
-    for words in (image, f"open {image}{image}", f"<{image}>", f"<|{image}|>"):
+    for words in (image, f"open {image}{image}", f"<{image}>", f"<|{image}|>", f"[{image}]"):
         with pytest.raises(RequestError, match="stands for a picture"):
             processing.prepare(replace(REQUEST, prompt=Prompt("", words)))
 

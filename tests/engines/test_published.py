@@ -102,6 +102,24 @@ _SHARED = tuple(
 )
 
 
+def _name_ropes(config):
+    """Ministral 3's: an old name of the vision tower's rotary embedding; the text's part says that the head is tied."""
+    config.pop("tie_word_embeddings")
+    config["text_config"] |= {"tie_word_embeddings": True}
+    config["text_config"]["rope_parameters"] |= {"type": "yarn"}
+    config["vision_config"]["rope_parameters"] = {"rope_theta": 10000.0, "rope_type": "default"}
+    return config
+
+
+def _shorten_mistral(config):
+    """Mistral Small 3.1's: nothing says that the head is one of its own."""
+    for part in (config, config["text_config"]):
+        part.pop("tie_word_embeddings")
+    for part in (config["text_config"], config["vision_config"]):
+        part["rope_theta"] = part.pop("rope_parameters")["rope_theta"]
+    return config
+
+
 def _keep(config_or_weights):
     return config_or_weights
 
@@ -114,6 +132,11 @@ def _nest_siglip(weights):
 def _repeat_head(weights):
     """Cosmos-Reason2-2B's."""
     return weights | {"lm_head.weight": weights["model.language_model.embed_tokens.weight"].clone()}
+
+
+def _repeat_nested_head(weights):
+    """Ministral 3's 3B."""
+    return weights | {"language_model.lm_head.weight": weights["language_model.model.embed_tokens.weight"].clone()}
 
 
 def _transpose_experts(weights):
@@ -160,6 +183,8 @@ def _part_tables(weights):
         slow("internvl", _shorten_internvl, _keep, ()),
         ("molmo2", _spell_molmo2, _part_tables, ()),
         slow("molmo2-o", _spell_molmo2, _part_tables, ()),
+        ("mistral3", _name_ropes, _repeat_nested_head, ()),
+        slow("mistral3-small", _shorten_mistral, _keep, ()),
     ],
 )
 def test_a_folder_spelt_as_the_published_one_is_the_same_model(family, spell, store, added, tmp_path):

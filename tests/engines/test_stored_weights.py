@@ -13,6 +13,7 @@ from tests.hearing import differ, hear
 from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
+from vlm_local.engines.loading import load_model
 from vlm_local.errors import ConfigError
 from vlm_local.weights import count_packed_bytes, count_weights
 
@@ -49,6 +50,7 @@ def _store(family, bits, folder, kept=None, dtype=torch.float32):
         slow("lfm2-vl", "4bit"),
         slow("gemma4-31b", "8bit"),
         slow("glm4v", "4bit"),
+        slow("mistral3", "4bit"),
     ],
 )
 def test_a_folder_of_bitsandbytes_is_served_by_its_own_configuration(family, bits, tmp_path):
@@ -139,6 +141,29 @@ def test_float8_weights_are_multiplied_by_their_scales(family, tmp_path):
     (stored / "config.json").write_text(json.dumps(config))
     with pytest.raises(ConfigError, match=r"is stored as F8_E4M3.*no quantization_config"):
         open_checkpoint(stored)
+
+
+@pytest.mark.parametrize("family", ["mistral3", slow("mistral3-small")])
+def test_float8_weights_with_one_scale_each_and_scales_for_activations_are_loaded(family, tmp_path):
+    """As Ministral 3 is published. Mistral Small's head is one of its own, which its configuration does not say."""
+    source = tiny_checkpoint(family)
+    stored, plain = (shutil.copytree(source, tmp_path / name) for name in ("fp8", "plain"))
+    packed, floats = {}, {}
+    for name, weight in safetensors.torch.load_file(source / "model.safetensors").items():
+        packed[name] = floats[name] = weight.bfloat16()
+        if name.endswith("proj.weight") and name.startswith("language_model"):
+            packed[f"{name}_scale_inv"] = scale = (weight.abs().max() / 440).bfloat16()
+            packed[name.replace("weight", "activation_scale")] = torch.tensor(0.02).bfloat16()
+            packed[name] = (weight / scale).to(torch.float8_e4m3fn)
+            floats[name] = packed[name].float() * scale
+    safetensors.torch.save_file(packed, stored / "model.safetensors", {"format": "pt"})
+    safetensors.torch.save_file(floats, plain / "model.safetensors", {"format": "pt"})
+    quantization = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
+    quantization["modules_to_not_convert"] = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
+    _edit(stored / "config.json", quantization_config=quantization, tie_word_embeddings=True)
+    assert differ(stored, plain) < 0.001 < differ(source, plain)
+    loaded = load_model(open_checkpoint(stored), dtype="float32")
+    assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
 
 
 @pytest.fixture

@@ -36,6 +36,7 @@ from vlm_local.types import Episode
         "glm4v",
         "internvl",
         "lfm2-vl",
+        "mistral3",
         "molmo2",
         "qwen3.5",
         *MIXED,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.slow import FAMILIES
+from tests.slow import FAMILIES, slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.outlines import list_allowed
@@ -21,8 +21,8 @@ from vlm_local.primitives import format_phrase, label_episode
 from vlm_local.prompts import load_template
 from vlm_local.training.finetune import Batches, Tuning, compute_loss, finetune
 from vlm_local.training.optimisation import Recipe
-from vlm_local.training.samples import RecordedSamples
-from vlm_local.types import Episode, Generation, Observation
+from vlm_local.training.samples import RecordedSamples, Sample
+from vlm_local.types import Episode, Generation, Observation, Prompt
 
 HISTORY, GRAMMAR = 2, load_phrase_grammar("primitives")
 
@@ -68,6 +68,18 @@ def _choose(logits, said, allowed):
         choices = allowed[tuple(said[:place])]
         told += float(logits[place].double()[choices].log_softmax(0)[choices.index(token)])
     return told
+
+
+@pytest.mark.parametrize("family", ["mistral3", slow("smolvlm2"), slow("qwen2-vl")])
+def test_pictures_of_several_sizes_are_learnt_from_together(family):
+    loaded = load_model(open_checkpoint(tiny_checkpoint(family)), device="cpu", dtype="float32")
+    shapes = ((64, 64), (60, 150), (130, 40))
+    samples = [Sample(np.full((*shape, 3), 90, np.uint8), Prompt("Look:", "go"), "move up") for shape in shapes]
+    with torch.no_grad():
+        together, *alone = (
+            compute_loss(loaded.model, Batches(loaded).build(each))[0] for each in (samples, *zip(samples))
+        )
+    assert float(together) == pytest.approx(float(sum(alone)), rel=1e-5)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -29,10 +29,9 @@ from vlm_local.decoding.prepared import (
     encode_by_layout,
     take_pixels,
 )
-from vlm_local.decoding.views import encode_views, list_pooled
+from vlm_local.decoding.towers import MAX_LAYOUTS, PlainTower
 
 WITH_STATE = ("linear_attention", "conv")  # kinds of layers that keep a state instead of KV (Qwen3.5's, LFM2's)
-_MAX_LAYOUTS = 64  # of pictures, whose constants are kept: robots have few cameras
 
 
 @dataclass(frozen=True)
@@ -96,32 +95,28 @@ class Family:
         self.conv_kernel = getattr(text, "linear_conv_kernel_dim", 0) or getattr(text, "conv_L_cache", 0)
         self.cuts_blocks = getattr(text, "use_bidirectional_attention", None) == "vision"
         self._joins_pictures = loaded.family == "gemma3" or self.cuts_blocks
+        self._is_molmo2 = loaded.family == "molmo2"
         self._embeds_per_layer = bool(getattr(text, "hidden_size_per_layer_input", 0))
         self._pad_token_id = getattr(text, "pad_token_id", None) or 0
         self.softcap = getattr(text, "final_logit_softcapping", None)
         self._first = 1 if self.is_bidirectional else 0  # PaliGemma counts positions from 1
         self._merge = model.config.vision_config.spatial_merge_size if self.axes == 3 else 1
         self._vision_tower: Any = inner.visual if self.axes == 3 else getattr(inner, "vision_tower", None)
-        names = {"gemma4": "embed_vision", "lfm2-vl": "multi_modal_projector"}  # of towers that are run without padding
-        self._project: Any = getattr(inner, names[loaded.family]) if loaded.family in names else None
-        self._is_molmo2 = loaded.family == "molmo2"
-        if self._is_molmo2:
-            self._pool: Any = inner.multi_modal_projector
-            grid = [side // self._vision_tower.config.patch_size for side in self._vision_tower.config.image_size]
-            self._pooled = list_pooled(*grid, *loaded.processor.image_processor.pooling_size).to(self.device)
+        self._plain_tower = PlainTower(loaded) if loaded.family in PlainTower.FAMILIES else None
         levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
         self.num_deep_levels = len(levels)
         self._get_features = inner.get_image_features
-        self._describe_grid = functools.lru_cache(_MAX_LAYOUTS)(self._compute_grid_constants)
-        self._place_patches = functools.lru_cache(_MAX_LAYOUTS)(self._compute_places)
+        self._describe_grid = functools.lru_cache(MAX_LAYOUTS)(self._compute_grid_constants)
         # SmolVLM looks for empty tiles by their values, which a CPU must read back.
         self.can_capture_vision = not loaded.family.startswith("smolvlm")
         self.vision_config = model.config.vision_config
         self.vision_layers: list[Any] = []
         if self.axes == 3:
             self.vision_layers = list(self._vision_tower.blocks)
+        elif self._plain_tower is not None:
+            self.vision_layers = self._plain_tower.layers
         elif self.can_capture_vision and loaded.family != "internvl":
-            self.vision_layers = list(getattr(self._vision_tower, "encoder", self._vision_tower).layers)
+            self.vision_layers = list(self._vision_tower.encoder.layers)
 
     def encode_images(self, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
         """Of each one's picture, the present one of a request. One pass of the vision tower for each layout."""
@@ -139,11 +134,8 @@ class Family:
 
         No value is read back from a GPU, but for SmolVLM. mask: SmolVLM's pixel_attention_mask.
         """
-        if self._project is not None:
-            encode = self._encode_pooled if hasattr(self._vision_tower, "pooler") else self._encode_unshuffled
-            return [ImageFeatures(tokens.to(self.dtype)) for tokens in encode(pixels, layout.grid, count)]
-        if self._is_molmo2:
-            return self._encode_twice(pixels)
+        if self._plain_tower is not None:
+            return [ImageFeatures(tokens.to(self.dtype)) for tokens in self._plain_tower.encode(pixels, layout.grid)]
         options = dict(self._describe_grid(layout.grid, count)) if layout.grid else {}
         if mask is not None:
             options["pixel_attention_mask"] = mask
@@ -154,41 +146,6 @@ class Family:
             ImageFeatures(tokens.to(self.dtype), tuple(level[row].to(self.dtype) for level in deep))
             for row, tokens in enumerate(output.pooler_output)
         ]
-
-    def _encode_pooled(self, pixels: torch.Tensor, grid: tuple[int, ...], count: int) -> torch.Tensor:
-        """Gemma 4's vision tower without padding, which transformers' forward asks a GPU about.
-
-        pixels: (count, n, patch).
-        """
-        tower, places = self._vision_tower, self._place_patches(grid, count)  # places (count, n, 2): column and row
-        is_padding = torch.zeros_like(places[..., 0], dtype=torch.bool)
-        embeds = tower.patch_embedder(pixels, places, is_padding)
-        hidden = tower.encoder(embeds, attention_mask=None, pixel_position_ids=places).last_hidden_state
-        length = places.shape[1] // tower.config.pooling_kernel_size**2
-        pooled, _ = tower.pooler(hidden, places, is_padding, length)
-        if tower.config.standardize:
-            pooled = (pooled - tower.std_bias.float()) * tower.std_scale.float()
-        return self._project(pooled.to(hidden.dtype))
-
-    def _encode_unshuffled(self, pixels: torch.Tensor, grid: tuple[int, ...], count: int) -> torch.Tensor:
-        """As `_encode_pooled`, LFM2-VL's tower."""
-        tower, size = self._vision_tower, grid[1:]
-        embeds = tower.embeddings(pixels, np.array([size] * count))  # numpy, because it is read back
-        hidden = tower.post_layernorm(tower.encoder(embeds).last_hidden_state)
-        tokens = self._project(hidden.unflatten(1, size))
-        return tokens.view(count, -1, tokens.shape[-1])
-
-    def _encode_twice(self, pixels: torch.Tensor) -> list[ImageFeatures]:
-        """Molmo2's features are added to the placeholder's embedding, which is one of the rows that words have not."""
-        features = encode_views(self._vision_tower, self._pool, pixels, self._pooled)
-        added = features.to(self.dtype) + self.embedding.weight[self.image_token_id].to(self.dtype)
-        return [ImageFeatures(tokens) for tokens in added.repeat(1, 2, 1)]
-
-    def _compute_places(self, grid: tuple[int, ...], count: int) -> torch.Tensor:
-        """Of the patches of `count` pictures, row by row."""
-        _, height, width = grid
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        return torch.stack([columns, rows], dim=-1).flatten(0, 1).repeat(count, 1, 1).to(self.device)
 
     def _compute_grid_constants(self, grid: tuple[int, ...], count: int) -> Mapping[str, Any]:
         """What Qwen's and GLM's vision towers derive from the pictures' grids, made once: they would read the grid

@@ -56,17 +56,21 @@ class PreparedRequest:
 
     @staticmethod
     def _join(name: str, values: list[torch.Tensor]) -> torch.Tensor:
-        """Pictures, or Qwen's patches and grids, follow one another; SmolVLM's (1, n, ...) are padded to one size."""
+        """Pictures, or Qwen's patches and grids, follow one another, SmolVLM's (1, n, ...) in the second dimension."""
         if name == POOLING:
             return count_on(values)
-        if values[0].dim() < 4 or (name == "pixel_values" and values[0].dim() == 4):
-            return torch.cat(values)
-        sizes = [max(value.shape[axis] for value in values) for axis in (-2, -1)]
-        padded = [
-            torch.nn.functional.pad(value, (0, sizes[1] - value.shape[-1], 0, sizes[0] - value.shape[-2]))
-            for value in values
-        ]
-        return torch.cat(padded, dim=1)
+        is_first = values[0].dim() < 4 or (name == "pixel_values" and values[0].dim() == 4)
+        return torch.cat(pad_pictures(values), dim=0 if is_first else 1)
+
+
+def pad_pictures(values: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Pictures (..., height, width) filled up with zeros to one size; what has fewer than four dimensions as it is."""
+    if values[0].dim() < 4:
+        return list(values)
+    height, width = (max(value.shape[axis] for value in values) for axis in (-2, -1))
+    return [
+        torch.nn.functional.pad(value, (0, width - value.shape[-1], 0, height - value.shape[-2])) for value in values
+    ]
 
 
 Prepared = PreparedRequest | PreparedPicture

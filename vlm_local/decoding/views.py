@@ -6,7 +6,6 @@ pixels. So the vision tower sees it once, and the language model reads what it m
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch.nn.functional import pad
@@ -27,22 +26,3 @@ def count_on(pooled: Sequence[torch.Tensor]) -> torch.Tensor:
     """Those of several pictures in one forward, whose patches are numbered on and on."""
     starts = accumulate((int(each.max()) + 1 for each in pooled), initial=0)
     return torch.cat([each.where(each < 0, each + start) for each, start in zip(pooled, starts, strict=False)])
-
-
-def encode_views(tower: Any, adapter: Any, pixels: torch.Tensor, pooled: torch.Tensor) -> torch.Tensor:
-    """Features (count, tokens, hidden) of `count` pictures, pixels (count, patches, numbers), without a look at a
-    value, for which transformers' own forward reads back from a GPU. pooled: as `list_pooled` gives it.
-    """
-    hidden = tower.patch_embedding(pixels.to(tower.dtype)) + tower.positional_embedding
-    levels = []
-    for layer in tower.layers:
-        hidden = layer(hidden, None)
-        levels.append(hidden)
-    features = torch.cat([levels[index] for index in adapter.config.vision_feature_layer], dim=-1)
-    is_patch = pooled >= 0
-    patches = features[:, pooled.clamp(min=0)] * is_patch[..., None]  # (count, tokens, pooled, numbers)
-    query = patches.sum(2, keepdim=True) / is_patch.sum(1)[:, None, None].to(features.dtype)
-    mask = torch.zeros_like(is_patch, dtype=features.dtype).masked_fill(~is_patch, torch.finfo(features.dtype).min)
-    mask = mask.repeat(len(pixels), 1)[:, None, None]
-    tokens, _ = adapter.image_pooling_2d(query.flatten(0, 1), patches.flatten(0, 1), attention_mask=mask)
-    return adapter.image_projector(tokens[:, 0]).unflatten(0, (len(pixels), -1))

@@ -28,8 +28,8 @@ Answer = TypeVar("Answer")
 OTHERS_WAIT_S = 1.0  # for robots that leave no forward free
 MAX_PIXELS = 1280 * 28 * 28  # of a picture: 1,280 image tokens on Qwen
 
-# Innermost first: taking <b> out of <|<b>|> may leave a token, which the next pass finds.
-_MARKED = re.compile(r"<[^<>]*>|\[[^\[\]]*\]")
+# Innermost first, of both kinds: taking <b> out of <|<b>|> may leave a token, which the next pass finds.
+_MARKED = re.compile(r"<[^<>\[\]]*>|\[[^<>\[\]]*\]")
 # What tokens look like where the tokenizer is not known: <|im_end|>, </s>, <start_of_turn>, [INST];
 # DeepSeek writes a wide bar (U+FF5C).
 _LOOKS_LIKE_ONE = re.compile(r"<[|\uff5c/]*[\w▁.-]+[|\uff5c/]*>|\[/?[A-Z][A-Z_]+\]")

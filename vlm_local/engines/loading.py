@@ -99,6 +99,12 @@ def _read_config(checkpoint: Checkpoint) -> Any:
             f"{file}: rope_type is {rope!r}, by which a token's place depends on how long the prompt is, but prompts "
             f'are read in parts here; write "default" where they stay below max_position_embeddings'
         )
+    window, layer = getattr(text, "sliding_window", None), getattr(config, "vision_feature_layer", -1)
+    if checkpoint.family == "mistral3" and (window or layer != -1):
+        raise ConfigError(
+            f"{file}: sliding_window is {window} and vision_feature_layer {layer}, but a model of this type is read "
+            f"without a window and behind its vision tower's last layer (null and -1), as all published ones are"
+        )
     if getattr(config, "audio_config", None) is not None:
         config.audio_config = None  # nobody shows a sound: a twentieth of Gemma 4's weights
     if config._attn_implementation not in _ATTENTIONS:

@@ -23,6 +23,9 @@ _MAX_PICTURE_BYTES = 1 << 28  # of prepared pictures that are kept, because a pr
 
 _NOT_FOR_THE_MODEL = ("input_ids", "attention_mask", "labels")
 _MARK = re.compile(r"<\S+>")
+# The system prompt that Mistral's templates add unasked: up to 500 tokens of dates, of tools and of when to ask back.
+# Mistral's own library writes none.
+_UNASKED = re.compile(r"^(<s>)?\[SYSTEM_PROMPT\][^[]*Mistral AI[^[]*\[/SYSTEM_PROMPT\]")
 
 
 def is_chat(family: str) -> bool:
@@ -39,6 +42,7 @@ def apply_template(processor: Any, messages: list[dict], add_generation_prompt: 
         tokenize=False,
         enable_thinking=False,
     )
+    text = _UNASKED.sub(r"\1", text)
     if add_generation_prompt and text.rstrip().endswith(THOUGHTS_OPEN):
         return f"{text.rstrip()}\n\n{THOUGHTS_CLOSE}\n\n"  # as Qwen's templates write it without thoughts
     return text

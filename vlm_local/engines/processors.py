@@ -1,6 +1,8 @@
 """A folder's processor: its image processor and tokenizer, which are a stranger's."""
 
+import importlib
 import inspect
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ _PROCESSORS = {
     "glm4v": ("Glm4vProcessor", "Glm4vImageProcessorPil", ()),
     "lfm2-vl": ("Lfm2VlProcessor", NaflexImageProcessorPil, ()),
     "internvl": ("InternVLProcessor", "GotOcr2ImageProcessorPil", ("size", "image_mean", "image_std")),
+    "mistral3": ("PixtralProcessor", "PixtralImageProcessorPil", ("size",)),
     "molmo2": (
         *("Molmo2Processor", Molmo2ImageProcessorPil),
         ("size", "patch_size", "pooling_size", "image_mean", "image_std"),
@@ -54,7 +57,8 @@ def load_processor(folder: Path, family: str, adapter: Path | None = None) -> An
     words = adapter if adapter and any((adapter / file).is_file() for file in TOKENIZER_FILES) else folder
     pictures = adapter if adapter and _describes_pictures(adapter) else folder
     images = getattr(transformers, images) if isinstance(images, str) else images
-    kind = _bind_parts(getattr(transformers, name), images, needed, words, pictures)
+    stock = _import_pixtral() if family == "mistral3" else getattr(transformers, name)
+    kind = _bind_parts(stock, images, needed, words, pictures)
     whole = words if words == pictures else folder
     try:
         processor = kind.from_pretrained(whole, local_files_only=True)
@@ -68,6 +72,17 @@ def load_processor(folder: Path, family: str, adapter: Path | None = None) -> An
         render = partial(apply_template, processor)
         check_template(processor.chat_template, render, words)
     return processor
+
+
+def _import_pixtral() -> type:
+    """transformers' processor of Mistral 3. Its module wants torchvision for one function, which Pillow's has, too."""
+    place = "transformers.models.pixtral"
+    try:
+        return importlib.import_module(f"{place}.processing_pixtral").PixtralProcessor
+    except ModuleNotFoundError:
+        pillows = importlib.import_module(f"{place}.image_processing_pil_pixtral")
+        sys.modules[f"{place}.image_processing_pixtral"] = pillows
+        return importlib.import_module(f"{place}.processing_pixtral").PixtralProcessor
 
 
 def _describes_pictures(folder: Path) -> bool:
@@ -111,7 +126,8 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words
     class Bound(stock, _WithoutOthers):
         def __init__(self, image_processor=None, tokenizer=None, chat_template=None, **kwargs):
             parts = {"image_processor": image_processor, "tokenizer": tokenizer, **others}
-            super().__init__(**parts, chat_template=chat_template, **kwargs)
+            told = {name: value for name, value in kwargs.items() if value is not None}
+            super().__init__(**parts, chat_template=chat_template, **told)
 
         @staticmethod
         def validate_init_kwargs(processor_config, valid_kwargs):
@@ -127,7 +143,9 @@ def _bind_parts(stock: type, image_processor: type, needed: Sequence[str], words
                     f"{pictures}: preprocessor_config.json (or image_processor in processor_config.json) lacks "
                     f"{missing[0]}, which cannot be guessed"
                 )
-            tokenizer = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True)
+            # Many of Mistral's files split some words wrongly, which the flag mends; with it transformers keeps to
+            # tokenizer.json where Mistral's own library is installed. For other families it does nothing.
+            tokenizer = transformers.AutoTokenizer.from_pretrained(words, local_files_only=True, fix_mistral_regex=True)
             return [image_processor.from_dict(stored), tokenizer]
 
     return Bound
@@ -138,20 +156,18 @@ def check_pictures(processor: Any, config: Any, folder: Path) -> None:
     them another number of places in the prompt.
     """
     images, vision = processor.image_processor, config.vision_config
-    keys = ("patch_size", "merge_size", "temporal_patch_size", "pooling_kernel_size")
+    keys = ("patch_size", "merge_size", "temporal_patch_size", "pooling_kernel_size", "spatial_merge_size")
     keys += ("encoder_patch_size", "downsample_factor")
-    cuts = {key: getattr(images, key, None) for key in keys}
+    cuts = {key: getattr(processor, key, getattr(images, key, None)) for key in keys}  # Mistral's processor has its own
     cuts["size"] = dict(images.size or {}).get("height")  # None for families that take pictures of any size
     names = {"merge_size": "spatial_merge_size", "size": "image_size", "encoder_patch_size": "patch_size"}
     for key, cut in cuts.items():
         name = names.get(key, key)
-        is_above = key == "downsample_factor"
-        place, owner = ("config.json", config) if is_above else ("vision_config in config.json", vision)
-        read = getattr(owner, name, None)
+        read = getattr(vision, name, getattr(config, name, None))
         if cut is not None and read is not None and cut != np.ravel(read)[0]:
             raise ConfigError(
-                f"{folder}: {key} is {cut} for the image processor (preprocessor_config.json), but {place} "
-                f"has {name} {read}; make them the same"
+                f"{folder}: {key} is {cut} for the processor (preprocessor_config.json or processor_config.json), but "
+                f"config.json has {name} {read}; make them the same"
             )
     name = next((each for each in _SEQUENCE if hasattr(processor, each)), None)
     if name is None or hasattr(images, "max_soft_tokens"):  # Qwen's and Gemma 4's take what their size asks for

@@ -92,7 +92,7 @@ def unify_floats(model: Any, plain: Any, dtype: torch.dtype) -> None:
 
     What a quantiser adds, scales for example, stays; so do packed weights, which may be stored as if they were floats.
     """
-    shapes = {name: weight.shape for name, weight in plain.named_parameters()}
+    shapes = {name: weight.shape for name, weight in plain.named_parameters(remove_duplicate=False)}
     for name, weight in model.named_parameters():
         if weight.is_floating_point() and weight.shape == shapes.get(name):
             weight.data = weight.data.to(dtype)

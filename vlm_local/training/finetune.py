@@ -16,6 +16,7 @@ from torch import nn
 
 from vlm_local.checkpoint import SIDECAR, Checkpoint, copy_around_weights
 from vlm_local.decoding.families import LoadedModel
+from vlm_local.decoding.prepared import pad_pictures
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.decoding.views import POOLING, count_on
 from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
@@ -214,7 +215,7 @@ class Batches:
             if values[0].ndim == 1:
                 pad = pads.get(name, 0)
                 values = [nn.functional.pad(value, (0, length - len(value)), value=pad)[None] for value in values]
-            batch[name] = (count_on if name == POOLING else torch.cat)(values).to(loaded.device)
+            batch[name] = (count_on(values) if name == POOLING else torch.cat(pad_pictures(values))).to(loaded.device)
         return batch
 
     def _encode(self, sample: Sample) -> dict[str, torch.Tensor]:
