@@ -5,6 +5,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -78,7 +79,7 @@ def test_a_question_is_read_as_it_stands_in_the_file(tmp_path):
 
 def test_a_picture_may_stand_in_another_row_in_a_list_or_beside_the_file(tmp_path):
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "one.png").write_bytes(base64.b64decode(draw(False, kind="PNG")))
+    (tmp_path / "pictures" / "one.png").write_bytes(base64.b64decode(draw(False, mode="P", kind="PNG")))
     rows = [
         {**PLACE, "image": "1"},  # before the row that it names
         {**PLACE, "image": draw(True)},
@@ -210,6 +211,8 @@ def test_seeing_is_told_from_knowing(tmp_path):
     assert told["colour"]["difference"]["p_value"] == 1.0
     assert (report["questions"], report["pictures"], report["chance"]) == (20, 20, 0.5)
     assert (report["said"], report["right"]) == ({"A": 6, "B": 6, "Yes": 8},) * 2
+    assert [measure["group"] for measure in report["measures"]] == ["", "category", "category"]
+    assert report["calibration"]["ece"] == pytest.approx(0.3)  # always right, and 70 % sure
     grey, prompt, choices = eyes.asked[1]
     assert (grey == 127).all() and grey.shape == (40, 60, 3) and choices == ("A", "B")
     assert prompt.after == questions[0].text and not prompt.before and not prompt.pictures
@@ -247,6 +250,34 @@ def test_three_failures_in_a_row_end_it_and_are_asked_again(tmp_path):
         evaluate_questions(questions, Eyes(EngineError("out of memory")), tmp_path / "out", POLICY, [])
     report = evaluate_questions(questions, Eyes(), tmp_path / "out", POLICY, [])
     assert (report["questions"], report["failed"]) == (5, 0)
+
+
+def test_a_failure_counts_as_a_wrong_answer_and_is_asked_again(tmp_path):
+    rows = [{**PLACE, "image": draw(True, number, kind="PNG")} for number in range(3)]
+    questions, _ = read(write(tmp_path / "bench.tsv", rows))
+    eyes = Eyes()
+
+    def ask(image, prompt, choices):
+        if image[0, 0, 0] == 249:
+            raise EngineError("out of memory")
+        return eyes(image, prompt, choices)
+
+    report = evaluate_questions(questions, ask, tmp_path / "out", POLICY, [])
+    (measure,) = report["measures"]
+    assert (report["failed"], report["said"], measure["seeing"]["value"]) == (1, {"A": 2}, pytest.approx(2 / 3))
+    assert report["calibration"]["ece"] == pytest.approx(0.3)  # of the two answers
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "1 questions got no answer" in page
+    assert re.findall("<figcaption>([^,;]+)", page) == ["no answer", "A", "A"]  # what is wrong is shown first
+    report = evaluate_questions(questions, eyes, tmp_path / "out", POLICY, [])
+    assert (report["failed"], report["said"]) == (0, {"A": 3})
+
+
+def test_a_model_without_probabilities_has_no_calibration(tmp_path):
+    questions, _ = read(write(tmp_path / "bench.tsv", [{**PLACE, "image": draw(True)}]))
+    report = evaluate_questions(questions, lambda *_: Answer("A", None, None, {}), tmp_path / "out", POLICY, [])
+    assert report["calibration"] is None and report["measures"][0]["seeing"]["value"] == 1
+    assert "calibration error" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_what_a_model_cannot_be_asked_is_left_out(tmp_path):
