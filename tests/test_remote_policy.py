@@ -273,11 +273,12 @@ def test_an_observation_is_never_sent_twice(behind):
 
 
 def test_an_idle_connection_that_the_server_closed_is_opened_again(behind):
-    client = PolicyClient(behind.url)
     behind.hangs_up = True
+    client = PolicyClient(behind.url)
+    assert client.metadata
     for _ in range(3):
-        client.act(IMAGE, "go")
         assert select.select([client._connection.sock], [], [], 60)[0]  # its end is here
+        client.act(IMAGE, "go")
     assert behind.asked.count("/act?details=1") == 3
 
 
@@ -313,7 +314,7 @@ QUESTION = Question(IMAGE, "is it open?", ("yes", "no"))
     ("said", "probabilities"),
     [
         ({}, None),
-        ({"probabilities": {"yes": 0.7, "no": 0.3}}, {"yes": 0.7, "no": 0.3}),
+        ({"probabilities": {"yes": 0.7, "no": 0.2}, "missing_mass": 0.1}, {"yes": 0.7, "no": 0.2}),
         ({"probabilities": {"yes": 0.7}, "missing_mass": "much", "timings_ms": 3}, None),
         ({"probabilities": {"yes": 0.7, "no": "0.3"}, "timings_ms": {"a": "b"}}, None),
     ],
@@ -321,7 +322,15 @@ QUESTION = Question(IMAGE, "is it open?", ("yes", "no"))
 def test_the_optional_numbers_of_an_answer_may_be_missing(behind, said, probabilities):
     behind.answer = {"answer": "yes", **said}
     answer = ask_server(Detector(behind.url, QUESTION.choices), QUESTION)
-    assert (answer.choice, answer.probabilities, answer.missing_mass) == ("yes", probabilities, None)
+    missing = 0.1 if probabilities else None
+    assert (answer.choice, answer.probabilities, answer.missing_mass) == ("yes", probabilities, missing)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(413, RequestError), (500, EngineError), (302, EngineError)])
+def test_a_question_that_is_refused_is_told_from_a_failure(behind, status, kind):
+    behind.status, behind.answer = status, {"error": "no"}
+    with pytest.raises(kind, match="no"):
+        ask_server(Detector(behind.url, QUESTION.choices), QUESTION)
 
 
 @pytest.mark.parametrize(

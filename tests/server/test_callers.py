@@ -336,9 +336,30 @@ def test_a_task_that_comes_back_soon_is_another_robots_and_any_other_task_is_not
         assert callers.ask(tasks[-1], line) == name
 
 
+def test_two_tasks_that_alternate_on_one_connection_keep_their_episodes():
+    callers, line = Told(), Line()
+    names = [callers.ask(task, line) for task in (*(DRAWER, SINK) * 4, None)]
+    assert names[-5:] == [*["robot.2", "robot"] * 2, "robot"] and callers.mixed == []
+
+
+def test_a_new_robot_may_be_any_of_those_that_were_here_at_the_same_time():
+    callers, lines = Told(), [Line(), Line()]
+    for task, line in zip("ab", lines, strict=True):
+        callers.ask(task, line, 2)
+    lines[0].close(), lines[1].close()
+    callers.now += 2
+    assert callers.ask("c") == "robot.3" and callers.split == [(["robot.2", "robot"], "robot.3")]
+    callers = Told()
+    callers.ask("a", None)
+    callers.now += 61
+    callers.ask("b", None), callers.ask("c", None)
+    assert callers.split == [(["robot"], "robot.2"), (["robot.2"], "robot.3")]
+
+
 def test_a_request_without_an_instruction_does_not_forget_the_episodes():
     callers = Told()
-    assert [callers.ask(task, None) for task in (DRAWER, None, SINK, DRAWER)] == ["robot", "robot", "robot.2", "robot"]
+    names = [callers.ask(task, None) for task in (DRAWER, None, SINK, DRAWER, None)]
+    assert names == ["robot", "robot", "robot.2", "robot", "robot"] and callers.mixed == []
 
 
 def test_a_reset_on_an_open_connection_is_its_own_robots_whoever_else_is_lost():
@@ -373,6 +394,13 @@ def test_a_new_connection_is_the_last_ones_only_if_that_one_opens_them_all_the_t
     callers.now += 2
     assert callers.ask("lift the cup") == "robot"  # none of them keeps its connection: the last one, with a new task
     assert callers.mixed == []
+    callers, first, second = Told(), Line(), Line()
+    callers.ask(DRAWER, first, 2), callers.ask(DRAWER, second, 2)
+    first.close()
+    callers.now += 61
+    callers.ask(DRAWER, second), second.close()
+    callers.now += 2
+    assert callers.ask(DRAWER) == "robot.2" and callers.mixed == []  # the other one left long before
 
 
 def test_where_there_are_too_many_the_one_that_is_free_longest_makes_room():
