@@ -100,16 +100,24 @@ def test_examples_are_balanced_over_phrases_and_say_what_was_right(data_set):
 
 @pytest.fixture
 def lines(tmp_path):
-    """Two episodes that move forward and one that moves backward, none of the last three steps with a full window."""
+    """Two episodes that move forward, one that moves backward, and one whose pictures are of no one camera.
 
-    def make(speed, num_steps, instruction, seed):
+    The last three steps of each have no full window.
+    """
+
+    def make(speed, num_steps, instruction, seed, last_side=32):
         states = np.zeros((num_steps, 7), np.float32)
         states[:, 0] = 0.3 + speed * np.arange(num_steps)
-        images = recordings.make_images(num_steps, seed)
+        images = [*recordings.make_images(num_steps, seed)[:-1], recordings.make_images(1, seed, last_side)[0]]
         return recordings.make_rlds_record(states, instruction, list(map(recordings.encode_image, images)))
 
     slowly = "close the drawer slowly with your left hand"
-    records = [make(0.02, 8, ["", *[slowly] * 7], 0), make(0.02, 8, "close the drawer", 1), make(-0.02, 6, slowly, 2)]
+    records = [
+        make(0.02, 8, ["", *[slowly] * 7], 0),
+        make(0.02, 8, "close the drawer", 1),
+        make(-0.02, 6, ["open it", *[slowly] * 5], 2),
+        make(0.02, 8, "close the drawer", 3, last_side=64),
+    ]
     recordings.write_rlds(tmp_path / "lines", records)
     return str(tmp_path / "lines")
 
@@ -145,7 +153,7 @@ def test_examples_are_of_the_episodes_and_phrases_that_were_given(lines, tmp_pat
 
 def test_nearest_shows_the_episode_with_the_same_task(lines):
     robot = Listener(PromptContext(load_examples(f"{lines}:1", "nearest", GRAMMAR.sentences)))
-    observation = Observation(np.full((8, 8, 3), 99, np.uint8), "Close the drawer!", None, 0)
+    observation = Observation(np.full((8, 8, 3), 99, np.uint8), "CLOSE THE DRAWER", None, 0)
     assert robot.policy.act(observation).extra["examples"][0].startswith("episode 1,")
 
 
