@@ -141,6 +141,14 @@ def test_an_unusable_answer_is_a_held_fault(behind, said):
         assert status == 503 and "server" in details["error"]
 
 
+def test_a_server_in_front_says_its_own_state_and_the_model_behind(behind):
+    behind.metadata |= {"state": "loading", "on_fault": "error", "embodiment": "libero", "version": "0"}
+    with serve_in_front(behind.url) as port:
+        told = json.loads(ask(port, "GET", "/metadata")[2])
+    names = ("model", "state", "on_fault", "embodiment")
+    assert [told[name] for name in names] == ["behind", "healthy", "hold", "auto"] and told["version"] != "0"
+
+
 def test_a_server_that_is_away_at_a_reset_is_reset_before_the_next_step(behind):
     with serve_in_front(behind.url) as port:
         act(port)
