@@ -1,11 +1,12 @@
 """Typed questions: what may be asked, how it is worded, what is answered."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from vlm_local.answers import Answerer, Question, complete_question, decode_question
+from vlm_local.answers import Answerer, Question, build_answer_details, complete_question, decode_question
 from vlm_local.engines.scripted import ScriptedEngine
 from vlm_local.errors import RequestError
 from vlm_local.prompts import load_template
@@ -35,6 +36,8 @@ def script(*weights):
         (DRAWER, ("yes", "no"), DRAWER),
         ("is the drawer open?", ("yes", "no"), DRAWER),
         ("Is it open? Answer Yes or No.", ("yes", "no"), "Is it open? Answer Yes or No."),
+        ("Is it open? Answer No or Yes.", ("yes", "no"), "Is it open? Answer No or Yes."),
+        ("answer open or ajar or shut", ("open or ajar", "shut"), "answer open or ajar or shut"),
         ("where is it?", ("sink", "basket", "invalid"), "where is it? answer sink or basket or invalid"),
         (DRAWER, ("open", "closed"), DRAWER + " answer open or closed"),
     ],
@@ -59,6 +62,8 @@ def test_the_answer_carries_the_probability_of_every_choice():
     answer = ask(script(1, 3))
     assert answer.choice == "no" and answer.probability == 0.75
     assert answer.probabilities == {"yes": 0.25, "no": 0.75}
+    told = build_answer_details(replace(answer, missing_mass=0.1), "name")
+    assert (told["answer"], told["probability"], told["missing_mass"], told["model"]) == ("no", 0.75, 0.1, "name")
 
 
 def test_the_likeliest_choice_beats_the_greedy_one_only_when_it_is_certain():

@@ -141,6 +141,14 @@ def test_an_unusable_answer_is_a_held_fault(behind, said):
         assert status == 503 and "server" in details["error"]
 
 
+def test_a_server_in_front_says_its_own_state_and_the_model_behind(behind):
+    behind.metadata |= {"state": "loading", "on_fault": "error", "embodiment": "libero", "version": "0"}
+    with serve_in_front(behind.url) as port:
+        told = json.loads(ask(port, "GET", "/metadata")[2])
+    names = ("model", "state", "on_fault", "embodiment")
+    assert [told[name] for name in names] == ["behind", "healthy", "hold", "auto"] and told["version"] != "0"
+
+
 def test_a_server_that_is_away_at_a_reset_is_reset_before_the_next_step(behind):
     with serve_in_front(behind.url) as port:
         act(port)
@@ -273,11 +281,12 @@ def test_an_observation_is_never_sent_twice(behind):
 
 
 def test_an_idle_connection_that_the_server_closed_is_opened_again(behind):
-    client = PolicyClient(behind.url)
     behind.hangs_up = True
+    client = PolicyClient(behind.url)
+    assert client.metadata
     for _ in range(3):
-        client.act(IMAGE, "go")
         assert select.select([client._connection.sock], [], [], 60)[0]  # its end is here
+        client.act(IMAGE, "go")
     assert behind.asked.count("/act?details=1") == 3
 
 
@@ -313,7 +322,7 @@ QUESTION = Question(IMAGE, "is it open?", ("yes", "no"))
     ("said", "probabilities"),
     [
         ({}, None),
-        ({"probabilities": {"yes": 0.7, "no": 0.3}}, {"yes": 0.7, "no": 0.3}),
+        ({"probabilities": {"yes": 0.7, "no": 0.2}, "missing_mass": 0.1}, {"yes": 0.7, "no": 0.2}),
         ({"probabilities": {"yes": 0.7}, "missing_mass": "much", "timings_ms": 3}, None),
         ({"probabilities": {"yes": 0.7, "no": "0.3"}, "timings_ms": {"a": "b"}}, None),
     ],
@@ -321,7 +330,15 @@ QUESTION = Question(IMAGE, "is it open?", ("yes", "no"))
 def test_the_optional_numbers_of_an_answer_may_be_missing(behind, said, probabilities):
     behind.answer = {"answer": "yes", **said}
     answer = ask_server(Detector(behind.url, QUESTION.choices), QUESTION)
-    assert (answer.choice, answer.probabilities, answer.missing_mass) == ("yes", probabilities, None)
+    missing = 0.1 if probabilities else None
+    assert (answer.choice, answer.probabilities, answer.missing_mass) == ("yes", probabilities, missing)
+
+
+@pytest.mark.parametrize(("status", "kind"), [(413, RequestError), (500, EngineError), (302, EngineError)])
+def test_a_question_that_is_refused_is_told_from_a_failure(behind, status, kind):
+    behind.status, behind.answer = status, {"error": "no"}
+    with pytest.raises(kind, match="no"):
+        ask_server(Detector(behind.url, QUESTION.choices), QUESTION)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Reasons first, as a policy has them: which reasoning a step's prompt shows, what its record says, what is refused."""
 
 import json
+import threading
 from concurrent.futures import Future
 
 import numpy as np
@@ -23,12 +24,15 @@ GRAMMAR, CHAT = load_phrase_grammar(), load_template("chat")
 
 
 class Robot:
-    """A robot's policy whose engine says "stop"; its thoughts are written when the test says so."""
+    """A robot's policy whose engine says "stop"; its thoughts are written when the test says so.
 
-    def __init__(self, every: int = 3):
-        self.asked, self.thoughts = [], []
+    written: what is written a moment after each thought begins, for a robot that does not pause.
+    """
+
+    def __init__(self, every: int = 3, written: Thought | None = None):
+        self.asked, self.thoughts, self._written = [], [], written
         self._engine = build_constant_engine("stop")
-        settings = ThinkSettings(load_thought_plan("ecot"), every, between_steps=True)
+        settings = ThinkSettings(load_thought_plan("ecot"), every, between_steps=written is None)
         thinker = Thinker(settings, self._think, CHAT, GRAMMAR.sentences)
         self.policy = VLMPolicy(self._generate, GRAMMAR, CHAT, Settings(), thinker=thinker)
 
@@ -38,6 +42,8 @@ class Robot:
 
     def _think(self, request, build_next):
         self.thoughts.append((request, build_next, Future()))
+        if self._written is not None:
+            threading.Timer(0.02, self.thoughts[-1][2].set_result, (self._written,)).start()
         return self.thoughts[-1][2]
 
     def step(self, number: int):
@@ -52,10 +58,15 @@ def test_a_step_shows_the_newest_reasoning_that_is_written_and_its_record_says_h
     robot = Robot(every=3)
     assert robot.step(0).extra["reasoning"] is None and robot.shown() == ""
     request, build_next, future = robot.thoughts[0]
-    assert "TASK" in request.prompt.after and request.fields[0] == ("TASK", 20) and request.max_tokens == 200
+    assert (
+        "TASK" in request.prompt.after
+        and request.fields == load_thought_plan("ecot").fields
+        and request.max_tokens == 200
+    )
     robot.step(1)
     first = Thought("TASK: lift <b>it</b>", 7, 12.5)
     assert build_next(first).prompt.before == robot.asked[0].prompt.before
+    assert build_next(first).episode == request.episode == robot.asked[0].episode
     future.set_result(first)
     told = robot.step(2).extra
     assert "step 0 of this episode" in robot.shown() and first.text in robot.shown()
@@ -68,7 +79,8 @@ def test_a_step_shows_the_newest_reasoning_that_is_written_and_its_record_says_h
     assert len(robot.thoughts) == 2 and robot.thoughts[1][0].image[0, 0, 0] == 3
     assert robot.step(5).extra["reasoning_step"] == 0  # until the second is written
     robot.thoughts[1][2].set_result(Thought("TASK: go", 2))
-    assert robot.step(6).extra["reasoning_step"] == 3 and "TASK: go" in robot.shown()
+    told = robot.step(6).extra
+    assert (told["reasoning_step"], told["reasoning_age"]) == (3, 3) and "TASK: go" in robot.shown()
 
 
 def test_reasoning_belongs_to_its_episode():
@@ -84,15 +96,27 @@ def test_reasoning_belongs_to_its_episode():
 
 
 def test_a_thought_that_failed_or_is_never_written_costs_no_step_anything():
-    robot = Robot(every=1)
+    robot = Robot(every=2)
     robot.step(0)
     robot.thoughts[0][2].set_exception(EngineError("out of memory"))
-    assert robot.step(1).extra["reasoning"] is None and len(robot.thoughts) == 2
-    for number in range(2, 14):
+    assert robot.step(1).extra["reasoning"] is None
+    for number in range(2, 23):
         robot.step(number)
+    assert not robot.thoughts[1][2].cancelled()
+    robot.step(23)
     assert robot.thoughts[1][2].cancelled() and len(robot.thoughts) == 3  # its picture had become too old
     robot.thoughts[2][2].set_result(Thought("", 0))
-    assert robot.step(14).extra["reasoning"] is None
+    assert robot.step(25).extra["reasoning"] is None
+    robot.thoughts[3][2].cancel()  # as by an engine that ends
+    assert robot.step(27).extra["reasoning"] is None and len(robot.thoughts) == 5
+
+
+def test_a_robot_that_does_not_pause_waits_for_its_thoughts():
+    robot = Robot(every=2, written=Thought("TASK: lift", 2))
+    assert [robot.step(number).extra.get("reasoning_age") for number in range(4)] == [None, 1, 2, 1]
+    assert [request.is_awaited for request, *_ in robot.thoughts] == [True, True]
+    robot.policy.reset(1)
+    assert robot.step(0).extra["reasoning"] is None and len(robot.thoughts) == 2  # nothing of this episode was seen
 
 
 @pytest.mark.slow
@@ -124,6 +148,7 @@ def test_a_model_thinks_before_the_next_step_where_no_robot_waits():
         ({"model": "smolvlm2", "think": "ecot", "prompt": "answer"}, r"no block \[reasoning\]"),
         ({"model": "smolvlm2", "think": "ecot", "think_every": 0}, "at least 1"),
         ({"model": "smolvlm2", "think": "ecot", "think_tokens": 900}, "from 1 to 512"),
+        ({"model": "smolvlm2", "think": "ecot", "think_tokens": 0}, "from 1 to 512"),
         ({"model": "http://127.0.0.1:1", "think": "ecot"}, "takes no --think: it decides for itself"),
     ],
 )

@@ -116,6 +116,27 @@ def test_a_command_that_keeps_nothing_ends_as_soon(silent_server):
     assert interrupt(process).splitlines() == ["", "vlm-local doctor: stopped"]
 
 
+IGNORING = """
+import os, signal, time
+from vlm_local import interrupts
+
+interrupts._GRACE_S = 0
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+signal.signal(signal.SIGUSR1, lambda *_: None)
+interrupts.InterruptWatch("stopped").start()
+os.kill(os.getpid(), signal.SIGINT)
+os.kill(os.getpid(), signal.SIGUSR1)
+time.sleep(0.2)
+"""
+
+
+def test_an_interrupt_that_is_to_be_ignored_ends_nothing_nor_does_another_signal():
+    """As of a command that a script has put into the background."""
+    path = os.pathsep.join(p for p in sys.path if p)
+    done = subprocess.run([sys.executable, "-c", IGNORING], capture_output=True, env={**os.environ, "PYTHONPATH": path})
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 @pytest.mark.slow
 def test_while_episodes_of_a_ceiling_are_played(tmp_path):
     process = start("ceiling", "--tasks", "reach", "--level", "easy", "--workers", 2, "--out", tmp_path / "out")

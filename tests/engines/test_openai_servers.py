@@ -63,15 +63,18 @@ def test_a_server_that_comes_back_compiles_the_robots_list_and_no_questions(open
         assert after == [before[0] + 1, *before[1:]]
 
 
-def test_the_only_server_is_made_ready_again_when_it_comes_back_as_another(open_engine):
+def test_the_only_server_is_made_ready_again_when_it_comes_back_as_another(open_engine, monkeypatch):
+    monkeypatch.setattr("vlm_local.engines.pool._REVIVE_S", 0.1)
     port = find_free_port()
     with FakeServer(port=port) as server:
         engine = open_engine(server)
         ask(engine)
         server.close()
         assert isinstance(ask(engine), RemoteError)
+    until(lambda: engine.is_down)
     with FakeServer("sglang", port=port):
         until(lambda: engine.metadata["counters"]["revived"] == 1)
+        assert not engine.is_down
         assert engine.metadata["servers"][0]["dialect"] == "sglang-regex"
         assert ask(engine).sentence in SENTENCES
 
@@ -111,7 +114,7 @@ def test_a_server_that_comes_back_deaf_stays_out(open_engine):
         one.habit = "ignores"
         asked = len(one.bodies)
         until(lambda: len(one.bodies) - asked > len(DIALECTS))  # it was tried, and is now tried again
-        assert [server["up"] for server in engine.metadata["servers"]] == [False, True]
+        assert [server["up"] for server in engine.metadata["servers"]] == [False, True] and not engine.is_down
 
 
 def test_one_of_two_servers_may_be_away_at_the_start(open_engine, server):

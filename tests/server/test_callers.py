@@ -163,6 +163,7 @@ def test_a_closed_connection_frees_its_place():
     with serve(settings=ServerSettings(max_robots=2)) as server:
         stations = [Station(server, f"lift cup {number}") for number in range(3)]
         assert [station.act()[0] for station in stations] == ["robot", "robot.2", "robot.3"]
+        assert server.post("/s/left/act", build_body())[0] == 403
         for station in stations:
             station.close()
         assert server.act("/s/left/act?details=1")["robot"] == "left"
@@ -225,11 +226,14 @@ def test_a_station_that_resets_when_it_comes_back_resets_no_other(server):
         drawer.close()
 
 
-def test_a_station_that_comes_back_with_another_task_takes_no_others_gripper(server):
+def test_a_station_that_comes_back_with_another_task_takes_no_others_gripper_nor_episode(server):
     _lose_two_stations(server, [DRAWER, SINK])
     station, step, command = _come_back(server, "lift the cup", 1.0)
     assert (step, command) == (0, 1)
+    drawer, step, command = _come_back(server, DRAWER, None)
+    assert (step, command) == (3, 0)
     station.close()
+    drawer.close()
 
 
 def test_who_may_be_the_one_that_a_person_stopped_stands_still(server):
@@ -332,6 +336,39 @@ def test_a_task_that_comes_back_soon_is_another_robots_and_any_other_task_is_not
         assert callers.ask(tasks[-1], line) == name
 
 
+def test_two_tasks_that_alternate_on_one_connection_keep_their_episodes():
+    callers, line = Told(), Line()
+    names = [callers.ask(task, line) for task in (*(DRAWER, SINK) * 4, None)]
+    assert names[-5:] == [*["robot.2", "robot"] * 2, "robot"] and callers.mixed == []
+
+
+def test_a_new_robot_may_be_any_of_those_that_were_here_at_the_same_time():
+    callers, lines = Told(), [Line(), Line()]
+    for task, line in zip("ab", lines, strict=True):
+        callers.ask(task, line, 2)
+    lines[0].close(), lines[1].close()
+    callers.now += 2
+    assert callers.ask("c") == "robot.3" and callers.split == [(["robot.2", "robot"], "robot.3")]
+    callers = Told()
+    callers.ask("a", None)
+    callers.now += 61
+    callers.ask("b", None), callers.ask("c", None)
+    assert callers.split == [(["robot"], "robot.2"), (["robot.2"], "robot.3")]
+
+
+def test_a_request_without_an_instruction_does_not_forget_the_episodes():
+    callers = Told()
+    names = [callers.ask(task, None) for task in (DRAWER, None, SINK, DRAWER, None)]
+    assert names == ["robot", "robot", "robot.2", "robot", "robot"] and callers.mixed == []
+
+
+def test_a_reset_on_an_open_connection_is_its_own_robots_whoever_else_is_lost():
+    callers, lines = Told(), [Line() for _ in range(3)]
+    names = [callers.ask(task, line, 2) for task, line in zip("abc", lines, strict=True)]
+    lines[0].close(), lines[1].close()
+    assert callers.reset(lines[2]) == names[2] == "robot.3"
+
+
 def test_an_open_connection_gives_its_place_up_after_a_reset_or_a_long_rest():
     callers, station = Told(), Line()
     assert callers.reset(Line()) == "robot"  # some clients keep one connection for resets and one for steps
@@ -357,6 +394,13 @@ def test_a_new_connection_is_the_last_ones_only_if_that_one_opens_them_all_the_t
     callers.now += 2
     assert callers.ask("lift the cup") == "robot"  # none of them keeps its connection: the last one, with a new task
     assert callers.mixed == []
+    callers, first, second = Told(), Line(), Line()
+    callers.ask(DRAWER, first, 2), callers.ask(DRAWER, second, 2)
+    first.close()
+    callers.now += 61
+    callers.ask(DRAWER, second), second.close()
+    callers.now += 2
+    assert callers.ask(DRAWER) == "robot.2" and callers.mixed == []  # the other one left long before
 
 
 def test_where_there_are_too_many_the_one_that_is_free_longest_makes_room():
@@ -381,9 +425,14 @@ def test_a_connection_that_is_about_to_close_is_waited_for():
         threading.Timer(0.03, line.close).start()
 
 
-def test_nobody_waits_for_a_station_that_keeps_its_connection(monkeypatch):
+def test_nobody_waits_for_a_connection_that_is_not_about_to_close(monkeypatch):
     callers = Callers(max_robots=8, idle_s=60)
     station = Line()
-    assert [callers.find(station, DRAWER) for _ in range(2)] == ["robot", "robot"]
     monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("it waits"))
+    assert [callers.find(station, DRAWER) for _ in range(2)] == ["robot", "robot"]
     assert [callers.find(Line(), instruction) for instruction in (DRAWER, SINK)] == ["robot.2", "robot.3"]
+    callers = Told()
+    assert [callers.ask(DRAWER), callers.ask(DRAWER)] == ["robot", "robot"]  # nor for one that has closed it
+    assert callers.ask(DRAWER, Line()) == "robot"
+    callers.now += 2  # nor for one that was not here just now
+    assert callers.ask(DRAWER, Line()) == "robot.2"

@@ -106,6 +106,13 @@ def test_limits_hold_in_the_bridge_frame_and_for_the_turn(roll, note):
     assert answer["shadow"]["note"] == note
 
 
+def test_a_step_is_no_longer_than_the_servers_limit():
+    """Without a frame that turns it."""
+    with serve(settings=ServerSettings(max_step=(0.005, 0.005, 0.005, 0.1, 0.1, 0.1))) as server:
+        server.engine.phrase = "move forward"
+        assert server.act()["action"] == [0.005, 0, 0, 0, 0, 0, 1]
+
+
 @pytest.mark.parametrize("embodiment", ["auto", "autoeval-widowx", "simpler-widowx"])
 def test_the_submission_test_passes(embodiment):
     with serve(settings=ServerSettings(embodiment=embodiment)) as server:

@@ -9,11 +9,14 @@ import ast
 import base64
 import csv
 import hashlib
+import json
 import string
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 
@@ -24,6 +27,7 @@ MAX_PICTURES = 32
 _MAX_FIELD = 2**31 - 1  # the most that csv takes on every system
 _MAX_INDEX = 64  # a longer field is a picture
 _YES_OR_NO = ("Yes", "No")
+_NOTHING = ("nan", "NaN", "<NA>")  # an empty cell, where pandas made a text of it; "None" is an answer to "How many?"
 _NEEDED = ("index", "question", "answer")
 
 
@@ -98,17 +102,33 @@ def _read_rows(path: Path) -> Iterator[dict[str, str]]:
     csv.field_size_limit(_MAX_FIELD)  # the module's own limit is 128 kB; a picture is longer
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, dialect=csv.excel_tab, restval="", restkey="")
-            names = set(rows.fieldnames or ())
-            missing = [name for name in _NEEDED if name not in names]
-            if missing or not {"image", "image_path"} & names:
-                raise DataError(
-                    f"{path} has no column {missing[0] if missing else 'image'}; expected a TSV file of VLMEvalKit: "
-                    "index, image, question, A, B, ..., answer"
-                )
-            yield from rows
-    except (OSError, csv.Error, UnicodeDecodeError) as error:
+            yield from _read_table(file, path)
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} is no TSV file of questions: {error}") from None
+
+
+def _read_table(file: TextIO, path: Path) -> Iterator[dict[str, str]]:
+    """Cells by the names of their columns. Refuses a file in which they would get into others, as pandas does."""
+    rows = csv.reader(file, csv.excel_tab, strict=True)  # else a quote that does not end takes in all rows behind it
+    try:
+        names = next(rows, [])
+        missing = [name for name in _NEEDED if name not in names]
+        if missing or not {"image", "image_path"} & set(names):
+            raise DataError(
+                f"{path} has no column {missing[0] if missing else 'image'}; expected a TSV file of VLMEvalKit: "
+                "index, image, question, A, B, ..., answer"
+            )
+        for cells in filter(None, rows):
+            if len(cells) > len(names):
+                raise csv.Error(f"{len(cells)} cells in {len(names)} columns, so some text lacks its quotes")
+            yield dict.fromkeys(names, "") | dict(zip(names, map(_clean, cells), strict=False))
+    except csv.Error as error:
+        raise DataError(f"{path}, line {rows.line_num}: {error}") from None
+
+
+def _clean(cell: str) -> str:
+    text = cell.strip()
+    return "" if text in _NOTHING else text
 
 
 def _read_shared(path: Path) -> dict[str, str]:
@@ -121,30 +141,34 @@ def _read_shared(path: Path) -> dict[str, str]:
 
 
 def _read_question(row: Mapping[str, str], shared: Mapping[str, str], folder: Path, source: str) -> ChoiceQuestion:
-    options = {letter: text.strip() for letter in string.ascii_uppercase if (text := row.get(letter) or "").strip()}
-    listed = [] if options else _split(row.get("options") or "", source)
-    options |= zip(string.ascii_uppercase, listed, strict=False)
-    question = "\n".join(filter(None, ((row.get(name) or "").strip() for name in ("hint", "question"))))
-    if not question or len(options) == 1:
+    choices = {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter)}
+    if not choices:
+        listed = zip(string.ascii_uppercase, _split(row.get("options", ""), source), strict=False)
+        choices = {letter: text for letter, text in listed if text}
+    question = "\n".join(filter(None, (row.get("hint"), row["question"])))
+    if not row["question"] or len(choices) == 1:
         raise DataError(f"{source}: expected a question with two choices or more, or none where it is yes or no")
-    answers = tuple(options) or _YES_OR_NO
-    by_letter = {answer.casefold(): answer for answer in answers}
-    by_words = {words.casefold(): letter for letter, words in options.items()}
-    said = row["answer"].strip().casefold()
-    label = (by_words | by_letter).get(said) or by_letter.get(said.strip("()."))
-    if label is None:
-        raise DataError(f"{source}: the right answer is {row['answer'][:40]!r}; expected one of {', '.join(answers)}")
-    category = (row.get("category") or "").strip() or "-"
+    label = _find_label(row["answer"], choices, source)
     pictures = tuple(_read_pictures(row, shared, folder, source))
-    return ChoiceQuestion(row["index"], pictures, question, options, label, category)
+    return ChoiceQuestion(row["index"], pictures, question, choices, label, row.get("category") or "-")
+
+
+def _find_label(answer: str, choices: Mapping[str, str], source: str) -> str:
+    """The choice that is meant: by its letter, or else by its words where no other has the same."""
+    answers, said = tuple(choices) or _YES_OR_NO, answer.casefold()
+    named = [each for each in answers if each.casefold() in (said, said.strip("()."))]
+    meant = named or [letter for letter, words in choices.items() if words.casefold() == said]
+    if len(meant) != 1:
+        raise DataError(f"{source}: the right answer is {answer[:40]!r}; expected one of {', '.join(answers)}")
+    return meant[0]
 
 
 def _read_pictures(row: Mapping[str, str], shared: Mapping[str, str], folder: Path, source: str) -> list[np.ndarray]:
-    field = row.get("image") or ""
+    field = row.get("image", "")
     field = shared.get(field, field)
     if field and len(field) <= _MAX_INDEX:
         raise DataError(f"{source}: image names the row {field}, which is not there or has no picture")
-    parts = _split(field or row.get("image_path") or "", source)
+    parts = _split(field or row.get("image_path", ""), source)
     if not 1 <= len(parts) <= MAX_PICTURES:
         raise DataError(f"{source}: {len(parts)} pictures; expected 1 to {MAX_PICTURES}")
     if field:
@@ -156,21 +180,22 @@ def _read_pictures(row: Mapping[str, str], shared: Mapping[str, str], folder: Pa
 
 
 def _split(field: str, source: str) -> list[str]:
-    """The parts of a list, which is written as Python writes it; else the field itself."""
+    """The parts of a list, which is written as JSON or as Python writes it; else the field itself."""
     if not field.startswith("["):
         return [field] if field else []
-    try:
-        parts = ast.literal_eval(field)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        parts = None
-    if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+    parts = None
+    for parse in (json.loads, ast.literal_eval):
+        with suppress(ValueError, SyntaxError, MemoryError, RecursionError):
+            parts = parse(field)
+            break
+    if not isinstance(parts, list) or not all(isinstance(part, str | int | float) for part in parts):
         raise DataError(f"{source}: a list of texts was expected, not {field[:40]!r}")
-    return parts
+    return [_clean(str(part)) for part in parts]
 
 
 def _decode(text: str, source: str) -> np.ndarray:
     try:
-        data = base64.b64decode(text, validate=True)
+        data = base64.b64decode("".join(text.split()), validate=True)
     except ValueError as error:
         raise DataError(f"{source}: a picture in base64 was expected ({error})") from None
     return decode_image(data, source, any_colours=True)

@@ -83,8 +83,7 @@ class Callers:
         with self._lock:
             caller = self._choose(connection, instruction)
             if instruction is not None and instruction != caller.instruction:
-                if caller.instruction is not None:
-                    caller.before = caller.instruction, caller.last
+                caller.before = caller.instruction, caller.last
                 caller.instruction = instruction
             return self._note(caller, connection, is_reset=False)
 

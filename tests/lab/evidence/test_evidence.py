@@ -16,6 +16,7 @@ from vlm_local.cli import main
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.lab.evidence.archive import MANIFEST, pack, seal
 from vlm_local.lab.evidence.card import BEGIN, END
+from vlm_local.lab.evidence.choices import list_choices, list_runs_choices
 from vlm_local.lab.evidence.verify import verify
 
 STOP = [0, 0, 0, 0, 0, 0, 1]
@@ -267,6 +268,26 @@ def test_a_model_card_keeps_changed_settings_apart(simulation, tmp_path):
     assert f"| within 70 steps | {setting} |" in (model / "README.md").read_text()
 
 
+@pytest.mark.parametrize(
+    ("policy", "own", "told"),
+    [
+        ({"engine": "scripted", "contrast": 0.5}, {}, []),
+        ({"grammar": {"name": "primitives_moves"}}, {}, ["grammar primitives_moves"]),
+        ({"grammar": {"name": "primitives_moves"}}, {"grammar": "primitives_moves"}, []),
+        ({"prompt": {"name": "mine"}}, {"prompt": "folder/mine.txt"}, []),
+        ({"steps": {"x_m": 0.02}}, {}, ["own steps"]),
+        ({"steps": {"slightly": 0.5}}, {}, []),
+        ({"steps": {"x_m": 0.02}, "embodiment": "libero"}, {}, ["embodiment libero"]),
+    ],
+)
+def test_settings_that_are_a_checkpoints_own_or_a_robots_are_not_named(policy, own, told):
+    assert list_choices({"engine": "local", **policy}, own) == told
+
+
+def test_a_run_whose_policy_saw_nothing_is_named():
+    assert list_runs_choices({"noise": 0, "control": "blind"}) == ["blind"]
+
+
 @pytest.mark.parametrize(("name", "shown"), [("my_short", r"prompt my\_short,"), ("a | b", None), ("[a](b)", None)])
 def test_a_model_card_shows_a_prompts_name_as_plain_words_or_not_at_all(simulation, tmp_path, capsys, name, shown):
     model = shutil.copytree(Path("checkpoints/tiny"), tmp_path / "model")
@@ -309,11 +330,17 @@ def test_a_model_card_takes_results_of_its_own_weights(simulation, tmp_path, cap
     row = "| reach | 100.0 % (34.2 to 100.0), 2 from 40 |"
     head = f"# mine\n{BEGIN}\n| within 70 steps | level normal, 14 steps |\n|---|---|\n"
     assert (model / "README.md").read_text() == f"{head}{row}\n{END}\nrest\n"
-    told = json.loads((model / "vlm_local.json").read_text())["results"]["level normal, 14 steps"]["reach"]
+    about = json.loads((model / "vlm_local.json").read_text())
+    assert about["results"].pop("checkpoint_sha256") == open_checkpoint(model).sha256
+    before = json.loads(Path("checkpoints/tiny/vlm_local.json").read_text())
+    assert before | {"results": about["results"]} == about
+    told = about["results"]["level normal, 14 steps"]["reach"]
     assert (told["success"], told["episodes"], told["max_steps"]) == (1.0, 2, 14)
     assert main(["card", str(model), str(result), str(result)]) == 2
-    (model / "README.md").write_text("no marks")
-    assert main(["card", str(model), str(result)]) == 2
+    for text in ("no marks", f"# mine\n{BEGIN}\nold\nrest"):
+        (model / "README.md").write_text(text)
+        assert main(["card", str(model), str(result)]) == 2
+        assert (model / "README.md").read_text() == text
     (model / "README.md").unlink()
     assert main(["card", str(model), str(result)]) == 0
     assert (model / "README.md").read_text() == head.replace("mine\n", "model\n\n") + f"{row}\n{END}\n"

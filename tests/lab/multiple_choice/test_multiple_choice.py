@@ -5,6 +5,8 @@ import csv
 import hashlib
 import io
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -77,7 +79,7 @@ def test_a_question_is_read_as_it_stands_in_the_file(tmp_path):
 
 def test_a_picture_may_stand_in_another_row_in_a_list_or_beside_the_file(tmp_path):
     (tmp_path / "pictures").mkdir()
-    (tmp_path / "pictures" / "one.png").write_bytes(base64.b64decode(draw(False, kind="PNG")))
+    (tmp_path / "pictures" / "one.png").write_bytes(base64.b64decode(draw(False, mode="P", kind="PNG")))
     rows = [
         {**PLACE, "image": "1"},  # before the row that it names
         {**PLACE, "image": draw(True)},
@@ -85,11 +87,16 @@ def test_a_picture_may_stand_in_another_row_in_a_list_or_beside_the_file(tmp_pat
         {**PLACE, "image_path": "pictures/one.png"},
         {**PLACE, "image_path": repr(["pictures/one.png", "pictures/one.png"])},
         *({**PLACE, "image": draw(True, mode=mode, kind="PNG")} for mode in ("L", "P", "RGBA")),
+        {**PLACE, "image": base64.encodebytes(base64.b64decode(draw(True))).decode()},  # in lines
+        {**PLACE, "image": base64.b64encode(base64.b64decode(draw(True)) + bytes(200_000)).decode()},  # a large one
     ]
     questions, problems = read(write(tmp_path / "bench.tsv", rows))
-    assert problems == [] and [len(each.pictures) for each in questions] == [1, 1, 2, 1, 2, 1, 1, 1]
+    assert problems == [] and [len(each.pictures) for each in questions] == [1, 1, 2, 1, 2, 1, 1, 1, 1, 1]
     assert questions[0].sha256 == questions[1].sha256 != questions[3].sha256
     assert all(picture.shape == (40, 60, 3) for each in questions for picture in each.pictures)
+    names = ("index", "image_path", "question", "A", "B", "answer")
+    (question,), _ = read(write(tmp_path / "bench.tsv", [{name: rows[3][name] for name in names[1:]}], names))
+    assert (question.sha256, question.category) == (questions[3].sha256, "-")
 
 
 @pytest.mark.parametrize(
@@ -100,12 +107,28 @@ def test_the_right_answer_is_a_letter_or_its_words(tmp_path, said, label):
     assert question.label == label
 
 
-def test_choices_may_be_a_list(tmp_path):
-    row = {"question": "Where?", "image": draw(True), "options": '["left", "right, far"]', "answer": "B"}
-    (question,), _ = read(
-        write(tmp_path / "bench.tsv", [row], names=("index", "image", "question", "options", "answer"))
-    )
-    assert (question.options, question.label) == ({"A": "left", "B": "right, far"}, "B")
+@pytest.mark.parametrize(
+    ("listed", "answer", "choices"),
+    [
+        ('["left", "right, far"]', "B", ("left", "right, far")),
+        (" ['left', 'right']", "right", ("left", "right")),
+        ("[1, 2.5]", "2.5", ("1", "2.5")),
+        (r'["\ud83d\ude00", "b"]', "B", ("😀", "b")),
+        ('["left", "right", "", "nan"]', "B", ("left", "right")),
+    ],
+)
+def test_choices_may_be_a_list(tmp_path, listed, answer, choices):
+    row = {"question": "Where?", "image": draw(True), "options": listed, "answer": answer}
+    names = ("index", "image", "question", "options", "answer")
+    (question,), _ = read(write(tmp_path / "bench.tsv", [row], names))
+    assert (question.options, question.label) == (dict(zip("AB", choices, strict=True)), "B")
+
+
+def test_an_empty_cell_of_pandas_is_no_choice_but_none_is(tmp_path):
+    row = {"question": "How many?", "image": draw(True), "A": "None", "B": "Two", "C": "nan", "answer": "A"}
+    (question,), _ = read(write(tmp_path / "bench.tsv", [{**row, "hint": "NaN", "category": "nan"}]))
+    assert question.options == {"A": "None", "B": "Two"} and question.text.startswith("How many?\n")
+    assert question.category == "-"
 
 
 def test_a_letter_is_a_letter_where_it_is_also_the_words_of_another_choice(tmp_path):
@@ -119,12 +142,13 @@ def test_a_letter_is_a_letter_where_it_is_also_the_words_of_another_choice(tmp_p
     [
         ({"answer": ""}, "the right answer is ''"),
         ({"answer": "C"}, "expected one of A, B"),
+        ({"A": "us", "B": "US", "answer": "US"}, "the right answer is 'US'"),
         ({"B": ""}, "two choices or more"),
         ({"question": " "}, "expected a question"),
         ({"image": "77"}, "names the row 77"),
         ({"image": ""}, "0 pictures"),
         ({"image": "[" * 99}, "a list of texts was expected"),
-        ({"image": "[" + "1, " * 99 + "]"}, "a list of texts was expected"),
+        ({"image": "[" + "{}, " * 99 + "]"}, "a list of texts was expected"),
         ({"image": "é" * 99}, "base64"),
         ({"image": base64.b64encode(b"no picture" * 20).decode()}, "not a readable PNG or JPEG"),
         ({"image": "", "image_path": "../secret.png"}, "is not in the folder"),
@@ -151,6 +175,25 @@ def test_a_file_of_another_kind_is_refused(tmp_path, capsys, text):
     assert "has no column" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("last", "says"),
+    [
+        ('B\tplace\t"hint', "line 4: unexpected end of data"),  # takes in all rows behind it
+        ("B\tplace\t\t", "line 2: 9 cells in 8 columns"),  # as after a tab in the question
+    ],
+)
+def test_a_file_whose_cells_would_get_into_others_is_refused(tmp_path, last, says):
+    rows = [f"{index}\t{draw(True, index)}\tWhere?\tleft\tright\t" for index in range(3)]
+    lines = [
+        "index\timage\tquestion\tA\tB\tanswer\tcategory\thint",
+        rows[0] + last,
+        *(row + "A\tplace\t" for row in rows[1:]),
+    ]
+    (tmp_path / "bench.tsv").write_text("\n".join(lines))
+    with pytest.raises(DataError, match=says):
+        read(tmp_path / "bench.tsv")
+
+
 def test_seeing_is_told_from_knowing(tmp_path):
     """Places are seen; that a block is red, the first choice, is said without looking."""
     rows = [
@@ -168,6 +211,8 @@ def test_seeing_is_told_from_knowing(tmp_path):
     assert told["colour"]["difference"]["p_value"] == 1.0
     assert (report["questions"], report["pictures"], report["chance"]) == (20, 20, 0.5)
     assert (report["said"], report["right"]) == ({"A": 6, "B": 6, "Yes": 8},) * 2
+    assert [measure["group"] for measure in report["measures"]] == ["", "category", "category"]
+    assert report["calibration"]["ece"] == pytest.approx(0.3)  # always right, and 70 % sure
     grey, prompt, choices = eyes.asked[1]
     assert (grey == 127).all() and grey.shape == (40, 60, 3) and choices == ("A", "B")
     assert prompt.after == questions[0].text and not prompt.before and not prompt.pictures
@@ -185,13 +230,17 @@ def test_several_pictures_are_shown_in_their_order(tmp_path):
     assert (blind.pictures[0].pixels == 127).all() and (grey == 127).all()
 
 
-def test_a_stopped_run_goes_on_where_it_was(tmp_path):
+def test_a_stopped_run_goes_on_where_it_was(tmp_path, capsys):
     rows = [{**PLACE, "image": draw(True, number)} for number in range(4)]
     questions, _ = read(write(tmp_path / "bench.tsv", rows))
     evaluate_questions(questions[:3], Eyes(), tmp_path / "out", POLICY, [])
     eyes = Eyes()
     assert evaluate_questions(questions, eyes, tmp_path / "out", POLICY, [])["questions"] == 4
     assert len(eyes.asked) == 2
+    evaluate_questions(questions[1:], eyes, tmp_path / "out", POLICY, [])  # of a file without its first
+    copied = shutil.copytree(tmp_path / "out", tmp_path / "same")
+    assert main(["compare", str(tmp_path / "out"), str(copied)]) == 2
+    assert "has 4 rows and a report of 3" in capsys.readouterr().err
 
 
 def test_three_failures_in_a_row_end_it_and_are_asked_again(tmp_path):
@@ -201,6 +250,34 @@ def test_three_failures_in_a_row_end_it_and_are_asked_again(tmp_path):
         evaluate_questions(questions, Eyes(EngineError("out of memory")), tmp_path / "out", POLICY, [])
     report = evaluate_questions(questions, Eyes(), tmp_path / "out", POLICY, [])
     assert (report["questions"], report["failed"]) == (5, 0)
+
+
+def test_a_failure_counts_as_a_wrong_answer_and_is_asked_again(tmp_path):
+    rows = [{**PLACE, "image": draw(True, number, kind="PNG")} for number in range(3)]
+    questions, _ = read(write(tmp_path / "bench.tsv", rows))
+    eyes = Eyes()
+
+    def ask(image, prompt, choices):
+        if image[0, 0, 0] == 249:
+            raise EngineError("out of memory")
+        return eyes(image, prompt, choices)
+
+    report = evaluate_questions(questions, ask, tmp_path / "out", POLICY, [])
+    (measure,) = report["measures"]
+    assert (report["failed"], report["said"], measure["seeing"]["value"]) == (1, {"A": 2}, pytest.approx(2 / 3))
+    assert report["calibration"]["ece"] == pytest.approx(0.3)  # of the two answers
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "1 questions got no answer" in page
+    assert re.findall("<figcaption>([^,;]+)", page) == ["no answer", "A", "A"]  # what is wrong is shown first
+    report = evaluate_questions(questions, eyes, tmp_path / "out", POLICY, [])
+    assert (report["failed"], report["said"]) == (0, {"A": 3})
+
+
+def test_a_model_without_probabilities_has_no_calibration(tmp_path):
+    questions, _ = read(write(tmp_path / "bench.tsv", [{**PLACE, "image": draw(True)}]))
+    report = evaluate_questions(questions, lambda *_: Answer("A", None, None, {}), tmp_path / "out", POLICY, [])
+    assert report["calibration"] is None and report["measures"][0]["seeing"]["value"] == 1
+    assert "calibration error" not in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_what_a_model_cannot_be_asked_is_left_out(tmp_path):

@@ -15,10 +15,13 @@ ALL = "all questions"  # name of the measure that no category has
 
 
 def load_trials(folder: Path) -> Trials:
-    """folder: the --out of `eval-choices`. Raises DataError for one that was stopped on its way."""
+    """folder: the --out of `eval-choices`. Raises DataError for one whose rows are not those of its report."""
     report, rows = read_report(folder), list(read_json_lines(folder / "rows.jsonl"))
     if len(rows) != report["questions"]:
-        raise DataError(f"{folder} was stopped on its way; the same `eval-choices` again finishes it")
+        raise DataError(
+            f"{folder} has {len(rows)} rows and a report of {report['questions']}: it was stopped on its way, and the "
+            "same `eval-choices` again finishes it; or its questions were changed, and it needs another --out"
+        )
     return build_trials(rows, "answer", describe_making(report, report["policy"]), {"data": report["data"]})
 
 
