@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.tiny_models import GEMMA4, MISTRAL, MIXED, MOLMO2
+from tests.tiny_models.names import GEMMA4, MISTRAL, MIXED, MOLMO2
 
 
 def slow(*values):

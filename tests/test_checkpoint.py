@@ -5,7 +5,8 @@ import struct
 
 import pytest
 
-from tests.tiny_models import FAMILIES, tiny_checkpoint
+from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models.names import FAMILIES
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
 from vlm_local.weights import count_weights, estimate_memory, read_header

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.tiny_models import FAMILIES, MIXED, tiny_checkpoint
+from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models.names import FAMILIES, MIXED
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
 from vlm_local.files import find_shipped

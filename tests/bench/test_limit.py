@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny_models import MIXED, tiny_checkpoint
+from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models.names import MIXED
 from vlm_local.bench import limit
 from vlm_local.bench.subject import load_subject
 from vlm_local.cli import main

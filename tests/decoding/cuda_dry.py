@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
-from tests.tiny_models import FAMILIES, MIXED
+from tests.tiny_models.names import FAMILIES, MIXED
 from vlm_local.decoding import forward, recurrent, session, tree
 from vlm_local.decoding.families import Family, LoadedModel
 from vlm_local.decoding.prepared import ImageFeatures, find_layout

@@ -7,7 +7,7 @@ import pytest
 
 from tests.decoding.tiny import PHRASES, bias_tree, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import slow
-from tests.tiny_models import FAMILIES as ALL
+from tests.tiny_models.names import FAMILIES as ALL
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.engines.blank import BlankReadings

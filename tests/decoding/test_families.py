@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.decoding.tiny import draw_request, load_tiny, prepare, share_tiny
-from tests.tiny_models import FAMILIES, QWEN
+from tests.tiny_models.names import FAMILIES, QWEN
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.prepared import find_layout
 

@@ -8,7 +8,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from tests.decoding.test_static import EXACT, check
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
-from tests.tiny_models import FAMILIES, KEEP_A_STATE
+from tests.tiny_models.names import FAMILIES, KEEP_A_STATE
 from vlm_local.decoding.fused import attend_over_tree
 from vlm_local.decoding.tree import TreeDecoder
 

@@ -10,7 +10,8 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import slow
-from tests.tiny_models import GEMMA4, tiny_checkpoint
+from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models.names import GEMMA4
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.outlines import OutlinesDecoder

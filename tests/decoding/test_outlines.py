@@ -11,7 +11,7 @@ import transformers
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
 from tests.slow import FAMILIES
-from tests.tiny_models import MISTRAL, MIXED
+from tests.tiny_models.names import MISTRAL, MIXED
 from vlm_local.decoding.outlines import OutlinesDecoder, build_token_grammar, list_allowed, read_answer
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.errors import EngineError

@@ -7,7 +7,7 @@ import pytest
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import slow
-from tests.tiny_models import KEEP_A_STATE, MIXED, MOLMO2, PALIGEMMA, QWEN, SMOLVLM
+from tests.tiny_models.names import KEEP_A_STATE, MIXED, MOLMO2, PALIGEMMA, QWEN, SMOLVLM
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import RequestError

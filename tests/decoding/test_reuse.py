@@ -8,7 +8,7 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import FAMILIES
-from tests.tiny_models import KEEP_A_STATE, KEEP_NOTHING, MOLMO2
+from tests.tiny_models.names import KEEP_A_STATE, KEEP_NOTHING, MOLMO2
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import Kept
 from vlm_local.decoding.session import PrefixStore, count_reusable

@@ -6,8 +6,8 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import FAMILIES, slow
-from tests.tiny_models import FAMILIES as ALL
-from tests.tiny_models import MIXED
+from tests.tiny_models.names import FAMILIES as ALL
+from tests.tiny_models.names import MIXED
 from vlm_local.decoding import tree
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.session import Session

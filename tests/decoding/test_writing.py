@@ -8,7 +8,7 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import slow
-from tests.tiny_models import GEMMA4, KEEP_A_STATE, KEEP_NOTHING, MISTRAL, MIXED, MOLMO2
+from tests.tiny_models.names import GEMMA4, KEEP_A_STATE, KEEP_NOTHING, MISTRAL, MIXED, MOLMO2
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import EngineError
 from vlm_local.types import Picture, Prompt

@@ -15,8 +15,9 @@ import transformers
 
 from tests.hearing import differ
 from tests.slow import FAMILIES, slow
-from tests.tiny_models import FAMILIES as ALL
-from tests.tiny_models import MIXED, tiny_checkpoint
+from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models.names import FAMILIES as ALL
+from tests.tiny_models.names import MIXED
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines import MAX_PIXELS

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.hearing import differ
-from tests.tiny_models import MISTRAL, tiny_checkpoint
+from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models.names import MISTRAL
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.families import Family
 from vlm_local.engines.loading import load_model

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare
-from tests.tiny_models import FAMILIES
+from tests.tiny_models.names import FAMILIES
 from vlm_local.checkup.scores import count_disagreements
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.tree import TreeDecoder

@@ -12,7 +12,8 @@ import torch
 from tests import recordings
 from tests.decoding.tiny import share_tiny
 from tests.slow import FAMILIES
-from tests.tiny_models import MIXED, tiny_checkpoint
+from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models.names import MIXED
 from tests.training.tuning import PROMPT, ask, record, record_another, tune
 from vlm_local.cli import main
 from vlm_local.embodiments import find_file
