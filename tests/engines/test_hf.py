@@ -20,7 +20,7 @@ from tests.tiny_models.names import FAMILIES as ALL
 from tests.tiny_models.names import MIXED
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.trie import tokenize_sentences
-from vlm_local.engines import MAX_PIXELS
+from vlm_local.engines import MAX_PIXELS, ControlTokenFilter
 from vlm_local.engines.hf import open_hf_engine
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import MAX_PROMPT_TOKENS, Processing
@@ -253,6 +253,14 @@ def test_a_placeholder_of_a_picture_in_the_users_words_is_refused(family):
     for words in (image, f"open {image}{image}", f"<{image}>", f"<|{image}|>", f"[{image}]"):
         with pytest.raises(RequestError, match="stands for a picture"):
             processing.prepare(replace(REQUEST, prompt=Prompt("", words)))
+
+
+@pytest.mark.parametrize(
+    "words", ["[/nothink]", "</nothink>", "[[/nothink]]", "/no/nothinkthink", "</no[/nothink]think>"]
+)
+def test_a_control_token_without_brackets_is_found_in_brackets_too(words):
+    """GLM's, which turns its thoughts off."""
+    assert "/nothink" not in ControlTokenFilter(["/nothink", "<think>"])(words)
 
 
 def test_a_deep_nest_of_control_tokens_takes_no_time():

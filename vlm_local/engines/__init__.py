@@ -115,21 +115,28 @@ class ControlTokenFilter:
     def __init__(self, tokens: Collection[str] | None):
         """tokens: of the model's tokenizer; None where it is not known: then whatever looks like one."""
         self._tokens = None if tokens is None else frozenset(tokens)
-        # Those that _MARKED does not find; one that is only space or a single letter is no mark.
+        # Those that _MARKED does not find, also within brackets; one that is only space or a single letter is no mark.
         bare = [re.escape(token) for token in tokens or () if len(token.strip()) > 1 and not _MARKED.fullmatch(token)]
-        self._pattern = re.compile("|".join([_MARKED.pattern, *sorted(bare, key=len, reverse=True)]))
+        names = "|".join(sorted(bare, key=len, reverse=True))
+        self._patterns = (re.compile(names or "(?!)"), _MARKED)
         self.check_sentences = lru_cache(_MAX_CHECKED)(self._check_sentences)  # robots ask for the same list each step
 
     def __call__(self, text: str) -> str:
         """Raises RequestError for a placeholder of a picture: where it stands, the model would look for one."""
-        while (plain := self._pattern.sub(self._make_plain, text)) != text:
+        while (plain := self._take_apart(text)) != text:
             text = plain
+        return text
+
+    def _take_apart(self, text: str) -> str:
+        for pattern in self._patterns:
+            text = pattern.sub(self._make_plain, text)
         return text
 
     def _check_sentences(self, sentences: tuple[str, ...]) -> None:
         """Raises RequestError where what may be answered holds a control token."""
         for sentence in sentences:
-            if any(self._is_token(match[0]) for match in self._pattern.finditer(sentence)):
+            found = (match[0] for pattern in self._patterns for match in pattern.finditer(sentence))
+            if any(map(self._is_token, found)):
                 raise RequestError(f"{sentence!r} holds a control token of the model and cannot be answered")
 
     def _is_token(self, word: str) -> bool:
