@@ -29,7 +29,7 @@ class Part:
 
 
 _SMALL = "--shape small --layers 1 --rounds 2"
-_STATES = "--shape small-qwen3.5 --layers 4"  # of which one keeps KV
+_STATES = "--shape small-qwen3.5 --layers 4 --rounds 1"  # of the layers one keeps KV
 _PARTS = (
     Part("values", 100, "tests.gpu.values", small="--requests 1 qwen2-vl paligemma2"),
     Part("limit-2b", 60, "vlm_local", "bench limit --shape qwen2-vl-2b", "--shape small --layers 1"),
