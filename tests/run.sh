@@ -4,7 +4,7 @@
 # --cuda-dry runs the GPU path's own instead, without a GPU where there is none.
 # With --doors first: other harnesses' own packages against a running server.
 # With --metaworld first: Meta-World's own package behind `sim` and `ceiling`.
-# With --libero first: LIBERO's.
+# With --libero first: LIBERO's. With --simpler first: ManiSkill3's, which plays SIMPLER's tasks.
 # With --smollm2 first: a language model with pretrained weights under the decoder.
 # With --vllm first: those against a real vLLM instead, without network but for the loopback.
 set -euo pipefail
@@ -33,6 +33,11 @@ if [ "${1:-}" = --libero ]; then
     shift
     source tests/libero/venv.sh
     exec "$libero_venv/bin/python" -m pytest tests/libero "$@"
+fi
+if [ "${1:-}" = --simpler ]; then
+    shift
+    source tests/simpler/venv.sh
+    exec "$simpler_venv/bin/python" -m pytest tests/simpler "$@"
 fi
 if [ "${1:-}" = --smollm2 ]; then
     shift

@@ -53,6 +53,7 @@ OWNERS = {
     "mujoco": {"sim", "environments"},
     "metaworld": {"environments"},
     "libero": {"environments"},
+    "mani_skill": {"environments"},
     "pyarrow": {"data"},
     "av": {"data"},
 }

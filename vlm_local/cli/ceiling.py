@@ -74,14 +74,16 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _run_benchmark(args: argparse.Namespace, plan) -> None:
-    from vlm_local.environments import METAWORLD
+    from vlm_local.environments import LIBERO, METAWORLD
     from vlm_local.lab.ceiling.benchmarks import run_benchmark
     from vlm_local.lab.ceiling.libero import LIBERO_STUDY
     from vlm_local.lab.ceiling.metaworld import METAWORLD_STUDY
     from vlm_local.lab.formats import format_share
 
-    benchmark = METAWORLD_STUDY if args.env == METAWORLD else LIBERO_STUDY
-    report = run_benchmark(benchmark, args.out, plan, args.workers)
+    studies = {METAWORLD: METAWORLD_STUDY, LIBERO: LIBERO_STUDY}
+    if args.env not in studies:
+        raise ConfigError(f"ceiling has no study of {args.env}, but of ours, {', '.join(studies)}")
+    report = run_benchmark(studies[args.env], args.out, plan, args.workers)
     rates = {setting["name"]: setting["success"]["rate"] for setting in report["settings"]}
     summary = {**report["plan"], "success_rate": rates, "out": str(args.out)}
     lines = [f"{name:50}{format_share(rate):>8}" for name, rate in rates.items()]

@@ -29,9 +29,9 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--env",
         default="ours",
         metavar="NAME",
-        help="ours, metaworld (50 tasks) or libero (two suites of 10), see docs/environments.md [ours]",
+        help="ours, metaworld (50 tasks), libero (two suites of 10) or simpler (4), see docs/environments.md [ours]",
     )
-    text = f"{_TASKS}; not in all: {_MEMORY}; of others e.g. reach-v3, libero_object/0 [the first]"
+    text = f"{_TASKS}; not in all: {_MEMORY}; of others e.g. reach-v3, libero_object/0, widowx_stack_cube [the first]"
     add("--task", metavar="T[,T]|all", help=text)
     add(
         "--level",
@@ -44,7 +44,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--max-steps",
         type=count(),
         metavar="N",
-        help="5 a second [120]; metaworld 80 a second [500], libero 20 a second [280]",
+        help="5 a second [120]; metaworld 80 a second [500], libero 20 a second [280], simpler 5 [60 or 120]",
     )
     add("--workers", type=workers, metavar="N", help="environments in parallel [one a core, at most 8]")
     text = "episodes of each task that keep frames and a film [10]"

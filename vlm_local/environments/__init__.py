@@ -20,7 +20,7 @@ from vlm_local.actions import StepTable
 from vlm_local.errors import ConfigError, suggest
 from vlm_local.types import Observation, Primitive
 
-OURS, METAWORLD, LIBERO = SUITES = ("ours", "metaworld", "libero")  # a module of this folder each
+OURS, METAWORLD, LIBERO, SIMPLER = SUITES = ("ours", "metaworld", "libero", "simpler")  # a module of this folder each
 
 
 class Outcome(NamedTuple):
