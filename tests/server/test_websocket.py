@@ -233,6 +233,31 @@ def test_vla_eval_speaks_first_and_hears_actions_under_the_same_number(door):
         assert served.newest_record().step == 0
 
 
+def test_the_poses_of_vla_evals_simplerenv_are_a_state_from_the_arms_base(door):
+    served, url = door
+    # As SimplerEnv begins widowx_carrot_on_plate: the base stands turned by half a turn, the hand points down.
+    base = [0.147, 0.028, 0.87, 0, 0, 0, 1]
+    tips = [-0.1450693, 0.0340915, 1.0053209, 0.0081, -0.7269, 0.0053, 0.6867]
+    expected = [0.2920693, -0.0060915, 0.1353209, -0.0045, 0.0568, -0.019, 0.75]
+
+    def tell(client, **changes):
+        told = {"base_pose": base, "tcp_pose": tips, "states": [*tips, 0.75], **changes}
+        client.send(vla_eval_observation(0, **{name: value for name, value in told.items() if value is not None}))
+        return msgpack.unpackb(client.recv())
+
+    with connect(f"{url}/vla-eval") as client:
+        client.send(vla_eval("episode_start", {}))
+        tell(client)
+        np.testing.assert_allclose(served.newest_record().observation.proprio, expected, atol=1e-4)
+        for changes in ({"base_pose": None}, {"tcp_pose": tips[:6]}, {"states": [*tips, 0.75, 0.0]}):
+            assert tell(client, **changes)["type"] == "action"
+            assert served.newest_record().observation.proprio is None
+        for wrong in ([0.0] * 7, [*tips[:6], float("nan")]):
+            answer = tell(client, tcp_pose=wrong)
+            assert answer["type"] == "error" and "all finite" in answer["payload"]["error"]
+        assert tell(client)["type"] == "action"
+
+
 def test_vla_eval_hears_an_error_and_goes_on():
     with open_door(settings=ServerSettings(on_fault="error")) as (served, url), connect(f"{url}/vla-eval") as client:
         served.engine.fault = EngineError("out of memory")

@@ -12,6 +12,8 @@ import numpy as np
 from websockets.protocol import State
 from websockets.sync.server import ServerConnection
 
+from vlm_local.data.rotations import quaternion_to_matrix
+from vlm_local.embodiments.rotations import DOWN, matrix_to_euler
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.fields import Reserve, check_state, check_text
 from vlm_local.server.access import RateLimit
@@ -120,6 +122,26 @@ def _read_state(state: Any) -> np.ndarray | None:
     values = np.ravel(read_array(state, "state"))
     is_pose = values.dtype.kind in "iuf" and (len(values) == 7 or (len(values) == 8 and values[6] == 0))
     return check_state(values) if is_pose else None
+
+
+def _find_pose(payload: Mapping[Any, Any]) -> list[float] | None:
+    """The state that SimplerEnv's benchmark of vla-eval tells, as a station would: 7 numbers.
+
+    base_pose, tcp_pose: of the arm and of the place between its finger tips, in the world: x, y, z, and a quaternion w,
+    x, y, z. states: 8 numbers, the last how far the gripper is open. None where another benchmark sends other things.
+    """
+    names = ("base_pose", "tcp_pose", "states")
+    if any(payload.get(name) is None for name in names):
+        return None
+    base, tips, states = (np.ravel(read_array(payload[name], name)) for name in names)
+    if [len(base), len(tips), len(states)] != [7, 7, 8] or "c" in base.dtype.kind + tips.dtype.kind + states.dtype.kind:
+        return None
+    poses = np.stack([base, tips]).astype(np.float64)
+    with np.errstate(all="ignore"):  # what is not finite then is refused as any state is
+        base_turn, turn = quaternion_to_matrix(poses[:, [4, 5, 6, 3]])
+        place = base_turn.T @ (poses[1, :3] - poses[0, :3])
+        angles = matrix_to_euler(base_turn.T @ turn @ DOWN.T)
+    return [*place.tolist(), *angles.tolist(), float(states[7])]
 
 
 def _take(fields: Mapping[Any, Any], names: tuple[str, ...]) -> Any:
@@ -233,7 +255,7 @@ def _answer_vla_eval(
         case "observation":
             if payload.get("episode_restart"):
                 client.reset()
-            image, state = _find_image(payload), _take(payload, _STATES)
+            image, state = _find_image(payload), _find_pose(payload) or _take(payload, _STATES)
             (record,) = client.decide(image, _take(payload, _PROMPTS), state, 1)
             return "action", {"actions": record.decision.action.astype(np.float32), "phrase": record.decision.phrase}
         case _:
