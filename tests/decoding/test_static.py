@@ -58,14 +58,15 @@ def test_what_no_buffer_holds_grows(monkeypatch):
     check(decode_both("qwen2-vl", [requests[:1]]))
 
 
-def count_grown(requests, family="qwen2-vl"):
-    """How many of these requests, one after the other, left their buffer; each says what a growing forward says."""
+def count_left(requests, family="qwen2-vl"):
+    """How many of these requests, one after another, had no buffer or left it; each says what a growing one says."""
     loaded, processing = share_tiny(family)
     padded, growing = TreeDecoder(loaded, is_static=True), TreeDecoder(loaded, is_static=False)
     for request in requests:
         [prepared] = prepare(processing, request)
         check(zip(padded.decode([prepared]), growing.decode([prepared]), strict=True))
-    return padded.metadata["graphs"]["grown"]
+    graphs = padded.metadata["graphs"]
+    return graphs["eager_size"] + graphs["grown"]
 
 
 def test_a_buffer_that_is_full_hands_over_to_one_that_grows(monkeypatch):
@@ -73,7 +74,7 @@ def test_a_buffer_that_is_full_hands_over_to_one_that_grows(monkeypatch):
     monkeypatch.setattr(session, "RESERVE", 0)
     monkeypatch.setattr(static, "WIDTH", 32)
     requests = [draw_request(n, before="Answer. " * n, episode="a", posterior="fast") for n in range(4)]
-    assert count_grown(requests)
+    assert count_left(requests)
     check(decode_both("qwen2-vl", [requests[:2], requests[2:]]))
 
 
@@ -89,7 +90,7 @@ def test_nodes_follow_the_state_behind_a_long_text_that_is_kept(family):
 def test_a_state_without_room_for_more_nodes_goes_on_growing(monkeypatch, slots):
     monkeypatch.setattr(static, "SLOTS", slots)
     requests = [draw_request(n, episode="a", posterior="fast", sentences=PHRASES) for n in range(3)]
-    assert count_grown(requests, "qwen3.5")
+    assert count_left(requests, "qwen3.5")
     check(decode_both("qwen3.5", [requests[:2], requests[2:]]))
 
 
@@ -97,7 +98,12 @@ def test_a_buffer_need_not_hold_what_pads_its_chunks(monkeypatch):
     """A chunk of over 64 tokens is padded to a multiple of 64: past the end of most buffers of a multiple of 16."""
     monkeypatch.setattr(static, "WIDTH", 16)
     requests = [draw_request(n, before="Answer. " * n, episode="a", **EXACT) for n in range(8)]
-    assert not count_grown(requests)
+    assert not count_left(requests)
+
+
+def test_a_buffer_holds_all_nodes_that_an_exact_posterior_reads():
+    """Not those after which only one token may follow, which are most."""
+    assert not count_left([draw_request(0, posterior="exact", sentences=PHRASES)])
 
 
 def test_lengths_are_few():

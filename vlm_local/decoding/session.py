@@ -164,7 +164,7 @@ def list_unread(family: Family, prepared: PreparedRequest, kept: int) -> list[Pr
 def _expect_columns(task: DecodeTask) -> int:
     """For the prompt and the nodes that will most likely be read."""
     wants_all = task.request.posterior == "exact"
-    return len(task.row.prompt_ids) + (len(task.grammar.trie) if wants_all else RESERVE)
+    return len(task.row.prompt_ids) + (int(task.grammar.trie.needed.sum()) if wants_all else RESERVE)
 
 
 class Session:
