@@ -4,11 +4,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import slow
 from tests.tiny_models.names import KEEP_A_STATE, MIXED, MOLMO2, PALIGEMMA, QWEN, SMOLVLM
+from vlm_local.decoding.families import Family
 from vlm_local.decoding.outlines import OutlinesDecoder
+from vlm_local.decoding.prepared import FeatureStore, ImageFeatures, PreparedPicture
 from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import RequestError
 from vlm_local.types import GenerationRequest, Picture
@@ -56,6 +59,42 @@ def test_a_kept_prefix_of_pictures_answers_as_the_whole_prompt(family):
     assert reused[1] > one_picture // 2 + reused[6] > 0  # the first picture, too
     assert reused[2] > reused[1]  # both
     assert reused[6] < reused[5] < reused[3] < reused[2]  # up to the picture that changed, and no further
+
+
+@pytest.mark.parametrize("family", ["qwen2-vl", "molmo2"])
+def test_the_vision_tower_sees_each_frame_of_an_episode_once(family, monkeypatch):
+    """Two robots, whose last two pictures are shown; the first one alone was not a prompt with frames yet."""
+    loaded, processing = share_tiny(family)
+    encode, seen = Family.encode_pixels, []
+
+    def count(self, pixels, layout, count, mask=None):
+        seen.append(count)
+        return encode(self, pixels, layout, count, mask)
+
+    monkeypatch.setattr(Family, "encode_pixels", count)
+    decoder, counts = TreeDecoder(loaded, is_static=False), []
+    for step in range(5):
+        requests = [
+            replace(
+                show(draw_request(step), *(draw_picture(10 * robot + n) for n in range(max(0, step - 2), step))),
+                image=draw_picture(10 * robot + step).pixels,
+                episode=f"{robot}",
+            )
+            for robot in range(2)
+        ]
+        seen.clear()
+        decoder.decode(prepare(processing, *requests))
+        counts.append(sum(seen))
+    assert counts == [2, 4, 2, 2, 2]
+
+
+def test_features_that_are_kept_are_bounded():
+    one, encoded = ImageFeatures(torch.zeros(2, 4)), []
+    pictures = [PreparedPicture(key, 2, {}) for key in range(4)]
+    store = FeatureStore(lambda unknown: encoded.extend(unknown) or [one] * len(unknown), 3 * one.nbytes)
+    for wanted in ([0, 1, 1, 2], [0], [3, 0, 2], [1], [0, 1, 2, 3]):
+        assert len(store.find([pictures[each] for each in wanted])) == len(wanted)
+    assert [each.key for each in encoded] == [0, 1, 2, 3, 1, 3]
 
 
 @pytest.mark.parametrize("family", CHAT)

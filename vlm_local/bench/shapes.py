@@ -16,7 +16,7 @@ from vlm_local.decoding.families import LoadedModel
 from vlm_local.decoding.prepared import PreparedPicture, PreparedRequest
 from vlm_local.engines.loading import multiply_patches, set_up_device
 from vlm_local.errors import ConfigError
-from vlm_local.types import GenerationRequest
+from vlm_local.types import GenerationRequest, Picture
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,8 @@ def prepare_for_shape(loaded: LoadedModel, request: GenerationRequest) -> Prepar
     earlier = [
         PreparedPicture(picture.key, len(image), _draw_patches(loaded, picture.pixels)) for picture in prompt.pictures
     ]
-    return PreparedRequest(request, torch.from_numpy(input_ids), length, vision, tuple(earlier))
+    key = Picture(request.image).key
+    return PreparedRequest(request, torch.from_numpy(input_ids), length, vision, tuple(earlier), key)
 
 
 def _draw_patches(loaded: LoadedModel, pixels: np.ndarray) -> dict[str, torch.Tensor]:

@@ -22,6 +22,7 @@ from transformers.vision_utils import (
 )
 
 from vlm_local.decoding.prepared import (
+    FeatureStore,
     ImageFeatures,
     PictureLayout,
     Prepared,
@@ -31,6 +32,7 @@ from vlm_local.decoding.prepared import (
 )
 from vlm_local.decoding.towers import MAX_LAYOUTS, PlainTower
 
+_KEPT_BYTES = 1 << 27  # of image features; a picture has 0.3 MB in Qwen2-VL's 2B, 4 MB in Molmo2's 8B
 WITH_STATE = ("linear_attention", "conv")  # kinds of layers that keep a state instead of KV (Qwen3.5's, LFM2's)
 
 
@@ -75,6 +77,7 @@ class Family:
     vision_layers: of the vision tower, none where it cannot be captured as a graph, and none of InternVL's, in which
         transformers has hooks that torch.compile cannot trace. vision_config: its configuration.
     softcap: bound of tanh on the logits (Gemma 2), or None.
+    earlier: features of pictures before the present one, kept from request to request.
     """
 
     def __init__(self, loaded: LoadedModel):
@@ -106,6 +109,7 @@ class Family:
         levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
         self.num_deep_levels = len(levels)
         self._get_features = inner.get_image_features
+        self.earlier = FeatureStore(self.encode_images, _KEPT_BYTES)
         self._describe_grid = functools.lru_cache(MAX_LAYOUTS)(self._compute_grid_constants)
         # SmolVLM looks for empty tiles by their values, which a CPU must read back.
         self.can_capture_vision = not loaded.family.startswith("smolvlm")

@@ -1,6 +1,6 @@
 """A request as its family's model reads it, and how pictures go through the vision tower: all of one layout at once."""
 
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,6 +35,7 @@ class PreparedRequest:
         image: pixel_values, image_grid_thw, pixel_attention_mask ... On the CPU: a copy to a GPU from the thread
         that prepares would wait there for the forward that runs.
     earlier: the pictures before the present one, in the prompt's order.
+    key: of types.Picture, of the present one, which may be among them at the next step; None where none are shown.
     blank_log: float64, what the decoder's `read_blank` gave for the blank picture; needed where the request has a
         contrast, else None.
     """
@@ -44,6 +45,7 @@ class PreparedRequest:
     before_length: int
     vision: Mapping[str, torch.Tensor] = field(default_factory=dict)
     earlier: tuple[PreparedPicture, ...] = ()
+    key: int | None = None
     blank_log: np.ndarray | None = None
 
     def join_vision(self) -> dict[str, torch.Tensor]:
@@ -84,6 +86,10 @@ class ImageFeatures:
 
     tokens: torch.Tensor
     deep: tuple[torch.Tensor, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in (self.tokens, *self.deep))
 
 
 @dataclass(frozen=True)
@@ -135,3 +141,28 @@ def find_layout(prepared: Prepared) -> PictureLayout:
 def take_pixels(prepared: Prepared, layout: PictureLayout) -> torch.Tensor:
     """Of the picture that has this layout."""
     return prepared.vision["pixel_values"][tuple(map(slice, layout.shape))]
+
+
+class FeatureStore:
+    """Features of pictures that prompts show before the present one: the language model may have to read a past frame
+    at every step, the vision tower sees it once. The least recently used go when all together pass `max_bytes`.
+    """
+
+    def __init__(self, encode: Callable[[list[PreparedPicture]], list[ImageFeatures]], max_bytes: int):
+        """encode: gives the features of pictures that are not kept."""
+        self._encode, self._max_bytes = encode, max_bytes
+        self._kept: OrderedDict[int, ImageFeatures] = OrderedDict()  # by the picture's key
+
+    def find(self, pictures: Sequence[PreparedPicture]) -> list[ImageFeatures]:
+        """Of each picture, in order."""
+        unknown = {each.key: each for each in pictures if each.key not in self._kept}
+        found = self._kept | dict(zip(unknown, self._encode(list(unknown.values())), strict=True))
+        for each in pictures:
+            self.keep(each.key, found[each.key])
+        return [found[each.key] for each in pictures]
+
+    def keep(self, key: int, features: ImageFeatures) -> None:
+        self._kept[key] = features
+        self._kept.move_to_end(key)
+        while sum(each.nbytes for each in self._kept.values()) > self._max_bytes:
+            self._kept.popitem(last=False)

@@ -215,7 +215,11 @@ class Session:
         """The features of each task's unread pictures together, the present one's last."""
         prepared = [task.prepared for task in self.tasks]
         features = self._forwards.encode_images(prepared) if self._forwards else self._family.encode_images(prepared)
-        earlier = iter(self._family.encode_images([each for unread in self._unread for each in unread]))
+        store = self._family.earlier
+        earlier = iter(store.find([each for unread in self._unread for each in unread]))
+        for each, present in zip(prepared, features, strict=True):
+            if each.key is not None:
+                store.keep(each.key, present)
         return [
             PlacedImage(
                 join_features([*itertools.islice(earlier, len(unread)), present]),

@@ -119,9 +119,12 @@ class _Reading:
         pictures = list_unread(family, self._prepared, start)
         has_present = end > self.num_reusable
         seen: list[ImageFeatures] = []
-        for picture in [*pictures, *[self._prepared] * has_present]:
+        for picture in pictures:
             yield "look"
-            seen += family.encode_images([picture])
+            seen += family.earlier.find([picture])
+        if has_present:
+            yield "look"
+            seen += family.encode_images([self._prepared])
         places = start + np.flatnonzero(self._ids[start:end] == family.image_token_id)
         features = join_features(seen) if seen else None
         while self.filled < end:

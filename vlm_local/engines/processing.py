@@ -142,7 +142,8 @@ class Processing:
             PreparedPicture(picture.key, count, each.vision)
             for picture, count, each in zip(shown, counts[:-1], earlier, strict=True)
         ]
-        return PreparedRequest(request, input_ids, first, {**present.vision, **types}, tuple(pictures))
+        key = Picture(self._fit(request.image)).key  # as a past frame will have it
+        return PreparedRequest(request, input_ids, first, {**present.vision, **types}, tuple(pictures), key)
 
     def _read_again(self, picture: Picture) -> _ReadPicture:
         if picture.key in self._read:
