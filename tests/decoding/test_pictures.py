@@ -61,6 +61,24 @@ def test_a_kept_prefix_of_pictures_answers_as_the_whole_prompt(family):
     assert reused[6] < reused[5] < reused[3] < reused[2]  # up to the picture that changed, and no further
 
 
+@pytest.mark.parametrize("family", ["lfm2-vl", slow("qwen3.5")])
+def test_what_comes_before_past_frames_and_the_frames_are_kept_where_a_state_cannot_be_cut(family):
+    """An example; frames that come one by one, stay for three steps and are then shifted, twice."""
+    loaded, processing = load_tiny(family)
+    shuffle_head(loaded, 4, scale=0.2)
+    example, *frames = (draw_picture(n) for n in range(6))
+    keeping, steps = TreeDecoder(loaded), []  # of each step, how many pictures are not read again
+    for first, last in [(0, 0), (0, 1), (0, 2), *[(0, 3)] * 3, *[(1, 4)] * 3, *[(2, 5)] * 3]:
+        shown = [f for n in range(first, last) for f in (f"{n} steps after the first one:", frames[n])]
+        request = show(draw_request(len(steps), **EXACT), "An example of another one:", example, "right", *shown)
+        [prepared] = prepare(processing, request)
+        [[kept], [fresh]] = keeping.decode([prepared]), TreeDecoder(loaded).decode([prepared])
+        np.testing.assert_allclose(kept.probabilities, fresh.probabilities, atol=1e-5)
+        is_picture = prepared.input_ids[: int(kept.stats["reused_tokens"])] == loaded.model.config.image_token_id
+        steps.append(int(is_picture.sum()) // prepared.earlier[0].num_tokens)
+    assert steps == [0, 0, 1, 3, 4, 4, *[1, 4, 4] * 2]
+
+
 @pytest.mark.parametrize("family", ["qwen2-vl", "molmo2"])
 def test_the_vision_tower_sees_each_frame_of_an_episode_once(family, monkeypatch):
     """Two robots, whose last two pictures are shown; the first one alone was not a prompt with frames yet."""

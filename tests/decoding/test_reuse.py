@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
-from tests.slow import FAMILIES
+from tests.slow import FAMILIES, slow
 from tests.tiny_models.names import KEEP_A_STATE, KEEP_NOTHING, MOLMO2
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import Kept
@@ -45,6 +45,20 @@ def test_an_episode_answers_as_if_nothing_were_kept(family):
     elif any(reused):
         assert reused[3] > reused[1] > 0  # what was there before is used, what is new is read
         assert reused[4] < reused[1]  # up to the changed byte and no further
+
+
+@pytest.mark.parametrize("family", ["lfm2-vl", slow("qwen3.5")])
+def test_a_state_serves_a_text_that_changed_and_one_that_stays(family):
+    """The same rules throughout, then a note: of the second one, first the rules alone are kept, then all of it."""
+    loaded, processing = share_tiny(family)
+    decoder, reused, num_before = TreeDecoder(loaded), [], []
+    for note in ("go left", "turn right", "turn right", "turn right", "close"):
+        [prepared] = prepare(processing, change_before(draw_request(0, **EXACT), f"Answer in one phrase. Last: {note}"))
+        [answer] = decoder.decode([prepared])
+        reused.append(answer.stats["reused_tokens"])
+        num_before.append(count_reusable(Family(loaded), prepared))
+    rules = reused[2]
+    assert 0 < rules < num_before[3] - 4 and reused == [0, 0, rules, num_before[3], rules]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

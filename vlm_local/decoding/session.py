@@ -4,6 +4,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from vlm_local.decoding.static import RESERVE, StaticForwards, StaticKV
 from vlm_local.decoding.trie import TokenTrie
 from vlm_local.types import GenerationRequest
 
+_FEW = 8  # columns that are not worth a state of their own: the number of a step, and words before it
+
 
 @dataclass(frozen=True, eq=False)
 class _Entry:
@@ -25,17 +28,21 @@ class _Entry:
     kept: Kept
 
 
+Slot = Literal["step", "shared", "ahead"]
+
+
 class PrefixStore:
     """KV and states of each episode's prompt before the present image, kept between its steps.
 
     What is kept is a copy of the columns before the present image's first token, those of earlier pictures included.
-    Attention looks back only, so no later image has touched it. One entry an episode, and one that was read ahead for a
-    prompt that a later step will have; the least recently used go when all together pass `max_bytes`.
+    Attention looks back only, so no later image has touched it. An episode has an entry of its last step, one of what
+    its prompts share where that cannot be cut out of the last step's (a state), and one that was read ahead for a
+    prompt that a later step will have. The least recently used go when all together pass `max_bytes`.
     """
 
     def __init__(self, max_bytes: int):
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[tuple[str, bool], _Entry] = OrderedDict()  # (episode, whether it was read ahead)
+        self._entries: OrderedDict[tuple[str, Slot], _Entry] = OrderedDict()
 
     @property
     def num_bytes(self) -> int:
@@ -43,41 +50,40 @@ class PrefixStore:
 
     def find(self, episode: str | None, keys: np.ndarray) -> tuple[Kept | None, int]:
         """What is kept of columns whose tokens and pictures, from the first on, are those of `keys` (n,), or None; and
-        how many of the episode's last step are the same, whether or not that many can be used.
+        how many of an earlier prompt of the episode are the same, whether or not that many can be used.
         """
-        if episode is None:
-            return None, 0
-        here, ahead = (episode, False), (episode, True)
-        (kept, same), (kept_ahead, same_ahead) = self._find(here, keys), self._find(ahead, keys)
-        if kept_ahead and (kept is None or kept_ahead.num_columns > kept.num_columns):
-            self._entries[here] = self._entries.pop(ahead)  # the step has come for which it was read
-            kept, same = kept_ahead, same_ahead
-        if kept:
-            self._entries.move_to_end(here)
-        return kept, same
+        best, kept, most = None, None, 0
+        for slot in get_args(Slot):
+            entry = self._entries.get((episode, slot)) if episode is not None else None
+            same = _count_same(entry.keys, keys) if entry else 0
+            usable = entry and entry.kept.cut(same)
+            if usable and (kept is None or usable.num_columns > kept.num_columns):
+                best, kept = slot, usable
+            most = max(most, same)
+        if episode is not None and best is not None:
+            entry = self._entries.pop((episode, best))
+            self._entries[episode, "step" if best == "ahead" else best] = (
+                entry  # the step has come for which it was read
+            )
+        return kept, most
 
-    def _find(self, place: tuple[str, bool], keys: np.ndarray) -> tuple[Kept | None, int]:
-        entry = self._entries.get(place)
-        if entry is None:
-            return None, 0
-        shorter = min(len(keys), len(entry.keys))
-        differs = np.flatnonzero(entry.keys[:shorter] != keys[:shorter])
-        count = int(differs[0]) if len(differs) else shorter
-        return entry.kept.cut(count), count
-
-    def keep(self, episode: str, keys: np.ndarray, kept: Kept, is_ahead: bool = False) -> None:
-        """kept: of the columns of exactly `keys`, in memory of its own.
-
-        is_ahead: no step had this prompt yet; what is kept for the present ones stays beside it.
-        """
-        self._entries.pop((episode, is_ahead), None)
-        self._entries[episode, is_ahead] = _Entry(keys, kept)
+    def keep(self, episode: str, keys: np.ndarray, kept: Kept, slot: Slot = "step") -> None:
+        """kept: of the columns of exactly `keys`, in memory of its own."""
+        self._entries.pop((episode, slot), None)
+        self._entries[episode, slot] = _Entry(keys, kept)
         while self.num_bytes > self._max_bytes:
             self._entries.popitem(last=False)
 
     def forget(self, episode: str) -> None:
-        for is_ahead in (False, True):
-            self._entries.pop((episode, is_ahead), None)
+        for slot in get_args(Slot):
+            self._entries.pop((episode, slot), None)
+
+
+def _count_same(keys: np.ndarray, others: np.ndarray) -> int:
+    """How many are the same, from the first on."""
+    shorter = min(len(keys), len(others))
+    differs = np.flatnonzero(keys[:shorter] != others[:shorter])
+    return int(differs[0]) if len(differs) else shorter
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +100,7 @@ class DecodeTask:
     """One request that is being decoded.
 
     keys: int64 (L,) of the prompt's columns, see Family.hash_columns.
-    kept: what its first columns left in an earlier step of the episode, or None.
+    kept: what its first columns left in an earlier step of the episode, or None. slot: of what it leaves itself.
     expected: float64 (N,) probability of the trie's nodes one step ago, or None; only the draft uses it.
     num_read: nodes read so far. is_draft_hit: whether the first forward settled the choice.
     """
@@ -104,6 +110,7 @@ class DecodeTask:
     keys: np.ndarray
     kept: Kept | None
     row: Row
+    slot: Slot
     distribution: TrieDistribution
     choice: Choice = field(default_factory=lambda: Choice(None))
     expected: np.ndarray | None = None
@@ -125,12 +132,27 @@ def build_task(
     keys = family.hash_columns(prepared)
     num_reusable = count_reusable(family, prepared)
     kept, num_same = store.find(prepared.request.episode, keys[:num_reusable]) if store else (None, 0)
-    # A state serves only where all before it is the same: what has changed since the last step will change again.
-    keep = num_same if family.is_recurrent and num_same else num_reusable
-    blocks = family.find_blocks(prepared)
     num_kept = kept.num_columns if kept else 0
+    keep, slot = num_reusable, "step"
+    if family.is_recurrent and num_same:
+        keep, slot = _place_state(keys[:num_reusable], num_kept, num_same)
+    blocks = family.find_blocks(prepared)
     row = Row(grammar.trie, ids, positions, behind, blocks, num_kept, keep, family.cuts_blocks)
-    return DecodeTask(prepared, grammar, keys, kept, row, TrieDistribution(grammar.trie, find_taken_out(prepared)))
+    distribution = TrieDistribution(grammar.trie, find_taken_out(prepared))
+    return DecodeTask(prepared, grammar, keys, kept, row, slot, distribution)
+
+
+def _place_state(keys: np.ndarray, num_kept: int, num_same: int) -> tuple[int, Slot]:
+    """Behind how many columns a state is kept, and as what. It serves only where all before it is the same.
+
+    First where the prompt parts from an earlier one: what has changed will change again, what is before it stays. Where
+    that is kept, behind the last earlier picture (all, if there is none): frames stay for some steps, or others follow.
+    keys: of the reusable columns. num_kept: how many are kept. num_same: how many an earlier prompt has, too.
+    """
+    if num_same > num_kept + _FEW:
+        return num_same, "shared"
+    pictures = np.flatnonzero(keys < 0)
+    return (int(pictures[-1]) + 1 if len(pictures) else len(keys)), "step"
 
 
 def find_taken_out(prepared: PreparedRequest) -> np.ndarray | None:
@@ -234,7 +256,7 @@ class Session:
             count = task.row.keep
             if task.request.episode is not None and count > task.row.kept:
                 kept = self._kv.copy_columns(index, task.row.prompt_columns[:count])
-                store.keep(task.request.episode, task.keys[:count], kept)
+                store.keep(task.request.episode, task.keys[:count], kept, task.slot)
 
     def narrow(self, stays: Sequence[bool]) -> None:
         """Go on with fewer tasks."""

@@ -35,7 +35,7 @@ from vlm_local.types import Generation
 # pretrained words (0.113 with small random families). float16 has three bits more: an eighth of that.
 NEAR_TIE = {torch.float32: 2e-4, torch.float16: 0.04, torch.bfloat16: 0.3}
 
-_KEPT_BYTES = 1 << 29  # of what is kept of all episodes together; a state of Qwen3.5's 4B alone is 50 MB
+_KEPT_BYTES = 1 << 30  # of what is kept of all episodes together; a state of Qwen3.5's 4B alone is 50 MB
 _MAX_EPISODES = 64  # whose last step is remembered for the next one's draft: 18 kB each
 
 

@@ -150,7 +150,7 @@ class _Reading:
         columns = np.arange(self.num_reusable)
         episode = self._prepared.request.episode
         assert episode is not None  # a thought is always an episode's
-        store.keep(episode, self._keys[: self.num_reusable], self._kv.copy_columns(0, columns), is_ahead=True)
+        store.keep(episode, self._keys[: self.num_reusable], self._kv.copy_columns(0, columns), "ahead")
 
     def _run(self, ids: np.ndarray, positions: np.ndarray, images: Sequence[PlacedImage]) -> torch.Tensor:
         count, start, window = len(ids), self.filled, self._family.window
