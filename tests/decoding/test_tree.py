@@ -85,6 +85,19 @@ def test_the_fast_posterior_is_a_lower_bound_with_a_certified_rest(family):
     assert fast.missing_mass <= 0.01 or fast.stats["nodes"] >= Budget().fast_total
 
 
+def test_a_flat_distribution_is_foreseen_from_the_step_before():
+    """No phrase has half of the probability. What was said until then would fill the draft with the wrong ones."""
+    loaded, processing = load_tiny("qwen2-vl")
+    shuffle_head(loaded, 0, scale=0.3)
+    decoder, said, answers = TreeDecoder(loaded), (), []
+    for picture in (0, 1, 1):
+        request = draw_request(picture, sentences=PHRASES, posterior="fast", episode="a", drafts=said)
+        answers += decoder.decode(prepare(processing, request))
+        said = (answers[-1].sentence, *said)
+    assert answers[2].probabilities.max() < 0.5 and answers[2].missing_mass < 0.01
+    assert [answer.stats["forwards"] for answer in answers[1:]] == [2, 1]
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_batch_answers_as_each_alone(family):
     loaded, processing = load_tiny(family)

@@ -22,7 +22,7 @@ from vlm_local.types import GenerationRequest
 FAST_MISSING = 0.01  # probability that the fast posterior may leave unassigned
 _DECAY = 0.5  # of the weight of the episode's last sentence, the one before it, ...
 _SHORT = 0.3  # weight of "something short", which is all there is to go by in a first step
-_MODEL = 3.0  # weight of what the model thought one step ago
+_MODEL = 30.0  # weight of what the model thought one step ago; where that is not known, likeness tells
 _NONE = ""
 _LEAST = 1e-200  # keeps ratios finite where a weight underflows
 
