@@ -304,6 +304,21 @@ def test_silent_connections_keep_no_robot_out(door):
             connection.close()
 
 
+def test_half_sent_frames_keep_no_robot_out_that_still_shakes_hands(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 4)
+    with open_door() as (_, url), ExitStack() as stack:
+        half, robot, later = [[stack.enter_context(socket.socket()) for _ in range(count)] for count in (4, 1, 1)]
+        for client in half:
+            _send_begin(url, client, 1000)
+        for client in robot + later:
+            client.connect(("127.0.0.1", _port_of(url)))
+            client.sendall(HANDSHAKE[:40])
+        until(lambda: sum(map(_has_ended, half)) == 2)
+        robot[0].settimeout(60)
+        robot[0].sendall(HANDSHAKE[40:])
+        assert b"101" in robot[0].recv(64)
+
+
 def mutate(frame: bytes, chance: random.Random) -> bytes:
     changed = bytearray(frame)
     for _ in range(chance.randint(1, 8)):
