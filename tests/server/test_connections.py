@@ -18,6 +18,7 @@ from PIL import Image
 from tests.server.observing import observe
 from tests.serving import ask, build_body, exchange, read_answer, serve, until
 from tests.slow import slow
+from vlm_local.processes import trim_heaps
 from vlm_local.server.access import MAX_SMALL_BODY, Gate
 from vlm_local.server.live import Hub
 from vlm_local.server.service import ServerSettings
@@ -191,6 +192,18 @@ def test_a_stranger_costs_no_memory_and_hears_why():
             answer = read_answer(stranger)
             assert answer.startswith(b"HTTP/1.1 401") and b"a token is needed" in answer
             stranger.close()
+
+
+def test_a_body_whose_sender_hung_up_is_let_go(server):
+    def measure():
+        trim_heaps()
+        return psutil.Process().memory_info().rss
+
+    before = measure()
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
+            connection.sendall(LONG + b"x" * 7_900_000)
+    until(lambda: measure() - before < 60e6)
 
 
 @pytest.mark.parametrize(("name", "value"), [("vlm_local.server.connections.UNREAD_S", 0.2), slow(BUDGET, 1_000_000)])

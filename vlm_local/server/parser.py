@@ -56,7 +56,7 @@ class Parser(HTTPRequestParser):
             if not self._is_judged:
                 self._is_judged = True
                 if not self._is_wanted(self):
-                    self._drop_body()
+                    self.drop_body()
             self._check_chunks()
         return consumed
 
@@ -65,11 +65,11 @@ class Parser(HTTPRequestParser):
             self.expect_continue = False  # it has sent nothing yet, and shall not
             return
         body = self.body_rcv
-        self._drop_body()
+        self.drop_body()
         given_up = max(self.content_length, self.body_bytes_received) > _GIVE_UP_READING
         self.completed = given_up or body is None or bool(body.completed or body.error)
 
-    def _drop_body(self) -> None:
+    def drop_body(self) -> None:
         if self.body_rcv is not None and self._is_kept:
             self._is_kept = False
             self.body_rcv.buf.close()
