@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from waitress.wasyncore import poll2
 
 from tests.server.observing import observe
 from tests.serving import ask, build_body, exchange, read_answer, serve, until
@@ -71,6 +72,22 @@ def test_who_waits_for_its_next_step_stays_where_others_have_asked_nothing(serve
         connect()
     kept.sendall(request)
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
+
+
+def test_a_robot_does_not_wait_behind_each_stranger_for_a_look_at_all_connections(server, connect, monkeypatch):
+    gate, looks = threading.Event(), []
+
+    def look(*args):
+        gate.wait(60)
+        looks.append(poll2(*args))
+
+    monkeypatch.setattr("vlm_local.server.connections.poll2", look)
+    server.http._server.pull_trigger()
+    for _ in range(100):
+        connect(HALF)
+    robot = connect(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    gate.set()
+    assert read_answer(robot).startswith(b"HTTP/1.1 200") and len(looks) < 60
 
 
 def test_a_request_has_ten_seconds_and_a_connection_that_has_asked_has_more(server, connect, limit):
