@@ -18,6 +18,7 @@ import pytest
 from tests.serving import ask, build_body, serve, until
 from vlm_local import relay as relay_file
 from vlm_local.cli import main
+from vlm_local.errors import EngineError
 from vlm_local.lab.station.run import JobPlan, run_job
 from vlm_local.lab.station.way import Link
 from vlm_local.relay import HEADER, Relay
@@ -414,11 +415,14 @@ def test_a_server_that_stays_away_is_told_in_its_own_words():
         assert status == 503 and b"is stopping" in body
 
 
-def test_a_number_stands_for_one_request():
+def test_a_number_stands_for_one_request(caplog):
+    caplog.set_level("INFO")
     mark = {HEADER: "a1-7"}
     with serve() as server:
         first = server.post(ACT, build_body(), mark)
+        assert "phrase=" in caplog.text and "repeated" not in caplog.text
         assert server.post(ACT, build_body(), mark)[2] == first[2]
+        assert "repeated=True" in caplog.text
         assert _count_steps(server) == 1
         assert server.post(ACT, build_body(instruction="another"), mark)[0] == 409
         assert server.post(ACT, build_body(), {HEADER: "a1-6"})[0] == 409
@@ -431,8 +435,11 @@ def test_a_number_stands_for_one_request():
 
 
 def test_what_failed_is_tried_again():
-    with serve() as server:
+    with serve(settings=ServerSettings(on_fault="error")) as server:
         assert server.post(ACT, b"{", {HEADER: "a1-1"})[0] == 400
+        server.engine.fault = EngineError("out of memory")
+        assert server.post(ACT, build_body(), {HEADER: "a1-2"})[0] == 503
+        server.engine.fault = None
         assert server.post(ACT, build_body(), {HEADER: "a1-2"})[0] == 200
 
 

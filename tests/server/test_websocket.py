@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from tests.serving import ACTION, IMAGE, PHRASE, read_answer, serve, until
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.fields import take_any
-from vlm_local.server.access import Gate
+from vlm_local.server.access import Gate, parse_networks
 from vlm_local.server.frames import find_spelling, read_array, read_picture, unpack
 from vlm_local.server.serve import bind
 from vlm_local.server.service import ServerSettings
@@ -114,6 +114,15 @@ def test_connections_at_once_are_robots_of_their_own(door):
             client.recv()
             robots.append(served.newest_record().robot)
     assert sorted(robots) == ["ws0", "ws1"]
+    until(lambda: _find_name(*door) == "ws0")  # a script that connects anew is the same robot
+
+
+def _find_name(served, url):
+    with connect(url) as client:
+        client.recv()
+        client.send(openpi_observation())
+        client.recv()
+        return served.newest_record().robot
 
 
 def test_the_wrists_picture_is_not_taken_for_the_scenes(door):
@@ -286,9 +295,36 @@ def test_who_has_no_token_does_not_come_in():
     ],
 )
 def test_what_is_answered_by_http(door, path, headers, status):
+    assert _ask_http(door[1] + path, headers) == status
+
+
+def _ask_http(url, headers=None):
     with pytest.raises(InvalidStatus) as answered:
-        connect(door[1] + path, additional_headers=headers)
-    assert answered.value.response.status_code == status
+        connect(url, additional_headers=headers)
+    return answered.value.response.status_code
+
+
+def test_a_server_that_cannot_answer_says_so_to_probes():
+    with open_door() as (served, url):
+        served.service.stopping.set()
+        assert _ask_http(f"{url}/healthz") == 503
+
+
+def test_an_address_is_let_in_or_not():
+    with open_door(settings=ServerSettings(gate=Gate(None, parse_networks("10.0.0.0/8")))) as (_, url):
+        assert _ask_http(url) == 403
+    with open_door(settings=ServerSettings(gate=Gate(None, parse_networks("127.0.0.0/8")))) as (_, url), connect(url):
+        pass
+
+
+def test_who_sends_more_than_the_rate_hears_why():
+    with open_door(settings=ServerSettings(rate_limit=0.001)) as (_, url), connect(f"{url}/vla-eval") as client:
+        answers = []
+        for seq in range(3):
+            client.send(vla_eval_observation(seq))
+            answers.append(msgpack.unpackb(client.recv()))
+        assert [answer["type"] for answer in answers] == ["action", "error", "error"]
+        assert "slow down" in answers[1]["payload"]["error"]
 
 
 def test_silent_connections_keep_no_robot_out(door):
@@ -467,7 +503,7 @@ def _deaf_clients(url, count):
             client.connect(("127.0.0.1", _port_of(url)))
             client.sendall(HANDSHAKE)
             assert b"101" in client.recv(64)
-            client.settimeout(2)
+            client.settimeout(0.5)
         for client in deaf:
             with suppress(TimeoutError, ConnectionError):
                 for _ in range(1000):
