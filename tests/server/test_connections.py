@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import select
 import socket
 import threading
 import time
@@ -56,21 +57,27 @@ def connect(server):
 
 
 def test_half_open_connections_make_room_for_a_robot(server, connect, limit):
-    limit("MAX_CONNECTIONS", 6)
-    half = [connect(HALF) for _ in range(12)]
+    limit("MAX_CONNECTIONS", 12)
+    half = [connect(HALF) for _ in range(9)]
+    server.act()  # they are read, so they hear why
+    half += [connect(HALF) for _ in range(12)]
     for _ in range(10):
         server.act()
     assert b"503" in read_answer(half[0]).splitlines()[0]
 
 
-def test_who_waits_for_its_next_step_stays_where_others_have_asked_nothing(server, connect, limit):
+@pytest.mark.parametrize("num_bytes", [0, 20])
+def test_who_sends_its_next_step_or_waits_for_it_stays_where_others_have_asked_nothing(
+    server, connect, limit, num_bytes
+):
     request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     kept = connect(request)
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
+    kept.sendall(request[:num_bytes])
     limit("MAX_CONNECTIONS", 4)
     for _ in range(8):
         connect()
-    kept.sendall(request)
+    kept.sendall(request[num_bytes:])
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
 
 
@@ -94,7 +101,12 @@ def test_a_request_has_ten_seconds_and_a_connection_that_has_asked_has_more(serv
     kept = connect(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
     limit("REQUEST_S", 0.2)
-    late, silent = [connect(HALF), connect(LONG + b"xx")], [connect(), connect(b"\r\n\r\n")]
+    slow = connect(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert read_answer(slow).startswith(b"HTTP/1.1 200")
+    slow.sendall(HALF)
+    while not select.select([slow], [], [], 0.02)[0]:  # a byte at a time
+        slow.sendall(b"x")
+    late, silent = [slow, connect(HALF), connect(LONG + b"xx")], [connect(), connect(b"\r\n\r\n")]
     for connection in late:
         head, _, body = read_answer(connection).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408") and "did not come within" in json.loads(body)["error"]
@@ -186,6 +198,8 @@ def test_a_body_of_tiny_chunks_is_refused(server):
     body = build_body()
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:1000], body[1000:9000], body[9000:]))
     assert exchange(server.port, head + chunks + b"0\r\n\r\n").startswith(b"HTTP/1.1 200")
+    few = head.replace(b"/act", b"/reset") + b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"
+    assert exchange(server.port, few).startswith(b"HTTP/1.1 200")
 
 
 def test_what_needs_no_picture_takes_no_large_body(server):

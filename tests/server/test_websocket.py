@@ -561,6 +561,42 @@ def test_who_is_not_waited_for_is_not_hung_up_on(monkeypatch):
         assert msgpack.unpackb(client.recv())["phrases"] == [PHRASE]
 
 
+def test_where_all_have_acted_the_one_that_has_rested_longest_makes_room(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 2)
+    with open_door() as (_, url), ExitStack() as stack:
+        robots = []
+        for _ in range(3):
+            robots.append(stack.enter_context(connect(url)))
+            robots[-1].recv()
+            robots[-1].send(openpi_observation())
+            robots[-1].recv()
+        robots[1].send(openpi_observation())
+        assert msgpack.unpackb(robots[1].recv())["phrases"] == [PHRASE]
+        with pytest.raises(ConnectionClosed):
+            robots[0].recv(timeout=10)
+
+
+def test_connections_that_have_ended_take_no_place(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 4)
+    with open_door() as (_, url), connect(url) as robot:
+        robot.recv()
+        for _ in range(12):
+            with connect(url) as other:
+                other.recv()
+        robot.send(openpi_observation())
+        assert msgpack.unpackb(robot.recv())["phrases"] == [PHRASE]
+
+
+def test_many_that_come_at_once_keep_no_more_places_than_there_are(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 4)
+    with open_door() as (_, url), ExitStack() as stack:
+        crowd = [stack.enter_context(socket.socket()) for _ in range(80)]
+        for client in crowd:
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", _port_of(url)))
+        until(lambda: sum(not _has_ended(client) for client in crowd) <= 4)
+
+
 class _ShortOfFiles:
     """A listener for whose first connection no file is left."""
 
