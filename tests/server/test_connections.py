@@ -209,7 +209,8 @@ def test_what_needs_no_picture_takes_no_large_body(server):
     assert server.post("/reset", b" " * 1000)[0] == 200
 
 
-def test_a_stranger_costs_no_memory_and_hears_why():
+def test_a_stranger_costs_no_memory_and_hears_why(monkeypatch):
+    monkeypatch.setattr(BUDGET, 10_000_000)  # of which it takes nothing
     with serve(settings=ServerSettings(gate=Gate("correct-horse"))) as server:
         before = psutil.Process().memory_info().rss
         strangers = [socket.create_connection(("127.0.0.1", server.port), 60) for _ in range(20)]

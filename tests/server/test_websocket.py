@@ -328,16 +328,14 @@ def test_who_sends_more_than_the_rate_hears_why():
 
 
 def test_silent_connections_keep_no_robot_out(door):
-    port = int(door[1].rsplit(":", 1)[1])
-    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_CONNECTIONS + 20)]
-    try:
-        with connect(door[1]) as client:
-            client.recv()
-            client.send(openpi_observation())
-            assert len(msgpack.unpackb(client.recv())["phrases"]) == 1
-    finally:
-        for connection in silent:
-            connection.close()
+    with connect(door[1]) as early, ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS + 20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", _port_of(door[1]))))
+        with connect(door[1]) as late:
+            for client in (early, late):
+                client.recv()
+                client.send(openpi_observation())
+                assert len(msgpack.unpackb(client.recv())["phrases"]) == 1
 
 
 def test_half_sent_frames_keep_no_robot_out_that_still_shakes_hands(monkeypatch):
