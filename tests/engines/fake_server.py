@@ -138,7 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._drip()
         if self.fake.habit == "no_list":  # transformers' without a cache of the hub
             return self._send(500, {"error": "Internal Server Error"})
-        self._send(200, {"object": "list", "data": [{"id": self.fake.model, "object": "model"}]})
+        models = [] if self.fake.habit == "lists_none" else [{"id": self.fake.model, "object": "model"}]
+        self._send(200, {"object": "list", "data": models})
 
     def do_POST(self):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))

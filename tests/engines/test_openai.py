@@ -14,7 +14,7 @@ from tests.engines.asking import PROMPT, SENTENCES, ask
 from tests.engines.fake_server import FakeServer
 from vlm_local.engines.openai import OpenAIEngine
 from vlm_local.engines.remote import build_messages, encode_image
-from vlm_local.errors import ConfigError, RequestError
+from vlm_local.errors import ConfigError, RemoteError, RequestError
 from vlm_local.types import GenerationRequest, Picture, Prompt
 
 REQUEST = GenerationRequest(np.full((32, 32, 3), 7, np.uint8), PROMPT, tuple(SENTENCES))
@@ -62,6 +62,12 @@ def test_a_server_that_refuses_everything_is_told_by_its_own_reason(server):
         OpenAIEngine([server.url], "tiny")
 
 
+def test_a_server_that_fails_at_the_plainest_question_is_not_said_to_know_no_constraint(server):
+    server.habit = "500"
+    with pytest.raises(RemoteError, match="500"):
+        OpenAIEngine([server.url], "tiny")
+
+
 @pytest.mark.parametrize("habit", ["refuses_new_limit", "old_limit"])
 def test_a_server_that_knows_only_max_tokens_is_asked_with_it(open_engine, server, habit):
     server.habit = habit
@@ -70,8 +76,9 @@ def test_a_server_that_knows_only_max_tokens_is_asked_with_it(open_engine, serve
     assert "max_tokens" in server.bodies[-1] and "max_completion_tokens" not in server.bodies[-1]
 
 
-def test_a_list_of_models_that_fails_is_done_without(open_engine, server):
-    server.habit = "no_list"
+@pytest.mark.parametrize("habit", ["no_list", "lists_none"])
+def test_a_list_of_models_that_fails_is_done_without(open_engine, server, habit):
+    server.habit = habit
     assert ask(open_engine(server)).sentence in SENTENCES
 
 

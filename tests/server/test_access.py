@@ -117,6 +117,10 @@ def test_a_rate_limit_fills_up_again():
     limit.check("a")
     with pytest.raises(RequestError):
         limit.check("a")
+    now[0] += 3600.0  # an hour's rest saves up no more than a burst
+    limit.check("a"), limit.check("a")
+    with pytest.raises(RequestError):
+        limit.check("a")
 
 
 def test_a_prefix():

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.serving import IMAGE, build_body, exchange, serve
+from tests.serving import IMAGE, build_body, exchange, serve, until
 from vlm_local.wire import MAX_BODY, encode_array
 
 
@@ -108,12 +108,29 @@ def test_what_is_not_http_gets_a_4xx_in_json(server, data):
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", "use http://, not https://"),
         (b"POST /act HTTP/1.1\nHost: x\nContent-Length: 2\n\n{}", "must end with CR LF"),
         (b"POST /act HTTP/1.1\nHost: x\nContent-Length: 20000\n\n{" + b" " * 20_000, "must end with CR LF"),
+        (b"\r\n" * 100, "empty lines"),
     ],
-    ids=["tls", "line-feeds", "line-feeds-and-a-picture"],
+    ids=["tls", "line-feeds", "line-feeds-and-a-picture", "empty-lines"],
 )
 def test_what_would_never_become_a_request_is_told_so_at_once(server, data, sentence):
     head, _, body = exchange(server.port, data).partition(b"\r\n\r\n")
     assert b" 400 " in head.splitlines()[0] and sentence in json.loads(body)["error"]
+
+
+def test_a_flood_of_requests_ahead_of_their_answers_is_read_no_further(server):
+    """A quarter of a megabyte of short ones kept all robots waiting for half a second, and 64 of these for 17 s."""
+    before, body, answers = len(server.engine.requests), build_body(), b""
+    server.engine.gate.clear()
+    with socket.create_connection(("127.0.0.1", server.port), 60) as client:
+        client.sendall(b"POST /act HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        until(lambda: len(server.engine.requests) > before)
+        client.sendall(b"\r\nGET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+        server.get("/health")  # the loop has read them
+        server.engine.gate.set()
+        while part := client.recv(65536):
+            answers += part
+    assert answers.count(b" 200 OK") == 8 and answers.count(b"HTTP/1.") == 9
+    assert b"too many requests came before one was answered" in answers
 
 
 @settings(max_examples=60, deadline=None)

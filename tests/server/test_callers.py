@@ -141,6 +141,14 @@ def test_submission_tests_in_the_middle_of_a_job_touch_nobody_and_are_not_record
     assert recorded == {("robot", 2), ("robot.2", 1)}
 
 
+def test_a_submission_test_turns_the_gripper_of_no_robot_called_test():
+    with serve() as server:
+        server.engine.phrase = "close gripper"
+        assert server.post("/act", build_body(**TEST))[0] == 200
+        server.engine.phrase = "move up"
+        assert server.act("/s/test/act?details=1", proprio=None)["action"][6] == 1
+
+
 def test_two_stations_a_test_and_a_third_request_in_flight_are_all_answered(server):
     server.engine.gate.clear()
     answers = []

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import select
 import socket
 import threading
 import time
@@ -14,10 +15,12 @@ import numpy as np
 import psutil
 import pytest
 from PIL import Image
+from waitress.wasyncore import poll2
 
 from tests.server.observing import observe
 from tests.serving import ask, build_body, exchange, read_answer, serve, until
 from tests.slow import slow
+from vlm_local.processes import trim_heaps
 from vlm_local.server.access import MAX_SMALL_BODY, Gate
 from vlm_local.server.live import Hub
 from vlm_local.server.service import ServerSettings
@@ -54,29 +57,56 @@ def connect(server):
 
 
 def test_half_open_connections_make_room_for_a_robot(server, connect, limit):
-    limit("MAX_CONNECTIONS", 6)
-    half = [connect(HALF) for _ in range(12)]
+    limit("MAX_CONNECTIONS", 12)
+    half = [connect(HALF) for _ in range(9)]
+    server.act()  # they are read, so they hear why
+    half += [connect(HALF) for _ in range(12)]
     for _ in range(10):
         server.act()
     assert b"503" in read_answer(half[0]).splitlines()[0]
 
 
-def test_who_waits_for_its_next_step_stays_where_others_have_asked_nothing(server, connect, limit):
+@pytest.mark.parametrize("num_bytes", [0, 20])
+def test_who_sends_its_next_step_or_waits_for_it_stays_where_others_have_asked_nothing(
+    server, connect, limit, num_bytes
+):
     request = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     kept = connect(request)
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
+    kept.sendall(request[:num_bytes])
     limit("MAX_CONNECTIONS", 4)
     for _ in range(8):
         connect()
-    kept.sendall(request)
+    kept.sendall(request[num_bytes:])
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
+
+
+def test_a_robot_does_not_wait_behind_each_stranger_for_a_look_at_all_connections(server, connect, monkeypatch):
+    gate, looks = threading.Event(), []
+
+    def look(*args):
+        gate.wait(60)
+        looks.append(poll2(*args))
+
+    monkeypatch.setattr("vlm_local.server.connections.poll2", look)
+    server.http._server.pull_trigger()
+    for _ in range(100):
+        connect(HALF)
+    robot = connect(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    gate.set()
+    assert read_answer(robot).startswith(b"HTTP/1.1 200") and len(looks) < 60
 
 
 def test_a_request_has_ten_seconds_and_a_connection_that_has_asked_has_more(server, connect, limit):
     kept = connect(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
     assert read_answer(kept).startswith(b"HTTP/1.1 200")
     limit("REQUEST_S", 0.2)
-    late, silent = [connect(HALF), connect(LONG + b"xx")], [connect(), connect(b"\r\n\r\n")]
+    slow = connect(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert read_answer(slow).startswith(b"HTTP/1.1 200")
+    slow.sendall(HALF)
+    while not select.select([slow], [], [], 0.02)[0]:  # a byte at a time
+        slow.sendall(b"x")
+    late, silent = [slow, connect(HALF), connect(LONG + b"xx")], [connect(), connect(b"\r\n\r\n")]
     for connection in late:
         head, _, body = read_answer(connection).partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 408") and "did not come within" in json.loads(body)["error"]
@@ -168,6 +198,8 @@ def test_a_body_of_tiny_chunks_is_refused(server):
     body = build_body()
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (body[:1000], body[1000:9000], body[9000:]))
     assert exchange(server.port, head + chunks + b"0\r\n\r\n").startswith(b"HTTP/1.1 200")
+    few = head.replace(b"/act", b"/reset") + b"1\r\n{\r\n1\r\n}\r\n0\r\n\r\n"
+    assert exchange(server.port, few).startswith(b"HTTP/1.1 200")
 
 
 def test_what_needs_no_picture_takes_no_large_body(server):
@@ -177,7 +209,8 @@ def test_what_needs_no_picture_takes_no_large_body(server):
     assert server.post("/reset", b" " * 1000)[0] == 200
 
 
-def test_a_stranger_costs_no_memory_and_hears_why():
+def test_a_stranger_costs_no_memory_and_hears_why(monkeypatch):
+    monkeypatch.setattr(BUDGET, 10_000_000)  # of which it takes nothing
     with serve(settings=ServerSettings(gate=Gate("correct-horse"))) as server:
         before = psutil.Process().memory_info().rss
         strangers = [socket.create_connection(("127.0.0.1", server.port), 60) for _ in range(20)]
@@ -191,6 +224,18 @@ def test_a_stranger_costs_no_memory_and_hears_why():
             answer = read_answer(stranger)
             assert answer.startswith(b"HTTP/1.1 401") and b"a token is needed" in answer
             stranger.close()
+
+
+def test_a_body_whose_sender_hung_up_is_let_go(server):
+    def measure():
+        trim_heaps()
+        return psutil.Process().memory_info().rss
+
+    before = measure()
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.port), 60) as connection:
+            connection.sendall(LONG + b"x" * 7_900_000)
+    until(lambda: measure() - before < 60e6)
 
 
 @pytest.mark.parametrize(("name", "value"), [("vlm_local.server.connections.UNREAD_S", 0.2), slow(BUDGET, 1_000_000)])

@@ -64,15 +64,18 @@ def test_what_is_no_fault_of_the_model_is_not_held(error):
         HoldOnFault(MoodyPolicy(error), 5).act(_observe())
 
 
-def test_over_http_a_fault_is_an_array_for_the_robot_and_marked_in_the_details():
+def test_over_http_a_fault_is_an_array_for_the_robot_and_marked_in_the_details(caplog):
+    caplog.set_level("INFO")
     with serve() as server:
         server.act()
+        assert "phrase=" in caplog.text and "fault=" not in caplog.text
         server.engine.fault = RuntimeError("CUDA out of memory")
         status, _, body = server.post("/act", build_body())
         assert status == 200 and "__numpy__" in json.loads(body)
         details = server.act()
         assert details["action"] == [0, 0, 0, 0, 0, 0, 1] and "CUDA out of memory" in details["fault"]
         assert details["phrase"] is None and details["step"] == 2
+        assert "fault='the model failed: RuntimeError: CUDA out of memory" in caplog.text
         for _ in range(3):
             server.act()
         status, _, body = server.post("/act", build_body())

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from tests.server.observing import observe
-from tests.serving import IMAGE, PHRASE, ask, build_body, until
+from tests.serving import IMAGE, PHRASE, ask, build_body, exchange, serve, until
 from vlm_local.client import PolicyClient
 from vlm_local.errors import EngineError
 from vlm_local.server.access import Gate, is_known_host
@@ -228,6 +228,7 @@ def test_the_page_lets_nothing_foreign_in():
     [
         ("127.0.0.1:8000", True),
         ("[::1]:8000", True),
+        ("[::1]", True),
         ("192.168.1.20", True),
         ("localhost:8000", True),
         ("robot.localhost", True),
@@ -297,11 +298,18 @@ def test_a_page_of_another_site_can_do_nothing_whatever_it_knows(foreign):
 def test_the_own_page_and_a_link_to_it_are_served():
     with observe() as server:
         own = {"Origin": server.url, "Sec-Fetch-Site": "same-origin"}
-        for headers in (own, {"Origin": server.url}, {"Sec-Fetch-Site": "none"}):
+        behind_a_proxy = {**own, "Origin": "https://gate.example.org"}  # which asks under this server's address
+        for headers in (own, behind_a_proxy, {"Origin": server.url}, {"Sec-Fetch-Site": "none"}):
             assert server.post("/act", build_body(), headers)[0] == 200
         link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
         assert server.get("/", link)[0] == 200
         assert server.get("/metadata", link)[0] == server.post("/act", build_body(), link)[0] == 403
+
+
+@pytest.mark.parametrize(("headers", "status"), [(b"", b"200"), (b"Origin: http://evil.example\r\n", b"403")])
+def test_a_request_without_a_host_is_no_failure_of_the_server(headers, status):
+    with serve() as server:
+        assert exchange(server.port, b"GET /health HTTP/1.0\r\n" + headers + b"\r\n").split()[1] == status
 
 
 def test_a_machine_may_have_other_names():

@@ -147,7 +147,8 @@ def test_details_are_an_object_whatever_the_form(server):
     assert (details["episode"] >= 0, details["step"], details["seed"], details["robot"][:5]) == (True, 1, 5, "robot")
     assert details["fault"] is None and details["model"] == "steered"
     assert set(details["axes"]) == set(details["marginals"]) == {"x", "y", "z", "tilt", "yaw", "gripper"}
-    assert {"decode", "wait", "engine", "total"} <= set(details["timings_ms"])
+    timings = details["timings_ms"]
+    assert {"decode", "wait", "engine"} <= set(timings) and timings["engine"] < timings["total"] < 60_000
 
 
 def test_the_document_of_the_interface_names_each_field_and_bound(server):

@@ -246,6 +246,16 @@ def test_a_disk_that_hangs_never_holds_up_who_hands_over_a_record(tmp_path, monk
     assert outlet.num_dropped >= 44
     hanging.set()
     assert outlet.close(60)
+    assert recorder.stats()["written"] + outlet.num_dropped == 50
+
+
+def test_a_record_that_its_subscriber_could_not_take_is_counted_and_the_next_is_delivered():
+    taken = []
+    outlet = Subscription(lambda record: taken.append(record) if record.step else 1 / 0)
+    for step in range(3):
+        outlet.put(_record(step))
+    assert outlet.close(60)
+    assert outlet.num_dropped == 1 and [record.step for record in taken] == [1, 2]
 
 
 def test_a_folder_that_is_recorded_into_is_refused_and_no_episode_is_taken_over(tmp_path):

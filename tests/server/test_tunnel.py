@@ -34,10 +34,13 @@ def test_a_target_is_read(text, target):
     assert parse_target(text, 8000) == target
 
 
-@pytest.mark.parametrize("text", ["", "me@", "-oProxyCommand=evil", "me@host:port", "a b@host", "me@-host", "host:1:2"])
-def test_what_is_no_target_is_refused(text):
+NO_TARGETS = ["", "me@", "-oProxyCommand=evil", "me@host:port", "a b@host", "me@-host", "host:1:2", "a:0", "a:70000"]
+
+
+@pytest.mark.parametrize(("text", "port"), [*((text, 8000) for text in NO_TARGETS), ("host", -1), ("host", 65536)])
+def test_what_is_no_target_is_refused(text, port):
     with pytest.raises(ConfigError, match="tunnel"):
-        parse_target(text, 8000)
+        parse_target(text, port)
 
 
 def test_the_command_forwards_to_this_server_and_asks_nothing():

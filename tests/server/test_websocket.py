@@ -16,7 +16,7 @@ from websockets.sync.client import connect
 from tests.serving import ACTION, IMAGE, PHRASE, read_answer, serve, until
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.fields import take_any
-from vlm_local.server.access import Gate
+from vlm_local.server.access import Gate, parse_networks
 from vlm_local.server.frames import find_spelling, read_array, read_picture, unpack
 from vlm_local.server.serve import bind
 from vlm_local.server.service import ServerSettings
@@ -114,6 +114,15 @@ def test_connections_at_once_are_robots_of_their_own(door):
             client.recv()
             robots.append(served.newest_record().robot)
     assert sorted(robots) == ["ws0", "ws1"]
+    until(lambda: _find_name(*door) == "ws0")  # a script that connects anew is the same robot
+
+
+def _find_name(served, url):
+    with connect(url) as client:
+        client.recv()
+        client.send(openpi_observation())
+        client.recv()
+        return served.newest_record().robot
 
 
 def test_the_wrists_picture_is_not_taken_for_the_scenes(door):
@@ -311,22 +320,62 @@ def test_who_has_no_token_does_not_come_in():
     ],
 )
 def test_what_is_answered_by_http(door, path, headers, status):
+    assert _ask_http(door[1] + path, headers) == status
+
+
+def _ask_http(url, headers=None):
     with pytest.raises(InvalidStatus) as answered:
-        connect(door[1] + path, additional_headers=headers)
-    assert answered.value.response.status_code == status
+        connect(url, additional_headers=headers)
+    return answered.value.response.status_code
+
+
+def test_a_server_that_cannot_answer_says_so_to_probes():
+    with open_door() as (served, url):
+        served.service.stopping.set()
+        assert _ask_http(f"{url}/healthz") == 503
+
+
+def test_an_address_is_let_in_or_not():
+    with open_door(settings=ServerSettings(gate=Gate(None, parse_networks("10.0.0.0/8")))) as (_, url):
+        assert _ask_http(url) == 403
+    with open_door(settings=ServerSettings(gate=Gate(None, parse_networks("127.0.0.0/8")))) as (_, url), connect(url):
+        pass
+
+
+def test_who_sends_more_than_the_rate_hears_why():
+    with open_door(settings=ServerSettings(rate_limit=0.001)) as (_, url), connect(f"{url}/vla-eval") as client:
+        answers = []
+        for seq in range(3):
+            client.send(vla_eval_observation(seq))
+            answers.append(msgpack.unpackb(client.recv()))
+        assert [answer["type"] for answer in answers] == ["action", "error", "error"]
+        assert "slow down" in answers[1]["payload"]["error"]
 
 
 def test_silent_connections_keep_no_robot_out(door):
-    port = int(door[1].rsplit(":", 1)[1])
-    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(MAX_CONNECTIONS + 20)]
-    try:
-        with connect(door[1]) as client:
-            client.recv()
-            client.send(openpi_observation())
-            assert len(msgpack.unpackb(client.recv())["phrases"]) == 1
-    finally:
-        for connection in silent:
-            connection.close()
+    with connect(door[1]) as early, ExitStack() as stack:
+        for _ in range(MAX_CONNECTIONS + 20):
+            stack.enter_context(socket.create_connection(("127.0.0.1", _port_of(door[1]))))
+        with connect(door[1]) as late:
+            for client in (early, late):
+                client.recv()
+                client.send(openpi_observation())
+                assert len(msgpack.unpackb(client.recv())["phrases"]) == 1
+
+
+def test_half_sent_frames_keep_no_robot_out_that_still_shakes_hands(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 4)
+    with open_door() as (_, url), ExitStack() as stack:
+        half, robot, later = [[stack.enter_context(socket.socket()) for _ in range(count)] for count in (4, 1, 1)]
+        for client in half:
+            _send_begin(url, client, 1000)
+        for client in robot + later:
+            client.connect(("127.0.0.1", _port_of(url)))
+            client.sendall(HANDSHAKE[:40])
+        until(lambda: sum(map(_has_ended, half)) == 2)
+        robot[0].settimeout(60)
+        robot[0].sendall(HANDSHAKE[40:])
+        assert b"101" in robot[0].recv(64)
 
 
 def mutate(frame: bytes, chance: random.Random) -> bytes:
@@ -477,7 +526,7 @@ def _deaf_clients(url, count):
             client.connect(("127.0.0.1", _port_of(url)))
             client.sendall(HANDSHAKE)
             assert b"101" in client.recv(64)
-            client.settimeout(2)
+            client.settimeout(0.5)
         for client in deaf:
             with suppress(TimeoutError, ConnectionError):
                 for _ in range(1000):
@@ -533,6 +582,42 @@ def test_who_is_not_waited_for_is_not_hung_up_on(monkeypatch):
             assert read_answer(second) == b""
         served.engine.gate.set()
         assert msgpack.unpackb(client.recv())["phrases"] == [PHRASE]
+
+
+def test_where_all_have_acted_the_one_that_has_rested_longest_makes_room(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 2)
+    with open_door() as (_, url), ExitStack() as stack:
+        robots = []
+        for _ in range(3):
+            robots.append(stack.enter_context(connect(url)))
+            robots[-1].recv()
+            robots[-1].send(openpi_observation())
+            robots[-1].recv()
+        robots[1].send(openpi_observation())
+        assert msgpack.unpackb(robots[1].recv())["phrases"] == [PHRASE]
+        with pytest.raises(ConnectionClosed):
+            robots[0].recv(timeout=10)
+
+
+def test_connections_that_have_ended_take_no_place(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 4)
+    with open_door() as (_, url), connect(url) as robot:
+        robot.recv()
+        for _ in range(12):
+            with connect(url) as other:
+                other.recv()
+        robot.send(openpi_observation())
+        assert msgpack.unpackb(robot.recv())["phrases"] == [PHRASE]
+
+
+def test_many_that_come_at_once_keep_no_more_places_than_there_are(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 4)
+    with open_door() as (_, url), ExitStack() as stack:
+        crowd = [stack.enter_context(socket.socket()) for _ in range(80)]
+        for client in crowd:
+            client.setblocking(False)
+            client.connect_ex(("127.0.0.1", _port_of(url)))
+        until(lambda: sum(not _has_ended(client) for client in crowd) <= 4)
 
 
 class _ShortOfFiles:

@@ -19,7 +19,6 @@ import resource
 import socket
 import time
 from contextlib import suppress
-from functools import partial
 from http import HTTPStatus
 
 from waitress.channel import HTTPChannel
@@ -44,6 +43,7 @@ PACE_S = 0.01  # between two reads of a body above MAX_LISTED, while a robot is 
 if (_files := resource.getrlimit(resource.RLIMIT_NOFILE)[0]) != resource.RLIM_INFINITY:
     MAX_CONNECTIONS = min(MAX_CONNECTIONS, _files // 2)  # the model, the recording and large bodies take files, too
 
+_MAX_AHEAD = 8  # requests of a connection before the first is answered; 256 kB of short ones take 0.5 s to parse
 _LARGE_AT_ONCE = 4  # bodies above LARGE_BODY that are read between two looks at all connections
 _LOOK_EVERY_S = 1.0  # at least, for connections that are too slow
 _SPARE_THREADS = 4  # in each pool, for what is refused at once
@@ -94,7 +94,7 @@ class Channel(HTTPChannel):
         self._last_read = self.last_turn = 0.0  # monotonic seconds
         self.has_turn = False  # to read on in a large body; given by run_loop
         self.serves_robot = False  # or says how the server is
-        self.parser_class = partial(Parser, is_wanted=self._is_wanted)
+        self.parser_class = self._build_parser
         super().__init__(server, *args, **kwargs)
 
     @property
@@ -213,6 +213,11 @@ class Channel(HTTPChannel):
                 self.socket.send(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}".encode())
         self.handle_close()
 
+    def handle_close(self):
+        super().handle_close()
+        if self.request is not None:
+            self.request.drop_body()  # both are in cycles, and an idle thread keeps the channel that it worked for last
+
     def find_address(self, request: Parser) -> Address:
         """What the path means, looked at once."""
         if request.address is None:
@@ -220,6 +225,10 @@ class Channel(HTTPChannel):
             request.address = parse_address(request.full_path, self._settings.prefix)
             request.path = hide_token(request.address.route)  # waitress logs it where a client has hung up
         return request.address
+
+    def _build_parser(self, adj) -> Parser:
+        fault = "too many requests came before one was answered" if len(self.requests) >= _MAX_AHEAD else ""
+        return Parser(adj, self._is_wanted, fault)
 
     def _is_wanted(self, request: Parser) -> bool:
         """Whether the body is kept, by robot's name, token and length; otherwise the application answers why not."""

@@ -14,6 +14,7 @@ from vlm_local.server.access import Address
 
 _GIVE_UP_READING = 2**30  # bytes of a refused body; the connection is closed instead
 _HEAD = 2**14  # bytes; a longer head is refused
+_MAX_BLANK = 8  # bytes of empty lines before a request; waitress copies the rest of what it was given for every four
 _CHUNKED_AT_ONCE = 2**12  # waitress copies the rest of what it was given for every chunk in it
 _CHUNKED_UNCHECKED = 2**16  # bytes of a chunked body before its chunks are judged
 _CHUNKED_PAYLOAD = 0.9  # of the bytes sent, the least share that must be payload rather than chunk headers
@@ -28,9 +29,10 @@ class Parser(HTTPRequestParser):
 
     path = full_path = ""
 
-    def __init__(self, adj, is_wanted: Callable[["Parser"], bool]):
-        """is_wanted: asked once, when the headers are read."""
+    def __init__(self, adj, is_wanted: Callable[["Parser"], bool], fault: str = ""):
+        """is_wanted: asked once, when the headers are read. fault: why none of what comes is read; "" where it is."""
         super().__init__(adj)
+        self._fault = fault
         self.began = time.monotonic()
         self.address: Address | None = None  # once it was asked for
         self._is_wanted = is_wanted
@@ -43,7 +45,7 @@ class Parser(HTTPRequestParser):
         return self.body_bytes_received if self._is_kept else 0
 
     def received(self, data):
-        if self.body_rcv is None and (fault := _find_fault(self.header_plus + data[:_HEAD])):
+        if self.body_rcv is None and (fault := self._fault or _find_fault(self.header_plus + data[:_HEAD])):
             self.error = BadRequest(fault)
             self.completed = True
             return len(data)
@@ -54,7 +56,7 @@ class Parser(HTTPRequestParser):
             if not self._is_judged:
                 self._is_judged = True
                 if not self._is_wanted(self):
-                    self._drop_body()
+                    self.drop_body()
             self._check_chunks()
         return consumed
 
@@ -63,11 +65,11 @@ class Parser(HTTPRequestParser):
             self.expect_continue = False  # it has sent nothing yet, and shall not
             return
         body = self.body_rcv
-        self._drop_body()
+        self.drop_body()
         given_up = max(self.content_length, self.body_bytes_received) > _GIVE_UP_READING
         self.completed = given_up or body is None or bool(body.completed or body.error)
 
-    def _drop_body(self) -> None:
+    def drop_body(self) -> None:
         if self.body_rcv is not None and self._is_kept:
             self._is_kept = False
             self.body_rcv.buf.close()
@@ -85,7 +87,10 @@ def _find_fault(head: bytes) -> str:
     """Why this begins no HTTP request, where waitress would wait for its end; "" where it may."""
     if head.startswith(b"\x16\x03"):
         return "TLS came, and this port speaks plain HTTP; use http://, not https://"
-    if b"\n\n" in head.lstrip().partition(b"\r\n\r\n")[0]:
+    begun = head.lstrip()
+    if len(head) - len(begun) > _MAX_BLANK:
+        return "empty lines came in place of a request"
+    if b"\n\n" in begun.partition(b"\r\n\r\n")[0]:
         return "the lines of a request's head must end with CR LF, not LF alone"
     return ""
 

@@ -25,19 +25,19 @@ class Peer(socket.socket):
         self.waits_since: float | None = time.monotonic()
         self.is_open = False  # the handshake is done
         self.has_acted = False  # an action was decided
+        self.is_ended = False  # it was told to end
         self._budget = budget
         self._num_read = 0  # bytes so far; written by the thread that reads
         self._num_answered = self._num_in_work = 0  # bytes of frames; written by the thread that works
-        self._is_ended = False
 
-    @property
-    def rank(self) -> tuple[bool, bool, float]:
+    def rank(self, spares_handshakes: bool) -> tuple[bool, bool, float]:
         """The smallest makes room for others: who has brought nothing yet, and has waited longest."""
-        return self.has_acted, self.is_open, math.inf if self.waits_since is None else self.waits_since
+        waits_since = math.inf if self.waits_since is None else self.waits_since
+        return self.has_acted, self.is_open != spares_handshakes, waits_since
 
     @property
     def num_held(self) -> int:
-        return 0 if self._is_ended else max(0, self._num_read - self._num_answered)
+        return 0 if self.is_ended else max(0, self._num_read - self._num_answered)
 
     @property
     def may_end(self) -> bool:
@@ -56,12 +56,12 @@ class Peer(socket.socket):
         self._num_in_work = num_bytes
 
     def end(self) -> None:
-        self._is_ended = True
         logger.warning(
             "a websocket connection is closed: too many large frames are on their way; send smaller pictures"
         )
         self.hang_up()
 
     def hang_up(self) -> None:
+        self.is_ended = True
         with suppress(OSError):  # it has gone by itself
             self.shutdown(socket.SHUT_RDWR)

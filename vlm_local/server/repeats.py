@@ -75,6 +75,7 @@ class Repeats:
         self, connection: RelayedConnection, number: int, request: bytes, is_gone: Callable, carry_out: Callable
     ) -> tuple[Response, bool]:
         """The answer, and whether it is from store. request: path and body. is_gone: whether nobody waits any more.
+        carry_out: gives the answer, raises where it fails.
 
         Raises RequestError: 409 for a number whose request was another one, 499 where `is_gone` came first, 503 where
         too many wait.
@@ -88,9 +89,7 @@ class Repeats:
             if number < connection.number or (number == connection.number and digest != connection.digest):
                 raise RequestError(f"{HEADER}: request {number} was another one", 409)
             connection.number, connection.digest, connection.answer = number, digest, None
-            response = carry_out()
-            if response.status_code == 200:
-                connection.answer = response
+            connection.answer = response = carry_out()
             return response, False
         finally:
             connection.turn.release()

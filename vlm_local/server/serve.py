@@ -40,6 +40,7 @@ _FLUSH_S = 5.0  # for the recording
 _TRIM_EVERY_S = 5.0
 _READ_AT_ONCE = 2**18  # a 256x256 request in two reads
 _KEEP_IN_MEMORY = 2**23  # larger bodies wait in a temporary file
+_ACCEPT_AT_ONCE = 8  # waitress accepts one between two looks at all connections, which take 5 ms where there are 500
 _SPARE_CONNECTIONS = 64  # where all others have a request that is being answered
 _OF_EVERY_RUN = ("meta.json", "state.json")  # files of one in which nothing happened
 _IDLE_CONNECTION_S = 300  # a person resets the scene between two episodes
@@ -100,6 +101,8 @@ class HTTPServer:
             ident=None,
         )
         self._server.channel_class = partial(Channel, self.service.settings, self.service.budget)
+        accept = self._server.handle_accept
+        self._server.handle_accept = lambda: [accept() for _ in range(_ACCEPT_AT_ONCE)]
         close_idle = self._server.maintenance
         self._server.maintenance = lambda wall_clock: close_idle(time.monotonic())  # as Channel.last_activity has it
         self.service.budget.listings.append(lambda: list(self._server.active_channels.values()))

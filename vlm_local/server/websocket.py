@@ -31,7 +31,7 @@ _library = logging.getLogger(__name__ + ".connections")
 _library.setLevel(logging.CRITICAL)  # it writes a traceback for each probe that connects and says nothing
 
 MAX_HORIZON = 100  # steps in an answer; OpenPI's clients play 5 to 10
-MAX_CONNECTIONS = 64  # each holds a thread
+MAX_CONNECTIONS = 64  # each holds two threads
 _HANDSHAKE_S = 10.0
 _CLOSE_S = 1.0  # for clients to hear of the end
 _RETRY_S = 0.1
@@ -82,13 +82,17 @@ class WebsocketDoor:
     def _make_room(self, accepted: socket.socket) -> Peer:
         """Count a new connection; where there are too many, one of those ends that were never given an action, or else
         wait for their client. Where all are robots that wait for us, the new one ends.
+
+        Of those without an action, a quarter of all places is for handshakes, which take a robot a moment; whoever has
+        no token comes no further, and loses the others to who has.
         """
         peer = Peer(accepted, self._service.budget)
         with self._lock:
-            peers = [peer for peer in self._peers if peer.fileno() >= 0]
+            peers = [peer for peer in self._peers if peer.fileno() >= 0 and not peer.is_ended]
             if len(peers) >= MAX_CONNECTIONS:
                 resting = [peer for peer in peers if not peer.has_acted or peer.waits_since is not None]
-                min(resting, key=lambda peer: peer.rank, default=peer).hang_up()
+                are_few = sum(not peer.is_open for peer in resting) <= MAX_CONNECTIONS // 4
+                min(resting, key=lambda peer: peer.rank(spares_handshakes=are_few), default=peer).hang_up()
             self._peers = [*peers, peer]
         return peer
 
