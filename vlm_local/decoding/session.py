@@ -61,10 +61,9 @@ class PrefixStore:
                 best, kept = slot, usable
             most = max(most, same)
         if episode is not None and best is not None:
-            entry = self._entries.pop((episode, best))
-            self._entries[episode, "step" if best == "ahead" else best] = (
-                entry  # the step has come for which it was read
-            )
+            used = self._entries.pop((episode, best))
+            # The step has come for which it was read.
+            self._entries[episode, "step" if best == "ahead" else best] = used
         return kept, most
 
     def keep(self, episode: str, keys: np.ndarray, kept: Kept, slot: Slot = "step") -> None:
