@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from vlm_local.cli.answers import open_answerer
-from vlm_local.cli.options import add_policy_options
+from vlm_local.cli.options import add_model_options
 from vlm_local.cli.output import print_result
 from vlm_local.errors import ConfigError
 from vlm_local.plain import escape_controls
@@ -21,7 +21,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html"
     )
-    add_policy_options(parser, "--policy")
+    add_model_options(parser, "--policy")
     parser.set_defaults(run=run, goes_on="the same command goes on from here")
 
 
@@ -50,16 +50,17 @@ def _format_report(report: dict, folder: Path) -> str:
     """For a terminal."""
     from vlm_local.lab.formats import format_p, format_points, format_share, format_span
 
+    width = max(24, *(len(measure["name"]) + 1 for measure in report["measures"]))
     lines = [
         f"\n{report['questions']} questions of {report['data']}, {len(report['left_out'])} left out; guessing reaches "
         f"{format_share(report['chance'])}",
-        f"{'':24}{'n':>6}{'right':>9}{'95 %':>15}{'grey':>9}{'by seeing':>11}{'p':>9}",
+        f"{'':{width}}{'n':>6}{'right':>9}{'95 %':>15}{'grey':>9}{'by seeing':>11}{'p':>9}",
     ]
     for measure in report["measures"]:
         seeing, blind, difference = (measure[name] for name in ("seeing", "blind", "difference"))
         span = format_span(seeing["interval"], 1) if seeing["interval"] else "-"
         lines.append(
-            f"{escape_controls(measure['name'])[:23]:24}{measure['n']:6}{format_share(seeing['value']):>9}{span:>15}"
+            f"{measure['name']:{width}}{measure['n']:6}{format_share(seeing['value']):>9}{span:>15}"
             f"{format_share(blind['value']):>9}{format_points(difference['value'], 1, '+'):>11}"
             f"{format_p(difference['p_value']):>9}"
         )
