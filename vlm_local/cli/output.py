@@ -39,7 +39,7 @@ def print_result(args: argparse.Namespace, table: str, result: Mapping[str, Any]
     from vlm_local.files import encode_json
 
     if not args.quiet:
-        print(escape_controls(table, "\n"))
+        print(table)
     print(encode_json(result))
 
 
