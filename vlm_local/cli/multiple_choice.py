@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 from vlm_local.cli.answers import open_answerer
@@ -29,6 +30,7 @@ def run(args: argparse.Namespace) -> None:
     from vlm_local.assembly import is_url
     from vlm_local.data.multiple_choice import count_questions, hash_file, open_questions
     from vlm_local.lab.multiple_choice.run import evaluate_questions
+    from vlm_local.policy_options import PolicyOptions
     from vlm_local.progress import open_bar
 
     if is_url(args.model):
@@ -37,6 +39,9 @@ def run(args: argparse.Namespace) -> None:
     left_out: list[str] = []
     with open_answerer(args) as (answerer, policy), open_bar("eval-choices", total, "question") as bar:
         questions = open_questions(args.data, lambda error: left_out.append(str(error)))
+        # A setting of driving, which this command has no flag for, decides no answer and makes no difference.
+        driving = {field.name for field in fields(PolicyOptions)} - set(vars(args))
+        policy = {name: value for name, value in policy.items() if name not in driving}
         about = {"policy": policy, "data": args.data.name, "data_sha256": hash_file(args.data)}
         report = evaluate_questions(questions, answerer.choose, args.out, about, left_out, lambda: bar.update())
     for line in left_out[:10]:

@@ -323,7 +323,9 @@ def test_two_models_are_compared_on_the_same_questions(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["questions"] == 9 and sum(told["said"].values()) == 9
     digest = hashlib.sha256(data.read_bytes()).hexdigest()
-    assert json.loads((tmp_path / "tiny" / "report.json").read_text())["data_sha256"] == digest
+    report = json.loads((tmp_path / "tiny" / "report.json").read_text())
+    assert report["data_sha256"] == digest and report["policy"]["dtype"] == "float32"
+    assert not {"decide", "history", "prompt", "steps"} & set(report["policy"])  # of driving: they decide no answer
     assert main(["compare", str(tmp_path / "eyes"), str(tmp_path / "tiny")]) == 0
     out = capsys.readouterr().out
     assert "9 shared questions in 8 pictures; data bench.tsv" in out
