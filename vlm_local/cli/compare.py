@@ -8,7 +8,7 @@ from vlm_local.cli.options import count, seed, workers
 from vlm_local.cli.output import print_result, tell
 from vlm_local.errors import ConfigError, DataError
 
-_KINDS = ("eval", "sim", "spatial", "eval-choices", "station")
+_KINDS = ("eval", "sim", "spatial", "station", "eval-choices")
 _FILMS = 10  # episodes of each task that keep frames, as of `sim`
 _PLAYING = {  # (flag, type, default, metavar): what it is
     ("--env", str, "ours", "NAME"): "as of `sim`",
