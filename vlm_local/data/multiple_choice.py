@@ -147,8 +147,10 @@ def _read_shared(path: Path) -> dict[str, str]:
 def _read_question(row: Mapping[str, str], shared: Mapping[str, str], folder: Path, source: str) -> ChoiceQuestion:
     choices = {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter)}
     if not choices:
-        listed = zip(string.ascii_uppercase, _split(row.get("options", ""), source), strict=False)
-        choices = {letter: text for letter, text in listed if text}
+        listed = _split(row.get("options", ""), source)
+        if len(listed) > len(string.ascii_uppercase):
+            raise DataError(f"{source}: {len(listed)} choices; there are letters for {len(string.ascii_uppercase)}")
+        choices = {letter: text for letter, text in zip(string.ascii_uppercase, listed, strict=False) if text}
     question = "\n".join(filter(None, (row.get("hint"), row["question"])))
     if not row["question"] or len(choices) == 1:
         raise DataError(f"{source}: expected a question with two choices or more, or none where it is yes or no")

@@ -34,7 +34,10 @@ def draw(is_left, number=0, mode="RGB", kind="JPEG"):
     return base64.b64encode(file.getvalue()).decode()
 
 
-def write(path, rows, names=("index", "image", "question", "A", "B", "C", "answer", "category", "hint", "image_path")):
+NAMES = ("index", "image", "question", "A", "B", "C", "answer", "category", "hint", "image_path", "options")
+
+
+def write(path, rows, names=NAMES):
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, names, dialect=csv.excel_tab)
         table.writeheader()
@@ -147,6 +150,7 @@ def test_a_letter_is_a_letter_where_it_is_also_the_words_of_another_choice(tmp_p
         ({"A": "3.0", "B": "3.00", "answer": "3"}, "the right answer is '3'"),
         ({"B": ""}, "two choices or more"),
         ({"question": " "}, "expected a question"),
+        ({"A": "", "B": "", "options": repr(list(range(27)))}, "27 choices"),
         ({"image": "77"}, "names the row 77"),
         ({"image": ""}, "0 pictures"),
         ({"image": "[" * 99}, "a list of texts was expected"),
