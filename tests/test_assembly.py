@@ -121,6 +121,8 @@ def test_a_phrase_is_held_for_the_steps_that_are_asked_for():
             "--contrast needs the probabilities",
         ),
         ({"model": "random", "contrast": 0.5}, ConfigError, "--contrast would change nothing"),
+        ({"model": "stop", "history": 2, "prompt": "brief"}, ConfigError, "--prompt, --history would change nothing"),
+        ({"history": 2, "prompt": "answer"}, ConfigError, r"the prompt 'answer' does not show \$history"),
         ({"model": "http://127.0.0.1:1", "contrast": 0.5}, ConfigError, "takes no --contrast"),
         ({"contrast": -1.0}, ConfigError, "contrast must be"),
         ({"device": "cuda:99"}, ConfigError, "cuda:99"),

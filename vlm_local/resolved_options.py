@@ -24,7 +24,7 @@ from vlm_local.models import DEFAULT, find_checkpoint
 from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
 from vlm_local.policy_options import DEFAULTS, PolicyOptions, refuse
 from vlm_local.primitives import is_slight, list_phrases, list_slight_phrases
-from vlm_local.prompts import Example, Frame, Template, build_prompt, load_template
+from vlm_local.prompts import Example, Frame, Template, build_prompt, check_history, load_template
 from vlm_local.prompts.thoughts import load_thought_plan
 from vlm_local.thinking import Thinker, ThinkSettings, build_warm_thought
 from vlm_local.types import GenerationRequest, Observation, Picture, ThoughtRequest
@@ -97,7 +97,8 @@ class ResolvedOptions:
     def refuse_unused(self) -> None:
         """A flag that would be ignored is an error."""
         if self._is_baseline:
-            unused = ("engine", "engine_url", "max_batch", "contrast", "marks", *_SHOWN, *_THINKING, *_LOADING)
+            shown = ("prompt", "history", "contrast", "marks", *_SHOWN, *_THINKING)
+            unused = ("engine", "engine_url", "max_batch", *shown, *_LOADING)
             why = f"no model is loaded for {self._model!r}"
         elif self._options.engine == "openai":
             if not self._urls:
@@ -111,6 +112,7 @@ class ResolvedOptions:
         else:
             unused, why = ("engine_url",), "the model is loaded here; --engine openai asks a server"
         refuse(self._options, unused, "", f" would change nothing: {why}")
+        check_history(self._options.history, self.template)
 
     def load_examples(self) -> None:
         """Read the data set of --examples. Raises ConfigError where the model cannot be shown several pictures."""

@@ -107,11 +107,13 @@ def test_a_report_holds_every_figure_and_says_where_from(tmp_path, capsys):
     folder.mkdir()
     assert main(["bench", "report", str(folder)]) == 2
     about = {"versions": {"torch": "2"}, "git": "abc", "machine": {"processor": "P", "cores": 2}}
-    result = {"benchmark": "x", "rate": 1.23456, "groups": {"a": {"n": 1}, "b": {"n": 2, "p95": 3.0}}, **about}
+    groups = {"groups": {"a": {"n": 1}, "b": {"n": 2, "p95": 3.0}}, "families": {"f": {"g": {"n": 4}, "right": True}}}
+    result = {"benchmark": "x", "rate": 1.23456, "layers": None, **groups, **about}
     (folder / "first.json").write_text("a table\n" + json.dumps(result))
     assert main(["bench", "report", str(folder)]) == 0
     page = (tmp_path / "benchmarks.md").read_text()
     assert "| rate | 1.235 |" in page and "| b | 2 | 3 |" in page and "P, 2 cores; torch 2; commit abc" in page
+    assert "| f, g | 4 | yes |" in page and "None" not in page
     (folder / "second.json").write_text("{}")
     assert main(["bench", "report", str(folder)]) == 2
     assert "names no benchmark" in capsys.readouterr().err

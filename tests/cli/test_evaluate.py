@@ -230,4 +230,4 @@ def test_words_of_others_do_not_steer_the_terminal(tmp_path, capsys):
     writer.close()
     assert main(["runs", str(tmp_path)]) == 0
     out = capsys.readouterr().out
-    assert "\x1b" not in out and r"lift\x1b[2J" in out
+    assert "\x1b" not in out and r"lift\x1b[2J\nforged" in out

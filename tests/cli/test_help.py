@@ -60,7 +60,7 @@ def test_names_in_a_list_may_have_blanks_around_them():
 
 
 def test_the_policy_options_stand_in_one_group(capsys):
-    for command in ("serve", "sim", "eval", "spatial", "eval-answers", "replay"):
+    for command in ("serve", "sim", "eval", "spatial", "replay"):
         out = _say(capsys, command, "--help")[1]
         group = out.partition("\npolicy:")[2].partition("\n\n")[2].partition("\n\n")[0]
         assert {"--engine", "--quantize", "--grammar", "--deadline-ms"} <= set(group.split()), command

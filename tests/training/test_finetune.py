@@ -258,13 +258,15 @@ def test_the_command_refuses_to_go_on_with_other_settings_and_names_them(tmp_pat
     for data, more, said in (
         (first, ("--learning-rate", 0.01), "learning_rate was 1e-05 and is 0.01"),
         (first, ("--bfloat16", "--seed", 1), "seed was 0 and is 1; bfloat16 was false and is true"),
-        (first, ("--history", 2, "--samples", 2), "history was 0 and is 2; samples_per_step was 1 and is 2"),
+        (first, ("--warmup", 2, "--samples", 2), "warmup_steps was 1 and is 2; samples_per_step was 1 and is 2"),
         (first, ("--prompt", "chat"), 'prompt_sha256 was "'),
         (first, ("--camera", "image_0"), 'data.camera was null and is "image_0"'),
         (second, (), 'data.sha256 was "'),
     ):
         assert run(tmp_path / "out", data, *more) == 2
         assert f"other settings: {said}" in capsys.readouterr().err
+    assert run(tmp_path / "out", first, "--history", 2) == 2
+    assert "does not show $history" in capsys.readouterr().err
     assert run(tmp_path / "out", first) == 0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("not to be spoilt")

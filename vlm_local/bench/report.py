@@ -44,15 +44,16 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _format(name: str, result: Mapping[str, Any]) -> str:
     """Scalars in one table, groups of summaries in one each, and what they were measured with."""
-    scalars = {key: value for key, value in result.items() if key not in _ABOUT and not isinstance(value, Mapping)}
+    told = {key: value for key, value in result.items() if key not in _ABOUT and value is not None}
+    scalars = {key: value for key, value in told.items() if not isinstance(value, Mapping)}
     lines = [f"## {name}", "", "| | |", "|---|---|"]
     lines += [f"| {key} | {_show(value)} |" for key, value in scalars.items()]
     singles = {}
-    for key, value in result.items():
-        if key in _ABOUT or not isinstance(value, Mapping):
+    for key, value in told.items():
+        if key in scalars:
             continue
         if value and all(isinstance(each, Mapping) for each in value.values()):
-            lines += ["", *_tabulate(key, value)]
+            lines += ["", *_tabulate(key, dict(_split_rows(value)))]
         else:
             singles[key] = value
     for key, value in singles.items():
@@ -60,6 +61,14 @@ def _format(name: str, result: Mapping[str, Any]) -> str:
         rows = {name: {"value": each} for name, each in value.items()} if is_long else {"": value}
         lines += ["", *_tabulate(key, rows)]
     return "\n".join([*lines, "", _describe(result), ""])
+
+
+def _split_rows(rows: Mapping[str, Mapping[str, Any]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """A row that holds groups becomes one of each group, with what the row says beside them."""
+    for name, row in rows.items():
+        groups = {key: value for key, value in row.items() if isinstance(value, Mapping)}
+        beside = {key: value for key, value in row.items() if key not in groups}
+        yield from {f"{name}, {key}": {**group, **beside} for key, group in groups.items()}.items() or [(name, row)]
 
 
 def _tabulate(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -71,6 +80,8 @@ def _tabulate(title: str, rows: Mapping[str, Mapping[str, Any]]) -> Iterator[str
 
 
 def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlm_local.cli.options import add_policy_options, number, read_policy_options
+from vlm_local.cli.options import add_model_options, number, read_policy_options
 from vlm_local.cli.output import print_result
 from vlm_local.errors import ConfigError
 from vlm_local.plain import escape_controls, hide_secrets
@@ -33,7 +33,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html"
     )
-    add_policy_options(parser, "--policy")
+    add_model_options(parser, "--policy", "; a server's URL")
     parser.set_defaults(run=run, goes_on="the same command goes on from here")
 
 

@@ -8,8 +8,7 @@ from vlm_local.cli.options import count, seed, workers
 from vlm_local.cli.output import print_result, tell
 from vlm_local.errors import ConfigError, DataError
 
-_UNPACKED = {"station.jsonl": "station", "questions.json": "eval-choices"}  # what cannot be packed has no layout
-_KINDS = ("eval", "sim", "spatial", *_UNPACKED.values())
+_KINDS = ("eval", "sim", "spatial", "station", "eval-choices")
 _FILMS = 10  # episodes of each task that keep frames, as of `sim`
 _PLAYING = {  # (flag, type, default, metavar): what it is
     ("--env", str, "ours", "NAME"): "as of `sim`",
@@ -81,8 +80,8 @@ def _load_trials(folder: Path):
     """A result of any study that can be compared."""
     from vlm_local.lab.results import find_layout
 
-    unpacked = [kind for name, kind in _UNPACKED.items() if (folder / name).is_file()]
-    kind = unpacked[0] if unpacked else find_layout(folder, _KINDS).kind
+    is_station = (folder / "station.jsonl").is_file()  # which cannot be packed and has no layout
+    kind = "station" if is_station else find_layout(folder, _KINDS).kind
     if kind == "station":
         from vlm_local.lab.station.trials import load_trials
     elif kind == "eval-choices":

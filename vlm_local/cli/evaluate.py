@@ -134,7 +134,7 @@ def _replay(args: argparse.Namespace) -> None:
         return steps
 
     if not (args.recording / "episodes").is_dir():
-        raise DataError(f"{args.recording} is no recorded run: it has no folder episodes/")
+        raise DataError(f"{args.recording} is no recorded run: it has no folder episodes/; `runs` lists them")
     if args.out is not None and (args.out / "episodes").exists():
         raise ConfigError(f"{args.out} holds a run already; choose another --out")
     num_steps = num_same = num_reasoned = num_thought = 0

@@ -11,7 +11,7 @@ _BOARD = Path("results/leaderboard.md")
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("pack", help="one archive of a result folder, for others to verify")
-    parser.add_argument("folder", type=Path, metavar="RESULT", help="--out folder of a finished eval, sim or spatial")
+    parser.add_argument("folder", type=Path, metavar="RESULT", help="--out folder of a finished eval, sim, spatial ...")
     parser.add_argument("--out", type=Path, metavar="FILE", help=f"[{_DEFAULT}]")
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument("--no-pictures", action="store_true", help="without frames and films; all scores stay")

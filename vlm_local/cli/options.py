@@ -84,25 +84,34 @@ def read_data_options(args: argparse.Namespace):
     return Selection(getattr(args, "camera", None), args.split, args.state_layout, args.embodiment or "auto")
 
 
-def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--model") -> None:
-    """model_flag: "--policy" where an URL or a baseline is as good as a model."""
+def add_model_options(parser: argparse.ArgumentParser, model_flag: str, others: str = "") -> argparse._ArgumentGroup:
+    """Which model, and how it is loaded: all that a question about a picture depends on.
+
+    others: what `model_flag` takes beside models, for its help. Returns the group, for more of its kind.
+    """
     group = parser.add_argument_group("policy", "defaults: the checkpoint's vlm_local.json, else the value named here")
     add = group.add_argument
-    add(
-        model_flag,
-        dest="model",
-        metavar="NAME",
-        help='a name (see `models`), folder or repository; "random", "stop" or a phrase; a server\'s URL [tiny]',
-    )
-    text = "a JSON file of the options below, as `tune` writes it; flags override it"
-    add("--settings", metavar="FILE", help=text)
+    text = f"a name (see `models`), folder or repository{others} [tiny]"
+    add(model_flag, dest="model", metavar="NAME", help=text)
     add("--engine", choices=("local", "openai"), default="local", help="where the model runs [local]")
     add("--engine-url", metavar="URL[,URL]", help="base URLs of OpenAI-compatible servers, for --engine openai")
     add("--quantize", choices=("none", "8bit", "4bit"), help="bitsandbytes [none]")
     add("--device", metavar="auto|cpu|cuda:N", help="[auto: the first GPU]")
     add("--dtype", choices=("auto", "bfloat16", "float16", "float32"), help="[auto]")
-    add("--grammar", metavar="NAME|FILE", help="what may be said [primitives]")
     add("--decoder", choices=("trie", "outlines"), help="outlines is the slow reference [trie]")
+    add("--offline", action="store_true", help="download nothing")
+    text = "longest time for an answer [serve: 60000, else none]"
+    add("--deadline-ms", type=number(1, MAX_DEADLINE_MS), metavar="MS", help=text)
+    return group
+
+
+def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--model") -> None:
+    """All that a robot's policy depends on. model_flag: "--policy" where an URL or a baseline is as good as a model."""
+    group = add_model_options(parser, model_flag, '; "random", "stop" or a phrase; a server\'s URL')
+    add = group.add_argument
+    text = "a JSON file of options of this list, as `tune` writes it; flags override it"
+    add("--settings", metavar="FILE", help=text)
+    add("--grammar", metavar="NAME|FILE", help="what may be said [primitives]")
     add("--decide", choices=("greedy", "map", "sample"), help="the phrase that is taken [greedy]")
     add("--temperature", type=number(1e-3, 1e3), metavar="T", help="of --decide sample [1]")
     add("--posterior", choices=("off", "fast", "exact"), help="probabilities of the other phrases [fast]")
@@ -128,9 +137,6 @@ def add_policy_options(parser: argparse.ArgumentParser, model_flag: str = "--mod
     add("--max-batch", type=count(1, 1024), metavar="N", help="requests that share a forward [8]")
     add_embodiment_option(group)
     add("--steps", metavar="FILE", help="a step table's JSON, overrides the embodiment's [0.0125 m, 0.125 rad]")
-    add("--offline", action="store_true", help="download nothing")
-    text = "longest time for an answer [serve: 60000, else none]"
-    add("--deadline-ms", type=number(1, MAX_DEADLINE_MS), metavar="MS", help=text)
 
 
 def fill_from_settings(args: argparse.Namespace) -> None:
@@ -145,9 +151,10 @@ def fill_from_settings(args: argparse.Namespace) -> None:
 
 
 def read_policy_options(args: argparse.Namespace):
-    """Parsed flags -> PolicyOptions."""
+    """Parsed flags -> PolicyOptions; a command need not have all of them."""
     from dataclasses import fields
 
     from vlm_local.policy_options import PolicyOptions
 
-    return PolicyOptions(**{field.name: getattr(args, field.name) for field in fields(PolicyOptions)})
+    given = vars(args)
+    return PolicyOptions(**{field.name: given[field.name] for field in fields(PolicyOptions) if field.name in given})

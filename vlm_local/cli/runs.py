@@ -7,6 +7,7 @@ from pathlib import Path
 from vlm_local.cli.options import add_episode_option
 from vlm_local.cli.output import ProblemPrinter, print_result
 from vlm_local.errors import DataError
+from vlm_local.plain import escape_controls
 
 DEFAULT_FOLDER = "runs"
 
@@ -43,7 +44,7 @@ def _describe(episode) -> str:
     started = datetime.fromtimestamp(episode.started).strftime("%H:%M:%S") if episode.started else "-"
     faults = f"({episode.num_faults} faults)" if episode.num_faults else ""
     numbers = f"{episode.num_steps:5} steps {episode.duration_s:6.0f} s"
-    words = [episode.instruction, faults, episode.problem or ""]
+    words = [escape_controls(episode.instruction), faults, episode.problem or ""]
     return f"  {episode.id:24} {started:8} {numbers}  {' '.join(word for word in words if word)}"
 
 

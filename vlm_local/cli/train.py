@@ -100,7 +100,7 @@ def _run_finetune(args) -> None:
     from vlm_local.embodiments import AUTO, BRIDGE, load_embodiment
     from vlm_local.models import find_checkpoint
     from vlm_local.progress import track
-    from vlm_local.prompts import load_template
+    from vlm_local.prompts import check_history, load_template
     from vlm_local.training.finetune import Tuning, finetune
     from vlm_local.training.optimisation import Recipe
     from vlm_local.training.samples import HELD_OUT_EVERY, RecordedSamples, hash_episodes
@@ -116,6 +116,7 @@ def _run_finetune(args) -> None:
     episodes = track(read, "reading", "episode", num_episodes)
     embodiment = args.embodiment or checkpoint.sidecar.get("embodiment") or AUTO
     template = load_template(prompt, load_embodiment(BRIDGE if embodiment == AUTO else embodiment).camera)
+    check_history(args.history, template)
     samples = RecordedSamples(hash_episodes(episodes, digest), template, history, args.seed, problems)
     for path, data in zip(args.data, data_sets, strict=True):
         tell(args, f"{path}: {describe_data(data.about)}")

@@ -103,7 +103,9 @@ def _read_rows(path: Path) -> Iterator[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             yield from _read_table(file, path)
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
         raise DataError(f"{path} is no TSV file of questions: {error}") from None
 
 
@@ -112,6 +114,8 @@ def _read_table(file: TextIO, path: Path) -> Iterator[dict[str, str]]:
     rows = csv.reader(file, csv.excel_tab, strict=True)  # else a quote that does not end takes in all rows behind it
     try:
         names = next(rows, [])
+        if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
+            raise DataError(f"{path} has several columns {twice[0]!r}; which of them counts cannot be told")
         missing = [name for name in _NEEDED if name not in names]
         if missing or not {"image", "image_path"} & set(names):
             raise DataError(
@@ -143,8 +147,10 @@ def _read_shared(path: Path) -> dict[str, str]:
 def _read_question(row: Mapping[str, str], shared: Mapping[str, str], folder: Path, source: str) -> ChoiceQuestion:
     choices = {letter: row[letter] for letter in string.ascii_uppercase if row.get(letter)}
     if not choices:
-        listed = zip(string.ascii_uppercase, _split(row.get("options", ""), source), strict=False)
-        choices = {letter: text for letter, text in listed if text}
+        listed = _split(row.get("options", ""), source)
+        if len(listed) > len(string.ascii_uppercase):
+            raise DataError(f"{source}: {len(listed)} choices; there are letters for {len(string.ascii_uppercase)}")
+        choices = {letter: text for letter, text in zip(string.ascii_uppercase, listed, strict=False) if text}
     question = "\n".join(filter(None, (row.get("hint"), row["question"])))
     if not row["question"] or len(choices) == 1:
         raise DataError(f"{source}: expected a question with two choices or more, or none where it is yes or no")
@@ -154,13 +160,23 @@ def _read_question(row: Mapping[str, str], shared: Mapping[str, str], folder: Pa
 
 
 def _find_label(answer: str, choices: Mapping[str, str], source: str) -> str:
-    """The choice that is meant: by its letter, or else by its words where no other has the same."""
+    """The choice that is meant: by its letter, else by its words, else by its number, where no other has the same."""
     answers, said = tuple(choices) or _YES_OR_NO, answer.casefold()
     named = [each for each in answers if each.casefold() in (said, said.strip("()."))]
     meant = named or [letter for letter, words in choices.items() if words.casefold() == said]
+    if not meant and (number := _read_number(said)) is not None:
+        meant = [letter for letter, words in choices.items() if _read_number(words) == number]
     if len(meant) != 1:
         raise DataError(f"{source}: the right answer is {answer[:40]!r}; expected one of {', '.join(answers)}")
     return meant[0]
+
+
+def _read_number(text: str) -> float | None:
+    """pandas writes the numbers of a column with an empty cell as 3.0, and those of another as 3."""
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def _read_pictures(row: Mapping[str, str], shared: Mapping[str, str], folder: Path, source: str) -> list[np.ndarray]:

@@ -288,6 +288,8 @@ def list_folders(episodes: Path) -> list[tuple[str, int, Path]]:
     try:
         folders = list(episodes.iterdir())
     except OSError as error:
-        raise DataError(f"{episodes.parent} is no run folder ({episodes.name}: {error.strerror})") from None
+        raise DataError(
+            f"{episodes.parent} is no run folder ({episodes.name}: {error.strerror}); `runs` lists them"
+        ) from None
     matches = ((re.fullmatch(r"(.+)-(\d+)", folder.name), folder) for folder in folders)
     return sorted((match[1], int(match[2]), folder) for match, folder in matches if match)

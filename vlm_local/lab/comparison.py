@@ -237,14 +237,15 @@ def format_comparison(result: Mapping[str, Any]) -> str:
     lines = [f"{told['letter']} {told['name']}" for told in result["results"]]
     lines += [describe_trials(result), *describe_conditions(result)]
     several = len(result["results"]) > 2
-    lines += ["", _format_head(result, several)]
+    width = max(18, *(len(measure["name"]) + 1 for measure in result["measures"]))
+    lines += ["", _format_head(result, several, width)]
     for measure in result["measures"]:
         pairs = [] if several else measure["pairs"]
-        lines.append(_format_scores(measure) + "".join(_format_pair(measure, pair) for pair in pairs))
+        lines.append(_format_scores(measure, width) + "".join(_format_pair(measure, pair) for pair in pairs))
     if several:
-        lines += ["", f"{'':18}{'pair':>9}{'difference':>12}  {'95 %':>16}{'p':>9}{'Holm':>9}"]
+        lines += ["", f"{'':{width}}{'pair':>9}{'difference':>12}  {'95 %':>16}{'p':>9}{'Holm':>9}"]
         lines += [
-            f"{measure['name']:18}{pair['first'] + ' - ' + pair['second']:>9}{_format_pair(measure, pair)}"
+            f"{measure['name']:{width}}{pair['first'] + ' - ' + pair['second']:>9}{_format_pair(measure, pair)}"
             f"{format_p(pair['p_holm']):>9}"
             for measure in result["measures"]
             for pair in measure["pairs"]
@@ -276,14 +277,14 @@ def describe_methods(result: Mapping[str, Any]) -> str:
     return "\n".join(sentences)
 
 
-def _format_head(result: Mapping[str, Any], several: bool) -> str:
-    head = f"{'':18}{'n':>7}" + "".join(f"{told['letter']:>9}" for told in result["results"])
+def _format_head(result: Mapping[str, Any], several: bool, width: int) -> str:
+    head = f"{'':{width}}{'n':>7}" + "".join(f"{told['letter']:>9}" for told in result["results"])
     return head if several else head + f"{'A - B':>12}  {'95 %':>16}{'p':>9}"
 
 
-def _format_scores(measure: Mapping[str, Any]) -> str:
+def _format_scores(measure: Mapping[str, Any], width: int) -> str:
     shown = "".join(f"{format_score(measure, score['value']):>9}" for score in measure["scores"])
-    return f"{measure['name']:18}{measure['n']:7}{shown}"
+    return f"{measure['name']:{width}}{measure['n']:7}{shown}"
 
 
 def _format_pair(measure: Mapping[str, Any], pair: Mapping[str, Any]) -> str:

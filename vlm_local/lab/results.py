@@ -212,7 +212,14 @@ _CHECKUP = Layout(
     texts=rf"(doctor|report)\.json|stages/[a-z]+\.json|pictures\.jsonl|{_PARTS}",
     pictures=_NONE,
 )
-LAYOUTS = {layout.kind: layout for layout in (*_STUDIES, _CHECKUP)}
+_CHOICES = Layout(  # no part of a checkup
+    kind="eval-choices",
+    needs=("questions.json", "rows.jsonl", "report.json"),
+    marks=("questions.json", "data_sha256"),
+    texts=r"(questions|report)\.json|rows\.jsonl",
+    pictures=_NONE,  # they are the benchmark's
+)
+LAYOUTS = {layout.kind: layout for layout in (*_STUDIES, _CHOICES, _CHECKUP)}
 
 
 def find_layout(folder: Path, kinds: Sequence[str] = tuple(LAYOUTS)) -> Layout:

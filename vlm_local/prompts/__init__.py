@@ -136,6 +136,13 @@ def load_template(name: str | Path, camera: Mapping[str, str] | None = None, has
     return template
 
 
+def check_history(history: int | None, template: Template) -> None:
+    """history: as it was asked for. Raises ConfigError where the template would not show it."""
+    shown = {*template.before.get_identifiers(), *template.after.get_identifiers()}
+    if history and "history" not in shown:
+        raise ConfigError(f"--history would change nothing: the prompt {template.name!r} does not show $history")
+
+
 def parse_block(block: str, text: str, path: Path) -> string.Template:
     """A template's text. block: whose names it may use. Raises ConfigError for others; path: of the file, for that."""
     # A trailing space or newline would break the canonical tokenisation of every phrase.

@@ -7,17 +7,21 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests import recordings
 from tests.slow import slow
+from vlm_local.answers import Answer
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.cli import main
+from vlm_local.data.multiple_choice import ChoiceQuestion
 from vlm_local.errors import ConfigError, DataError
 from vlm_local.lab.evidence.archive import MANIFEST, pack, seal
 from vlm_local.lab.evidence.card import BEGIN, END
 from vlm_local.lab.evidence.choices import list_choices, list_runs_choices
 from vlm_local.lab.evidence.verify import verify
+from vlm_local.lab.multiple_choice.run import evaluate_questions
 
 STOP = [0, 0, 0, 0, 0, 0, 1]
 HUGE = "1" + 400 * "0"  # more than a double holds
@@ -40,7 +44,21 @@ def simulation(tmp_path_factory):
     return out
 
 
-@pytest.fixture(params=["evaluation", "simulation"])
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory):
+    pixels = (np.full((8, 8, 3), shade, np.uint8) for shade in range(4))
+    options = {"A": "left", "B": "right"}
+    questions = [
+        ChoiceQuestion(str(index), (picture,), "Where?", options, "AB"[index % 2], "place")
+        for index, picture in enumerate(pixels)
+    ]
+    out = tmp_path_factory.mktemp("choices") / "out"
+    about = {"policy": {"name": "A"}, "data": "bench.tsv", "data_sha256": 64 * "0"}
+    evaluate_questions(questions, lambda *_: Answer("A", {"A": 0.75, "B": 0.25}, 0.0, {}), out, about, [])
+    return out
+
+
+@pytest.fixture(params=["evaluation", "simulation", "choices"])
 def result(request, tmp_path):
     """A copy that a test may spoil."""
     return shutil.copytree(request.getfixturevalue(request.param), tmp_path / "result")
@@ -106,6 +124,15 @@ def test_pictures_can_stay_behind(simulation, tmp_path):
         ("evaluation", "rows.jsonl", '"phrase_source"', f'"probability": {HUGE}, "phrase_source"', "not those"),
         ("evaluation", "evaluation.json", '"every": 1', '"every": 0', "are not those of `eval`"),
         ("evaluation", "report.json", '"exact": ', f'"deep": {10**5 * "["}{10**5 * "]"}, "exact": ', "nested too deep"),
+        ("choices", "report.json", '"chance": ', '"chance": 1', "chance is"),
+        ("choices", "report.json", '"questions": 4', '"questions": 5', "has 4 rows and a report of 5"),
+        ("choices", "rows.jsonl", '"answer": "A"', '"answer": "B"', "does not follow"),
+        ("choices", "rows.jsonl", '"answer": "A"', '"answer": "C"', "are none of its choices"),
+        ("choices", "rows.jsonl", '"answer": "A"', '"answer": null', "are none of its choices"),
+        ("choices", "rows.jsonl", '"index": "1"', '"index": "0"', "the question of index 0 twice"),
+        ("choices", "rows.jsonl", '"A": 0.75', '"A": NaN', "probabilities of index 0"),
+        ("choices", "rows.jsonl", '"A": 0.75', '"A": 0.95', "probabilities of index 0"),
+        ("choices", "rows.jsonl", '"fault": null', '"fault": "out of memory"', "are none of its choices"),
         ("simulation", "meta.json", '"control": "none"', '"control": "<b>"', "there is no control '<b>'"),
         ("simulation", "meta.json", '"noise": 0.0', '"noise": -1', "with noise -1"),
         ("simulation", "meta.json", '"reach"', '"reach", "reach"', "each once"),

@@ -34,7 +34,10 @@ def draw(is_left, number=0, mode="RGB", kind="JPEG"):
     return base64.b64encode(file.getvalue()).decode()
 
 
-def write(path, rows, names=("index", "image", "question", "A", "B", "C", "answer", "category", "hint", "image_path")):
+NAMES = ("index", "image", "question", "A", "B", "C", "answer", "category", "hint", "image_path", "options")
+
+
+def write(path, rows, names=NAMES):
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, names, dialect=csv.excel_tab)
         table.writeheader()
@@ -114,6 +117,7 @@ def test_the_right_answer_is_a_letter_or_its_words(tmp_path, said, label):
         (" ['left', 'right']", "right", ("left", "right")),
         ("[1, 2.5]", "2.5", ("1", "2.5")),
         (r'["\ud83d\ude00", "b"]', "B", ("😀", "b")),
+        ("[2.0, 3.0]", "3", ("2.0", "3.0")),  # pandas makes floats of a column with an empty cell
         ('["left", "right", "", "nan"]', "B", ("left", "right")),
     ],
 )
@@ -143,8 +147,10 @@ def test_a_letter_is_a_letter_where_it_is_also_the_words_of_another_choice(tmp_p
         ({"answer": ""}, "the right answer is ''"),
         ({"answer": "C"}, "expected one of A, B"),
         ({"A": "us", "B": "US", "answer": "US"}, "the right answer is 'US'"),
+        ({"A": "3.0", "B": "3.00", "answer": "3"}, "the right answer is '3'"),
         ({"B": ""}, "two choices or more"),
         ({"question": " "}, "expected a question"),
+        ({"A": "", "B": "", "options": repr(list(range(27)))}, "27 choices"),
         ({"image": "77"}, "names the row 77"),
         ({"image": ""}, "0 pictures"),
         ({"image": "[" * 99}, "a list of texts was expected"),
@@ -173,6 +179,12 @@ def test_a_file_of_another_kind_is_refused(tmp_path, capsys, text):
     (tmp_path / "bench.tsv").write_text(text)
     assert main(["eval-choices", "--data", str(tmp_path / "bench.tsv"), "--out", str(tmp_path / "out")]) == 2
     assert "has no column" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_column_that_is_there_twice_is_refused(tmp_path):
+    (tmp_path / "bench.tsv").write_text("index\timage\tquestion\tA\tB\tA\tanswer\n")
+    with pytest.raises(DataError, match="has several columns 'A'"):
+        read(tmp_path / "bench.tsv")
 
 
 @pytest.mark.parametrize(
@@ -218,6 +230,19 @@ def test_seeing_is_told_from_knowing(tmp_path):
     assert prompt.after == questions[0].text and not prompt.before and not prompt.pictures
     page = (tmp_path / "out" / "report.html").read_text()
     assert "eyes on bench.tsv" in page and page.count("<figure") == 20
+
+
+def test_a_category_named_like_the_total_is_another_row(tmp_path):
+    rows = [{**PLACE, "image": draw(True, number), "category": "all questions"} for number in range(3)]
+    rows += [{**COLOUR, "image": draw(True)}]
+    questions, _ = read(write(tmp_path / "bench.tsv", rows))
+    measures = evaluate_questions(questions, Eyes(), tmp_path / "out", POLICY, [])["measures"]
+    told = [(measure["name"], measure["group"], measure["n"]) for measure in measures]
+    assert told == [
+        ("all questions", "", 4),
+        ("all questions (category)", "category", 3),
+        ("colour", "category", 1),
+    ]
 
 
 def test_several_pictures_are_shown_in_their_order(tmp_path):
@@ -302,12 +327,38 @@ def test_two_models_are_compared_on_the_same_questions(tmp_path, capsys):
     told = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert told["questions"] == 9 and sum(told["said"].values()) == 9
     digest = hashlib.sha256(data.read_bytes()).hexdigest()
-    assert json.loads((tmp_path / "tiny" / "report.json").read_text())["data_sha256"] == digest
+    report = json.loads((tmp_path / "tiny" / "report.json").read_text())
+    assert report["data_sha256"] == digest and report["policy"]["dtype"] == "float32"
+    assert not {"decide", "history", "prompt", "steps"} & set(report["policy"])  # of driving: they decide no answer
     assert main(["compare", str(tmp_path / "eyes"), str(tmp_path / "tiny")]) == 0
     out = capsys.readouterr().out
     assert "9 shared questions in 8 pictures; data bench.tsv" in out
+    assert main(["pack", str(tmp_path / "tiny")]) == main(["verify", str(tmp_path / "tiny.evidence.zip")]) == 0
     names = [measure["name"] for measure in json.loads(out.splitlines()[-1])["measures"]]
     assert names == ["all questions", "colour", "place"]
+
+
+def test_a_table_is_as_wide_as_its_longest_category_and_cannot_steer_a_terminal(tmp_path, capsys):
+    names = ("Functional_Correspondence_of_Parts", "\x1b[31mred")
+    rows = [{**PLACE, "image": draw(True, number), "category": names[number % 2]} for number in range(4)]
+    data, out = write(tmp_path / "bench.tsv", rows), str(tmp_path / "out")
+    flags = ["--policy", str(tiny_checkpoint("qwen2-vl")), "--device", "cpu"]
+    assert main(["eval-choices", "--data", str(data), *flags, "--out", out]) == 0
+    shutil.copytree(out, tmp_path / "other")
+    assert main(["compare", out, str(tmp_path / "other")]) == 0
+    told = capsys.readouterr().out
+    assert "\x1b" not in told and told.count("\n" + r"\x1b[31mred  ") == 2
+    lines = [line for line in told.splitlines() if line.startswith((names[0], "all questions"))]
+    assert len(lines) == 4 and len({len(line) for line in lines[:2]}) == len({len(line) for line in lines[2:]}) == 1
+
+
+def test_options_of_a_robot_are_none_of_a_question(tmp_path, capsys):
+    """They would change nothing."""
+    for command in ("eval-choices", "eval-answers"):
+        words = [command, "--data", str(tmp_path), "--out", str(tmp_path / "out"), "--contrast", "1"]
+        with pytest.raises(SystemExit):
+            main(words)
+        assert "there is no option --contrast" in capsys.readouterr().err
 
 
 def test_a_policy_server_is_refused(tmp_path, capsys):

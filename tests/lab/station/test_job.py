@@ -127,6 +127,7 @@ def test_a_detector_that_errs_is_told_from_the_truth(tmp_path):
     kept = sorted(path.name for path in folder.iterdir())
     assert kept == ["0_img.png", "0_success.txt", "1_img.png", "1_success.txt"]
     assert [(folder / name).read_text() for name in kept[1::2]].count("True") == said
+    assert "by the detector" in (tmp_path / "job" / "report.html").read_text()
 
 
 def test_a_detector_that_is_not_there_would_have_ended_the_job(tmp_path, monkeypatch):
@@ -164,6 +165,7 @@ def test_films_and_a_page_show_the_job(tmp_path):
         assert (tmp_path / "job" / "films" / f"episode-{number}.mp4").stat().st_size > 1000
         assert f'href="films/episode-{number}.mp4"' in page
     assert "<h1>A station's job: open drawer</h1>" in page
+    assert "in truth" in page and "detector" not in page.partition("How it was made")[0].lower()
 
 
 @pytest.mark.slow

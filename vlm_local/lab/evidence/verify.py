@@ -14,6 +14,7 @@ from vlm_local.errors import ConfigError, DataError
 from vlm_local.files import read_json_lines, read_json_object
 from vlm_local.lab.closed_loop.rescore import rescore as rescore_sim
 from vlm_local.lab.evidence.archive import build_manifest, seal, unpack
+from vlm_local.lab.multiple_choice.rescore import rescore as rescore_choices
 from vlm_local.lab.offline.rescore import rescore as rescore_eval
 from vlm_local.lab.spatial.rescore import rescore as rescore_spatial
 
@@ -87,7 +88,13 @@ def _rescore_checkup(folder: Path, report: dict[str, Any], progress: Progress) -
     return scored, {name: value for name, value in report.items() if name not in scored}
 
 
-_RESCORE = {"eval": rescore_eval, "sim": rescore_sim, "spatial": rescore_spatial, "doctor": _rescore_checkup}
+_RESCORE = {
+    "eval": rescore_eval,
+    "sim": rescore_sim,
+    "spatial": rescore_spatial,
+    "eval-choices": rescore_choices,
+    "doctor": _rescore_checkup,
+}
 
 
 def _compare(again: Any, told: Any, where: str) -> Iterator[str]:

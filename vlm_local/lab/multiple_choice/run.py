@@ -13,6 +13,7 @@ from vlm_local.errors import DataError, EngineError, RequestError
 from vlm_local.lab.multiple_choice.report import write_report
 from vlm_local.lab.multiple_choice.scores import Row, score_rows
 from vlm_local.lab.results import ResultFolder, RowFile
+from vlm_local.plain import escape_controls
 from vlm_local.provenance import choose_deciding, describe_machine
 from vlm_local.types import Picture, Prompt
 
@@ -86,7 +87,8 @@ def _identify(row: Row) -> tuple:
 
 
 def _describe(question: ChoiceQuestion) -> Row:
-    about = {"index": question.index, "category": question.category, "question": question.text}
+    category = escape_controls(question.category)  # the name of a row in tables
+    about = {"index": question.index, "category": category, "question": question.text}
     return about | {"choices": list(question.answers), "label": question.label, "sha256": question.sha256}
 
 

@@ -11,18 +11,25 @@ from vlm_local.files import read_json_lines
 from vlm_local.lab.comparison import OVERALL, Measure, Trials, describe_making, read_report, stack_scores
 
 Row = Mapping[str, Any]
-ALL = "all questions"  # name of the measure that no category has
+_ALL = "all questions"
 
 
 def load_trials(folder: Path) -> Trials:
     """folder: the --out of `eval-choices`. Raises DataError for one whose rows are not those of its report."""
-    report, rows = read_report(folder), list(read_json_lines(folder / "rows.jsonl"))
+    report = read_report(folder)
+    about = describe_making(report, report["policy"])
+    return build_trials(load_rows(folder, report), "answer", about, {"data": report["data"]})
+
+
+def load_rows(folder: Path, report: Mapping[str, Any]) -> list[Row]:
+    """Raises DataError where they are not those of the report."""
+    rows = list(read_json_lines(folder / "rows.jsonl"))
     if len(rows) != report["questions"]:
         raise DataError(
             f"{folder} has {len(rows)} rows and a report of {report['questions']}: it was stopped on its way, and the "
             "same `eval-choices` again finishes it; or its questions were changed, and it needs another --out"
         )
-    return build_trials(rows, "answer", describe_making(report, report["policy"]), {"data": report["data"]})
+    return rows
 
 
 def build_trials(
@@ -35,9 +42,10 @@ def build_trials(
     right = np.array([row[said] == row["label"] for row in rows])
     categories = np.array([row["category"] for row in rows])
     _, units = np.unique([row["sha256"] for row in rows], return_inverse=True)
-    scores = {ALL: (right, np.ones(len(rows)))}
-    names = sorted(set(categories)) if len(set(categories)) > 1 else []
-    scores |= {str(name): (right & (categories == name), categories == name) for name in names}
+    scores = {_ALL: (right, np.ones(len(rows)))}
+    for name in sorted(set(categories)) if len(set(categories)) > 1 else []:
+        of_category = categories == name
+        scores[f"{name} (category)" if name == _ALL else str(name)] = (right & of_category, of_category)
     return Trials(
         kind="eval-choices",
         noun="question",
@@ -45,7 +53,7 @@ def build_trials(
         unit_noun="picture",
         settings={},
         about=about,
-        measures=[Measure(name, OVERALL if name == ALL else "category") for name in scores],
+        measures=[Measure(name, OVERALL if name == _ALL else "category") for name in scores],
         keys=[f"index {row['index']}" for row in rows],
         units=units,
         truths=[f"{row['label']} ({row['category']}: {row['question']})" for row in rows],

@@ -13,7 +13,8 @@ def write_job_page(folder: Path, report: Mapping[str, Any], episodes: Sequence[M
     success, ms = report["success"], report["answer_ms"]
     rows = [{**each, "last": pages.encode_thumbnail(each["last"])} for each in episodes]
     ended = f"{len(report['would_have_ended'])} events would have ended AutoEval's job; they are listed below."
-    told = f"succeeded, {success['count']} of {success['n']}"
+    told = f"succeeded, {success['count']} of {success['n']}, {format_span(success['interval'])} %"
+    judged = "in truth" if report["station"]["detector"] == "truth" else "by the detector"
     pages.write_page(
         folder / "report.html",
         "station/report.html",
@@ -21,7 +22,7 @@ def write_job_page(folder: Path, report: Mapping[str, Any], episodes: Sequence[M
         made=("station",),
         warnings=[ended] * bool(report["would_have_ended"]) + [report["gone"]] * bool(report["gone"]),
         cards=[
-            (format_share(success["rate"]), f"{told}, {format_span(success['interval'])} %, by the detector"),
+            (format_share(success["rate"]), f"{told}, {judged}"),
             (f"{ms['p50']:.0f} ms", f"median answer, 95 % within {ms['p95']:.0f} ms, longest {ms['max']:.0f} ms"),
             (len(report["would_have_ended"]), "events that would have ended the job"),
         ],
