@@ -62,6 +62,16 @@ def test_a_run_goes_on_is_filmed_and_verified(tmp_path, capsys):
     assert main(["verify", str(archive)]) == 0
 
 
+def test_a_study_says_what_phrases_can_do(tmp_path, capsys):
+    out = tmp_path / "study"
+    arguments = ("ceiling", "-q", "--env", "simpler", "--tasks", CARROT, "--episodes", 1, "--seed", 0, "--workers", 1)
+    assert main([*map(str, (*arguments, "--out", out))]) == 0
+    rates = json.loads(capsys.readouterr().out)["success_rate"]
+    assert rates["12.5 mm, held 1"] == rates["oracle in numbers"] == 1.0
+    assert rates["6.25 mm, held 1"] == rates["random"] == 0.0, "half steps are too slow for 60 of them"
+    assert "| 12.5 mm, held 1 | 1 | 100.0 % |" in (out / "tables.md").read_text()
+
+
 def test_what_counts_is_how_an_episode_ends(tmp_path, capsys):
     assert sim(capsys, tmp_path / "run", "--policy", "stop", "--task", CARROT)["success_rate"] == {CARROT: 0.0}
     scores = json.loads((tmp_path / "run/report.json").read_text())["tasks"][CARROT]

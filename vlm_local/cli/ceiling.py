@@ -28,7 +28,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--env",
         default="ours",
         metavar="NAME",
-        help="ours, metaworld or libero: their experts spoken in phrases [ours]",
+        help="ours, metaworld, libero or simpler: their experts spoken in phrases [ours]",
     )
     add("--tasks", default="all", metavar="T[,T]|all", help="[all]")
     add("--level", default="normal", help="easy, normal, hard [normal]")
@@ -74,15 +74,14 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _run_benchmark(args: argparse.Namespace, plan) -> None:
-    from vlm_local.environments import LIBERO, METAWORLD
+    from vlm_local.environments import LIBERO, METAWORLD, SIMPLER
     from vlm_local.lab.ceiling.benchmarks import run_benchmark
     from vlm_local.lab.ceiling.libero import LIBERO_STUDY
     from vlm_local.lab.ceiling.metaworld import METAWORLD_STUDY
+    from vlm_local.lab.ceiling.simpler import SIMPLER_STUDY
     from vlm_local.lab.formats import format_share
 
-    studies = {METAWORLD: METAWORLD_STUDY, LIBERO: LIBERO_STUDY}
-    if args.env not in studies:
-        raise ConfigError(f"ceiling has no study of {args.env}, but of ours, {', '.join(studies)}")
+    studies = {METAWORLD: METAWORLD_STUDY, LIBERO: LIBERO_STUDY, SIMPLER: SIMPLER_STUDY}
     report = run_benchmark(studies[args.env], args.out, plan, args.workers)
     rates = {setting["name"]: setting["success"]["rate"] for setting in report["settings"]}
     summary = {**report["plan"], "success_rate": rates, "out": str(args.out)}

@@ -39,6 +39,7 @@ _ASSETS = ("bridge_v2_real2sim", "widowx250s")
 _SHUT_M, _OPEN_M = 0.015, 0.037  # where a finger stands
 _CAMERA = "3rd_view_camera"
 _PHRASE = StepTable()
+_SIZES = np.array([_PHRASE.x_m, _PHRASE.y_m, _PHRASE.z_m, _PHRASE.yaw_rad])
 
 
 class SimplerEnv:
@@ -49,6 +50,7 @@ class SimplerEnv:
         self._task = _TASKS[task]
         self._env = _make(self._task.name)
         self._oracle = PutOracle()
+        self.configure()
 
     @property
     def observation(self) -> Observation:
@@ -67,6 +69,20 @@ class SimplerEnv:
         opening = np.clip((finger - _SHUT_M) / (_OPEN_M - _SHUT_M), 0.0, 1.0)
         return np.array([*hand[:3, 3], *matrix_to_euler(hand[:3, :3] @ DOWN.T), opening])
 
+    @property
+    def oracle_action(self) -> np.ndarray:
+        """float64 (7,) as `step` takes it: what the oracle would do if it could say any number up to a phrase's."""
+        missing, is_shut = self._oracle.aim(self._build_scene())
+        x, y, z, yaw = np.clip(missing, -_SIZES, _SIZES)
+        return np.array([x, y, z, 0.0, 0.0, yaw, 0.0 if is_shut else 1.0])
+
+    def configure(self, scale: float = 1.0, hold: int = 1) -> None:
+        """For the episodes that follow. scale: size of the oracle's phrases, in those of the suite's table.
+
+        hold: control steps for which its caller keeps a phrase.
+        """
+        self._phrase = scale * hold
+
     def reset(self, seed: int) -> None:
         number = seed % (len(self._env.xyz_configs) * len(self._env.quat_configs))
         # Built anew: else the things settle while the arm stands where the last episode left it.
@@ -75,7 +91,7 @@ class SimplerEnv:
         self._step, self._stage = 0, 0
         self._command = find_first_command(self.proprio[6])
         self._info = self._env.get_info()
-        self._oracle.reset(_PHRASE.x_m, _PHRASE.yaw_rad)
+        self._oracle.reset(self._phrase * _PHRASE.x_m, self._phrase * _PHRASE.yaw_rad)
         self._look()
 
     def step(self, action: np.ndarray) -> Outcome:

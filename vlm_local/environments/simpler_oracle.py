@@ -68,7 +68,7 @@ class PutOracle:
     """One episode at a time: `reset`, then `speak` whenever a phrase is due and `follow` after every control step."""
 
     def reset(self, step_m: float, step_rad: float) -> None:
-        """An episode begins. step_m, step_rad: what a phrase moves and turns."""
+        """An episode begins. step_m, step_rad: what a phrase moves and turns while it is kept."""
         self._sizes = np.array([step_m] * 3 + [step_rad])
         self._shut_steps, self._open_steps, self._lost_steps = 0, _OPENING_STEPS, 0
         self._is_low, self._grip_m = False, 0.0
@@ -82,15 +82,20 @@ class PutOracle:
             self._grip_m = float(scene.hand[2]) - scene.thing.bottom
 
     def speak(self, scene: Scene) -> tuple[Primitive, bool]:
-        """Signs of what is missing, and whether the gripper is to be shut. Nothing moves while it opens or closes."""
-        missing, is_shut = self._aim_shut(scene) if self._shut_steps else self._aim_open(scene)
-        if is_shut != bool(self._shut_steps):
-            missing = np.zeros(4)
+        """Signs of what is missing, and whether the gripper is to be shut."""
+        missing, is_shut = self.aim(scene)
         x, y, z, yaw = (np.sign(missing) * (np.abs(missing) > self._sizes / 2)).astype(int).tolist()
         return Primitive(x, y, z, 0, yaw), is_shut
 
+    def aim(self, scene: Scene) -> tuple[np.ndarray, bool]:
+        """float64 (4,): x, y, z (m), yaw (rad) to go, and whether the gripper is to be shut.
+
+        Nothing moves while it opens or closes.
+        """
+        missing, is_shut = self._aim_shut(scene) if self._shut_steps else self._aim_open(scene)
+        return (missing if is_shut == bool(self._shut_steps) else np.zeros(4)), is_shut
+
     def _aim_open(self, scene: Scene) -> tuple[np.ndarray, bool]:
-        """x, y, z (m), yaw (rad) to go, and whether the gripper is to be shut."""
         rise = scene.thing.top + _HOVER_M + _TIPS_M - scene.hand[2]
         if self._open_steps < _OPENING_STEPS:
             return np.zeros(4), False

@@ -82,8 +82,9 @@ def _play(benchmark: Benchmark, task: str, seed: int, setting: Any) -> int | Non
     is_expert = setting.speaker == benchmark.expert
     step = (lambda _: benchmark.step_expert(env)) if is_expert else _speak(env, seed, setting, table)
     for number in range(find_suite(benchmark.env).max_steps):
-        if step(number).success:
-            return number + 1
+        outcome = step(number)
+        if outcome.success or outcome.lost:
+            return number + 1 if outcome.success else None
     return None
 
 

@@ -52,12 +52,12 @@ IN_NUMBERS = Setting(NUMBERS, every=5)
 ALL_SETTINGS = (*FULL, *HALF, *QUARTER, IN_NUMBERS, Setting(RANDOM, every=5))
 
 
-def _prepare(env: Any, setting: Setting) -> StepTable:
+def prepare(env: Any, setting: Setting) -> StepTable:
     env.configure(setting.scale, setting.hold)
     return scale_steps(setting.scale)
 
 
-def _step_in_numbers(env: Any) -> Outcome:
+def step_in_numbers(env: Any) -> Outcome:
     return env.step(env.oracle_action)
 
 
@@ -99,4 +99,4 @@ def _draw(rates: Rates) -> Figure:
     return figure
 
 
-LIBERO_STUDY = Benchmark(LIBERO, ALL_SETTINGS, NUMBERS, _step_in_numbers, _prepare, _score, _draw)
+LIBERO_STUDY = Benchmark(LIBERO, ALL_SETTINGS, NUMBERS, step_in_numbers, prepare, _score, _draw)
