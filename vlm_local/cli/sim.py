@@ -133,11 +133,14 @@ def _format_table(summary: dict) -> str:
     from vlm_local.lab.formats import format_fixed, format_share, format_span
 
     is_known = reaches_autoeval(summary)
-    lines = [f"{'':20}{'success':>9}  {'95 %':>14}{'within 70':>11}{'step ratio':>12}"]
+    width = max(20, *map(len, summary["success_rate"]))
+    lines = [f"{'':{width}}{'success':>9}  {'95 %':>14}{'within 70':>11}{'step ratio':>12}"]
     for task, rate in summary["success_rate"].items():
         within, ratio = summary["success_rate_70"][task] if is_known else None, summary["efficiency"][task]
         span = format_span(summary["interval"][task], decimals=1)
-        lines.append(f"{task:20}{format_share(rate):>9}  {span:>14}{format_share(within):>11}{format_fixed(ratio):>12}")
+        lines.append(
+            f"{task:{width}}{format_share(rate):>9}  {span:>14}{format_share(within):>11}{format_fixed(ratio):>12}"
+        )
     if summary["faulted"]:
         lines.append(
             f"{summary['faulted']} of {summary['episodes']} episodes faulted; the same command plays them again"
