@@ -21,7 +21,7 @@ from vlm_local.types import Picture
 from vlm_local.weights import count_weights
 
 
-@pytest.mark.parametrize("family", ["gemma4", "gemma4-31b", slow("gemma4-26b")])
+@pytest.mark.parametrize("family", ["gemma4", *map(slow, ("gemma4-31b", "gemma4-26b"))])
 def test_every_decoder_says_the_same_along_an_episode(family):
     """On kept KV, with past frames and pictures of two shapes; in the larger models each picture is a block that is
     longer than the window.
