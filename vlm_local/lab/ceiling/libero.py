@@ -1,6 +1,6 @@
 """How much of two suites of LIBERO can be said: an oracle in phrases, by step size and hold, and in numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -87,16 +87,20 @@ def _explain(task: str, steps: Steps) -> dict[str, Any]:
 
 
 @styled
-def _draw(rates: Rates) -> Figure:
-    """Success by hold and step size, over all tasks."""
+def draw_by_hold(rates: Rates, lines: Mapping[str, Sequence[Setting]], holds: Sequence[int]) -> Figure:
+    """Success by hold and step size, over all tasks. lines: at most three, by the step size in words."""
     figure = Figure(figsize=(5, 3), layout="constrained")
     panel = figure.subplots()
-    for line, colour, label in ((FULL, BLUE, "12.5 mm"), (HALF, GREEN, "6.25 mm"), (QUARTER, "black", "3.125 mm")):
+    for (label, line), colour in zip(lines.items(), (BLUE, GREEN, "black"), strict=True):
         draw_line(panel, [s.hold for s in line], [rates[s.name]["success"] for s in line], colour, label)
     panel.set(xlabel="control steps a phrase is held", ylabel="success", ylim=(-0.03, 1.03))
-    panel.set_xticks([1, 2, 4])
+    panel.set_xticks(holds)
     draw_levels(panel, rates, {NUMBERS: NUMBERS, RANDOM: RANDOM})
     return figure
+
+
+def _draw(rates: Rates) -> Figure:
+    return draw_by_hold(rates, {"12.5 mm": FULL, "6.25 mm": HALF, "3.125 mm": QUARTER}, holds=[1, 2, 4])
 
 
 LIBERO_STUDY = Benchmark(LIBERO, ALL_SETTINGS, NUMBERS, step_in_numbers, prepare, _score, _draw)
