@@ -133,8 +133,8 @@ def _find_pose(payload: Mapping[Any, Any]) -> list[float] | None:
     names = ("base_pose", "tcp_pose", "states")
     if any(payload.get(name) is None for name in names):
         return None
-    base, tips, states = (np.ravel(read_array(payload[name], name)) for name in names)
-    if [len(base), len(tips), len(states)] != [7, 7, 8] or "c" in base.dtype.kind + tips.dtype.kind + states.dtype.kind:
+    base, tips, states = told = [np.ravel(read_array(payload[name], name)) for name in names]
+    if [len(each) for each in told] != [7, 7, 8] or any(each.dtype.kind not in "iuf" for each in told):
         return None
     poses = np.stack([base, tips]).astype(np.float64)
     with np.errstate(all="ignore"):  # what is not finite then is refused as any state is

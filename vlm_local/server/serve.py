@@ -75,6 +75,11 @@ def _name_host(host: str) -> str:
     return {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
 
 
+def _repeat(do: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        do()
+
+
 class HTTPServer:
     """Serves an app made by create_app on a bound socket, from a thread of its own."""
 
@@ -101,8 +106,7 @@ class HTTPServer:
             ident=None,
         )
         self._server.channel_class = partial(Channel, self.service.settings, self.service.budget)
-        accept = self._server.handle_accept
-        self._server.handle_accept = lambda: [accept() for _ in range(_ACCEPT_AT_ONCE)]
+        self._server.handle_accept = partial(_repeat, self._server.handle_accept, _ACCEPT_AT_ONCE)
         close_idle = self._server.maintenance
         self._server.maintenance = lambda wall_clock: close_idle(time.monotonic())  # as Channel.last_activity has it
         self.service.budget.listings.append(lambda: list(self._server.active_channels.values()))
