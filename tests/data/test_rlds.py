@@ -71,6 +71,23 @@ def test_a_file_cut_off_anywhere_is_reported(tmp_path):
         assert len(problems) == 1 and f"byte {first}" in str(problems[0])
 
 
+def test_a_record_that_is_too_large_is_reported_and_the_next_one_read(tmp_path, monkeypatch):
+    records = [recordings.make_rlds_record(recordings.make_states(steps)) for steps in (8, 1)]
+    recordings.write_rlds(tmp_path, records)
+    monkeypatch.setattr("vlm_local.data.tfrecord.MAX_RECORD_BYTES", len(records[0]) - 1)
+    problems = []
+    assert [episode.index for episode in open_episodes(tmp_path, report=problems.append)] == [1]
+    assert len(problems) == 1 and f"a record of {len(records[0])} bytes" in str(problems[0])
+
+
+def test_a_shard_that_is_no_file_is_refused_by_name(data_set):
+    path = sorted(data_set.glob("*.tfrecord*"))[0]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=path.name):
+        list(open_episodes(data_set))
+
+
 def test_any_damage_behind_a_right_checksum_is_reported_not_raised(tmp_path):
     random = np.random.default_rng(0)
     record = recordings.make_rlds_record(recordings.make_states(3))
