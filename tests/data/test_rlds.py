@@ -119,6 +119,7 @@ def _damage(folder: Path, **changes):
         ({"observation__state": np.full((4, 7), np.nan, np.float32)}, "not finite"),
         ({"observation__state": np.zeros(9, np.float32)}, "not a record"),
         ({"observation__image_0": [b""] * 3}, "3 images"),
+        ({"language_instruction": [b"go"] * 3}, "4 states, but 3 instructions"),
         ({"observation__image_0": None}, "lacks steps/observation/image_0"),
     ],
 )
@@ -233,6 +234,29 @@ def test_features_that_are_written_otherwise_are_not_called_a_missing_camera(dat
     (data_set / "features.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"features.json describes no steps of episodes \(featuresDict: steps"):
         open_episodes(data_set)
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"tensor": {"dtype": "int32", "shape": {"dimensions": ["7"]}}}, "must be an unencoded tensor of floats"),
+        ({"tensor": {"dtype": "float32", "encoding": "zlib", "shape": {"dimensions": ["7"]}}}, "unencoded tensor"),
+        ({"tensor": {"dtype": "float32", "shape": {"dimensions": ["0"]}}}, "unencoded tensor"),
+        ({"tensor": {"dtype": "float32", "shape": {"dimensions": ["50", "50"]}}}, "unencoded tensor"),
+        (None, "has none of steps/observation/state, steps/observation/proprio; it has steps/action"),
+    ],
+)
+def test_a_state_that_is_no_row_of_floats_is_refused(data_set, state, says):
+    path = data_set / "features.json"
+    features = json.loads(path.read_text())
+    step = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    fields = step["observation"]["featuresDict"]["features"]
+    del fields["state"]
+    fields |= {} if state is None else {"state": state}
+    fields["mask"] = {"image": "none"}  # which is no camera
+    path.write_text(json.dumps(features))
+    with pytest.raises(DataError, match=says):
+        open_data_set(data_set)
 
 
 def test_depth_maps_and_masks_are_no_cameras(data_set):
