@@ -1,9 +1,9 @@
-"""Who gets in and sends as fast as the network takes it: what is ended, and what takes turns."""
+"""Who gets in and sends as fast as the network takes it: what is ended, what makes room, and what takes turns."""
 
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 
 import msgpack
 import pytest
@@ -73,13 +73,24 @@ def test_a_robot_that_was_sent_nothing_back_rests_and_makes_room(monkeypatch):
     """vla-eval expects no answer to the begin of an episode."""
     monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 1)
     with open_door() as (served, port), connect(f"ws://127.0.0.1:{port}/vla-eval") as first:
-        picture = {"__ndarray__": True, "data": IMAGE.tobytes(), "dtype": "|u1", "shape": IMAGE.shape}
-        observation = {"images": {"agentview": picture}, "task_description": "go"}
-        first.send(msgpack.packb({"type": "observation", "payload": observation, "seq": 1, "timestamp": 0.0}))
-        assert msgpack.unpackb(first.recv())["type"] == "action"
+        _act(first)
         first.send(msgpack.packb({"type": "episode_start", "payload": {}, "seq": 2, "timestamp": 0.0}))
         until(lambda: served.service.states.find_gripper("ws0").is_reset)
         until(lambda: _comes_in(port))
+
+
+def _act(robot):
+    picture = {"__ndarray__": True, "data": IMAGE.tobytes(), "dtype": "|u1", "shape": IMAGE.shape}
+    observation = {"images": {"agentview": picture}, "task_description": "go"}
+    robot.send(msgpack.packb({"type": "observation", "payload": observation, "seq": 1, "timestamp": 0.0}))
+    assert msgpack.unpackb(robot.recv())["type"] == "action"
+
+
+def test_what_was_answered_is_not_held_while_robots_rest(monkeypatch):
+    monkeypatch.setattr("vlm_local.server.budget.MAX_HELD", 3 * IMAGE.nbytes)
+    with open_door() as (_, port), ExitStack() as stack:
+        for _ in range(4):
+            _act(stack.enter_context(connect(f"ws://127.0.0.1:{port}/vla-eval")))
 
 
 def _comes_in(port):
