@@ -131,6 +131,8 @@ def test_filtered_pictures_beside_records_answer_their_question(tmp_path):
     write_record(tmp_path / "negatives.pkl", [picture(1) / np.float32(255)])
     images, problems = read(tmp_path)
     assert [each.answer for each in images] == ["yes", "no"] and not problems
+    recorded, filtered = open_labelled(tmp_path, is_bgr=True).open_images(problems.append)  # of the filtered alone
+    assert (recorded.image == picture(0)).all() and (filtered.image == picture(1)[..., ::-1]).all()
     assert open_labelled(tmp_path).question == TASKS[0].question
     (tmp_path / "record-open-drawer.pkl").rename(tmp_path / "record-in-sink.pkl")
     with pytest.raises(DataError, match="it after the answer, such as record-in-sink-2"):
