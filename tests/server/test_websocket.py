@@ -242,6 +242,18 @@ def test_vla_eval_speaks_first_and_hears_actions_under_the_same_number(door):
         assert served.newest_record().step == 0
 
 
+@pytest.mark.parametrize(
+    ("embodiment", "variant", "kind"), [("auto", "", "error"), ("auto", "_pro", "error"), ("libero", "", "hello")]
+)
+def test_vla_evals_libero_is_refused_where_metres_are_served(embodiment, variant, kind):
+    benchmark = f"vla_eval.benchmarks.libero{variant}.benchmark:LIBEROBenchmark"
+    with open_door(settings=ServerSettings(embodiment=embodiment)) as (_, url), connect(f"{url}/vla-eval") as client:
+        client.send(vla_eval("hello", {"harness_version": "0.8.0", "benchmark": benchmark}))
+        answer = msgpack.unpackb(client.recv())
+    assert answer["type"] == kind
+    assert kind == "hello" or "--embodiment libero" in answer["payload"]["error"]
+
+
 def test_the_poses_of_vla_evals_simplerenv_are_a_state_from_the_arms_base(door):
     served, url = door
     # As SimplerEnv begins widowx_carrot_on_plate: the base stands turned by half a turn, the hand points down.
