@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from vlm_local.decoding.experts import has_experts, has_kernel
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import DynamicKV, Kept, PlacedImage
 from vlm_local.decoding.fused import FusedLayers
@@ -31,6 +32,16 @@ SLOTS = RESERVE + 64  # of a state: these nodes, and padding
 # Captured with the first request, so that no robot waits for it: chunks with a picture, and what follows them.
 _LONGEST_FIRST, _LONGEST_NEXT = 768, 256
 _DRAFT = 320  # nodes in the first chunk of a model with states, as the fast posterior wants them on a GPU
+
+
+def can_capture(family: Family) -> bool:
+    """Whether a forward on this GPU can become a graph, in which nothing may be read back from it.
+
+    Experts without a kernel of their own do so, and bitsandbytes' 8-bit layers, to find columns that outgrow 8 bits.
+    """
+    if any(weight.dtype == torch.int8 for weight in family.language_model.parameters()):
+        return False
+    return not has_experts(family.language_model.config) or has_kernel(family.device, family.dtype)
 
 
 def round_up(count: int, rows: int = 1) -> int:
