@@ -77,7 +77,7 @@ def check_along_an_episode(loaded: LoadedModel, processing: Processing, num_past
     outlines = OutlinesDecoder(loaded)
     growing, padded = (TreeDecoder(loaded, is_static=is_static) for is_static in (False, True))
     past = [Picture(np.random.default_rng(n).integers(0, 256, (64, 64 + 40 * n, 3), np.uint8)) for n in range(2)]
-    options |= {"episode": "a", "posterior": "exact", "sentences": PHRASES[::60]}
+    options |= {"episode": "a", "posterior": "exact", "sentences": PHRASES[::120]}
     for step, count in enumerate(num_past):
         request = draw_request(step, side=64 + 36 * (step % 2), **options)
         request = replace(request, prompt=replace(request.prompt, earlier=tuple(past[:count])))

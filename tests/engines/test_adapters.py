@@ -61,6 +61,17 @@ def _merge(family, adapter, folder):
     return folder
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return _adapt("qwen2-vl", tmp_path_factory.mktemp("trained") / "adapter")
+
+
+@pytest.fixture
+def adapter(trained, tmp_path):
+    """Of qwen2-vl's first projection, to be changed."""
+    return shutil.copytree(trained, tmp_path / "adapter")
+
+
 def _rename(adapter, old, new):
     file = adapter / "adapter_model.safetensors"
     tensors = safetensors.torch.load_file(file)
@@ -131,10 +142,9 @@ def test_an_adapter_on_a_quantised_base_is_added_beside_its_layers(tmp_path):
     assert hear(adapter, quantize="4bit")[2]["quantize"] == "4bit"
 
 
-@pytest.mark.parametrize("names", [["tokenizer"], ["preprocessor"], ["tokenizer", "preprocessor"]])
-def test_an_adapter_is_asked_with_the_tokenizer_and_the_pictures_that_it_was_trained_with(names, tmp_path):
+@pytest.mark.parametrize("names", [["tokenizer"], slow(["preprocessor"]), ["tokenizer", "preprocessor"]])
+def test_an_adapter_is_asked_with_the_tokenizer_and_the_pictures_that_it_was_trained_with(names, adapter, tmp_path):
     """Trainers write them beside the adapter: another template, smaller pictures."""
-    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
     whole = _merge("qwen2-vl", adapter, tmp_path / "whole")
     before = hear(adapter)[1]
     if "tokenizer" in names:
@@ -149,9 +159,8 @@ def test_an_adapter_is_asked_with_the_tokenizer_and_the_pictures_that_it_was_tra
     assert abs(hear(adapter)[1] - before).max() > 1e-3
 
 
-def test_an_adapters_own_tokenizer_must_fit_its_base(tmp_path):
+def test_an_adapters_own_tokenizer_must_fit_its_base(adapter):
     """As where tokens were added, and the embedding grew in training only."""
-    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
     content = json.loads((tiny_checkpoint("qwen2-vl") / "tokenizer.json").read_text())
     last = max(content["added_tokens"], key=lambda token: token["id"])
     content["added_tokens"].append({**last, "id": last["id"] + 1, "content": "spoon", "special": False})
@@ -200,24 +209,21 @@ _LAYER = "base_model.model.model.language_model.layers.0.self_attn"
         (lambda a: _edit(a / "adapter_config.json", use_dora=True), "cannot change"),
     ],
 )
-def test_an_adapter_that_is_not_understood_is_refused(spoil, reason, tmp_path):
-    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
+def test_an_adapter_that_is_not_understood_is_refused(spoil, reason, adapter):
     spoil(adapter)
     with pytest.raises(ConfigError, match=reason):
         hear(adapter)
 
 
-def test_a_module_that_an_adapter_names_is_not_imported(tmp_path, monkeypatch):
+def test_a_module_that_an_adapter_names_is_not_imported(adapter, tmp_path, monkeypatch):
     (tmp_path / "planted.py").write_text("raise SystemExit('the module of an adapter was imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
     expected = hear(adapter)[0]
     _edit(adapter / "adapter_config.json", megatron_config={"a": 1}, megatron_core="planted")
     assert hear(adapter)[0] == expected
 
 
-def test_pickled_adapters_are_refused(tmp_path):
-    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
+def test_pickled_adapters_are_refused(adapter):
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ConfigError, match=r"adapter_model\.bin, which can run code"):
         hear(adapter)

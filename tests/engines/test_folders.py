@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.hearing import differ, hear
+from tests.hearing import differ, hear, write_few
 from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
@@ -47,9 +47,8 @@ def test_a_phrase_ends_with_the_token_that_the_chat_template_writes(decoder, tmp
     folder = shutil.copytree(shipped, tmp_path / "tiny")
     _edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
     _edit(folder / "generation_config.json", eos_token_id=[2, 0])
-    grammar = tmp_path / "few.lark"
-    grammar.write_text('start: "stop" | "move up" | "move up, close gripper" | "move left"')
-    told, expected = (hear(each, decoder=decoder, decide="greedy", grammar=str(grammar)) for each in (folder, shipped))
+    options = {"decoder": decoder, "decide": "greedy", "grammar": write_few(tmp_path)}
+    told, expected = (hear(each, **options) for each in (folder, shipped))
     assert told[0] == expected[0] and (told[1] == expected[1]).all()
 
 

@@ -15,9 +15,9 @@ STATE = np.array([0.3, 0.0, 0.15, 0.0, 0.1, 0.0, 1.0])
 
 
 @contextmanager
-def open_door(horizon=1, **serving):
+def open_door(horizon=1, listener=None, **serving):
     with serve(**serving) as served:
-        door = WebsocketDoor(served.service, bind("127.0.0.1", 0), horizon)
+        door = WebsocketDoor(served.service, listener or bind("127.0.0.1", 0), horizon)
         try:
             yield served, f"ws://127.0.0.1:{door.port}"
         finally:

@@ -171,13 +171,8 @@ class _ShortOfFiles:
 
 
 def test_no_file_left_for_a_connection_is_not_the_end_of_the_door():
-    with serve() as served:
-        door = WebsocketDoor(served.service, _ShortOfFiles(bind("127.0.0.1", 0)), 1)
-        try:
-            with connect(f"ws://127.0.0.1:{door.port}") as client:
-                assert msgpack.unpackb(client.recv())
-        finally:
-            door.close()
+    with open_door(listener=_ShortOfFiles(bind("127.0.0.1", 0))) as (_, url), connect(url) as client:
+        assert msgpack.unpackb(client.recv())
 
 
 def test_the_end_of_the_server_ends_its_connections():

@@ -10,6 +10,7 @@ from websockets.sync.client import connect
 
 from tests.server.door import open_door, openpi_observation, port_of
 from tests.serving import PHRASE, read_answer, until
+from vlm_local.server.serve import bind
 from vlm_local.server.websocket import MAX_CONNECTIONS
 
 BUDGET = "vlm_local.server.budget.MAX_HELD"
@@ -113,7 +114,8 @@ def _deaf_clients(url, count):
     with ExitStack() as stack:
         deaf = [stack.enter_context(socket.socket()) for _ in range(count)]
         for client in deaf:
-            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            for buffer in (socket.SO_RCVBUF, socket.SO_SNDBUF):
+                client.setsockopt(socket.SOL_SOCKET, buffer, 4096)
             client.connect(("127.0.0.1", port_of(url)))
             client.sendall(HANDSHAKE)
             assert b"101" in client.recv(64)
@@ -127,7 +129,9 @@ def _deaf_clients(url, count):
 
 def test_who_reads_no_answer_keeps_no_robot_out_and_no_server_up(monkeypatch):
     monkeypatch.setattr("vlm_local.server.websocket.MAX_CONNECTIONS", 2)
-    with open_door() as (_, url), _deaf_clients(url, 2) as deaf:
+    listener = bind("127.0.0.1", 0)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # the system's own takes megabytes of answers
+    with open_door(listener=listener) as (_, url), _deaf_clients(url, 2) as deaf:
         with connect(url) as client:
             client.recv()
             client.send(openpi_observation())
