@@ -36,9 +36,10 @@ def write_few(folder) -> str:
 
 def differ(folder, other, **options):
     """Largest difference between a probability of one folder and of another, which no test changes later."""
-    return float(np.abs(hear(folder, **options)[1] - _hear_once(other)).max())
+    return float(np.abs(hear(folder, **options)[1] - hear_once(other)[1]).max())
 
 
 @functools.cache
-def _hear_once(folder):
-    return hear(folder)[1]
+def hear_once(folder, **options):
+    """As `hear`, of a folder that no test changes later."""
+    return hear(folder, **options)

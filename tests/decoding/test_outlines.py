@@ -140,7 +140,7 @@ def test_temperature_divides_the_restricted_logits():
 
 def test_a_repetition_penalty_of_the_checkpoint_is_left_out():
     decoder, loaded, processing = _open("qwen2-vl")
-    prepared = prepare(processing, *(draw_request(seed) for seed in range(5)))
+    prepared = prepare(processing, *(draw_request(seed) for seed in range(2)))
     before = [answer.sentence for answer in decoder.decode(prepared)]
     loaded.model.generation_config.repetition_penalty = 50.0
     try:

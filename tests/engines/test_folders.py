@@ -183,7 +183,7 @@ def test_templates_without_a_default_are_refused_by_their_names(folder):
 @pytest.mark.parametrize(
     ("family", "name"),
     [
-        ("qwen2.5-vl", "Qwen2_5_VLImageProcessor"),
+        slow("qwen2.5-vl", "Qwen2_5_VLImageProcessor"),
         ("qwen3-vl", None),
         ("paligemma", "CLIPImageProcessor"),
         ("smolvlm2", "Idefics3ImageProcessorFast"),

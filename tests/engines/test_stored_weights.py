@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 import transformers
 
-from tests.hearing import differ, hear
+from tests.hearing import differ, hear, hear_once
 from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
@@ -55,10 +55,10 @@ def _store(family, bits, folder, kept=None, dtype=torch.float32):
 )
 def test_a_folder_of_bitsandbytes_is_served_by_its_own_configuration(family, bits, tmp_path):
     folder = _store(family, bits, tmp_path / "stored")
-    told, expected = hear(folder), hear(tiny_checkpoint(family), quantize=bits)
+    told, expected = hear(folder), hear_once(tiny_checkpoint(family), quantize=bits)
     assert told[0] == expected[0] and np.abs(told[1] - expected[1]).max() < 0.01
     assert told[2]["quantize"] == f"bitsandbytes-{bits}"
-    assert told[2]["memory_bytes"] < hear(tiny_checkpoint(family))[2]["memory_bytes"]
+    assert told[2]["memory_bytes"] < hear_once(tiny_checkpoint(family))[2]["memory_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_layers_that_a_folder_of_bitsandbytes_holds_as_floats_stay_so(family, bi
     (folder / "config.json").write_text(json.dumps(config))
     told = hear(folder)
     assert told[0] == expected[0] and (told[1] == expected[1]).all()
-    assert told[2]["memory_bytes"] > hear(tiny_checkpoint(family), quantize=bits)[2]["memory_bytes"]
+    assert told[2]["memory_bytes"] > hear_once(tiny_checkpoint(family), quantize=bits)[2]["memory_bytes"]
 
 
 def test_every_float_of_a_quantised_folder_gets_the_dtype_asked_for(tmp_path):
