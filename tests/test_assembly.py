@@ -18,11 +18,6 @@ from vlm_local.types import AXES, Observation
 OBSERVATION = Observation(np.zeros((64, 64, 3), np.uint8), "lift the cup", np.array([0.3, 0, 0.1, 0, 0, 0, 1.0]))
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
-
-
 def _open(**options):
     policies = open_policies(PolicyOptions(**options))
     try:

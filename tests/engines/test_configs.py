@@ -12,11 +12,6 @@ from tests.tiny_models import tiny_checkpoint
 from vlm_local.errors import ConfigError
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
-
-
 def _edit(folder, text=None, **changes):
     """text: changes of the language model's part. A value of None takes the key out."""
     file = folder / "config.json"

@@ -121,11 +121,6 @@ def test_a_patch_is_seen_as_transformers_sees_it(family):
     torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
-
-
 def test_missing_weights_are_not_made_up(folder):
     file = folder / "model.safetensors"
     weights = safetensors.torch.load_file(file)

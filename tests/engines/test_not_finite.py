@@ -1,7 +1,6 @@
 """Numbers of a model that are not finite are a fault, never an answer."""
 
 import math
-import shutil
 
 import numpy as np
 import pytest
@@ -10,16 +9,10 @@ import tokenizers
 
 from tests.hearing import PICTURES, hear, write_few
 from tests.serving import SteeredEngine, serve
-from tests.tiny_models import tiny_checkpoint
 from vlm_local.assembly import open_policies
 from vlm_local.errors import EngineError
 from vlm_local.policy_options import PolicyOptions
 from vlm_local.types import Observation
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
 
 
 def _spoil(folder, end, row=slice(None)):

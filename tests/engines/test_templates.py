@@ -1,7 +1,5 @@
 """Chat templates of strangers that would keep a model's load from ending."""
 
-import shutil
-
 import pytest
 
 from tests.tiny_models import tiny_checkpoint
@@ -38,11 +36,6 @@ BOMBS = {
         "may never end",
     ),
 }
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
 
 
 def _set_template(folder, template):
