@@ -36,7 +36,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     add(
         "--level",
         default="normal",
-        help="easy, normal, varied, hard; words, light: as normal, but for unseen ones [normal]",
+        help="easy, normal, hard; varied: hard, in words of training; words, light: normal, with unseen ones [normal]",
     )
     add("--episodes", type=count(1, 100_000), default=10, metavar="N", help="of each task [10]")
     add("--seed", type=seed, default=0, metavar="S", help="of the first episode; the next has the next [0]")
@@ -50,7 +50,8 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     text = "episodes of each task that keep frames and a film [10]"
     add("--films", type=count(0), default=10, metavar="N", help=text)
     add("--noise", type=number(0, 1), default=0.0, metavar="SHARE", help="of phrases replaced by random ones [0]")
-    add("--control", default="none", choices=("none", "blank-image", "wrong-instruction"), help="[none]")
+    text = "what the policy is shown in place of the truth, to see what its success rests on [none]"
+    add("--control", default="none", choices=("none", "blank-image", "wrong-instruction"), help=text)
     add("--gif", action="store_true", help="a GIF beside every film")
     add("--out", type=Path, metavar="DIR", help="[results/sim-POLICY-TASK-LEVEL-SEED]")
     add_policy_options(parser, "--policy")
