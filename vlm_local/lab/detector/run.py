@@ -41,7 +41,7 @@ def evaluate_detector(
             folder.begin({**about, "choices": choices, **describe_machine()}, _list_settings, bool(file.rows))
             rows, worst = _ask_all(images, ask, file, progress)
         if not rows:
-            raise DataError("no picture could be read: " + "; ".join(left_out[:3]))
+            raise DataError("no picture could be read: " + ("; ".join(left_out[:3]) or "there is none"))
         report = {**folder.settings, **score_answers(rows, choices, precision), "wanted_precision": precision}
         report["left_out"] = left_out
         write_report(path, report, worst)

@@ -42,7 +42,7 @@ def evaluate_questions(
             folder.begin({**about, **describe_machine()}, _list_settings, bool(file.rows), grows=("data_sha256",))
             rows, shown = _ask_all(questions, ask, file, left_out, progress)
         if not rows:
-            raise DataError("no question could be asked: " + "; ".join(left_out[:3]))
+            raise DataError("no question could be asked: " + ("; ".join(left_out[:3]) or "there is none"))
         report = {**folder.settings, **score_rows(rows), "left_out": left_out}
         write_report(path, report, shown)
         return report
