@@ -216,15 +216,12 @@ def _skip_done(episodes: Iterable[Episode], writer: RowWriter) -> Iterator[Episo
 
 
 def _answer_episode(episode, answerer, writer, every, stop) -> None:
-    reason = (
-        None if episode.instruction else f"{episode.source}: the episode has no instruction, so nobody can be asked"
-    )
-    labels, full_windows = [], []
     try:
         labels, full_windows = label_episode(episode.states)
+        if not episode.instruction:
+            raise DataError("the episode has no instruction, so nobody can be asked")
     except DataError as error:
         reason = f"{episode.source}: {error}"
-    if reason is not None:
         writer.finish_episode({"episode": episode.index, "steps": len(episode), "left_out": reason})
         writer.progress(1)
         return
