@@ -127,7 +127,7 @@ def judge(
         **asdict(settings),
         "lost": lost,
         "latency_ms": latency,
-        "p95_ratio": ratio,
+        "p95_ratio": {phase: value if math.isfinite(value) else None for phase, value in ratio.items()},
         "load_average": os.getloadavg(),
         "strangers": dict(sorted(strangers.items())),
     }

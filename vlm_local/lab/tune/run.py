@@ -95,7 +95,7 @@ def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Climb:
-    """The greedy choice, as a function of what the asker says."""
+    """The greedy choice: on each rung the best variant, beside what was kept before."""
 
     def __init__(self, asker: Asker, split: Split, seed: int, progress: Progress):
         self._asker, self._split, self._seed = asker, split, seed
