@@ -287,7 +287,7 @@ class Detector:
             if not isinstance(found, dict) or found.get("answer") not in question["choices"]:
                 raise PolicyError(f"{self._client.url}/answer gave none of the choices, but {str(found)[:200]!r}", 200)
             probability = found.setdefault("probability", None)
-            if probability is not None and not (isinstance(probability, int | float) and 0 <= probability <= 1.000001):
+            if probability is not None and not (isinstance(probability, (int, float)) and 0 <= probability <= 1.000001):
                 raise PolicyError(f"{self._client.url}/answer gave the probability {str(probability)[:200]!r}", 200)
             return found
 
