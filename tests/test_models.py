@@ -152,6 +152,8 @@ def _write_adapter(folder, base):
         ("../other", "which is another adapter"),
         ("qwen9", r"adapter_config\.json: base_model_name_or_path is 'qwen9': there is no model"),
         ("/nowhere/model", r"adapter_config\.json: base_model_name_or_path is '/nowhere/model': there is no folder"),
+        ("~nosuchuser/model", r"is '~nosuchuser/model': there is no folder"),
+        (300 * "x", r"adapter_config\.json: base_model_name_or_path is 'xxx.*File name too long"),
     ],
 )
 def test_an_adapter_whose_base_is_no_model_is_refused(base, reason, workplace):

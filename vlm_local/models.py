@@ -147,7 +147,7 @@ def find_checkpoint(name: str, offline: bool = False) -> Checkpoint:
 
 def find_local(name: str) -> Path | None:
     """Folder of a checkpoint that is on this machine already, or None."""
-    given = Path(name).expanduser()
+    given = Path(os.path.expanduser(name))  # a user's home that is unknown stays as it is
     if given.is_dir() and (_is_path(name) or _holds_model(given)):
         return given
     return next((folder for folder in _list_folders(name) if _holds_model(folder)), None) or _find_cached(name)
@@ -227,7 +227,7 @@ def _find_base(adapter: Path, offline: bool) -> Path:
         raise ConfigError(f"{file}: {key} is {json.dumps(base)[:100]}; {expected}")
     try:
         folder = _locate_base(adapter, base, offline)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         raise ConfigError(f"{file}: {key} is {base!r}: {error}") from None
     if (folder / ADAPTER).is_file():
         kind = "this adapter itself" if folder.resolve() == adapter.resolve() else "another adapter"
@@ -301,7 +301,7 @@ def _explain_unknown(name: str) -> str:
             f"{name!r} names no model: a repository of the hub is org/name, and the address of a policy server such as "
             "http://127.0.0.1:8000"
         )
-    if Path(name).expanduser().is_file():
+    if Path(os.path.expanduser(name)).is_file():
         return f"{name} is a file; expected the folder of a model, with its {CONFIG}"
     if _is_path(name):
         return f"there is no folder {name}"
