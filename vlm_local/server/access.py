@@ -21,9 +21,8 @@ from vlm_local.errors import ConfigError, RequestError
 from vlm_local.wire import MAX_BODY
 
 DEFAULT_ROBOT = "robot"
-# Keys of the WSGI environment: the request's Address, and its path as it came.
-CONNECTION = "vlm_local.connection"  # where it holds the request's connections.Channel
-ADDRESS, FULL_PATH = "vlm_local.address", "vlm_local.path"
+# Keys of the WSGI environment: the request's connections.Channel, its Address, and its path as it came.
+CONNECTION, ADDRESS, FULL_PATH = "vlm_local.connection", "vlm_local.address", "vlm_local.path"
 CLIENT_HEADER = "Sec-Vlm-Local"  # of client.py; a page cannot send a header whose name begins with "Sec-"
 MAX_SMALL_BODY = 2**16  # bytes, of requests without a picture
 
@@ -111,7 +110,7 @@ class Gate:
 
     def check(self, address: str, token: str | None) -> None:
         """Raises RequestError, 401 or 403. token: as `read_token` gives it."""
-        if self.is_open or self._is_near(address):
+        if self.is_open or self._is_allowed(address):
             return
         if self._token is None:
             raise RequestError(f"requests from {address} are not allowed here; see --allow-from", 403)
@@ -126,7 +125,7 @@ class Gate:
             return False
         return hmac.compare_digest(token.encode("utf-8", "replace"), self._token.encode())
 
-    def _is_near(self, address: str) -> bool:
+    def _is_allowed(self, address: str) -> bool:
         try:
             ip = ipaddress.ip_address(address)
         except ValueError:
@@ -153,7 +152,7 @@ class RateLimit:
             left = min(self._size, left + (now - then) * self._per_s)
             if len(self._buckets) > 10_000:
                 self._buckets.clear()
-            self._buckets[address] = (max(left - 1.0, 0.0) if left >= 1.0 else left, now)
+            self._buckets[address] = (left - 1.0 if left >= 1.0 else left, now)
         if left < 1.0:
             raise RequestError(f"more than {self._per_s:g} requests a second from {address}; slow down", 429)
 
