@@ -85,7 +85,8 @@ class PolicyOptions:
     deadline_ms: float | None = None
 
 
-# Each option's types. Of the machine, and not of the model's answers, are the others.
+# Types of the options that a settings file may hold: of those that decide what is answered. The others say where the
+# model runs and how long it may take.
 _TYPES = {
     name: tuple(kind for kind in get_args(hint) if kind is not NoneType)
     for name, hint in get_type_hints(PolicyOptions).items()

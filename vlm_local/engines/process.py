@@ -213,6 +213,9 @@ def main() -> None:
 
 
 def _serve(pipe: Connection) -> None:
+    """The first message is the function that loads the engine. Each later one is a list of requests to answer; a tuple,
+    the arguments of `think`; or a text, the episode to forget, which has no answer.
+    """
     parts = RepeatedParts()
     first = pipe.recv_bytes()
     try:
