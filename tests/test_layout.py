@@ -18,7 +18,7 @@ ROOT = Path(vlm_local.__file__).parent
 LAYERS = (
     {"errors", "types", "files", "logs", "plain", "interrupts", "processes", "progress", "relay"},
     {"provenance", "grammar", "actions", "primitives", "bounds", "fields", "wire", "embodiments"},
-    {"prompts", "models", "checkpoint", "weights", "machine"},
+    {"prompts", "models", "registry", "checkpoint", "weights", "machine"},
     {"decoding"},
     {"engines"},
     {

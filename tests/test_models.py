@@ -9,7 +9,8 @@ from tests.tiny_models.names import FAMILIES, MIXED
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
 from vlm_local.files import find_shipped
-from vlm_local.models import MODELS, find_checkpoint, find_local, find_model, name_base
+from vlm_local.models import find_checkpoint, find_local, name_base
+from vlm_local.registry import MODELS, find_model
 
 
 @pytest.fixture(autouse=True)

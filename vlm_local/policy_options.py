@@ -13,7 +13,7 @@ from vlm_local.embodiments import AUTO
 from vlm_local.errors import ConfigError
 from vlm_local.examples import parse_examples
 from vlm_local.files import read_json_object, write_json
-from vlm_local.models import DEFAULT
+from vlm_local.registry import DEFAULT
 
 DEFAULTS = {
     "model": DEFAULT,

@@ -20,12 +20,13 @@ from vlm_local.errors import ConfigError
 from vlm_local.examples import ExampleSet, load_examples
 from vlm_local.grammar import Grammar, load_phrase_grammar
 from vlm_local.marks import MARKS, MarkedPolicy, Projection
-from vlm_local.models import DEFAULT, find_checkpoint
+from vlm_local.models import find_checkpoint
 from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
 from vlm_local.policy_options import DEFAULTS, PolicyOptions, refuse
 from vlm_local.primitives import is_slight, list_phrases, list_slight_phrases
 from vlm_local.prompts import Example, Frame, Template, build_prompt, check_history, load_template
 from vlm_local.prompts.thoughts import load_thought_plan
+from vlm_local.registry import DEFAULT
 from vlm_local.thinking import Thinker, ThinkSettings, build_warm_thought
 from vlm_local.types import GenerationRequest, Observation, Picture, ThoughtRequest
 
