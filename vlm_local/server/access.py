@@ -184,8 +184,7 @@ def check_origin(
         raise RequestError(f"a page of another site ({site}) may ask nothing of this server", 403)
     if origin is not None and site != "same-origin" and not _is_same(origin, host or ""):
         raise RequestError(f"a page of {origin[:100]!r} may ask nothing of this server, which is {host!r}", 403)
-    says_origin = origin is not None or site is not None
-    may_be_page = says_origin or (method in ("GET", "HEAD", "OPTIONS") and get_header(CLIENT_HEADER) is None)
+    may_be_page = origin is not None or site is not None or _is_plain_read(method, get_header)
     if may_be_page and host and not has_token and not is_known_host(host, {"localhost", *names}):
         raise RequestError(
             f"this server does not know itself as {host!r}, and a foreign site could call it so by DNS rebinding; "
@@ -203,6 +202,11 @@ def is_known_host(host: str, names: Collection[str]) -> bool:
     except ValueError:
         return name in names or name.endswith(".localhost")
     return True
+
+
+def _is_plain_read(method: str, get_header: HeaderGetter) -> bool:
+    """Whether a browser may have sent it though it has neither header: one that reads, within one site, over http."""
+    return method in ("GET", "HEAD", "OPTIONS") and get_header(CLIENT_HEADER) is None
 
 
 def _is_link(method: str, route: str, get_header: HeaderGetter) -> bool:
