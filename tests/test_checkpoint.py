@@ -81,6 +81,7 @@ def _point_to_lfs(file):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100), "no whole safetensors file"),
         (lambda folder: _point_to_lfs(folder / "model.safetensors"), "git lfs pull"),
         (lambda folder: (folder / "vlm_local.json").write_text('{"history": "two"}'), "history.*wrong type"),
+        (lambda folder: (folder / "vlm_local.json").write_text('{"history": true}'), "history.*wrong type"),
         (
             lambda folder: (
                 (folder / "model.safetensors")

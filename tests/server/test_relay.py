@@ -504,6 +504,7 @@ def test_what_cannot_be_relayed_is_refused(capsys):
             (f"http://127.0.0.1:{port}", "where the relay itself would listen"),
             ("http://127.0.0.1:1", f"cannot listen on 127.0.0.1 port {port}: [Errno"),
             ("https://gate.example.org", "expected an address such as http://127.0.0.1:8001"),
+            ("http://[::1", "relay: Invalid IPv6 URL"),
         ):
             assert main(["relay", url, "--port", str(port)]) == 2
             assert told in capsys.readouterr().err

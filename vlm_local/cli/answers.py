@@ -74,7 +74,7 @@ def pick_scores(report: dict) -> dict:
 def open_answerer(args: argparse.Namespace) -> Iterator[tuple["Answerer", dict]]:
     """What answers questions, with its model loaded, and what it says of itself."""
     from vlm_local.assembly import open_policies
-    from vlm_local.models import DEFAULT
+    from vlm_local.registry import DEFAULT
 
     name, policies = args.model or DEFAULT, open_policies(read_policy_options(args))
     try:
