@@ -6,14 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlm_local.embodiments import find_file
-from vlm_local.errors import ConfigError, EngineError, RequestError
-from vlm_local.safety import Guard, Workspace, load_workspaces, parse_max_step, parse_workspace
+from vlm_local.errors import ConfigError, EngineClosed, EngineError, RequestError
+from vlm_local.safety import Guard, HoldOnFault, Workspace, load_workspaces, parse_max_step, parse_workspace
 from vlm_local.types import Decision, Observation
 
 BOX = load_workspaces()["autoeval-sink"]
 BOUNDS = np.array([BOX.x_m, BOX.y_m, BOX.z_m])
 INSIDE = np.array([0.25, 0.0, 0.15])  # by more than a largest step
 LARGEST = np.array([0.05] * 3 + [0.25] * 3)
+
+SEEN = Observation(np.zeros((16, 16, 3), np.uint8), "go", None)
 
 finite = st.floats(-1e3, 1e3)
 positions = st.lists(st.floats(-2, 2), min_size=3, max_size=3).map(np.array)
@@ -128,3 +130,48 @@ def test_the_largest_step_is_six_numbers():
 
 def test_records_say_what_the_arm_was_held_to():
     assert Guard(Fixed(np.zeros(7)), BOX).metadata["workspace_m"][2] == [0.0871, 0.2340]
+
+
+class Told(Fixed):
+    """Notes what it is told; `fault` is raised by a reset."""
+
+    def __init__(self):
+        super().__init__([0.01, 0, 0, 0, 0, 0, 1])
+        self.told, self.fault = [], None
+
+    def reset(self, seed):
+        self.told.append(seed)
+        if self.fault is not None:
+            raise self.fault
+
+    def act(self, observation):
+        self.told.append("act")
+        return super().act(observation)
+
+
+def test_an_episode_begins_once_with_its_seed_before_its_steps():
+    policy = Told()
+    robot = HoldOnFault(Guard(policy), max_held=2)
+    robot.reset(7)
+    for _ in range(2):
+        robot.act(SEEN)
+    assert policy.told == [7, "act", "act"]
+
+
+def test_a_reset_that_failed_is_tried_again_before_the_next_step_and_no_arm_moves_meanwhile():
+    policy = Told()
+    policy.fault = ConnectionError("no answer")
+    robot = HoldOnFault(Guard(policy), max_held=2)
+    robot.reset(7)
+    decision = robot.act(SEEN)
+    assert not decision.action[:6].any() and "no answer" in decision.fault and policy.told == [7, 7]
+    policy.fault = None
+    assert [robot.act(SEEN).fault for _ in range(2)] == [None, None] and policy.told == [7, 7, 7, "act", "act"]
+
+
+@pytest.mark.parametrize("fault", [EngineClosed("the server is stopping"), RequestError("another instruction")])
+def test_a_reset_that_nothing_mends_is_no_stand_still(fault):
+    policy = Told()
+    policy.fault = fault
+    with pytest.raises(type(fault)):
+        HoldOnFault(Guard(policy), max_held=2).reset(7)

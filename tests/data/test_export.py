@@ -37,7 +37,7 @@ def run(tmp_path):
         ("left", 5, 64, {}),
         ("left", 2, 64, {"proprio": None}),
         ("right", 3, 64, {"instruction": "open the drawer"}),
-        ("wide", 2, 80, {}),
+        ("wide", 2, 80, {"instruction": "fold the cloth"}),
     ):
         writer.start_episode(robot)
         for step in range(length):

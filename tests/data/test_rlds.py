@@ -71,6 +71,23 @@ def test_a_file_cut_off_anywhere_is_reported(tmp_path):
         assert len(problems) == 1 and f"byte {first}" in str(problems[0])
 
 
+def test_a_record_that_is_too_large_is_reported_and_the_next_one_read(tmp_path, monkeypatch):
+    records = [recordings.make_rlds_record(recordings.make_states(steps)) for steps in (8, 1)]
+    recordings.write_rlds(tmp_path, records)
+    monkeypatch.setattr("vlm_local.data.tfrecord.MAX_RECORD_BYTES", len(records[0]) - 1)
+    problems = []
+    assert [episode.index for episode in open_episodes(tmp_path, report=problems.append)] == [1]
+    assert len(problems) == 1 and f"a record of {len(records[0])} bytes" in str(problems[0])
+
+
+def test_a_shard_that_is_no_file_is_refused_by_name(data_set):
+    path = sorted(data_set.glob("*.tfrecord*"))[0]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(DataError, match=path.name):
+        list(open_episodes(data_set))
+
+
 def test_any_damage_behind_a_right_checksum_is_reported_not_raised(tmp_path):
     random = np.random.default_rng(0)
     record = recordings.make_rlds_record(recordings.make_states(3))
@@ -102,6 +119,7 @@ def _damage(folder: Path, **changes):
         ({"observation__state": np.full((4, 7), np.nan, np.float32)}, "not finite"),
         ({"observation__state": np.zeros(9, np.float32)}, "not a record"),
         ({"observation__image_0": [b""] * 3}, "3 images"),
+        ({"language_instruction": [b"go"] * 3}, "4 states, but 3 instructions"),
         ({"observation__image_0": None}, "lacks steps/observation/image_0"),
     ],
 )
@@ -216,6 +234,29 @@ def test_features_that_are_written_otherwise_are_not_called_a_missing_camera(dat
     (data_set / "features.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"features.json describes no steps of episodes \(featuresDict: steps"):
         open_episodes(data_set)
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ({"tensor": {"dtype": "int32", "shape": {"dimensions": ["7"]}}}, "must be an unencoded tensor of floats"),
+        ({"tensor": {"dtype": "float32", "encoding": "zlib", "shape": {"dimensions": ["7"]}}}, "unencoded tensor"),
+        ({"tensor": {"dtype": "float32", "shape": {"dimensions": ["0"]}}}, "unencoded tensor"),
+        ({"tensor": {"dtype": "float32", "shape": {"dimensions": ["50", "50"]}}}, "unencoded tensor"),
+        (None, "has none of steps/observation/state, steps/observation/proprio; it has steps/action"),
+    ],
+)
+def test_a_state_that_is_no_row_of_floats_is_refused(data_set, state, says):
+    path = data_set / "features.json"
+    features = json.loads(path.read_text())
+    step = features["featuresDict"]["features"]["steps"]["sequence"]["feature"]["featuresDict"]["features"]
+    fields = step["observation"]["featuresDict"]["features"]
+    del fields["state"]
+    fields |= {} if state is None else {"state": state}
+    fields["mask"] = {"image": "none"}  # which is no camera
+    path.write_text(json.dumps(features))
+    with pytest.raises(DataError, match=says):
+        open_data_set(data_set)
 
 
 def test_depth_maps_and_masks_are_no_cameras(data_set):

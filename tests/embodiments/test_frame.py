@@ -177,6 +177,9 @@ def test_an_episode_without_a_reset_keeps_the_shadow():
     frame.begin(was_reset=False)
     _play(frame, wrist, UP, 1, lambda step, action: wrist.act(action))
     np.testing.assert_allclose(wrist.bridge, (0, 0.375, 0), atol=1e-6)
+    frame.begin(was_reset=False)
+    wrist.act(_step(frame, None, UP).action)  # nor is it forgotten where no pose comes
+    np.testing.assert_allclose(wrist.bridge, (0, 0.5, 0), atol=1e-6)
 
 
 @pytest.mark.parametrize("num_steps", [1, 4])
@@ -192,7 +195,8 @@ def test_an_episode_at_the_reset_pose_begins_there_though_nobody_said_a_reset(nu
 
 def test_without_a_measured_pose_only_a_reset_says_where_the_arm_is():
     frame = Frame("autoeval-widowx")
-    assert not _step(frame, None, UP).action[3:6].any()
+    answer = _step(frame, None, UP)
+    assert not answer.action[3:6].any() and "sent no pose" in answer.shadow["note"]
     frame.begin(was_reset=True)
     np.testing.assert_allclose(_step(frame, None, UP).action[3:6], UP, atol=1e-12)
     np.testing.assert_allclose(_step(frame, None, UP).action[3:6], DOWN_, atol=1e-12)

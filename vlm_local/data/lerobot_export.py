@@ -57,12 +57,13 @@ class _Book:
     image_shape: tuple[int, ...] | None = None
 
     def add(self, episode: RecordedEpisode) -> None:
-        columns = self._read_columns(episode)
+        _check_lines(episode)
         images = [episode.load_image(step) for step in range(len(episode.lines))]
         shape = self.image_shape or images[0].shape
         if images[0].shape != shape:
             raise DataError(f"{episode.source}: frames are {images[0].shape}, those of the data set {shape}")
         self.image_shape = shape
+        columns = self._read_columns(episode)  # counts its task, so only now
         for name, values in columns.items():
             if values.dtype != object:
                 self.stats.setdefault(name, _Moments()).add(values.reshape(len(values), -1))
@@ -73,13 +74,6 @@ class _Book:
     def _read_columns(self, episode: RecordedEpisode) -> dict[str, np.ndarray]:
         """Column name -> (T,) or (T, 7)."""
         lines, length = episode.lines, len(episode.lines)
-        if not lines:
-            raise DataError(f"{episode.source}: the episode has no steps")
-        for name, feature in (("proprio", STATE), ("action", ACTION)):
-            if any(line.get(name) is None for line in lines):
-                raise DataError(
-                    f"{episode.source}: the episode has steps without {name}, which LeRobot's {feature} needs"
-                )
         task = str(lines[0].get("instruction") or "")
         frames = np.arange(length, dtype=np.int64)
         return {
@@ -157,6 +151,14 @@ class _Book:
                 **single,
             },
         }
+
+
+def _check_lines(episode: RecordedEpisode) -> None:
+    if not episode.lines:
+        raise DataError(f"{episode.source}: the episode has no steps")
+    for name, feature in (("proprio", STATE), ("action", ACTION)):
+        if any(line.get(name) is None for line in episode.lines):
+            raise DataError(f"{episode.source}: the episode has steps without {name}, which LeRobot's {feature} needs")
 
 
 class _Moments:

@@ -41,8 +41,8 @@ def read_records(path: Path, report: Report, start: int = 0) -> Iterator[tuple[i
         while offset < size:
             header = file.read(_HEADER.size)
             if len(header) < _HEADER.size or mask_crc(header[:8]) != _HEADER.unpack(header)[1]:
-                what = "no record begins here" if offset else _describe_start(header)
-                report(DataError(f"{path}, byte {offset}: {what}; the last {size - offset} bytes are lost"))
+                lost = f"the last {size - offset} bytes are lost"
+                report(DataError(f"{path}, byte {offset}: {_describe_start(header)}; {lost}"))
                 return
             length, _ = _HEADER.unpack(header)
             if offset + _HEADER.size + length + _FOOTER.size > size:

@@ -46,15 +46,18 @@ class Sent:
 class CommandedAngles:
     """Shadow of the roll, pitch, yaw that a station was last commanded, in one episode."""
 
-    def __init__(self, embodiment: Embodiment, max_turn_rad: float):
-        """embodiment: one whose rotation_frame is "base". max_turn_rad: between commanded and target pose."""
+    def __init__(self, embodiment: Embodiment, max_turn_rad: float, was_reset: bool):
+        """embodiment: one whose rotation_frame is "base". max_turn_rad: between commanded and target pose.
+
+        was_reset: see `begin`.
+        """
         self._reset_pose = np.array(embodiment.reset_pose)
         self._max_sent_rad = np.inf if embodiment.max_rotation_rad is None else embodiment.max_rotation_rad
         self._max_turn_rad = max_turn_rad
         self._angles: np.ndarray | None = None  # None where nothing is known of them
         self._past: list[tuple[np.ndarray, np.ndarray]] = []  # (commanded before, sent) of the last steps
         self._about: dict = {}
-        self.begin(False)
+        self.begin(was_reset)
 
     def begin(self, was_reset: bool) -> None:
         """An episode begins. was_reset: the client said so, as a station does with its arm at the reset pose.
@@ -64,7 +67,6 @@ class CommandedAngles:
         self._is_new, self._was_reset = True, was_reset
         if was_reset:
             self._angles = None
-            self._past.clear()
 
     def observe(self, position: np.ndarray | None, measured: np.ndarray | None) -> None:
         """Compare the shadow with a measured pose, (3,) m and (3,) rad in the base frame, None where none came."""
@@ -223,5 +225,4 @@ class Frame:
         self._embodiment = embodiment
         self._shadow = None
         if embodiment.rotation_frame == "base":
-            self._shadow = CommandedAngles(embodiment, self._max_turn_rad)
-            self._shadow.begin(self._was_reset)
+            self._shadow = CommandedAngles(embodiment, self._max_turn_rad, self._was_reset)

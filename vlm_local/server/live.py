@@ -30,6 +30,7 @@ class Hub:
         """report_status: what the page's head shows beside the counts kept here."""
         self._report_status = report_status
         self._lock = threading.Lock()
+        self._encoding = threading.Lock()
         self._steps: dict[str, deque[dict[str, Any]]] = {}
         self._frames: dict[str, np.ndarray] = {}  # robot -> uint8 (H, W, 3), the newest
         self._viewers: list[queue.Queue[str | None]] = []
@@ -115,9 +116,10 @@ class Hub:
             frame = self._frames.get(robot)
         if frame is None:
             raise RequestError(f"there is no frame of robot {robot!r}", 404)
-        if lossless:
-            return encode_file(frame, "PNG", compress_level=1)
-        return encode_file(frame, "JPEG", quality=_JPEG_QUALITY)
+        with self._encoding:  # on one processor, as the model needs the others
+            if lossless:
+                return encode_file(frame, "PNG", compress_level=1)
+            return encode_file(frame, "JPEG", quality=_JPEG_QUALITY)
 
     def close(self) -> None:
         """End every stream now."""

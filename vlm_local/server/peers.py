@@ -6,11 +6,19 @@ import socket
 import time
 from contextlib import suppress
 
+from websockets.exceptions import ProtocolError
+from websockets.extensions import Extension
+from websockets.frames import Frame
+
+from vlm_local.errors import RequestError
+from vlm_local.server.access import RateLimit
 from vlm_local.server.budget import Budget
 
 logger = logging.getLogger(__name__)
 
 _AHEAD = 2**16  # bytes beside the frame that is worked on; the headers of frames are among them
+_SMALL = 2**10  # bytes; a ping has 125 at most, and clients that send a picture in parts send 4 kB at a time
+_SMALL_PER_S = 100.0
 
 
 class Peer(socket.socket):
@@ -56,12 +64,37 @@ class Peer(socket.socket):
         self._num_in_work = num_bytes
 
     def end(self) -> None:
-        logger.warning(
-            "a websocket connection is closed: too many large frames are on their way; send smaller pictures"
-        )
+        self.refuse("too many large frames are on their way; send smaller pictures")
+
+    def refuse(self, reason: str) -> None:
+        logger.warning("a websocket connection is closed: %s", reason)
         self.hang_up()
 
     def hang_up(self) -> None:
         self.is_ended = True
         with suppress(OSError):  # it has gone by itself
             self.shutdown(socket.SHUT_RDWR)
+
+
+class SmallFrames(Extension):
+    """Hangs up on who sends more small frames than any client does, pings or parts of a message.
+
+    Reading one holds the interpreter's lock as long as reading 10 kB of a picture, and 10,000 may come in one read.
+    """
+
+    def __init__(self, peer: Peer):
+        self._peer = peer
+        self._limit = RateLimit(_SMALL_PER_S)
+
+    def decode(self, frame: Frame, *, max_size: int | None = None) -> Frame:
+        if len(frame.data) <= _SMALL:
+            try:
+                self._limit.check("")
+            except RequestError:
+                reason = f"more than {_SMALL_PER_S:g} frames of {_SMALL} bytes or less came in a second"
+                self._peer.refuse(reason)
+                raise ProtocolError(reason) from None  # nothing else that has come is looked at
+        return frame
+
+    def encode(self, frame: Frame) -> Frame:
+        return frame

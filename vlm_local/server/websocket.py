@@ -23,7 +23,7 @@ from vlm_local.errors import RequestError
 from vlm_local.server.access import Address, RateLimit, check_origin, parse_address, read_token
 from vlm_local.server.dialects import DIALECTS, INTERNAL_ERROR, ROUTES, Client
 from vlm_local.server.frames import MAX_FRAME
-from vlm_local.server.peers import Peer
+from vlm_local.server.peers import Peer, SmallFrames
 from vlm_local.server.service import Service
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,7 @@ class WebsocketDoor:
             self._talk,
             sock=guarded,
             process_request=self._admit,
+            process_response=_limit_frames,
             compression=None,
             max_size=MAX_FRAME,
             max_queue=1,
@@ -167,6 +168,12 @@ class _Listener:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._listener, name)
+
+
+def _limit_frames(connection: ServerConnection, request: Request, response: Response) -> None:
+    """Called when the handshake is answered, before the first frame is looked at."""
+    assert isinstance(connection.socket, Peer)
+    connection.protocol.extensions.append(SmallFrames(connection.socket))
 
 
 def _check_entry(service: Service, headers: Headers, remote: str, address: Address) -> None:
