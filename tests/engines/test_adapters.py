@@ -192,7 +192,7 @@ _LAYER = "base_model.model.model.language_model.layers.0.self_attn"
         (lambda a: _add(a, f"{_LAYER}.q_proj.lora_A.weight", torch.ones(4, 32)), "does not fit its base"),
         (lambda a: _add(a, f"{_LAYER}.q_proj.lora_A.weight", torch.ones(3, 64)), "does not fit its base"),
         (lambda a: _add(a, f"{_LAYER}.q_proj.lora_A.weight", torch.ones(64)), "does not fit its base"),
-        (lambda a: _edit(a / "adapter_config.json", lora_alpha=10**400), "expected numbers for lora_alpha"),
+        (lambda a: edit_json(a / "adapter_config.json", lora_alpha=10**400), "expected numbers for lora_alpha"),
         (lambda a: _add(a, f"{_LAYER}.q_proj.lora_A.weight", torch.full((4, 64), math.nan)), "not finite.*--dtype"),
         (lambda a: edit_json(a / "adapter_config.json", peft_type="IA3"), "expected peft_type 'LORA'"),
         (lambda a: edit_json(a / "adapter_config.json", layer_replication=[[0, 2]]), "layer_replication.*plain LoRA"),
