@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import shutil
 
 import pytest
 
@@ -19,6 +20,14 @@ _KINDS = {
     "slow": "takes over a second, or is a further case of its kind",
     "long": "takes long: soaks, killed trainings, every command of the documents",
 }
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A copy of the small Qwen2-VL's, which a test may change."""
+    from tests.tiny_models import tiny_checkpoint  # loads torch, which tests of a part may not need
+
+    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
 
 
 def pytest_addoption(parser):

@@ -27,11 +27,19 @@ def hear(folder, **options):
         policies.close()
 
 
+def write_few(folder) -> str:
+    """A grammar of four phrases: the reference decoder reads the whole prompt for each of their tokens."""
+    file = folder / "few.lark"
+    file.write_text('start: "stop" | "move up" | "move up, close gripper" | "move left"')
+    return str(file)
+
+
 def differ(folder, other, **options):
     """Largest difference between a probability of one folder and of another, which no test changes later."""
-    return float(np.abs(hear(folder, **options)[1] - _hear_once(other)).max())
+    return float(np.abs(hear(folder, **options)[1] - hear_once(other)[1]).max())
 
 
 @functools.cache
-def _hear_once(folder):
-    return hear(folder)[1]
+def hear_once(folder, **options):
+    """As `hear`, of a folder that no test changes later."""
+    return hear(folder, **options)

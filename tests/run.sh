@@ -13,37 +13,21 @@ if [ "${1:-}" = --cuda-dry ]; then
     exec bash tests/cuda_dry.sh "${@:2}"
 fi
 source deploy/venv.sh test
-if [ "${1:-}" = --vllm ]; then
-    shift
-    source tests/vllm/venv.sh
-    exec unshare --net --map-root-user sh -c 'ip link set lo up && exec "$@"' - \
-        "$python" -m pytest tests/vllm -s "$@"
-fi
-if [ "${1:-}" = --doors ]; then
-    shift
-    source tests/doors/venv.sh
-    exec "$python" -m pytest tests/doors "$@"
-fi
-if [ "${1:-}" = --metaworld ]; then
-    shift
-    source tests/metaworld/venv.sh
-    exec "$metaworld_venv/bin/python" -m pytest tests/metaworld "$@"
-fi
-if [ "${1:-}" = --libero ]; then
-    shift
-    source tests/libero/venv.sh
-    exec "$libero_venv/bin/python" -m pytest tests/libero "$@"
-fi
-if [ "${1:-}" = --simpler ]; then
-    shift
-    source tests/simpler/venv.sh
-    exec "$simpler_venv/bin/python" -m pytest tests/simpler "$@"
-fi
-if [ "${1:-}" = --smollm2 ]; then
-    shift
-    source tests/smollm2/venv.sh
-    exec "$smollm2_venv/bin/python" -m pytest tests/smollm2 "$@"
-fi
+case "${1:-}" in
+--metaworld | --libero | --simpler | --smollm2)
+    source tests/suite.sh "${1#--}"
+    exec "$suite_python" -m pytest "tests/${1#--}" "${@:2}"
+    ;;
+--doors)
+    source tests/suite.sh doors
+    VLM_LOCAL_DOORS_PYTHON=$suite_python exec "$python" -m pytest tests/doors "${@:2}"
+    ;;
+--vllm)
+    source tests/suite.sh vllm
+    VLM_LOCAL_VLLM_PYTHON=$suite_python exec unshare --net --map-root-user sh -c 'ip link set lo up && exec "$@"' - \
+        "$python" -m pytest tests/vllm -s "${@:2}"
+    ;;
+esac
 "$python" -m ruff check .
 "$python" -m ruff format --check .
 # One thread in each: the models are small, and threads that wait for each other's core take many times as long.

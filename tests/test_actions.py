@@ -34,7 +34,7 @@ def test_every_labelable_phrase_comes_back_when_executed_three_times(dtype, tilt
     assert len(LABELABLE) == 513
     for phrase in LABELABLE:
         opening = float(parse_phrase(phrase).gripper < 0)  # the word must change something
-        for pose in rng.uniform(low, high, size=(20, 6)):
+        for pose in rng.uniform(low, high, size=(10, 6)):
             states = _execute(phrase, np.append(pose, opening).astype(dtype), table)
             assert format_phrase(label_window(states)) == phrase, (phrase, pose)
 

@@ -18,11 +18,6 @@ from vlm_local.types import AXES, Observation
 OBSERVATION = Observation(np.zeros((64, 64, 3), np.uint8), "lift the cup", np.array([0.3, 0, 0.1, 0, 0, 0, 1.0]))
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
-
-
 def _open(**options):
     policies = open_policies(PolicyOptions(**options))
     try:
@@ -32,14 +27,14 @@ def _open(**options):
 
 
 def test_a_model_becomes_a_policy_that_says_what_it_is(folder):
-    policies = open_policies(PolicyOptions(model=str(folder), history=2, decoder="outlines", posterior="off"))
+    policies = open_policies(PolicyOptions(model=str(folder), history=2, posterior="off"))
     policy = policies.build("robot")
     decision = policy.act(OBSERVATION)
     policies.close()
     assert decision.phrase in load_phrase_grammar().sentences and decision.action.shape == (7,)
     metadata = policy.metadata
     assert json.loads(json.dumps(dict(metadata))) == metadata == policies.metadata
-    assert metadata["trained"] is None and metadata["family"] == "qwen2-vl" and metadata["decoder"] == "outlines"
+    assert metadata["trained"] is None and metadata["family"] == "qwen2-vl" and metadata["decoder"] == "trie"
     assert metadata["grammar"]["sentences"] == 729 and metadata["prompt"]["name"] == "chat"
     assert metadata["decide"] == "greedy" and metadata["history"] == 2 and metadata["steps"]["x_m"] == 0.0125
     assert len(metadata["checkpoint_sha256"]) == 64 and {"torch", "transformers", "vlm_local"} <= set(

@@ -5,26 +5,16 @@ import struct
 
 import pytest
 
-from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models import edit_json, tiny_checkpoint
 from tests.tiny_models.names import FAMILIES
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
 from vlm_local.weights import count_weights, estimate_memory, read_header
 
 
-@pytest.fixture
-def folder(tmp_path):
-    """A whole Qwen2-VL that a test may spoil."""
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_family_is_read_from_the_config(family):
     assert open_checkpoint(tiny_checkpoint(family)).family == family.removesuffix("-moe")
-
-
-def _edit(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def _replace_by_fifo(file):
@@ -64,8 +54,8 @@ def _point_to_lfs(file):
         (lambda folder: (folder / "config.json").write_text("[" * 200_000), "nested too deeply"),
         (lambda folder: _replace_by_fifo(folder / "config.json"), "not a regular file"),
         (lambda folder: (folder / "model.safetensors").write_bytes(DEEP_HEADER), "no whole safetensors file"),
-        (lambda folder: _edit(folder / "config.json", model_type="llava"), "llava.*supported are"),
-        (lambda folder: _edit(folder / "config.json", model_type="internvl_chat"), "whose name ends in -hf"),
+        (lambda folder: edit_json(folder / "config.json", model_type="llava"), "llava.*supported are"),
+        (lambda folder: edit_json(folder / "config.json", model_type="internvl_chat"), "whose name ends in -hf"),
         (lambda folder: (folder / "tokenizer.json").unlink(), "no tokenizer"),
         (lambda folder: (folder / "preprocessor_config.json").unlink(), "no image processor"),
         (lambda folder: (folder / "model.safetensors").unlink(), "lacks model.safetensors"),
@@ -91,6 +81,7 @@ def _point_to_lfs(file):
         (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 100), "no whole safetensors file"),
         (lambda folder: _point_to_lfs(folder / "model.safetensors"), "git lfs pull"),
         (lambda folder: (folder / "vlm_local.json").write_text('{"history": "two"}'), "history.*wrong type"),
+        (lambda folder: (folder / "vlm_local.json").write_text('{"history": true}'), "history.*wrong type"),
         (
             lambda folder: (
                 (folder / "model.safetensors")

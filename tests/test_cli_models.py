@@ -1,7 +1,7 @@
 import pytest
 
 from vlm_local.cli import main
-from vlm_local.models import MODELS
+from vlm_local.registry import MODELS
 
 
 def test_models_prints_every_model_and_where_it_is(capsys):

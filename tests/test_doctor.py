@@ -1,5 +1,5 @@
 import json
-import time
+import threading
 
 import numpy as np
 import pytest
@@ -84,12 +84,15 @@ def test_a_reset_that_ends_the_job_fails():
 
 
 def test_a_server_that_is_loading_or_gone_is_the_only_finding():
+    looked = threading.Event()
+
     def load():
-        time.sleep(2)
+        looked.wait(60)
         raise EngineError("too late")
 
     with serve(load) as server:
         findings = list(examine(server.url))
+        looked.set()
         assert [f.verdict for f in findings] == ["FAIL"] and "503" in findings[0].text
     gone = list(examine(server.url))
     assert [f.verdict for f in gone] == ["FAIL"] and "is the server running" in gone[0].text

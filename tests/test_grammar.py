@@ -79,6 +79,10 @@ def test_a_grammar_that_cannot_drive_a_robot_is_refused_with_line_and_reason(tmp
         ('begin: "stop"', "no rule 'start'"),
         ('start: "stop"\n%ignore " "', "%ignore"),
         ('start: pair{"a"}\npair{x}: x x', "parameters"),
+        ('start: "stop"\n| "\\x"', r'line 2: the words "\\x" cannot be read: '),
+        ('start: "st\0op"', "cannot be read: source code"),
+        ('start: "stop"~-1', "line 1: it repeats -1 times"),
+        ('start: "stop"\n%declare OTHER', "%declare"),
     ],
 )
 def test_a_file_that_is_no_usable_grammar_is_refused(tmp_path, text, reason):

@@ -1,6 +1,7 @@
 """Who may import whom, read from the code, and what a fresh interpreter loads."""
 
 import ast
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ ROOT = Path(vlm_local.__file__).parent
 LAYERS = (
     {"errors", "types", "files", "logs", "plain", "interrupts", "processes", "progress", "relay"},
     {"provenance", "grammar", "actions", "primitives", "bounds", "fields", "wire", "embodiments"},
-    {"prompts", "models", "checkpoint", "weights", "machine"},
+    {"prompts", "models", "registry", "checkpoint", "weights", "machine"},
     {"decoding"},
     {"engines"},
     {
@@ -155,3 +156,12 @@ def test_importing_the_package_leaves_json_and_logging_alone():
 def test_nothing_runs_between_fork_and_exec():
     """Popen's preexec_fn hangs for ever where another thread held a lock; processes.tie_to_parent does without."""
     assert [str(path) for path in ROOT.rglob("*.py") if "preexec_fn=" in path.read_text(encoding="utf-8")] == []
+
+
+@pytest.mark.slow
+def test_what_is_copied_to_a_station_is_written_for_python_3_8(tmp_path):
+    project = {"include": [str(ROOT / name) for name in ("client.py", "relay.py")], "pythonVersion": "3.8"}
+    (tmp_path / "pyrightconfig.json").write_text(json.dumps({**project, "typeCheckingMode": "standard"}))
+    command = [sys.executable, "-m", "basedpyright", "-p", str(tmp_path), "--pythonpath", sys.executable]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stdout

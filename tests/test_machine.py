@@ -2,7 +2,7 @@ import pytest
 
 from vlm_local import machine
 from vlm_local.machine import TOKENS_PER_STEP, DeviceRates, examine, measure_free_memory
-from vlm_local.models import MODELS
+from vlm_local.registry import MODELS
 
 
 def test_free_memory_stays_within_a_containers_limit(tmp_path, monkeypatch):

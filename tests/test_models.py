@@ -9,7 +9,8 @@ from tests.tiny_models.names import FAMILIES, MIXED
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.errors import ConfigError
 from vlm_local.files import find_shipped
-from vlm_local.models import MODELS, find_checkpoint, find_local, find_model, name_base
+from vlm_local.models import find_checkpoint, find_local, name_base
+from vlm_local.registry import MODELS, find_model
 
 
 @pytest.fixture(autouse=True)
@@ -152,6 +153,8 @@ def _write_adapter(folder, base):
         ("../other", "which is another adapter"),
         ("qwen9", r"adapter_config\.json: base_model_name_or_path is 'qwen9': there is no model"),
         ("/nowhere/model", r"adapter_config\.json: base_model_name_or_path is '/nowhere/model': there is no folder"),
+        ("~nosuchuser/model", r"is '~nosuchuser/model': there is no folder"),
+        (300 * "x", r"adapter_config\.json: base_model_name_or_path is 'xxx.*File name too long"),
     ],
 )
 def test_an_adapter_whose_base_is_no_model_is_refused(base, reason, workplace):

@@ -62,7 +62,7 @@ class Answerer:
         return self.choose(question.image, prompt, question.choices)
 
     def choose(self, image: np.ndarray, prompt: Prompt, choices: tuple[str, ...]) -> Answer:
-        """The same to a prompt that says all there is to say. image: as in Question."""
+        """As `answer`, with a prompt that holds question and choices already. image: as in Question."""
         generation = self._generate(GenerationRequest(image, prompt, choices, posterior="exact"))
         told = generation.probabilities
         if told is None:
@@ -75,7 +75,7 @@ class Answerer:
 
 
 def ask_server(detector: Detector, question: Question) -> Answer:
-    """The same from a running server. Raises EngineError or RequestError, as an engine would."""
+    """As Answerer.answer, by a running server. Raises EngineError or RequestError, as an engine would."""
     try:
         detector(complete_question(question.text, question.choices), question.image)
     except PolicyError as error:

@@ -9,10 +9,10 @@ from vlm_local.answers import Answerer
 from vlm_local.embodiments import AUTO
 from vlm_local.engines import Engine
 from vlm_local.engines.worker import EngineWorker
-from vlm_local.models import DEFAULT
 from vlm_local.plain import hide_secrets
 from vlm_local.policy import Policy
 from vlm_local.policy_options import PolicyOptions, refuse
+from vlm_local.registry import DEFAULT
 from vlm_local.remote_policy import RemotePolicy
 from vlm_local.resolved_options import ResolvedOptions
 

@@ -191,8 +191,10 @@ def read_sidecar(folder: Path) -> dict[str, Any]:
         return {}
     sidecar = read_json(file)
     for key, kind in _SIDECAR_TYPES.items():
-        if sidecar.get(key) is not None and not isinstance(sidecar[key], kind):
-            raise ConfigError(f"{file}: {key!r} is {sidecar[key]!r}, which is of the wrong type")
+        value = sidecar.get(key)
+        is_wrong = not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)
+        if value is not None and is_wrong:
+            raise ConfigError(f"{file}: {key!r} is {value!r}, which is of the wrong type")
     for key in ("prompt", "embodiment"):
         if sidecar.get(key) and (folder / sidecar[key]).is_file():
             sidecar[key] = str(folder / sidecar[key])

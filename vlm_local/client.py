@@ -27,8 +27,6 @@ _AUTOEVAL_GRIPPER_RANGE = 0.39
 _MAX_ANSWER = 2**22  # bytes; our own largest has a few thousand
 # What a server says that does not know a route. A proxy before one of ours says 502 while it starts.
 _NO_SUCH_ROUTE = (404, 405, 501)
-
-
 # No page in a browser can send a header that begins with "Sec-", so a server of ours knows that it may answer
 # under whatever name it was reached (see server/access.py).
 _NO_BROWSER = {"Sec-Vlm-Local": "client"}
@@ -273,23 +271,23 @@ class Detector:
 
     def _ask(self, question):
         """A question changes nothing, so it is asked again where a policy's step is not."""
-        body = json.dumps(question).encode()
-        left = self.TRIES
+        body, num_tries = json.dumps(question).encode(), 1
         while True:
-            left -= 1
             try:
-                found = _read_json(self._client.request("POST", "/answer", body))
+                return self._check(_read_json(self._client.request("POST", "/answer", body)), question["choices"])
             except PolicyError as error:
-                if left <= 0 or error.status not in (None, 503):
+                if num_tries >= self.TRIES or error.status not in (None, 503):
                     raise
-                time.sleep(self.PAUSE_S)
-                continue
-            if not isinstance(found, dict) or found.get("answer") not in question["choices"]:
-                raise PolicyError(f"{self._client.url}/answer gave none of the choices, but {str(found)[:200]!r}", 200)
-            probability = found.setdefault("probability", None)
-            if probability is not None and not (isinstance(probability, int | float) and 0 <= probability <= 1.000001):
-                raise PolicyError(f"{self._client.url}/answer gave the probability {str(probability)[:200]!r}", 200)
-            return found
+            num_tries += 1
+            time.sleep(self.PAUSE_S)
+
+    def _check(self, found, choices):
+        if not isinstance(found, dict) or found.get("answer") not in choices:
+            raise PolicyError(f"{self._client.url}/answer gave none of the choices, but {str(found)[:200]!r}", 200)
+        probability = found.setdefault("probability", None)
+        if probability is not None and not (isinstance(probability, (int, float)) and 0 <= probability <= 1.000001):
+            raise PolicyError(f"{self._client.url}/answer gave the probability {str(probability)[:200]!r}", 200)
+        return found
 
     def _save(self, folder, pixels, result):
         os.makedirs(folder, exist_ok=True)

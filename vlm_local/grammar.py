@@ -99,6 +99,8 @@ class _Enumeration:
                 raise GrammarError(f"{source}: rule '{name}' has parameters; templates are not supported")
         self._trees = {name: body for name, _, body, _ in tree.rule_defs}
         self._trees |= {name: body for name, (body, _) in tree.term_defs}
+        if None in self._trees.values():
+            raise GrammarError(f"{source}: %declare is not supported; write the words as quoted strings")
         self._lines = {name: getattr(name, "line", 1) for name in self._trees}
         self._open: list[str] = []  # names being expanded, innermost last
         self._lists: dict[str, list[_Pieces]] = {}
@@ -157,18 +159,26 @@ class _Enumeration:
         if isinstance(leaf, Tree):
             yield from self._expand(leaf)
         elif getattr(leaf, "type", None) == "STRING":
-            if not leaf.endswith('"'):
-                self._fail(leaf.line, f"{leaf} has a flag; write the words as they are said")
-            yield ((ast.literal_eval(str(leaf)), leaf.line),)
+            yield ((self._read_words(leaf), leaf.line),)
         elif getattr(leaf, "type", None) == "REGEXP":
             self._fail(leaf.line, f"the pattern {leaf} is not supported; write the words as quoted strings")
         else:  # a rule or terminal of lark, by name
             yield from self._expand_name(leaf.name)
 
+    def _read_words(self, leaf: Token) -> str:
+        if not leaf.endswith('"'):
+            self._fail(leaf.line, f"{leaf} has a flag; write the words as they are said")
+        try:
+            return ast.literal_eval(str(leaf))
+        except (SyntaxError, ValueError) as error:
+            self._fail(leaf.line, f"the words {leaf} cannot be read: {error.args[0]}")
+
     def _expand_repeat(self, item, operator: Any, *bounds) -> Iterator[_Pieces]:
         if str(operator) in ("*", "+"):
             self._fail(operator.line, f"{str(operator)!r} repeats without end, so the grammar is infinite")
-        least, most = (0, 1) if operator == "?" else (int(bounds[0]), int(bounds[-1]))
+        least, most = (0, 1) if str(operator) == "?" else (int(bounds[0]), int(bounds[-1]))
+        if least < 0:
+            self._fail(operator.line, f"it repeats {least} times")
         choices = self._collect(self._expand(item), _first_line(item))
         for count in range(least, most + 1):
             for choice in itertools.product(choices, repeat=count):

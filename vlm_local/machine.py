@@ -12,7 +12,8 @@ from time import perf_counter
 
 from vlm_local.errors import ConfigError
 from vlm_local.files import measure_free_disk
-from vlm_local.models import DEFAULT, MODELS, Model, find_checkpoint, find_local
+from vlm_local.models import find_checkpoint, find_local
+from vlm_local.registry import DEFAULT, MODELS, Model
 from vlm_local.weights import estimate_memory
 
 # A 256x256 picture, what follows it in the prompt and the draft: the text before it is kept. 76 to

@@ -13,7 +13,7 @@ from vlm_local.embodiments import AUTO
 from vlm_local.errors import ConfigError
 from vlm_local.examples import parse_examples
 from vlm_local.files import read_json_object, write_json
-from vlm_local.models import DEFAULT
+from vlm_local.registry import DEFAULT
 
 DEFAULTS = {
     "model": DEFAULT,
@@ -85,7 +85,8 @@ class PolicyOptions:
     deadline_ms: float | None = None
 
 
-# Each option's types. Of the machine, and not of the model's answers, are the others.
+# Types of the options that a settings file may hold: of those that decide what is answered. The others say where the
+# model runs and how long it may take.
 _TYPES = {
     name: tuple(kind for kind in get_args(hint) if kind is not NoneType)
     for name, hint in get_type_hints(PolicyOptions).items()

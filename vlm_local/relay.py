@@ -292,8 +292,8 @@ def add_arguments(parser):
 
 def run(args):
     """Relay until Ctrl-C; the exit status."""
-    parts = urlsplit(args.url if "//" in args.url else f"http://{args.url}")
     try:
+        parts = urlsplit(args.url if "//" in args.url else f"http://{args.url}")
         if parts.scheme != "http" or not parts.hostname or parts.path.strip("/"):
             raise ValueError(f"expected an address such as http://127.0.0.1:8001, not {args.url!r}")
         address = parts.hostname, parts.port or 80

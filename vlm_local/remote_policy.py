@@ -11,7 +11,7 @@ from vlm_local.client import PolicyClient, PolicyError
 from vlm_local.errors import EngineError, RequestError
 from vlm_local.plain import hide_secrets
 from vlm_local.primitives import list_phrases, list_slight_phrases
-from vlm_local.safety import JOINTS
+from vlm_local.safety import COLUMNS
 from vlm_local.types import AXES, Decision, Observation
 
 _ROUNDED = 1e-6  # how far a rounded probability may be outside of 0..1
@@ -150,7 +150,7 @@ def _read_extra(value: Any) -> dict[str, Any]:
     found = {name: entry for name, entry in _list_entries(value) if _is_plain(entry) or _is_plain_list(entry)}
     if isinstance(value, dict) and isinstance(value.get("reasoning"), str):
         found["reasoning"] = value["reasoning"][:_MAX_REASONING]
-    if not isinstance(found.get("cut", []), list) or not all(name in JOINTS for name in found.get("cut", [])):
+    if not isinstance(found.get("cut", []), list) or not all(name in COLUMNS for name in found.get("cut", [])):
         del found["cut"]
     return found
 

@@ -20,18 +20,26 @@ from vlm_local.errors import ConfigError
 from vlm_local.examples import ExampleSet, load_examples
 from vlm_local.grammar import Grammar, load_phrase_grammar
 from vlm_local.marks import MARKS, MarkedPolicy, Projection
-from vlm_local.models import DEFAULT, find_checkpoint
+from vlm_local.models import find_checkpoint
 from vlm_local.policy import HoldPhrase, Policy, Settings, VLMPolicy
 from vlm_local.policy_options import DEFAULTS, PolicyOptions, refuse
 from vlm_local.primitives import is_slight, list_phrases, list_slight_phrases
 from vlm_local.prompts import Example, Frame, Template, build_prompt, check_history, load_template
 from vlm_local.prompts.thoughts import load_thought_plan
+from vlm_local.registry import DEFAULT
 from vlm_local.thinking import Thinker, ThinkSettings, build_warm_thought
 from vlm_local.types import GenerationRequest, Observation, Picture, ThoughtRequest
 
 RANDOM = "random"
-_SHOWN = ("examples", "example_choice", "frames", "frame_every", "frame_choice")  # before the present picture
-_THINKING = ("think", "think_every", "think_tokens")
+# Flag -> another one, without which it changes nothing.
+_NEEDS = {
+    "example_choice": "examples",
+    "frame_every": "frames",
+    "frame_choice": "frames",
+    "think_every": "think",
+    "think_tokens": "think",
+}
+_OF_PROMPTS = ("prompt", "history", "contrast", "marks", "examples", "frames", "think", *_NEEDS)
 _LOADING = ("quantize", "device", "dtype", "decoder")  # flags about a model that is loaded here
 _HUNG_S = 60.0  # past the deadline of a request: only then is a slow forward taken for one that never ends
 
@@ -55,13 +63,11 @@ class ResolvedOptions:
         self.grammar: Grammar = load_phrase_grammar(self.choose("grammar"))
         embodiment = self.choose("embodiment")
         self._embodiment = load_embodiment(BRIDGE if embodiment == AUTO else embodiment)
-        self.template: Template = load_template(
-            self._choose_prompt(), self._embodiment.camera, any(map(is_slight, self.grammar.sentences))
-        )
-        self.settings = Settings(**{field.name: self.choose(field.name) for field in fields(Settings)})
-        table = build_step_table(self._embodiment.steps or {})
-        table = load_step_table(options.steps) if options.steps else table
         small = next(filter(is_slight, self.grammar.sentences), None)
+        prompt = self.choose("prompt") or ("paligemma" if self._is_paligemma else "chat")
+        self.template: Template = load_template(prompt, self._embodiment.camera, small is not None)
+        self.settings = Settings(**{field.name: self.choose(field.name) for field in fields(Settings)})
+        table = load_step_table(options.steps) if options.steps else build_step_table(self._embodiment.steps or {})
         self._table = table if small is None else replace(table, slightly=table.choose(small))
         self._projection = self._find_projection()
         self._examples: ExampleSet | None = None
@@ -97,8 +103,7 @@ class ResolvedOptions:
     def refuse_unused(self) -> None:
         """A flag that would be ignored is an error."""
         if self._is_baseline:
-            shown = ("prompt", "history", "contrast", "marks", *_SHOWN, *_THINKING)
-            unused = ("engine", "engine_url", "max_batch", *shown, *_LOADING)
+            unused = ("engine", "engine_url", "max_batch", *_OF_PROMPTS, *_LOADING)
             why = f"no model is loaded for {self._model!r}"
         elif self._options.engine == "openai":
             if not self._urls:
@@ -112,18 +117,16 @@ class ResolvedOptions:
         else:
             unused, why = ("engine_url",), "the model is loaded here; --engine openai asks a server"
         refuse(self._options, unused, "", f" would change nothing: {why}")
+        for flag, other in _NEEDS.items():
+            if not self.choose(other):
+                refuse(self._options, [flag], "", f" would change nothing without --{other}")
         check_history(self._options.history, self.template)
 
     def load_examples(self) -> None:
         """Read the data set of --examples. Raises ConfigError where the model cannot be shown several pictures."""
         given = self._options.examples
-        if given is None and self._options.example_choice is not None:
-            raise ConfigError("--example-choice would change nothing without --examples")
-        if not self._frames.num and (self._options.frame_every or self._options.frame_choice):
-            raise ConfigError("--frame-every and --frame-choice would change nothing without --frames")
-        if given is None and not self._frames.num:
-            return
-        self._refuse_one_picture()
+        if given is not None or self._frames.num:
+            self._refuse_one_picture()
         if given is None:
             return
         choice = self.choose("example_choice")
@@ -224,8 +227,6 @@ class ResolvedOptions:
         """Raises ConfigError where the model cannot write, or its prompt does not show what was written."""
         name = self.choose("think")
         if name is None:
-            if self._options.think_every or self._options.think_tokens:
-                raise ConfigError("--think-every and --think-tokens would change nothing without --think")
             return None
         settings = ThinkSettings(
             load_thought_plan(name), self.choose("think_every"), self.choose("think_tokens"), between_steps
@@ -288,9 +289,6 @@ class ResolvedOptions:
             return given
         told = self.checkpoint.sidecar.get(name) if self.checkpoint else None
         return DEFAULTS.get(name) if told is None else told
-
-    def _choose_prompt(self) -> str:
-        return self.choose("prompt") or ("paligemma" if self._is_paligemma else "chat")
 
     @property
     def _urls(self) -> list[str]:

@@ -15,7 +15,7 @@ from vlm_local.types import Decision, Observation
 
 logger = logging.getLogger(__name__)
 
-JOINTS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # the columns of an action
+COLUMNS = ("x", "y", "z", "roll", "pitch", "yaw", "gripper")  # of an action
 
 # More than inspect-robots' WidowX driver takes in one control step is an error, not a movement.
 MAX_STEP = (0.05, 0.05, 0.05, 0.25, 0.25, 0.25)
@@ -113,7 +113,7 @@ class Guard:
         changed = action != decision.action
         if not changed.any():
             return decision
-        cut = [name for name, is_cut in zip(JOINTS, changed, strict=True) if is_cut]
+        cut = [name for name, is_cut in zip(COLUMNS, changed, strict=True) if is_cut]
         return replace(decision, action=action, extra={**decision.extra, "cut": cut})
 
     def _cut(self, action: np.ndarray, position: np.ndarray | None) -> np.ndarray:

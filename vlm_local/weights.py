@@ -36,7 +36,7 @@ _NO_WEIGHTS = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.
 def check_weights(folder: Path, quant_method: str | None) -> None:
     """Refuse weights that are quantised where the config does not say how, or are not where it does, and any twice."""
     place: dict[str, Path] = {}
-    is_packed = False
+    is_quantised = False
     for file in list_weights(folder):
         for name, tensor in read_header(file).items():
             if name in place:
@@ -44,13 +44,13 @@ def check_weights(folder: Path, quant_method: str | None) -> None:
             place[name] = file
             if tensor["dtype"] in _FLOATS or name.endswith(_BUFFERS):
                 continue
-            is_packed = True
+            is_quantised = True
             if quant_method is None:
                 raise ConfigError(
                     f"{file}: {name} is stored as {tensor['dtype']}, so the weights are quantised, but the folder's "
                     f"config has no quantization_config that says how; take the model's unquantised folder"
                 )
-    if quant_method and not is_packed:
+    if quant_method and not is_quantised:
         raise ConfigError(
             f"{folder / CONFIG} says that the weights are quantised ({quant_method}), but all are plain floats, as "
             f"after a merge of an adapter; take quantization_config out of the file"

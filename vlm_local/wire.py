@@ -82,7 +82,9 @@ def encode_array(array: np.ndarray) -> dict[str, Any]:
 
 
 def build_details(decision: Decision, **where: Any) -> dict[str, Any]:
-    """The object of `/act?details=1`, also a line of steps.jsonl. where: model, robot, episode, step."""
+    """The object of `/act?details=1`, also a line of steps.jsonl. where: model, robot, episode, step, and what else
+    the caller knows of the step.
+    """
     axes = None if decision.phrase is None else parse_phrase(decision.phrase)._asdict()
     marginals = decision.marginals
     return {

@@ -37,3 +37,4 @@ def test_what_is_lost_late_or_failed_is_named():
     ):
         result = judge(SETTINGS, {**alone, "mixed": [mixed]}, Counter(strangers), status)
         assert not result["passed"] and any(violation in what for what in result["violations"]), violation
+        json.dumps(result, allow_nan=False)  # a ratio to nothing is no number that JSON has

@@ -92,6 +92,10 @@ def test_success_within_70_steps_is_told_only_where_so_many_were_played(runs, ca
     status, out, _ = _compare(capsys, runs, "oracle", "stop")
     assert status == 0 and "max steps 40" in out and "within 70" not in out
     assert "within 70" not in (runs / "stop" / "report.html").read_text()
+    again = ["--task", "open_drawer,close_drawer", "--episodes", "1", "--max-steps", "40", "--films", "0"]
+    assert main(["sim", "--policy", "stop", "--out", str(runs / "stop"), *again, "-q"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["success_rate"]["open_drawer"] == 0 and told["success_rate_70"]["open_drawer"] is None
 
 
 def test_an_evaluation_that_was_stopped_is_refused(evaluations, tmp_path, capsys):

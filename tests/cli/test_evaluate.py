@@ -53,6 +53,18 @@ def test_some_episodes_only_and_then_another(data_set, tmp_path, capsys):
     assert "has no episode 9" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("fewer", [["--limit", "1"], ["--episode", "1"], ["--limit", "2", "--episode", "0"]])
+def test_fewer_episodes_than_a_result_holds_are_refused(data_set, tmp_path, capsys, fewer):
+    """They were scored with all that were there, under a report that said the limit."""
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", "--limit", "2") == 0
+    before = (tmp_path / "out/report.json").read_bytes()
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop", *fewer) == 2
+    assert "holds answers about episode" in capsys.readouterr().err
+    assert (tmp_path / "out/report.json").read_bytes() == before
+    assert _eval(data_set, tmp_path / "out", "--policy", "stop") == 0
+    assert json.loads((tmp_path / "out/report.json").read_text())["episodes"] == 3
+
+
 @pytest.mark.parametrize("synonym", [[], ["--resume"]])
 def test_eval_again_asks_nothing(data_set, tmp_path, synonym):
     assert _eval(data_set, tmp_path / "out", "--policy", "stop") == 0

@@ -9,7 +9,7 @@ import pytest
 from vlm_local.cli import GROUPS, build_parser, main
 from vlm_local.data.runs import RunWriter
 from vlm_local.environments.ours import SUITE as OURS
-from vlm_local.models import MODELS
+from vlm_local.registry import MODELS
 
 
 def _say(capsys, *words):

@@ -71,17 +71,17 @@ def test_a_folder_where_a_file_is_to_be_written_is_refused_before_the_work(run, 
         assert f"cannot write {words[-1]}: it is a folder; name a file" in capsys.readouterr().err
 
 
-def test_a_disk_that_is_full_is_told_without_a_traceback():
+def test_a_disk_that_is_full_is_told_without_a_traceback(run):
     with open("/dev/full", "w") as full:
-        process = subprocess.run([sys.executable, "-m", "vlm_local", "models"], stdout=full, stderr=subprocess.PIPE)
-    # Another line where all fits the buffer, which is written at the end: how long the table is depends on the machine.
+        command = [sys.executable, "-m", "vlm_local", "runs", str(run)]
+        process = subprocess.run(command, stdout=full, stderr=subprocess.PIPE)
     assert process.returncode == 2 and re.match(rb"vlm-local.*: No space left on device\n", process.stderr)
     assert b"Traceback" not in process.stderr
 
 
-def test_a_closed_output_is_no_error():
+def test_a_closed_output_is_no_error(run):
     for closed in (">&-", "2>&-", ">&- 2>&-"):
-        process = subprocess.run(["sh", "-c", f'exec "$0" -m vlm_local models {closed}', sys.executable])
+        process = subprocess.run(["sh", "-c", f'exec "$0" -m vlm_local runs "$1" {closed}', sys.executable, run])
         assert process.returncode == 0
 
 

@@ -79,10 +79,11 @@ def test_the_reference_gives_the_same_contrasted_distribution(family):
     loaded, processing = load_tiny(family)
     shuffle_head(loaded, 2, scale=0.3)
     for alpha in (0.5, 1.0):
+        options = {"contrast": alpha, "sentences": PHRASES[::81]}
         requests = [
-            ask(1, contrast=alpha, posterior="exact"),
-            ask(2, contrast=alpha, decide="map"),
-            *(ask(2, contrast=alpha, decide="sample", uniform=u, temperature=2.0) for u in (0.1, 0.5, 0.9)),
+            ask(1, posterior="exact", **options),
+            ask(2, decide="map", **options),
+            *(ask(2, decide="sample", uniform=u, temperature=2.0, **options) for u in (0.1, 0.5, 0.9)),
         ]
         fast, truth = (answer(kind(loaded), processing, *requests) for kind in (TreeDecoder, OutlinesDecoder))
         assert [each.sentence for each in fast] == [each.sentence for each in truth]

@@ -8,40 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
+from tests.decoding.tiny import check_along_an_episode, draw_request, load_tiny, prepare, share_tiny
 from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from tests.tiny_models.names import GEMMA4
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.families import Family
-from vlm_local.decoding.outlines import OutlinesDecoder
-from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.engines.loading import load_model
-from vlm_local.types import Picture
 from vlm_local.weights import count_weights
 
 
 @pytest.mark.parametrize("family", ["gemma4", *map(slow, ("gemma4-31b", "gemma4-26b"))])
 def test_every_decoder_says_the_same_along_an_episode(family):
-    """On kept KV, with past frames and pictures of two shapes; in the larger models each picture is a block that is
-    longer than the window.
-    """
-    loaded, processing = load_tiny(family)
-    shuffle_head(loaded, 5, scale=0.2)
-    outlines = OutlinesDecoder(loaded)
-    growing, padded = (TreeDecoder(loaded, is_static=is_static) for is_static in (False, True))
-    past = [Picture(np.random.default_rng(n).integers(0, 256, (64, 64 + 40 * n, 3), np.uint8)) for n in range(2)]
-    options = {"episode": "a", "posterior": "exact", "sentences": PHRASES[::60]}
-    for step in range(4):
-        request = draw_request(step, side=64 + 36 * (step % 2), **options)
-        request = replace(request, prompt=replace(request.prompt, earlier=tuple(past[: step // 2])))
-        [prepared] = prepare(processing, request)
-        [truth] = outlines.decode([prepared])
-        for decoder in (growing, padded):
-            [answer] = decoder.decode([prepared])
-            assert answer.sentence == truth.sentence
-            np.testing.assert_allclose(answer.probabilities, truth.probabilities, atol=1e-5)
-            assert (answer.stats["reused_tokens"] > 0) == (step > 0)
+    """In the larger models each picture is a block that is longer than the window."""
+    check_along_an_episode(*load_tiny(family), (0, 0, 1, 1))
 
 
 @pytest.mark.parametrize("family", GEMMA4[:2])

@@ -6,35 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
+from tests.decoding.tiny import check_along_an_episode, draw_request, load_tiny, prepare, share_tiny
 from tests.slow import slow
 from vlm_local.decoding.families import Family
-from vlm_local.decoding.outlines import OutlinesDecoder
-from vlm_local.decoding.tree import TreeDecoder
-from vlm_local.types import Picture
 
 
 @pytest.mark.parametrize("bias", [False, slow(True)])
 def test_every_decoder_says_the_same_along_an_episode(bias):
-    """On kept KV, with past frames and pictures of two shapes. bias: of the convolutions; no published model has it."""
+    """bias: of the convolutions; no published model has it."""
     loaded, processing = load_tiny("lfm2-vl")
-    shuffle_head(loaded, 5, scale=0.2)
     for layer in loaded.model.model.language_model.layers[::2] if bias else ():
         layer.conv.conv.bias = torch.nn.Parameter(torch.linspace(-1, 1, layer.conv.conv.out_channels))
-    outlines = OutlinesDecoder(loaded)
-    growing, padded = (TreeDecoder(loaded, is_static=is_static) for is_static in (False, True))
-    past = [Picture(np.random.default_rng(n).integers(0, 256, (64, 64 + 40 * n, 3), np.uint8)) for n in range(2)]
-    options = {"before": "Answer in one phrase. " * 6, "episode": "a", "posterior": "exact"}
-    for step in range(4):
-        request = draw_request(step, side=64 + 36 * (step % 2), sentences=PHRASES[::60], **options)
-        request = replace(request, prompt=replace(request.prompt, earlier=tuple(past[: step // 2])))
-        [prepared] = prepare(processing, request)
-        [truth] = outlines.decode([prepared])
-        for decoder in (growing, padded):
-            [answer] = decoder.decode([prepared])
-            assert answer.sentence == truth.sentence
-            np.testing.assert_allclose(answer.probabilities, truth.probabilities, atol=1e-5)
-            assert (answer.stats["reused_tokens"] > 0) == (step > 0)
+    check_along_an_episode(loaded, processing, (0, 0, 1, 1), before="Answer in one phrase. " * 6)
 
 
 @pytest.mark.parametrize("shape", [(64, 64), (40, 200), (300, 20)])

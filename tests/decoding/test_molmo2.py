@@ -8,12 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
+from tests.decoding.tiny import check_along_an_episode, draw_request, load_tiny, prepare, share_tiny
 from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.decoding.families import Family
-from vlm_local.decoding.outlines import OutlinesDecoder
-from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.decoding.views import list_pooled
 from vlm_local.engines.processing import Processing
 from vlm_local.engines.processors import load_processor
@@ -26,22 +24,7 @@ _TOKENS += ["<im_start>", *[*["<im_patch>"] * 3, "<im_col>"] * 3, "<im_end>"]
 @pytest.mark.parametrize("family", ["molmo2", slow("molmo2-o")])
 def test_every_decoder_says_the_same_along_an_episode(family):
     """With past frames, whose KV a later picture changes: nothing of it is kept, and a step has no less to read."""
-    loaded, processing = load_tiny(family)
-    shuffle_head(loaded, 5, scale=0.2)
-    outlines = OutlinesDecoder(loaded)
-    growing, padded = (TreeDecoder(loaded, is_static=is_static) for is_static in (False, True))
-    past = [Picture(np.random.default_rng(n).integers(0, 256, (64, 64 + 40 * n, 3), np.uint8)) for n in range(2)]
-    options = {"episode": "a", "posterior": "exact", "sentences": PHRASES[::60]}
-    for step in range(3):
-        request = draw_request(step, side=64 + 36 * (step % 2), **options)
-        request = replace(request, prompt=replace(request.prompt, earlier=tuple(past[:step])))
-        [prepared] = prepare(processing, request)
-        [truth] = outlines.decode([prepared])
-        for decoder in (growing, padded):
-            [answer] = decoder.decode([prepared])
-            assert answer.sentence == truth.sentence
-            np.testing.assert_allclose(answer.probabilities, truth.probabilities, atol=1e-5)
-            assert (answer.stats["reused_tokens"] > 0) == (step > 0)
+    check_along_an_episode(*load_tiny(family), range(3))
 
 
 def test_pictures_are_encoded_as_transformers_encodes_them():

@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from tests.decoding.tiny import PHRASES, draw_request, prepare, share_tiny
-from tests.slow import FAMILIES
+from tests.slow import FAMILIES, slow
 from tests.tiny_models.names import MISTRAL, MIXED
 from vlm_local.decoding.outlines import OutlinesDecoder, build_token_grammar, list_allowed, read_answer
 from vlm_local.decoding.trie import tokenize_sentences
@@ -74,19 +74,19 @@ def test_the_mask_accepts_all_phrases_of_real_tokenizers(name, end, before):
     _check_all_phrases(decoder, tokens, tokenizer.eos_token_id)
 
 
-@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma", "smolvlm2"])
+@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma", slow("smolvlm2")])
 def test_a_random_walk_under_the_mask_ends_in_a_phrase(family):
     decoder, loaded, processing = _open(family)
     tokens, generator, said = _tokenize(loaded, processing), np.random.default_rng(0), set()
     matcher = _open_matcher(decoder, tokens)
-    for _ in range(1000):
+    for _ in range(400):
         matcher.reset()
         answer = []
         while loaded.eos_token_id not in answer:
             answer.append(int(generator.choice(_list_allowed_now(matcher))))
             assert matcher.consume_token(answer[-1])
         said.add(read_answer(answer, tokens, loaded.eos_token_id))
-    assert len(said) > 100
+    assert len(said) > 50
 
 
 def test_the_grammar_shares_what_may_follow():
@@ -140,7 +140,7 @@ def test_temperature_divides_the_restricted_logits():
 
 def test_a_repetition_penalty_of_the_checkpoint_is_left_out():
     decoder, loaded, processing = _open("qwen2-vl")
-    prepared = prepare(processing, *(draw_request(seed) for seed in range(5)))
+    prepared = prepare(processing, *(draw_request(seed) for seed in range(2)))
     before = [answer.sentence for answer in decoder.decode(prepared)]
     loaded.model.generation_config.repetition_penalty = 50.0
     try:

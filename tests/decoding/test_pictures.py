@@ -8,7 +8,7 @@ import torch
 
 from tests.decoding.tiny import PHRASES, draw_request, load_tiny, prepare, share_tiny, shuffle_head
 from tests.slow import slow
-from tests.tiny_models.names import KEEP_A_STATE, MIXED, MOLMO2, PALIGEMMA, QWEN, SMOLVLM
+from tests.tiny_models.names import KEEP_A_STATE, MIXED, MOLMO2, PALIGEMMA
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.prepared import FeatureStore, ImageFeatures, PreparedPicture
@@ -16,10 +16,9 @@ from vlm_local.decoding.tree import TreeDecoder
 from vlm_local.errors import RequestError
 from vlm_local.types import GenerationRequest, Picture
 
-_SLOW = ("gemma4", "gemma4-31b", "glm4v", "lfm2-vl", "mistral3-small", "molmo2")
-_OTHERS = ("gemma3", "internvl", "mistral3", *map(slow, _SLOW))
-CHAT = [slow(family) if family in MIXED else family for family in (*QWEN, *SMOLVLM, *_OTHERS)]
-EXACT = {"posterior": "exact", "sentences": PHRASES[::15], "episode": "r/1"}
+_SLOW = (*MIXED, "qwen2.5-vl", "smolvlm", "gemma4", "gemma4-31b", "glm4v", "lfm2-vl", "mistral3-small", "molmo2")
+CHAT = ["qwen2-vl", "qwen3-vl", "qwen3.5", "smolvlm2", "gemma3", "internvl", "mistral3", *map(slow, _SLOW)]
+EXACT = {"posterior": "exact", "sentences": PHRASES[::60], "episode": "r/1"}
 
 
 def draw_picture(seed: int, height: int = 64, width: int = 64) -> Picture:

@@ -114,5 +114,5 @@ def test_lengths_are_few():
 
 
 def test_pictures_of_many_shapes_take_no_more_memory(monkeypatch):
-    monkeypatch.setattr(static, "MAX_LAYOUTS", 2)
+    monkeypatch.setattr(static, "MAX_CAPTURED", 2)
     check(decode_both("qwen2-vl", [[draw_request(n, side=56 + 28 * n)] for n in range(4)]))

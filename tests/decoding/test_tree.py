@@ -15,7 +15,7 @@ from vlm_local.decoding.tree import Budget, TreeDecoder
 
 CASES = [(family, 0) for family in ("qwen2-vl", "paligemma2")]
 CASES += [slow(family, seed) for family in ALL for seed in range(3) if (family, seed) not in CASES]
-ALL_PHRASES = [("qwen2-vl", 0), ("paligemma", 0)]
+ALL_PHRASES = [("qwen2-vl", 1), ("paligemma", 0)]
 YES_NO = ("yes", "no")
 
 

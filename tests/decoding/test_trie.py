@@ -41,7 +41,7 @@ def test_every_sentence_is_a_path_that_ends(family):
 
 
 @pytest.mark.parametrize(
-    ("family", "sentences"), [("qwen2-vl", PHRASES[::3]), *(slow(family, PHRASES) for family in TOKENIZERS)]
+    ("family", "sentences"), [("qwen2-vl", PHRASES[::9]), *(slow(family, PHRASES) for family in TOKENIZERS)]
 )
 def test_outlines_mask_is_the_trie_at_every_node(family, sentences):
     """llguidance's mask, asked as `generate` asks it, against the trie's edges: all nodes, all tokens."""

@@ -12,6 +12,7 @@ import transformers
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.checkpoint import read_kind
 from vlm_local.decoding.families import LoadedModel
+from vlm_local.decoding.outlines import OutlinesDecoder
 from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.decoding.session import Session
 from vlm_local.decoding.tree import TreeDecoder
@@ -20,7 +21,7 @@ from vlm_local.engines.processing import Processing, is_chat
 from vlm_local.engines.processors import load_processor
 from vlm_local.engines.templates import AnswerFrame, find_frame
 from vlm_local.grammar import load_grammar
-from vlm_local.types import GenerationRequest, Prompt
+from vlm_local.types import GenerationRequest, Picture, Prompt
 
 PHRASES = load_grammar("primitives").sentences
 SOME = PHRASES[::3]  # as deep a trie; making one of all takes a hundredth of a second for every decoder
@@ -65,6 +66,28 @@ def draw_request(seed: int, side: int = 64, before: str = "Answer in one phrase.
 
 def prepare(processing: Processing, *requests: GenerationRequest) -> list[PreparedRequest]:
     return [processing.prepare(request) for request in requests]
+
+
+def check_along_an_episode(loaded: LoadedModel, processing: Processing, num_past: Sequence[int], **options) -> None:
+    """Every decoder says the same, on kept KV, with past frames and pictures of two shapes.
+
+    num_past: how many past frames each step shows.
+    """
+    shuffle_head(loaded, 5, scale=0.2)
+    outlines = OutlinesDecoder(loaded)
+    growing, padded = (TreeDecoder(loaded, is_static=is_static) for is_static in (False, True))
+    past = [Picture(np.random.default_rng(n).integers(0, 256, (64, 64 + 40 * n, 3), np.uint8)) for n in range(2)]
+    options |= {"episode": "a", "posterior": "exact", "sentences": PHRASES[::120]}
+    for step, count in enumerate(num_past):
+        request = draw_request(step, side=64 + 36 * (step % 2), **options)
+        request = replace(request, prompt=replace(request.prompt, earlier=tuple(past[:count])))
+        [prepared] = prepare(processing, request)
+        [truth] = outlines.decode([prepared])
+        for decoder in (growing, padded):
+            [answer] = decoder.decode([prepared])
+            assert answer.sentence == truth.sentence
+            np.testing.assert_allclose(answer.probabilities, truth.probabilities, atol=1e-5)
+            assert (answer.stats["reused_tokens"] > 0) == (step > 0)
 
 
 def bias_tree(decoder: TreeDecoder, token: int, constant: float) -> TreeDecoder:

@@ -13,7 +13,7 @@ import transformers
 
 from tests.hearing import differ, hear
 from tests.slow import slow
-from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models import edit_json, tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.loading import load_model
 from vlm_local.errors import ConfigError
@@ -28,10 +28,6 @@ def _load(folder):
     return copy.deepcopy(_read(folder))
 
 
-def _edit(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-
-
 def _adapt(family, folder, **options):
     """A trained adapter's folder beside its tiny base."""
     import peft  # here and below: three seconds, which not every process that collects this file needs
@@ -44,7 +40,7 @@ def _adapt(family, folder, **options):
             if "lora_B" in name or "lora_embedding" in name or "modules_to_save" in name or parameter.requires_grad:
                 parameter.add_(0.2 * torch.randn_like(parameter))
     model.save_pretrained(folder)
-    _edit(folder / "adapter_config.json", base_model_name_or_path=str(base))
+    edit_json(folder / "adapter_config.json", base_model_name_or_path=str(base))
     return folder
 
 
@@ -59,6 +55,17 @@ def _merge(family, adapter, folder):
     shutil.copytree(base, folder, ignore=shutil.ignore_patterns("*.safetensors", "config.json"))
     peft.PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return _adapt("qwen2-vl", tmp_path_factory.mktemp("trained") / "adapter")
+
+
+@pytest.fixture
+def adapter(trained, tmp_path):
+    """Of qwen2-vl's first projection, to be changed."""
+    return shutil.copytree(trained, tmp_path / "adapter")
 
 
 def _rename(adapter, old, new):
@@ -131,10 +138,9 @@ def test_an_adapter_on_a_quantised_base_is_added_beside_its_layers(tmp_path):
     assert hear(adapter, quantize="4bit")[2]["quantize"] == "4bit"
 
 
-@pytest.mark.parametrize("names", [["tokenizer"], ["preprocessor"], ["tokenizer", "preprocessor"]])
-def test_an_adapter_is_asked_with_the_tokenizer_and_the_pictures_that_it_was_trained_with(names, tmp_path):
+@pytest.mark.parametrize("names", [["tokenizer"], slow(["preprocessor"]), ["tokenizer", "preprocessor"]])
+def test_an_adapter_is_asked_with_the_tokenizer_and_the_pictures_that_it_was_trained_with(names, adapter, tmp_path):
     """Trainers write them beside the adapter: another template, smaller pictures."""
-    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
     whole = _merge("qwen2-vl", adapter, tmp_path / "whole")
     before = hear(adapter)[1]
     if "tokenizer" in names:
@@ -142,16 +148,15 @@ def test_an_adapter_is_asked_with_the_tokenizer_and_the_pictures_that_it_was_tra
         (whole / "chat_template.json").unlink()
         (whole / "chat_template.jinja").write_text(template.replace("<|im_start|>", "<|im_start|>robot: "))
     if "preprocessor" in names:
-        _edit(whole / "preprocessor_config.json", min_pixels=784, max_pixels=1568)
+        edit_json(whole / "preprocessor_config.json", min_pixels=784, max_pixels=1568)
     for file in [each for name in (*names, "chat_template.jinja") for each in whole.glob(f"{name}*")]:
         shutil.copy(file, adapter)
     assert differ(adapter, whole) < 1e-4
     assert abs(hear(adapter)[1] - before).max() > 1e-3
 
 
-def test_an_adapters_own_tokenizer_must_fit_its_base(tmp_path):
+def test_an_adapters_own_tokenizer_must_fit_its_base(adapter):
     """As where tokens were added, and the embedding grew in training only."""
-    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
     content = json.loads((tiny_checkpoint("qwen2-vl") / "tokenizer.json").read_text())
     last = max(content["added_tokens"], key=lambda token: token["id"])
     content["added_tokens"].append({**last, "id": last["id"] + 1, "content": "spoon", "special": False})
@@ -186,38 +191,40 @@ _LAYER = "base_model.model.model.language_model.layers.0.self_attn"
         (lambda a: _add(a, f"{_LAYER}.q_proj.lora_A.default.weight", torch.ones(4, 64)), "in the place of another"),
         (lambda a: _add(a, f"{_LAYER}.q_proj.lora_A.weight", torch.ones(4, 32)), "does not fit its base"),
         (lambda a: _add(a, f"{_LAYER}.q_proj.lora_A.weight", torch.ones(3, 64)), "does not fit its base"),
+        (lambda a: _add(a, f"{_LAYER}.q_proj.lora_A.weight", torch.ones(64)), "does not fit its base"),
+        (lambda a: edit_json(a / "adapter_config.json", lora_alpha=10**400), "expected numbers for lora_alpha"),
         (lambda a: _add(a, f"{_LAYER}.q_proj.lora_A.weight", torch.full((4, 64), math.nan)), "not finite.*--dtype"),
-        (lambda a: _edit(a / "adapter_config.json", peft_type="IA3"), "expected peft_type 'LORA'"),
-        (lambda a: _edit(a / "adapter_config.json", layer_replication=[[0, 2]]), "layer_replication.*plain LoRA"),
+        (lambda a: edit_json(a / "adapter_config.json", peft_type="IA3"), "expected peft_type 'LORA'"),
+        (lambda a: edit_json(a / "adapter_config.json", layer_replication=[[0, 2]]), "layer_replication.*plain LoRA"),
         (
-            lambda a: _edit(a / "adapter_config.json", target_parameters=["mlp.experts.down_proj"]),
+            lambda a: edit_json(a / "adapter_config.json", target_parameters=["mlp.experts.down_proj"]),
             "target_parameters.*merge",
         ),
-        (lambda a: _edit(a / "adapter_config.json", init_lora_weights="pissa"), "init_lora_weights is 'pissa'"),
-        (lambda a: _edit(a / "adapter_config.json", lora_alpha="16"), "expected numbers for lora_alpha"),
-        (lambda a: _edit(a / "adapter_config.json", alpha_pattern={"(a+)+$": 2}), "expected numbers for lora_alpha"),
-        (lambda a: _edit(a / "adapter_config.json", alpha_pattern=[2]), "expected numbers for lora_alpha"),
-        (lambda a: _edit(a / "adapter_config.json", use_dora=True), "cannot change"),
+        (lambda a: edit_json(a / "adapter_config.json", init_lora_weights="pissa"), "init_lora_weights is 'pissa'"),
+        (lambda a: edit_json(a / "adapter_config.json", lora_alpha="16"), "expected numbers for lora_alpha"),
+        (
+            lambda a: edit_json(a / "adapter_config.json", alpha_pattern={"(a+)+$": 2}),
+            "expected numbers for lora_alpha",
+        ),
+        (lambda a: edit_json(a / "adapter_config.json", alpha_pattern=[2]), "expected numbers for lora_alpha"),
+        (lambda a: edit_json(a / "adapter_config.json", use_dora=True), "cannot change"),
     ],
 )
-def test_an_adapter_that_is_not_understood_is_refused(spoil, reason, tmp_path):
-    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
+def test_an_adapter_that_is_not_understood_is_refused(spoil, reason, adapter):
     spoil(adapter)
     with pytest.raises(ConfigError, match=reason):
         hear(adapter)
 
 
-def test_a_module_that_an_adapter_names_is_not_imported(tmp_path, monkeypatch):
+def test_a_module_that_an_adapter_names_is_not_imported(adapter, tmp_path, monkeypatch):
     (tmp_path / "planted.py").write_text("raise SystemExit('the module of an adapter was imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
     expected = hear(adapter)[0]
-    _edit(adapter / "adapter_config.json", megatron_config={"a": 1}, megatron_core="planted")
+    edit_json(adapter / "adapter_config.json", megatron_config={"a": 1}, megatron_core="planted")
     assert hear(adapter)[0] == expected
 
 
-def test_pickled_adapters_are_refused(tmp_path):
-    adapter = _adapt("qwen2-vl", tmp_path / "adapter")
+def test_pickled_adapters_are_refused(adapter):
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ConfigError, match=r"adapter_model\.bin, which can run code"):
         hear(adapter)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from transformers import AutoModelForImageTextToText
 
+from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.answers import Answerer, Question
 from vlm_local.assembly import open_policies
@@ -31,7 +32,7 @@ def open_answerer(folder, family, decoder):
     return Answerer(lambda request: engine.generate([request])[0], template)
 
 
-@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma2", "smolvlm2"])
+@pytest.mark.parametrize("family", ["qwen2-vl", "paligemma2", slow("smolvlm2")])
 def test_each_kind_of_model_answers_with_the_oracles_probabilities(family):
     folder = tiny_checkpoint(family)
     fast, oracle = (open_answerer(folder, family, decoder) for decoder in ("trie", "outlines"))

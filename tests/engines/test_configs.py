@@ -6,15 +6,10 @@ import shutil
 import numpy as np
 import pytest
 
-from tests.hearing import differ, hear
+from tests.hearing import differ, hear, write_few
 from tests.slow import slow
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.errors import ConfigError
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
 
 
 def _edit(folder, text=None, **changes):
@@ -29,7 +24,9 @@ def _edit(folder, text=None, **changes):
 def test_a_sliding_window_is_kept_to_in_every_family(family, tmp_path):
     folder = shutil.copytree(tiny_checkpoint(family), tmp_path / "model")
     _edit(folder, {"use_sliding_window": True, "sliding_window": 16, "max_window_layers": 1, "layer_types": None})
-    ours, theirs = (hear(folder, decoder=each, posterior="exact") for each in ("trie", "outlines"))
+    options = {"posterior": "exact", "grammar": write_few(tmp_path)}
+    ours, theirs = (hear(folder, decoder=each, **options) for each in ("trie", "outlines"))
+    assert (ours[2]["decoder"], theirs[2]["decoder"]) == ("trie", "outlines")
     assert ours[0] == theirs[0]
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-5)
     assert differ(folder, tiny_checkpoint(family)) > 1e-3

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 
-from tests.hearing import differ, hear
+from tests.hearing import differ, hear, write_few
 from tests.slow import slow
-from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models import edit_json, tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.families import LoadedModel
 from vlm_local.engines.loading import load_model
@@ -25,17 +25,6 @@ def _copy(family, tmp_path):
     return shutil.copytree(tiny_checkpoint(family), tmp_path / family)
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return _copy("qwen2-vl", tmp_path)
-
-
-def _edit(file, **changes):
-    """A value of None takes the key out."""
-    content = json.loads(file.read_text()) | changes
-    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
-
-
 def _load(folder) -> LoadedModel:
     return load_model(open_checkpoint(folder))
 
@@ -45,11 +34,10 @@ def test_a_phrase_ends_with_the_token_that_the_chat_template_writes(decoder, tmp
     """A base model's files, fine-tuned on chat: eos_token is <|endoftext|>, turns end with <|im_end|>."""
     shipped = find_shipped("checkpoints") / "tiny"
     folder = shutil.copytree(shipped, tmp_path / "tiny")
-    _edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
-    _edit(folder / "generation_config.json", eos_token_id=[2, 0])
-    grammar = tmp_path / "few.lark"
-    grammar.write_text('start: "stop" | "move up" | "move up, close gripper" | "move left"')
-    told, expected = (hear(each, decoder=decoder, decide="greedy", grammar=str(grammar)) for each in (folder, shipped))
+    edit_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    edit_json(folder / "generation_config.json", eos_token_id=[2, 0])
+    options = {"decoder": decoder, "decide": "greedy", "grammar": write_few(tmp_path)}
+    told, expected = (hear(each, **options) for each in (folder, shipped))
     assert told[0] == expected[0] and (told[1] == expected[1]).all()
 
 
@@ -65,15 +53,15 @@ def test_weights_for_sounds_are_left_without_a_table_of_their_names(tmp_path, ca
 
 def test_a_generation_config_that_is_behind_is_outvoted_and_one_that_is_missing_is_not_needed(folder):
     expected = _load(folder).eos_token_id
-    _edit(folder / "generation_config.json", eos_token_id=[3, 4])
+    edit_json(folder / "generation_config.json", eos_token_id=[3, 4])
     assert _load(folder).eos_token_id == expected
     (folder / "generation_config.json").unlink()
     assert _load(folder).eos_token_id == expected
 
 
 def test_an_end_that_no_other_file_knows_is_refused_with_all_of_them(folder):
-    _edit(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
-    _edit(folder / "generation_config.json", eos_token_id=[3, 4])
+    edit_json(folder / "tokenizer_config.json", eos_token="<|endoftext|>")
+    edit_json(folder / "generation_config.json", eos_token_id=[3, 4])
     said = r"itself: .*'<\|endoftext\|>'.*generation_config\.json with \[3, 4\], .*template with '<\|im_end\|>'"
     with pytest.raises(ConfigError, match=said):
         _load(folder)
@@ -83,7 +71,7 @@ def test_an_end_that_no_other_file_knows_is_refused_with_all_of_them(folder):
 def test_without_a_template_tokenizer_and_configuration_must_agree(has_file, tmp_path):
     """And the file that is blamed is one that is there."""
     folder = _copy("paligemma", tmp_path)
-    _edit(folder / "tokenizer_config.json", eos_token="<pad>")
+    edit_json(folder / "tokenizer_config.json", eos_token="<pad>")
     if not has_file:
         (folder / "generation_config.json").unlink()
     with pytest.raises(ConfigError, match="generation_config.json with" if has_file else r", config\.json with"):
@@ -128,7 +116,7 @@ def test_where_nothing_stands_behind_an_answer_the_next_question_ends_it(tmp_pat
     text = Processing(loaded.processor, "glm4v", loaded.dtype).render(Prompt("", "go"))
     assert text.endswith("go/nothink<|assistant|>\n<think></think>\n")
     assert loaded.lead == "" and loaded.tokenizer.decode(loaded.eos_token_id) == "<|user|>"
-    _edit(folder / "generation_config.json", eos_token_id=loaded.tokenizer.convert_tokens_to_ids(["<|endoftext|>"]))
+    edit_json(folder / "generation_config.json", eos_token_id=loaded.tokenizer.convert_tokens_to_ids(["<|endoftext|>"]))
     assert loaded.tokenizer.decode(_load(folder).eos_token_id) == "<|endoftext|>"
 
 
@@ -165,7 +153,7 @@ def test_of_templates_with_names_the_default_one_is_taken(place, folder):
     (folder / "chat_template.json").unlink()
     if place == "tokenizer_config.json":
         named = [{"name": "default", "template": CHATML}, {"name": "tool_use", "template": "{{ 1 / 0 }}"}]
-        _edit(folder / place, chat_template=named)
+        edit_json(folder / place, chat_template=named)
     else:
         _write_template(folder, CHATML)
         (folder / place).mkdir()
@@ -176,7 +164,7 @@ def test_of_templates_with_names_the_default_one_is_taken(place, folder):
 def test_templates_without_a_default_are_refused_by_their_names(folder):
     (folder / "chat_template.json").unlink()
     named = [{"name": name, "template": CHATML} for name in ("rag", "tool_use")]
-    _edit(folder / "tokenizer_config.json", chat_template=named)
+    edit_json(folder / "tokenizer_config.json", chat_template=named)
     with pytest.raises(ConfigError, match="chat templates rag, tool_use; expected one that is called default"):
         _load(folder)
 
@@ -184,7 +172,7 @@ def test_templates_without_a_default_are_refused_by_their_names(folder):
 @pytest.mark.parametrize(
     ("family", "name"),
     [
-        ("qwen2.5-vl", "Qwen2_5_VLImageProcessor"),
+        slow("qwen2.5-vl", "Qwen2_5_VLImageProcessor"),
         ("qwen3-vl", None),
         ("paligemma", "CLIPImageProcessor"),
         ("smolvlm2", "Idefics3ImageProcessorFast"),
@@ -192,7 +180,7 @@ def test_templates_without_a_default_are_refused_by_their_names(folder):
 )
 def test_a_familys_image_processor_is_its_own_whatever_the_file_calls_it(family, name, tmp_path):
     folder = _copy(family, tmp_path)
-    _edit(folder / "preprocessor_config.json", image_processor_type=name, processor_class="GoneProcessor")
+    edit_json(folder / "preprocessor_config.json", image_processor_type=name, processor_class="GoneProcessor")
     assert differ(folder, tiny_checkpoint(family)) == 0
 
 
@@ -210,7 +198,7 @@ def test_a_familys_image_processor_is_its_own_whatever_the_file_calls_it(family,
 )
 def test_what_an_image_processor_cannot_guess_is_asked_for(family, key, tmp_path):
     folder = _copy(family, tmp_path)
-    _edit(folder / "preprocessor_config.json", **{key: None})
+    edit_json(folder / "preprocessor_config.json", **{key: None})
     with pytest.raises(ConfigError, match=rf"preprocessor_config\.json .*lacks {key}, which cannot be guessed"):
         _load(folder)
 
@@ -225,20 +213,20 @@ def test_what_an_image_processor_cannot_guess_is_asked_for(family, key, tmp_path
 def test_what_gemma4s_processor_says_of_pictures_is_held_against_the_model(key, value, told, tmp_path):
     folder = _copy("gemma4", tmp_path)
     file = folder / "processor_config.json"
-    _edit(file, image_processor=json.loads(file.read_text())["image_processor"] | {key: value})
+    edit_json(file, image_processor=json.loads(file.read_text())["image_processor"] | {key: value})
     with pytest.raises(ConfigError, match=told):
         _load(folder)
 
 
 def test_patches_that_the_model_does_not_read_are_refused(folder):
-    _edit(folder / "preprocessor_config.json", patch_size=16)
+    edit_json(folder / "preprocessor_config.json", patch_size=16)
     with pytest.raises(ConfigError, match=r"patch_size is 16 .* config\.json has patch_size 14"):
         _load(folder)
 
 
 def test_pictures_of_another_size_than_the_model_reads_are_refused(tmp_path):
     folder = _copy("paligemma", tmp_path)
-    _edit(folder / "preprocessor_config.json", size={"height": 28, "width": 28})
+    edit_json(folder / "preprocessor_config.json", size={"height": 28, "width": 28})
     with pytest.raises(ConfigError, match=r"size is 28 .* has image_size 56"):
         _load(folder)
 
@@ -252,7 +240,7 @@ def test_pictures_of_another_size_than_the_model_reads_are_refused(tmp_path):
 )
 def test_what_lfm2s_processor_says_of_pictures_is_held_against_the_model(key, value, told, tmp_path):
     folder = _copy("lfm2-vl", tmp_path)
-    _edit(folder / "preprocessor_config.json", **{key: value})
+    edit_json(folder / "preprocessor_config.json", **{key: value})
     with pytest.raises(ConfigError, match=told):
         _load(folder)
 
@@ -268,13 +256,13 @@ def test_what_lfm2s_processor_says_of_pictures_is_held_against_the_model(key, va
 )
 def test_a_picture_of_another_number_of_tokens_is_refused(family, file, name, number, tmp_path):
     folder = _copy(family, tmp_path)
-    _edit(folder / file, **{name: number})
+    edit_json(folder / file, **{name: number})
     with pytest.raises(ConfigError, match=rf"{name} is \d+ .*the model makes 16 tokens of a picture; write 16"):
         _load(folder)
 
 
 def test_an_image_processor_of_wrong_kinds_is_refused(tmp_path):
     folder = _copy("smolvlm2", tmp_path)
-    _edit(folder / "preprocessor_config.json", max_image_size={"height": 64, "width": 64})
+    edit_json(folder / "preprocessor_config.json", max_image_size={"height": 64, "width": 64})
     with pytest.raises(ConfigError, match="no usable tokenizer and image processor"):
         _load(folder)

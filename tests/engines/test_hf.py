@@ -21,7 +21,7 @@ from tests.tiny_models.names import MIXED
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.trie import tokenize_sentences
 from vlm_local.engines import MAX_PIXELS, ControlTokenFilter
-from vlm_local.engines.hf import open_hf_engine
+from vlm_local.engines.hf import HFEngine, open_hf_engine
 from vlm_local.engines.loading import load_model
 from vlm_local.engines.processing import MAX_PROMPT_TOKENS, Processing
 from vlm_local.errors import ConfigError, RequestError
@@ -60,11 +60,12 @@ def _open_processing(family):
 )
 def test_every_family_says_a_phrase_for_a_picture(family, quantize):
     checkpoint = open_checkpoint(tiny_checkpoint(family))
-    engine = open_hf_engine(checkpoint, quantize, device="cpu")
-    (answer,) = _generate(engine, replace(REQUEST, posterior="exact"))
+    loaded = load_model(checkpoint, quantize, device="cpu")
+    engine = HFEngine(checkpoint, loaded, "trie", quantize, max_batch=8)
+    (answer,) = _generate(engine, replace(REQUEST, posterior="exact", sentences=PHRASES[::9]))
     assert answer.sentence in PHRASES and answer.probabilities.sum() == pytest.approx(1, abs=1e-3)
     assert engine.metadata["family"] == family.removesuffix("-moe") and engine.metadata["quantize"] == quantize
-    kinds = {str(parameter.dtype) for parameter in load_model(checkpoint, quantize, device="cpu").model.parameters()}
+    kinds = {str(parameter.dtype) for parameter in loaded.model.parameters()}
     assert {"none": "torch.float32", "8bit": "torch.int8", "4bit": "torch.uint8"}[quantize] in kinds
 
 
@@ -118,11 +119,6 @@ def test_a_patch_is_seen_as_transformers_sees_it(family):
     with torch.inference_mode():
         mine, expected = (each.model.get_image_features(**shown).pooler_output[0] for each in (loaded.model, theirs))
     torch.testing.assert_close(mine, expected, atol=1e-5, rtol=1e-5)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
 
 
 def test_missing_weights_are_not_made_up(folder):

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.hearing import differ
-from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models import edit_json, tiny_checkpoint
 from tests.tiny_models.names import MISTRAL
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.decoding.families import Family
@@ -25,10 +25,6 @@ LLAMAS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^
 @pytest.fixture
 def folder(tmp_path):
     return shutil.copytree(tiny_checkpoint("mistral3"), tmp_path / "model")
-
-
-def _edit(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def _prepare(folder, shape=(256, 256), prompt=Prompt("Look:", "open the drawer")):
@@ -52,7 +48,9 @@ def test_the_system_prompt_of_a_chat_program_is_left_out_and_a_labs_own_is_not(f
     _, text = _prepare(folder)
     assert text == "<s>[INST]Look:\n[IMG]\nopen the drawer[/INST]"
     file = folder / "chat_template.json"
-    _edit(file, chat_template=json.loads(file.read_text())["chat_template"].replace("made by Mistral AI", "a robot"))
+    edit_json(
+        file, chat_template=json.loads(file.read_text())["chat_template"].replace("made by Mistral AI", "a robot")
+    )
     assert _prepare(folder)[1].startswith("<s>[SYSTEM_PROMPT]You were a robot in Paris. Today is 2")
 
 
@@ -66,10 +64,10 @@ def test_words_are_split_as_the_model_learnt_them(folder):
     vocabulary |= {f"unused{number}": number for number in range(len(vocabulary), 100_001)}
     content["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = LLAMAS
     file.write_text(json.dumps(content))
-    _edit(folder / "config.json", transformers_version="4.57.1")
+    edit_json(folder / "config.json", transformers_version="4.57.1")
     mended, _ = _prepare(folder, prompt=Prompt("Look:", "'move' it"))
     assert mended.input_ids.tolist() == right.input_ids.tolist()
-    _edit(folder / "config.json", transformers_version="5.1.0")  # of this version transformers believes the file
+    edit_json(folder / "config.json", transformers_version="5.1.0")  # of this version transformers believes the file
     wrong, _ = _prepare(folder, prompt=Prompt("Look:", "'move' it"))
     assert wrong.input_ids.tolist() != right.input_ids.tolist()
 
@@ -89,14 +87,14 @@ def test_files_in_mistrals_own_format_change_nothing(folder):
     ],
 )
 def test_what_is_not_read_as_the_model_has_it_is_refused(file, changes, told, folder):
-    _edit(folder / file, **changes)
+    edit_json(folder / file, **changes)
     with pytest.raises(ConfigError, match=told):
         load_model(open_checkpoint(folder))
 
 
 def test_a_window_over_all_layers_is_refused(folder):
     text = json.loads((folder / "config.json").read_text())["text_config"]
-    _edit(folder / "config.json", text_config=text | {"sliding_window": 16})
+    edit_json(folder / "config.json", text_config=text | {"sliding_window": 16})
     with pytest.raises(ConfigError, match="sliding_window is 16"):
         load_model(open_checkpoint(folder))
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.engines.asking import PROMPT, SENTENCES, ask
 from tests.engines.fake_server import FakeServer
+from vlm_local.engines.chat_api import build_messages, encode_image
 from vlm_local.engines.openai import OpenAIEngine
-from vlm_local.engines.remote import build_messages, encode_image
 from vlm_local.errors import ConfigError, RemoteError, RequestError
 from vlm_local.types import GenerationRequest, Picture, Prompt
 

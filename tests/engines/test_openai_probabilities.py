@@ -7,7 +7,7 @@ from tests.engines.asking import SENTENCES, ask, build_request
 from tests.engines.fake_model import weigh_sentences
 from tests.engines.fake_server import FakeServer
 from tests.slow import slow
-from vlm_local.engines.remote import encode_image
+from vlm_local.engines.chat_api import encode_image
 from vlm_local.errors import ConfigError, EngineError
 
 

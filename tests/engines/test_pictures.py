@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from vlm_local.engines.process import RepeatedParts
+from vlm_local.engines.parts import RepeatedParts
 from vlm_local.types import GenerationRequest, Picture, Prompt
 
 SIDE = 64

@@ -61,8 +61,8 @@ def test_a_retry_asks_the_next_server_that_is_up():
 
 
 def test_a_retry_has_what_is_left_of_the_deadline():
-    outcomes = {"http://0": (0.06, DROPPED), "http://1": (0.08, "too late")}
-    assert _play(_open(None, None), outcomes, deadline_s=0.1)[0] == "timeout"
+    outcomes = {"http://0": (0.2, DROPPED), "http://1": (0.3, "too late")}
+    assert _play(_open(None, None), outcomes, deadline_s=0.4)[0] == "timeout"
 
 
 def test_what_is_refused_is_not_asked_again_as_it_was():

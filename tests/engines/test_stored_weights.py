@@ -9,19 +9,15 @@ import safetensors.torch
 import torch
 import transformers
 
-from tests.hearing import differ, hear
+from tests.hearing import differ, hear, hear_once
 from tests.slow import slow
-from tests.tiny_models import tiny_checkpoint
+from tests.tiny_models import edit_json, tiny_checkpoint
 from vlm_local.checkpoint import open_checkpoint
 from vlm_local.engines.loading import load_model
 from vlm_local.errors import ConfigError
 from vlm_local.weights import count_packed_bytes, count_weights
 
 _BLOCK = 16
-
-
-def _edit(file, **changes):
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
 def _store(family, bits, folder, kept=None, dtype=torch.float32):
@@ -55,10 +51,10 @@ def _store(family, bits, folder, kept=None, dtype=torch.float32):
 )
 def test_a_folder_of_bitsandbytes_is_served_by_its_own_configuration(family, bits, tmp_path):
     folder = _store(family, bits, tmp_path / "stored")
-    told, expected = hear(folder), hear(tiny_checkpoint(family), quantize=bits)
+    told, expected = hear(folder), hear_once(tiny_checkpoint(family), quantize=bits)
     assert told[0] == expected[0] and np.abs(told[1] - expected[1]).max() < 0.01
     assert told[2]["quantize"] == f"bitsandbytes-{bits}"
-    assert told[2]["memory_bytes"] < hear(tiny_checkpoint(family))[2]["memory_bytes"]
+    assert told[2]["memory_bytes"] < hear_once(tiny_checkpoint(family))[2]["memory_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -84,7 +80,7 @@ def test_layers_that_a_folder_of_bitsandbytes_holds_as_floats_stay_so(family, bi
     (folder / "config.json").write_text(json.dumps(config))
     told = hear(folder)
     assert told[0] == expected[0] and (told[1] == expected[1]).all()
-    assert told[2]["memory_bytes"] > hear(tiny_checkpoint(family), quantize=bits)[2]["memory_bytes"]
+    assert told[2]["memory_bytes"] > hear_once(tiny_checkpoint(family), quantize=bits)[2]["memory_bytes"]
 
 
 def test_every_float_of_a_quantised_folder_gets_the_dtype_asked_for(tmp_path):
@@ -127,7 +123,9 @@ def _store_fp8(family, folder):
     safetensors.torch.save_file(packed, stored / "model.safetensors", {"format": "pt"})
     safetensors.torch.save_file(floats, plain / "model.safetensors", {"format": "pt"})
     quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [_BLOCK, _BLOCK]}
-    _edit(stored / "config.json", quantization_config=quantization | {"modules_to_not_convert": ["visual", "lm_head"]})
+    edit_json(
+        stored / "config.json", quantization_config=quantization | {"modules_to_not_convert": ["visual", "lm_head"]}
+    )
     return stored, plain
 
 
@@ -160,15 +158,10 @@ def test_float8_weights_with_one_scale_each_and_scales_for_activations_are_loade
     safetensors.torch.save_file(floats, plain / "model.safetensors", {"format": "pt"})
     quantization = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None}
     quantization["modules_to_not_convert"] = ["model.vision_tower", "model.multi_modal_projector", "lm_head"]
-    _edit(stored / "config.json", quantization_config=quantization, tie_word_embeddings=True)
+    edit_json(stored / "config.json", quantization_config=quantization, tie_word_embeddings=True)
     assert differ(stored, plain) < 0.001 < differ(source, plain)
     loaded = load_model(open_checkpoint(stored), dtype="float32")
     assert {weight.dtype for weight in loaded.model.parameters()} == {torch.float32}
-
-
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
 
 
 def test_a_tensor_without_a_place_is_refused_by_name(folder):
@@ -194,7 +187,7 @@ def test_packed_integers_without_a_word_in_the_config_are_refused(folder):
 
 @pytest.mark.parametrize("stored", [{"quant_method": "hqq"}, {"bits": 4}, {"quant_method": ["fp8"]}, "int4"])
 def test_a_quantisation_that_is_not_understood_is_refused_by_its_name(folder, stored):
-    _edit(folder / "config.json", quantization_config=stored)
+    edit_json(folder / "config.json", quantization_config=stored)
     with pytest.raises(ConfigError, match=r"quant_method .*; understood are bitsandbytes-4bit"):
         open_checkpoint(folder)
 
@@ -202,7 +195,7 @@ def test_a_quantisation_that_is_not_understood_is_refused_by_its_name(folder, st
 @pytest.mark.parametrize("method", ["awq", "gptq", "compressed-tensors", "fp8"])
 def test_a_quantisation_that_cannot_be_loaded_here_is_refused_by_its_name(folder, method):
     """Without its package, or, as here, with weights that are not what the config says."""
-    _edit(folder / "config.json", quantization_config={"quant_method": method, "bits": 4, "weight_block_size": [1]})
+    edit_json(folder / "config.json", quantization_config={"quant_method": method, "bits": 4, "weight_block_size": [1]})
     _add_packed(folder)
     with pytest.raises(ConfigError, match=f"(?s)quantised by {method}.*take the model's unquantised folder"):
         hear(folder)
@@ -211,7 +204,7 @@ def test_a_quantisation_that_cannot_be_loaded_here_is_refused_by_its_name(folder
 @pytest.mark.parametrize("method", ["bitsandbytes", "awq"])
 def test_a_quantisation_of_weights_that_are_plain_floats_is_refused(method, folder):
     """As a merge of an adapter into a quantised base may leave it behind."""
-    _edit(folder / "config.json", quantization_config={"quant_method": method, "load_in_4bit": True})
+    edit_json(folder / "config.json", quantization_config={"quant_method": method, "load_in_4bit": True})
     with pytest.raises(ConfigError, match=r"quantised \(.*\), but all are plain floats.*take quantization_config"):
         open_checkpoint(folder)
 

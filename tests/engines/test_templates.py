@@ -1,7 +1,5 @@
 """Chat templates of strangers that would keep a model's load from ending."""
 
-import shutil
-
 import pytest
 
 from tests.tiny_models import tiny_checkpoint
@@ -40,11 +38,6 @@ BOMBS = {
 }
 
 
-@pytest.fixture
-def folder(tmp_path):
-    return shutil.copytree(tiny_checkpoint("qwen2-vl"), tmp_path / "model")
-
-
 def _set_template(folder, template):
     (folder / "chat_template.json").unlink()
     (folder / "chat_template.jinja").write_text(template)
@@ -52,7 +45,7 @@ def _set_template(folder, template):
 
 @pytest.mark.parametrize("bomb", BOMBS)
 def test_a_template_without_an_end_is_refused(folder, bomb, monkeypatch):
-    monkeypatch.setattr(templates, "MAX_TEMPLATE_LINES", 200_000)
+    monkeypatch.setattr(templates, "MAX_TEMPLATE_LINES", 50_000)
     template, says = BOMBS[bomb]
     _set_template(folder, template)
     with pytest.raises(ConfigError, match=says):

@@ -1,6 +1,7 @@
 """When the pieces of a thought are done: between steps, never where a robot waits or is expected."""
 
 import time
+from contextlib import closing
 from functools import partial
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from tests.serving import until
 from tests.tiny_models import tiny_checkpoint
 from vlm_local.engines.process import EngineProcess
+from vlm_local.engines.scripted import build_uniform_engine
 from vlm_local.engines.thoughts import ThoughtJob, ThoughtQueue
 from vlm_local.engines.worker import EngineWorker
 from vlm_local.errors import EngineError
@@ -137,14 +139,14 @@ class Clock:
 
 
 def test_a_piece_is_begun_only_where_it_ends_before_the_next_step_is_expected(monkeypatch):
-    clock, queue = Clock(monkeypatch, piece_s=0.03), ThoughtQueue()
+    queue = ThoughtQueue(clock := Clock(monkeypatch, piece_s=0.03))
     job = ThoughtJob(build_thought(), build_step)
     queue.add(job)
-    queue.work(clock, job)
+    queue.work(job)
     clock.take_steps(queue, 4, pause_s=0.2)
     answered = clock.now
     while (found := queue.pick(clock.now)) is not None:
-        queue.work(clock, found)
+        queue.work(found)
     assert 0.1 < clock.now - answered < 0.2  # as many as fit, then none
     clock.now = answered + 0.7
     assert queue.pick(clock.now) is None  # it is late, and may come at any moment
@@ -155,19 +157,25 @@ def test_a_piece_is_begun_only_where_it_ends_before_the_next_step_is_expected(mo
 
 
 def test_robots_that_leave_no_pause_leave_no_thought(monkeypatch):
-    clock, queue = Clock(monkeypatch, piece_s=0.03), ThoughtQueue()
+    queue = ThoughtQueue(clock := Clock(monkeypatch, piece_s=0.03))
     job = ThoughtJob(build_thought(), build_step)
     queue.add(job)
-    queue.work(clock, job)
+    queue.work(job)
     clock.take_steps(queue, 4, pause_s=0.02)
     assert queue.pick(clock.now) is None
 
 
 def test_a_piece_that_was_slow_once_does_not_end_all_thinking(monkeypatch):
-    clock, queue = Clock(monkeypatch, piece_s=0.03), ThoughtQueue()
+    queue = ThoughtQueue(clock := Clock(monkeypatch, piece_s=0.03))
     job = ThoughtJob(build_thought(), build_step)
     queue.add(job)
     for clock._piece_s in (0.03, 3.0, 0.03):
-        queue.work(clock, job)
+        queue.work(job)
     clock.take_steps(queue, 4, pause_s=0.2)
     assert queue.pick(clock.now) is job
+
+
+def test_an_engine_that_writes_no_free_text_says_so():
+    worker = EngineWorker(build_uniform_engine)
+    with closing(worker), pytest.raises(EngineError, match="writes no free text"):
+        worker.think(build_thought(), build_step).result(5)

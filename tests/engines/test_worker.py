@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.serving import until
 from vlm_local.engines import MAX_PIXELS, scale_down
 from vlm_local.engines.scripted import ScriptedEngine
 from vlm_local.engines.worker import EngineWorker
@@ -82,13 +83,6 @@ def make_worker():
         assert worker.close(60)
 
 
-def _until(condition, timeout_s=60.0):
-    end = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < end, "it never came true"
-        time.sleep(0.005)
-
-
 def test_a_lone_request_starts_at_once_and_those_that_wait_share_the_next_forward(make_worker):
     engine = GatedEngine(max_batch=3)
     worker = make_worker(engine)
@@ -96,7 +90,7 @@ def test_a_lone_request_starts_at_once_and_those_that_wait_share_the_next_forwar
     assert engine.entered.acquire(timeout=60)
     for index in range(1, 6):
         callers.append(Caller(worker, _request(str(index))))
-        _until(lambda index=index: worker.num_waiting == index)
+        until(lambda index=index: worker.num_waiting == index)
     time.sleep(0.1)
     for _ in range(3):
         engine.gate.release()
@@ -112,7 +106,7 @@ def _queue(worker, engine, *requests):
     assert engine.entered.acquire(timeout=60)
     for count, request in enumerate(requests[1:], 1):
         callers.append(Caller(worker, request))
-        _until(lambda count=count: worker.num_waiting == count)
+        until(lambda count=count: worker.num_waiting == count)
     return callers
 
 
@@ -164,7 +158,7 @@ def test_an_error_in_the_place_of_an_answer_is_its_callers_alone(make_worker, er
     first = Caller(worker, _request("first"))
     assert engine.entered.acquire(timeout=60)
     callers = [Caller(worker, _request(name)) for name in ("thin", "fine")]
-    _until(lambda: worker.num_waiting == 2)
+    until(lambda: worker.num_waiting == 2)
     engine.gate.release(2)
     assert first.finish().sentence == "move up"
     thin, fine = (caller.finish() for caller in callers)
@@ -178,7 +172,7 @@ def test_a_request_that_fails_spoils_no_other_of_its_batch(make_worker):
     first = Caller(worker, _request("first"))
     assert engine.entered.acquire(timeout=60)
     callers = [Caller(worker, _request(name)) for name in ("good", "bad")]
-    _until(lambda: worker.num_waiting == 2)
+    until(lambda: worker.num_waiting == 2)
     for _ in range(4):
         engine.gate.release()
     outcomes = {caller.request.prompt.after: caller.finish() for caller in [first, *callers]}
@@ -193,11 +187,11 @@ def test_past_the_deadline_it_is_stuck_until_the_forward_returns(make_worker):
     worker = make_worker(engine, deadline_ms=1000)
     late = Caller(worker, _request("late")).finish()
     assert isinstance(late, EngineError) and "deadline of 1 s" in str(late)
-    _until(lambda: worker.state == "stuck")
+    until(lambda: worker.state == "stuck")
     with pytest.raises(EngineError, match="stuck"):
         worker.generate(_request("next"))
     engine.gate.release()
-    _until(lambda: worker.state == "healthy")
+    until(lambda: worker.state == "healthy")
     engine.gate.release()
     assert worker.generate(_request("after")).sentence == "move up"
     assert engine.batches == [["late"], ["after"]]
@@ -209,11 +203,11 @@ def test_a_request_that_gave_up_waiting_never_reaches_the_engine(make_worker):
     first = Caller(worker, _request("first"))
     assert engine.entered.acquire(timeout=60)
     second = Caller(worker, _request("second"))
-    _until(lambda: worker.num_waiting == 1)
+    until(lambda: worker.num_waiting == 1)
     assert isinstance(first.finish(), EngineError)
     assert isinstance(second.finish(), EngineError)
     engine.gate.release()
-    _until(lambda: worker.state == "healthy")
+    until(lambda: worker.state == "healthy")
     assert engine.batches == [["first"]]
 
 
@@ -236,13 +230,13 @@ def test_a_batch_that_failed_past_the_deadline_is_not_tried_again(make_worker):
     first = Caller(worker, _request("first"))
     assert engine.entered.acquire(timeout=60)
     callers = [Caller(worker, _request(name)) for name in ("good", "bad")]
-    _until(lambda: worker.num_waiting == 2)
+    until(lambda: worker.num_waiting == 2)
     engine.gate.release()
     assert first.finish().sentence == "move up"
     assert all("deadline" in str(caller.finish()) for caller in callers)
-    _until(lambda: worker.state == "stuck")
+    until(lambda: worker.state == "stuck")
     engine.gate.release()
-    _until(lambda: worker.state == "healthy")
+    until(lambda: worker.state == "healthy")
     assert len(engine.batches) == 2
 
 
@@ -304,14 +298,14 @@ def test_episodes_are_forgotten_in_the_engine_thread(make_worker):
     engine = GatedEngine()
     worker = make_worker(engine)
     worker.forget("robot/1")
-    _until(lambda: engine.forgotten == ["robot/1"])
+    until(lambda: engine.forgotten == ["robot/1"])
 
 
 def test_close_answers_everyone_who_waits(make_worker):
     engine = GatedEngine(max_batch=1)
     worker = make_worker(engine)
     callers = [Caller(worker, _request(str(index))) for index in range(3)]
-    _until(lambda: worker.num_waiting == 2)
+    until(lambda: worker.num_waiting == 2)
     assert not worker.close(0.05)  # the forward cannot be interrupted
     assert all(isinstance(caller.finish(), EngineClosed) for caller in callers)
     with pytest.raises(EngineClosed):

@@ -31,13 +31,14 @@ class Part:
 _SMALL = "--shape small --layers 1 --rounds 2"
 _STATES = "--shape small-qwen3.5 --layers 4 --rounds 1"  # of the layers one keeps KV
 _PARTS = (
-    Part("values", 100, "tests.gpu.values", small="--requests 1 qwen2-vl paligemma2"),
+    Part("values", 130, "tests.gpu.values", small="--requests 1 qwen2-vl paligemma2"),
     Part("limit-2b", 60, "vlm_local", "bench limit --shape qwen2-vl-2b", "--shape small --layers 1"),
     Part("decode-2b", 100, "vlm_local", "bench decode --shape qwen2-vl-2b --rounds 40", _SMALL),
     Part("values-fused", 90, "tests.gpu.values", "--fused", "--requests 1 qwen2-vl"),
     Part("profile-2b", 50, "vlm_local", "bench profile --shape qwen2-vl-2b --rounds 80", _SMALL),
     Part("rows-2b", 60, "vlm_local", "bench rows --shape qwen2-vl-2b --rounds 20", f"{_SMALL} --counts 1,4"),
     Part("serve", 60, "tests.gpu.serve", small="--requests 20"),
+    Part("values-quantized", 90, "tests.gpu.values", "--quantized qwen2-vl qwen3-vl", "--requests 1"),
     Part("decode-7b", 90, "vlm_local", "bench decode --shape qwen2-vl-7b --rounds 20", _SMALL),
     Part("decode-qwen3.5", 90, "vlm_local", "bench decode --shape qwen3.5-4b --rounds 20", f"{_SMALL} {_STATES}"),
 )

@@ -39,7 +39,7 @@ def test_parts_that_are_named_are_done_and_write_their_results(tmp_path):
 @pytest.mark.long
 def test_every_part_is_done_and_writes_its_result(tmp_path):
     results = rehearse(tmp_path)
-    assert len(results) == 9
+    assert len(results) == 10
     for name in ("values", "values-fused"):
         assert all(family["right"] for family in results[f"gpu-{name}.json"]["families"].values())
     assert results["gpu-serve.json"]["memory_given_back"]

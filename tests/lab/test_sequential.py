@@ -24,7 +24,7 @@ def test_the_capital_is_that_of_fair_bets():
 
 @pytest.mark.parametrize("kind", ["independent", "alike", "graded"])
 def test_equal_policies_are_seldom_told_apart_however_often_one_looks(kind):
-    random, num, pairs = np.random.default_rng(0), 10_000, 200
+    random, num, pairs = np.random.default_rng(0), 4000, 200
     false_winners = 0
     for _ in range(num // 500):
         ours, theirs = random.random((2, 500, pairs))
@@ -44,7 +44,7 @@ def test_the_mean_lies_in_the_interval_at_all_times(means):
     """means: of the leads of each task, in turn."""
     random = np.random.default_rng(0)
     chances = np.tile([(1 + mean) / 2 for mean in means], 100)
-    leads = np.where(random.random((4000, len(chances))) < chances, 1.0, -1.0)
+    leads = np.where(random.random((2000, len(chances))) < chances, 1.0, -1.0)
     capital = grow_capital(leads, float(np.mean(means)))[:, len(means) - 1 :: len(means)]
     assert (capital.max(axis=1) >= THRESHOLD).mean() <= ALPHA
     low, high = find_confidence_interval(leads[0], every=len(means))

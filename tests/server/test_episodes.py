@@ -240,10 +240,11 @@ def test_who_never_acted_or_is_long_gone_makes_room_and_numbers_are_not_given_tw
 def test_names_that_never_acted_leave_nothing_behind(clock):
     """Of what was allocated here and in episodes.py: other tests' threads allocate, too."""
     robots = Robots(lambda name: Robot(name, SpyPolicy(), EpisodeSettings(), clock), max_robots=2, clock=clock)
-    here = [tracemalloc.Filter(True, each.__code__.co_filename) for each in (Robots.admit.__wrapped__, _message)]
+    here = {each.__code__.co_filename for each in (Robots.admit.__wrapped__, _message)}
 
     def measure() -> int:
-        return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces(here).traces)
+        held = tracemalloc.take_snapshot().statistics("filename")
+        return sum(each.size for each in held if each.traceback[0].filename in here)
 
     tracemalloc.start()
     try:

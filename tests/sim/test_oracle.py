@@ -60,7 +60,7 @@ def test_when_the_task_is_done_it_stands_still(task):
 
 def test_random_phrases_get_nowhere():
     env = SimEnv("lift", image_size=None)
-    assert not any(play(env, seed, noise=1.0)[0] for seed in range(2))
+    assert not play(env, 0, noise=1.0)[0]
 
 
 def test_the_first_block_reached_counts():

@@ -48,3 +48,9 @@ def write_checkpoint(family: str, folder: Path, seed: int = 0) -> Path:
     )
     model.save_pretrained(folder)
     return folder
+
+
+def edit_json(file: Path, **changes) -> None:
+    """Change entries of a folder's file. A value of None takes the key out."""
+    content = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))

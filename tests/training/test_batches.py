@@ -15,6 +15,7 @@ from vlm_local.engines.processing import Processing
 from vlm_local.prompts import Frame, build_prompt, load_template
 from vlm_local.training.batches import BatchBuilder, TrainableTiny
 from vlm_local.training.collect import shrink
+from vlm_local.training.examples import Example
 from vlm_local.training.finetune import Batches, compute_loss
 from vlm_local.training.questions import Question
 from vlm_local.training.samples import Sample
@@ -60,8 +61,11 @@ NO_TOKENS = torch.tensor([], dtype=torch.int64)
 
 
 def _build(folder, loaded, images, shown=(True, True), things=THINGS, questions=QUESTIONS):
-    frames = np.stack([shrink(image, 128) for image in images])
-    return BatchBuilder(folder, loaded).build(frames, PROPRIO, questions, things, np.array(shown), PLAIN)
+    examples = [
+        Example(shrink(image, 128), proprio, asked, named)
+        for image, proprio, asked, named in zip(images, PROPRIO, questions, things, strict=True)
+    ]
+    return BatchBuilder(folder, loaded).build(examples, np.array(shown), PLAIN)
 
 
 def _list_samples(folder, images, shown=(True, True)):
@@ -87,9 +91,12 @@ def test_tokens_and_pixels_are_those_of_the_processor(folder, loaded, images, sh
 
 def test_a_first_picture_is_shown_as_the_server_shows_a_past_frame(folder, loaded, images, tmp_path):
     folder = show_first_picture(folder, tmp_path / "memory")
-    frames = np.stack([shrink(image, 128) for image in images])
-    asked, firsts = [[], QUESTIONS[1]], [None, frames[0]]  # only the second picture is asked about
-    batch = BatchBuilder(folder, loaded).build(frames, PROPRIO, asked, THINGS, np.array([True, True]), PLAIN, firsts)
+    first, second = (shrink(image, 128) for image in images)
+    examples = [  # only the second picture is asked about
+        Example(first, PROPRIO[0], [], THINGS[0]),
+        Example(second, PROPRIO[1], QUESTIONS[1], THINGS[1], first),
+    ]
+    batch = BatchBuilder(folder, loaded).build(examples, np.array([True, True]), PLAIN)
     (question,) = QUESTIONS[1]
     observation = Observation(images[1], question.instruction, PROPRIO[1].astype(float))
     prompt = build_prompt(load_template(folder / "prompt.txt"), observation, frames=[Frame(0, Picture(images[0]))])

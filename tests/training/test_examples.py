@@ -97,11 +97,11 @@ def test_a_seed_fixes_what_is_drawn(shard):
     assert str(draw(1)[0].asked) != str(draw(2)[0].asked)
 
 
-def test_a_memory_task_is_always_shown_the_first_picture_of_its_episode(shard):
-    memory = collect({"reach_shown": 1.0}, {"normal": 1.0}, 20, 128, (0, 2), None)
+def test_a_memory_task_is_always_shown_the_first_picture_of_its_episode():
+    memory, other = (collect({task: 1.0}, {"normal": 1.0}, 10, 128, (0, 2), None) for task in ("reach_shown", "lift"))
     rng, shown = np.random.default_rng(0), []
     for _ in range(200):
-        example = draw_example([memory, shard], 1, rng, show_first=0.5)
+        example = draw_example([memory, other], 1, rng, show_first=0.5)
         if example.asked[0].task == "reach_shown":
             assert any((example.first == first).all() for first in memory.firsts)
         else:

@@ -1,4 +1,4 @@
-"""Measurements. What a command shows of one are lines for people and the fields of a JSON object."""
+"""Measurements. Each gives the lines that its command prints for people, and the fields of its JSON object."""
 
 from typing import Any
 

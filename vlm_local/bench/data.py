@@ -3,10 +3,10 @@
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 
+from vlm_local.bench import Measured
 from vlm_local.data import open_episodes
 from vlm_local.data.runs import RunWriter
 from vlm_local.errors import DataError
@@ -21,8 +21,8 @@ _EPISODES, _STEPS, _SIDE = 8, 50, 256
 _ROWS, _ROWS_PER_EPISODE = 20_000, 40
 
 
-def measure(path: str | None, repeats: int) -> tuple[str, dict[str, Any]]:
-    """Steps a second, median and 5th percentile of `repeats` after one to warm up: a table, and the numbers.
+def measure(path: str | None, repeats: int) -> Measured:
+    """Steps a second, median and 5th percentile of `repeats` after one to warm up.
 
     path: a data set to read; None writes a run of 8 episodes of 50 frames of 256x256 first. `label` reads
     and labels, as the command does; `frames` decodes every frame besides. `score` starts from a file
@@ -39,8 +39,8 @@ def measure(path: str | None, repeats: int) -> tuple[str, dict[str, Any]]:
         }
         rates = [{name: take() for name, take in kinds.items()} for _ in track(range(repeats + 1), "data", "round")]
     result = {name: _summarise([rate[name] for rate in rates[1:]]) for name in kinds}
-    table = "\n".join(f"{name:8}{told['steps_per_s']:10.0f} steps/s" for name, told in result.items())
-    return table, {**result, "rows": _ROWS}
+    lines = [f"{name:8}{told['steps_per_s']:10.0f} steps/s" for name, told in result.items()]
+    return lines, {"benchmark": "data", **result, "rows": _ROWS}
 
 
 def _summarise(rates: list[float]) -> dict[str, float]:

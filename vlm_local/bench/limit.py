@@ -9,14 +9,14 @@ import torch
 
 from vlm_local.bench import Measured
 from vlm_local.bench.subject import Subject
-from vlm_local.decoding.experts import can_capture, has_experts, measure_share
+from vlm_local.decoding.experts import has_experts, measure_share
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import Kept
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.layout import Chunk
 from vlm_local.decoding.prepared import PreparedRequest, find_layout
 from vlm_local.decoding.session import count_reusable
-from vlm_local.decoding.static import StaticForwards
+from vlm_local.decoding.static import StaticForwards, can_capture
 from vlm_local.machine import DeviceRates
 
 LENGTHS = (16, 64, 128, 192, 256, 384, 512, 1024)  # tokens of a chunk: a few nodes to a whole prompt and draft

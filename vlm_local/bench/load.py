@@ -30,9 +30,9 @@ from vlm_local.bench.rough_robot import Diary, RoughRobot, read_stamp
 from vlm_local.bench.sidecar import NAME
 from vlm_local.data.runs import read_run
 from vlm_local.errors import ConfigError, DataError
-from vlm_local.models import DEFAULT
 from vlm_local.plain import hide_secrets
 from vlm_local.progress import open_bar
+from vlm_local.registry import DEFAULT
 
 DEADLINE_MS = 4000.0
 MAX_GROWTH = 0.05

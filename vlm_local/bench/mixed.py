@@ -24,8 +24,8 @@ from typing import IO, Any
 from vlm_local.bench.act import start_server
 from vlm_local.bench.load import summarise
 from vlm_local.bench.rough_robot import Diary, RoughRobot
-from vlm_local.models import DEFAULT
 from vlm_local.progress import track
+from vlm_local.registry import DEFAULT
 
 MAX_RATIO = 1.5
 PHASES = ("alone", "mixed", "elsewhere")
@@ -127,7 +127,7 @@ def judge(
         **asdict(settings),
         "lost": lost,
         "latency_ms": latency,
-        "p95_ratio": ratio,
+        "p95_ratio": {phase: value if math.isfinite(value) else None for phase, value in ratio.items()},
         "load_average": os.getloadavg(),
         "strangers": dict(sorted(strangers.items())),
     }

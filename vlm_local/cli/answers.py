@@ -74,7 +74,7 @@ def pick_scores(report: dict) -> dict:
 def open_answerer(args: argparse.Namespace) -> Iterator[tuple["Answerer", dict]]:
     """What answers questions, with its model loaded, and what it says of itself."""
     from vlm_local.assembly import open_policies
-    from vlm_local.models import DEFAULT
+    from vlm_local.registry import DEFAULT
 
     name, policies = args.model or DEFAULT, open_policies(read_policy_options(args))
     try:
@@ -119,7 +119,10 @@ def format_report(report: dict, folder: Path) -> str:
     ]
     for choice, score in report["by_answer"].items():
         at = score["at_precision"]
-        found = "none reaches it" if at is None else f"{at['threshold']:.3f} keeps {at['kept']} of {at['given']}"
+        if at is not None:
+            found = f"{at['threshold']:.3f} keeps {at['kept']} of {at['given']}"
+        else:  # where nothing was answered so, or no probability is known, there is none to look for
+            found = "none reaches it" if score["precision"] is not None and report["calibration"] else "-"
         lines.append(
             f"{choice[:15]:16}{score['images']:9}{format_share(score['recall']):>9}{format_share(score['precision']):>11}"
             f"{format_fixed(score['auc'], 3):>8}   {found}"

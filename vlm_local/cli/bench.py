@@ -228,9 +228,8 @@ def _add_data(kinds: argparse._SubParsersAction) -> None:
 
 def _run_data(args: argparse.Namespace) -> None:
     from vlm_local.bench.data import measure
-    from vlm_local.cli.output import print_result
 
-    print_result(args, *measure(args.data, args.rounds))
+    _print(args, *measure(args.data, args.rounds))
 
 
 def _add_report(kinds: argparse._SubParsersAction) -> None:

@@ -12,11 +12,12 @@ _EPISODES, _SEED = 100, 100_000
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser(
-        "ceiling", help="what any model could reach: the oracle with steps, delays, mistakes"
+        "ceiling", help="what any model could reach: an oracle with other step sizes, delays, mistakes"
     )
     parser.description = (
-        "Plays the phrase oracle, without pictures, against step size, steps per phrase, latency, vocabulary and "
-        "mistakes of each axis; and predicts success in the closed loop from a policy's recorded answers."
+        "Plays an oracle that knows the true state and says phrases, without pictures, for many step sizes, steps per "
+        "phrase, latencies, vocabularies and rates of mistakes; and predicts the success of a policy in the simulator "
+        "from its recorded answers."
     )
     parser.epilog = (
         "The same command again goes on where it was stopped, and adds tasks and episodes. With --predict only the "
@@ -28,7 +29,7 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
         "--env",
         default="ours",
         metavar="NAME",
-        help="ours, metaworld, libero or simpler: their experts spoken in phrases [ours]",
+        help="ours, metaworld, libero or simpler, see docs/environments.md [ours]",
     )
     add("--tasks", default="all", metavar="T[,T]|all", help="[all]")
     add("--level", default="normal", help="easy, normal, hard [normal]")

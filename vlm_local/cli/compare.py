@@ -10,14 +10,15 @@ from vlm_local.errors import ConfigError, DataError
 
 _KINDS = ("eval", "sim", "spatial", "station", "eval-choices")
 _FILMS = 10  # episodes of each task that keep frames, as of `sim`
-_PLAYING = {  # (flag, type, default, metavar): what it is
-    ("--env", str, "ours", "NAME"): "as of `sim`",
-    ("--task", str, None, "T[,T]|all"): "as of `sim`",
-    ("--level", str, "normal", "NAME"): "as of `sim`",
-    ("--episodes", count(5, 100_000), 100, "N"): "pairs of episodes of each task at most",
-    ("--seed", seed, 0, "S"): "of the first episode; the next has the next",
-    ("--max-steps", count(), None, "N"): "as of `sim`",
-    ("--workers", workers, 1, "N"): "environments in parallel",
+# Flags of --until-separated. The parser leaves those that are not given None, so that they can be refused without it.
+_PLAYING = {
+    "env": "ours",
+    "task": None,  # the suite's first
+    "level": "normal",
+    "episodes": 100,
+    "seed": 0,
+    "max_steps": None,  # the suite's own
+    "workers": 1,
 }
 _EPILOG = (
     "eval: the same steps. sim, station: the same tasks and seeds. spatial: the same scenes. eval-choices: the same "
@@ -40,22 +41,24 @@ def add_commands(subparsers: argparse._SubParsersAction) -> None:
     text = "first play two policies (see `sim --policy`) on the same episodes, until one is known to be better"
     play = parser.add_argument_group("playing").add_argument
     play("--until-separated", action="store_true", help=text)
-    for (flag, convert, default, metavar), text in _PLAYING.items():
-        play(flag, type=convert, metavar=metavar, help=text if default is None else f"{text} [{default}]")
+    play("--env", metavar="NAME", help="as of `sim` [ours]")
+    play("--task", metavar="T[,T]|all", help="as of `sim`")
+    play("--level", metavar="NAME", help="as of `sim` [normal]")
+    play("--episodes", type=count(5, 100_000), metavar="N", help="pairs of episodes of each task at most [100]")
+    play("--seed", type=seed, metavar="S", help="of the first episode; the next has the next [0]")
+    play("--max-steps", type=count(), metavar="N", help="as of `sim`")
+    play("--workers", type=workers, metavar="N", help="environments in parallel [1]")
 
 
 def _run(args: argparse.Namespace) -> None:
-    names = {flag: flag.lstrip("-").replace("-", "_") for flag, *_ in _PLAYING}
-    given = [flag for flag, name in names.items() if getattr(args, name) is not None]
-    if not args.until_separated:
-        if given:
-            raise ConfigError(f"{', '.join(given)} would change nothing without --until-separated")
+    given = {name: getattr(args, name) for name in _PLAYING if getattr(args, name) is not None}
+    if args.until_separated:
+        _play(args, **(_PLAYING | given))
+    elif given:
+        flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigError(f"{flags} would change nothing without --until-separated")
+    else:
         _compare(args)
-        return
-    for flag, _, default, _ in _PLAYING:
-        if flag not in given:
-            setattr(args, names[flag], default)
-    _play(args)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -115,9 +118,10 @@ def _read_names(given: Sequence[str], folders: Sequence[Path]) -> list[str]:
     return list(names.values())
 
 
-def _play(args: argparse.Namespace) -> None:
+def _play(args: argparse.Namespace, env, task, level, episodes, seed, max_steps, workers) -> None:
     """--until-separated: play two policies in the simulator and say which is better as soon as it is sure."""
     from contextlib import ExitStack, closing
+    from dataclasses import replace
 
     from vlm_local.environments import find_suite
     from vlm_local.lab.closed_loop.run import RolloutPlan
@@ -129,22 +133,21 @@ def _play(args: argparse.Namespace) -> None:
 
     if len(args.results) != 2 or args.out is None or args.name:
         raise ConfigError("--until-separated plays two policies into --out DIR, and takes no --name")
-    suite = find_suite(args.env)
-    tasks = suite.choose(args.task or suite.tasks[0])
+    suite = find_suite(env)
+    tasks = suite.choose(task or suite.tasks[0])
     names = [hide_secrets(policy) for policy in args.results]
-    shared = {name: getattr(args, name) for name in ("level", "episodes", "seed", "env")}
-    shared["max_steps"] = args.max_steps or suite.max_steps
     unchanged = {"noise": 0.0, "control": "none", "films": _FILMS, "gif": False}
-    plans = [RolloutPlan(name, tasks, **shared, **unchanged) for name in names]
-    effect = find_detectable_effect(args.episodes * len(tasks), ALPHA_EACH)
+    plan = RolloutPlan(names[0], tasks, level, episodes, seed, max_steps or suite.max_steps, **unchanged, env=env)
+    plans = [replace(plan, policy=name) for name in names]
+    num_pairs = episodes * len(tasks)
+    effect = find_detectable_effect(num_pairs, ALPHA_EACH)
     sure = "no difference" if effect is None else f"a difference of {100 * effect:.0f} points or more"
-    num_pairs = args.episodes * len(tasks)
     tell(args, f"{num_pairs} pairs of episodes at most: {sure} of success rates is found in 80 % of cases")
     with ExitStack() as stack:
         options = [PolicyOptions(model=policy) for policy in args.results]
         sources = [stack.enter_context(closing(open_source(each, suite))) for each in options]
         decision = play_until_separated(
-            args.out, plans, sources, args.workers, lambda decision: tell(args, _format_decision(decision))
+            args.out, plans, sources, workers, lambda decision: tell(args, _format_decision(decision))
         )
     if decision["winner"]:
         winner, by, after = (decision[key] for key in ("winner", "by", "after"))

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
@@ -116,50 +117,52 @@ def _choose_episodes(episodes, chosen, limit, source):
 def _replay(args: argparse.Namespace) -> None:
     from vlm_local.data.runs import RunWriter, read_run
     from vlm_local.lab.formats import format_share
-    from vlm_local.lab.offline.replay import count_reasoned, record_replay, replay_episode, tell_reasoned
+    from vlm_local.lab.offline.replay import count_reasoned, record_replay, tell_reasoned
     from vlm_local.lab.sources import name_policy, open_source
 
     options = read_policy_options(args)
     name = name_policy(options)
-
-    def replay(episode) -> list:
-        """Print an episode's steps; returns them."""
-        width = max([_WIDTH, *(len(str(line.get("phrase"))) for line in episode.lines)])
-        head = f"{'step':>5}   {'recorded':{width}} {name}"
-        tell(args, f"\n{Path(episode.source).name}\n{head}")
-        steps = []
-        for step in replay_episode(episode, policy, args.seed):
-            tell(args, _format_step(step, width))
-            steps.append(step)
-        return steps
-
     if not (args.recording / "episodes").is_dir():
         raise DataError(f"{args.recording} is no recorded run: it has no folder episodes/; `runs` lists them")
     if args.out is not None and (args.out / "episodes").exists():
         raise ConfigError(f"{args.out} holds a run already; choose another --out")
-    num_steps = num_same = num_reasoned = num_thought = 0
+    counts: Counter[str] = Counter()
     with closing(open_source(options)) as source:
         policy = source.build("replay")
         writer = None
         for episode in read_run(args.recording, ProblemPrinter(), args.episode):
-            if args.out is not None and writer is None:
-                writer = RunWriter(args.out, {"replay": True, **policy.metadata})
-            steps = replay(episode)
-            if writer is not None:
+            steps = _replay_episode(args, episode, policy, name)
+            if args.out is not None:
+                writer = writer or RunWriter(args.out, {"replay": True, **policy.metadata})
                 record_replay(writer, episode, steps, policy.metadata.get("model") or name)
-            different = [step.step for step in steps if step.differs]
-            tell(args, f"first divergence: step {different[0]}" if different else "they agree throughout")
             recorded, replayed = count_reasoned(episode.lines, steps)
-            num_reasoned, num_thought = num_reasoned + recorded, num_thought + replayed
-            num_steps, num_same = num_steps + len(steps), num_same + len(steps) - len(different)
-    if not num_steps:
+            num_same = sum(not step.differs for step in steps)
+            counts.update(steps=len(steps), same=num_same, recorded=recorded, replayed=replayed)
+    if not counts["steps"]:
         raise DataError(f"{args.recording} holds no step")
-    table = f"\n{num_same} of {num_steps} answers are the same ({format_share(num_same / num_steps)})"
-    if told := tell_reasoned(num_reasoned, num_thought):
+    share = format_share(counts["same"] / counts["steps"])
+    table = f"\n{counts['same']} of {counts['steps']} answers are the same ({share})"
+    if told := tell_reasoned(counts["recorded"], counts["replayed"]):
         table += f"\n{told}"
     out = {} if args.out is None else {"out": str(args.out)}
-    reasoned = {"recorded": num_reasoned, "replayed": num_thought}
-    print_result(args, table, {"steps": num_steps, "same": num_same, "reasoned": reasoned, **out})
+    reasoned = {side: counts[side] for side in ("recorded", "replayed")}
+    print_result(args, table, {"steps": counts["steps"], "same": counts["same"], "reasoned": reasoned, **out})
+
+
+def _replay_episode(args: argparse.Namespace, episode, policy, name: str) -> list:
+    """Print an episode's steps as they are answered, under the policy's name; returns them."""
+    from vlm_local.lab.offline.replay import replay_episode
+
+    width = max([_WIDTH, *(len(str(line.get("phrase"))) for line in episode.lines)])
+    head = f"{'step':>5}   {'recorded':{width}} {name}"
+    tell(args, f"\n{Path(episode.source).name}\n{head}")
+    steps = []
+    for step in replay_episode(episode, policy, args.seed):
+        tell(args, _format_step(step, width))
+        steps.append(step)
+    first = next((step.step for step in steps if step.differs), None)
+    tell(args, "they agree throughout" if first is None else f"first divergence: step {first}")
+    return steps
 
 
 def _format_step(step, width: int) -> str:

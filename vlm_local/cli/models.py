@@ -13,7 +13,8 @@ def add_commands(subparsers) -> None:
 
 
 def _list_models(args: argparse.Namespace) -> None:
-    from vlm_local.models import MODELS, find_local
+    from vlm_local.models import find_local
+    from vlm_local.registry import MODELS
     from vlm_local.weights import count_weights, estimate_memory
 
     rows: list[tuple[str, ...]] = [

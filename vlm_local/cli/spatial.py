@@ -12,10 +12,11 @@ _SCENES = 40
 
 
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("spatial", help="show a policy changed scenes: what turns, keeps and misleads it")
+    parser = subparsers.add_parser("spatial", help="whether answers follow what matters in a scene, and nothing else")
     parser.description = (
-        "Draws scenes in the simulator, each also mirrored, moved, recoloured, reworded, blank ..., and scores on the "
-        "policy's probabilities whether its answer turns when it must, keeps when it must, and loses its confidence."
+        "Draws scenes in the simulator, each also mirrored, moved, recoloured, reworded, blank ..., and scores by the "
+        "policy's probabilities whether its answer turns where the right one turns, stays where it stays, and is no "
+        "longer sure where none is right."
     )
     add = parser.add_argument
     add("--out", required=True, type=Path, metavar="DIR", help="gets rows.jsonl, report.json, report.html, set.json")

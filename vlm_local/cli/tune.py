@@ -15,14 +15,14 @@ from vlm_local.cli.output import describe_data, print_result
 def add_commands(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("tune", help="find the settings with which a model says your recorded labels best")
     parser.description = (
-        "Tries prompts, examples, past frames, marks, history and contrast one after the other on two thirds of the "
-        "episodes, by the log-loss of the label, keeps what brings more than chance, and scores the choice once on the "
-        "other third. Writes vlm_local.json for --settings. The policy options are the base."
+        "Tries prompts, grammar, marks, examples, past frames, history, thinking and contrast one after the other on "
+        "two thirds of the episodes, by the log-loss of the label, keeps what brings more than chance, and scores the "
+        "choice once on the other third. Writes vlm_local.json for --settings. It begins with the policy options given."
     )
     add_asked_options(parser, "gets vlm_local.json, report.html, report.md")
     add = parser.add_argument
     add("--seed", type=seed, default=0, help="of the split, of draws, intervals and tests [0]")
-    text = "what is tried: prompt, grammar, marks, examples, frames, history, contrast [all]"
+    text = "what is tried: prompt, grammar, marks, examples, frames, history, think, contrast [all]"
     add("--rungs", metavar="NAME,...", help=text)
     add("--prompts", metavar="FILE,...", help="templates of your own that are tried, see docs/zeroshot.md")
     add_policy_options(parser)

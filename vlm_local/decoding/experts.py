@@ -1,4 +1,4 @@
-"""The experts of a mixture: how transformers is to compute them, and where a CUDA graph can hold that.
+"""The experts of a mixture: how transformers is to compute them, and on which GPUs torch has a kernel for them.
 
 Each token goes through a few of many experts, whichever other tokens are there: a forward's padding takes no expert
 from anyone.
@@ -13,7 +13,7 @@ from vlm_local.decoding.families import Family
 # Of transformers' ways: `eager` reads back which experts were hit, `batched_mm` copies an expert's weights for each of
 # its tokens (40 GB for 500 tokens of a 30B). On a CPU this one is the fastest, too.
 IMPLEMENTATION = "grouped_mm"
-_FAST_CAPABILITIES = (9, 10)  # H100, H200, B200: torch has a kernel for these alone, in bfloat16
+_FAST_CAPABILITIES = (9, 10)  # H100, H200, B200
 
 
 def has_experts(config: Any) -> bool:
@@ -21,14 +21,9 @@ def has_experts(config: Any) -> bool:
     return bool(getattr(config.get_text_config(), "num_experts", None))
 
 
-def can_capture(family: Family) -> bool:
-    """Whether a forward on this GPU can become a graph: without its kernel, torch reads back where each expert's tokens
-    end.
-    """
-    if not has_experts(family.language_model.config):
-        return True
-    major, _ = torch.cuda.get_device_capability(family.device)
-    return family.dtype == torch.bfloat16 and major in _FAST_CAPABILITIES
+def has_kernel(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether torch has a kernel for experts there. Without it, it reads back where each expert's tokens end."""
+    return dtype == torch.bfloat16 and torch.cuda.get_device_capability(device)[0] in _FAST_CAPABILITIES
 
 
 def measure_share(family: Family, num_tokens: int) -> float:

@@ -103,24 +103,24 @@ class Family:
         self._pad_token_id = getattr(text, "pad_token_id", None) or 0
         self.softcap = getattr(text, "final_logit_softcapping", None)
         self._first = 1 if self.is_bidirectional else 0  # PaliGemma counts positions from 1
-        self._merge = model.config.vision_config.spatial_merge_size if self.axes == 3 else 1
+        self.vision_config = model.config.vision_config
+        self._merge = self.vision_config.spatial_merge_size if self.axes == 3 else 1
         self._vision_tower: Any = inner.visual if self.axes == 3 else getattr(inner, "vision_tower", None)
         self._plain_tower = PlainTower(loaded) if loaded.family in PlainTower.FAMILIES else None
-        levels = getattr(model.config.vision_config, "deepstack_visual_indexes", None) or ()
-        self.num_deep_levels = len(levels)
+        self.num_deep_levels = len(getattr(self.vision_config, "deepstack_visual_indexes", None) or ())
         self._get_features = inner.get_image_features
         self.earlier = FeatureStore(self.encode_images, _KEPT_BYTES)
         self._describe_grid = functools.lru_cache(MAX_LAYOUTS)(self._compute_grid_constants)
         # SmolVLM looks for empty tiles by their values, which a CPU must read back.
         self.can_capture_vision = not loaded.family.startswith("smolvlm")
-        self.vision_config = model.config.vision_config
-        self.vision_layers: list[Any] = []
-        if self.axes == 3:
-            self.vision_layers = list(self._vision_tower.blocks)
-        elif self._plain_tower is not None:
-            self.vision_layers = self._plain_tower.layers
-        elif self.can_capture_vision and loaded.family != "internvl":
-            self.vision_layers = list(self._vision_tower.encoder.layers)
+        self.vision_layers = self._list_vision_layers(loaded.family)
+
+    def _list_vision_layers(self, family: str) -> list[Any]:
+        if self._plain_tower is not None:
+            return self._plain_tower.layers
+        if not self.can_capture_vision or family == "internvl":
+            return []
+        return list(self._vision_tower.blocks if self.axes == 3 else self._vision_tower.encoder.layers)
 
     def encode_images(self, prepared: Sequence[Prepared]) -> list[ImageFeatures]:
         """Of each one's picture, the present one of a request. One pass of the vision tower for each layout."""

@@ -24,6 +24,7 @@ class GraphPool:
         """around: what is open while something is computed and captured."""
         self._captures, self._around = captures, around
         self._pool = torch.cuda.graph_pool_handle() if captures else None
+        self._graphs: list[torch.cuda.CUDAGraph] = []  # those that failed, too: the allocator still looks at them
         self.captured = self.uncaptured = 0
 
     def record(self, compute: Callable[[], Any]) -> Callable[[], Any]:
@@ -45,6 +46,7 @@ class GraphPool:
             _log.warning("a forward could not be captured as a CUDA graph and runs operation by operation: %s", error)
             torch.cuda.synchronize()
             self.uncaptured += 1
+            self._pool = torch.cuda.graph_pool_handle()  # the allocator takes the old one for still being captured into
             return compute_inside
 
     def _capture(self, compute: Callable[[], Any]) -> Callable[[], Any]:
@@ -55,8 +57,10 @@ class GraphPool:
                 compute()
         current.wait_stream(side)
         graph = torch.cuda.CUDAGraph()
-        # Other threads of this process may copy meanwhile: only this thread's calls belong to the graph.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
+        self._graphs.append(graph)
+        # A capture that fails does not leave the stream that it took: the outer `with` does. Other threads of this
+        # process may copy meanwhile: only this thread's calls belong to the graph.
+        with torch.cuda.stream(current), torch.cuda.graph(graph, self._pool, capture_error_mode="thread_local"):
             output = compute()
         self.captured += 1
 

@@ -2,8 +2,10 @@
 of one layout; and the cache that they write.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -57,19 +59,44 @@ class StaticCache:
         return 0
 
 
-class Step:
+class _Numbers(NamedTuple):
+    """What changes from chunk to chunk, int64: arrays on the CPU, or tensors on the device.
+
+    token_ids (B, T), positions (axes, B, T), num_prompt and noted (B,): of the chunk. feature (B, T): index of the
+    features in the cache, 0 for none. columns (T,): to write. places (B T,): to read of the flattened chunk.
+    first (1,): the cache's.
+    """
+
+    token_ids: Any
+    positions: Any
+    num_prompt: Any
+    noted: Any
+    feature: Any
+    columns: Any
+    places: Any
+    first: Any
+
+
+class ChunkForward:
     """The language model over a chunk of one padded shape. length: of the chunk, T. split: as a chunk's."""
 
     def __init__(
         self, family: Family, cache: StaticCache, split: int, length: int, has_images: bool, graphs: GraphPool
     ):
         self._family, self._cache, self._graphs = family, cache, graphs
-        self._split_at, self.length = split, length
+        self._split, self.length = split, length
         self._has_images = has_images
-        rows, width, num_masks = cache.rows, cache.width, 1 if family.window is None else 2
-        num_numbers = (2 + family.axes) * rows * length + length + rows * length + 2 * rows + 1  # as `_split` has them
-        self._numbers = StagedBuffer((num_numbers,), torch.int64, family.device)
-        self._visible = StagedBuffer((num_masks, rows, length, width), torch.bool, family.device)
+        grid, rows = (cache.rows, length), (cache.rows,)
+        shapes = _Numbers(grid, (family.axes, *grid), rows, rows, grid, (length,), (cache.rows * length,), (1,))
+        sizes = list(map(math.prod, shapes))
+        self._numbers = StagedBuffer((sum(sizes),), torch.int64, family.device)  # one, to be sent at once
+        ends = np.cumsum(sizes)[:-1].tolist()
+        parts = zip(np.split(self._numbers.host, ends), shapes, strict=True)
+        self._on_host = _Numbers(*(part.reshape(shape) for part, shape in parts))
+        parts = zip(self._numbers.device.split(sizes), shapes, strict=True)
+        self._on_device = _Numbers(*(part.view(shape) for part, shape in parts))
+        num_masks = 1 if family.window is None else 2
+        self._visible = StagedBuffer((num_masks, *grid, cache.width), torch.bool, family.device)
         self._replay: Callable[[], torch.Tensor] | None = None
 
     def record(self) -> Callable[[], torch.Tensor]:
@@ -88,31 +115,17 @@ class Step:
         replay = self.record()
         return replay()[: len(places)]
 
-    def _split(self, numbers) -> tuple:
-        """The flat numbers -> token ids, index of the features (0: none) (B, T), positions (axes, B, T); columns to
-        write (T,), places to read (B T,); for states the chunk's num_prompt, noted (B,), the column of the first
-        node (1,).
-        """
-        axes, rows, length = self._family.axes, self._cache.rows, self.length
-        size = rows * length
-        grid = numbers[: (2 + axes) * size].reshape(2 + axes, rows, length)
-        rest = numbers[(2 + axes) * size :]
-        columns, read, counts = rest[:length], rest[length : length + size], rest[length + size :]
-        return grid[0], grid[1], grid[2:], columns, read, counts[:rows], counts[rows:-1], counts[-1:]
-
     def _fill(
         self, chunk: Chunk, rows: np.ndarray, filled: int, images: Sequence[PlacedImage], places: np.ndarray
     ) -> None:
-        count = chunk.token_ids.shape[1]
-        self._cache.first = self._cache.find_first(chunk, filled)
-        numbers = self._numbers.host
-        numbers[:] = 0
-        token_ids, feature, positions, columns, read, num_prompt, noted, first = self._split(numbers)
-        num_prompt[rows], noted[rows], first[:] = chunk.num_prompt, chunk.noted, self._cache.first
-        token_ids[rows, :count] = chunk.token_ids
-        positions[:, rows, :count] = chunk.positions
-        columns[:] = np.minimum(filled + np.arange(self.length), self._cache.width - 1)
-        read[: len(places)] = places
+        count, cache, numbers = chunk.token_ids.shape[1], self._cache, self._on_host
+        cache.first = cache.find_first(chunk, filled)
+        self._numbers.host[:] = 0
+        numbers.num_prompt[rows], numbers.noted[rows], numbers.first[:] = chunk.num_prompt, chunk.noted, cache.first
+        numbers.token_ids[rows, :count] = chunk.token_ids
+        numbers.positions[:, rows, :count] = chunk.positions
+        numbers.columns[:] = np.minimum(filled + np.arange(self.length), cache.width - 1)
+        numbers.places[: len(places)] = places
         visible = self._visible.host
         visible[:] = False
         for level, seen in enumerate(each for each in (chunk.visible, chunk.near) if each is not None):
@@ -121,42 +134,39 @@ class Step:
             start = 1
             for row, placed in zip(rows, images, strict=True):
                 end = start + len(placed.columns)
-                feature[row, placed.columns] = np.arange(start, end)
+                numbers.feature[row, placed.columns] = np.arange(start, end)
                 for level, values in enumerate((placed.features.tokens, *placed.features.deep)):
-                    self._cache.features[level, start:end] = values
+                    cache.features[level, start:end] = values
                 start = end
         self._numbers.send()
         self._visible.send()
 
     def _compute(self) -> torch.Tensor:
-        family = self._family
-        cache, visible = self._cache, self._visible.device
-        token_ids, feature, positions, cache.columns, read, *counts = self._split(self._numbers.device)
+        family, cache, visible, numbers = self._family, self._cache, self._visible.device, self._on_device
+        token_ids, positions, feature = numbers.token_ids, numbers.positions, numbers.feature
+        cache.columns = numbers.columns
         embeds = family.embedding(token_ids).to(family.dtype)  # (B, T, hidden)
         deep = []
         if self._has_images:
             tokens, *levels = cache.features
             embeds = torch.where((feature > 0)[..., None], tokens[feature], embeds)
             deep = [level[feature] for level in levels]
-        with self._trace(visible[0], *counts) if cache.states else nullcontext():
+        with self._trace(visible[0]) if cache.states else nullcontext():
             hidden = run_language_model(family, cache, token_ids, embeds, positions, list(visible), deep)
-        return hidden.flatten(0, 1)[read]
+        return hidden.flatten(0, 1)[numbers.places]
 
-    def _trace(
-        self, visible: torch.Tensor, num_prompt: torch.Tensor, noted: torch.Tensor, first: torch.Tensor
-    ) -> AbstractContextManager[None]:
+    def _trace(self, visible: torch.Tensor) -> AbstractContextManager[None]:
         """For layers with states."""
-        cache, split = self._cache, self._split_at
+        cache, split, numbers = self._cache, self._split, self._on_device
         assert cache.states is not None
         slots = torch.arange(cache.num_slots, device=visible.device)
-        seen = visible[:, split:].index_select(2, (first + slots).clamp(max=cache.width - 1))
-        own = (cache.columns[split:] - first).clamp(max=cache.num_slots - 1)
-        return remembering(
-            self._family, cache.states, trace_paths(split, num_prompt, noted, own, seen, self._family.conv_kernel)
-        )
+        seen = visible[:, split:].index_select(2, (numbers.first + slots).clamp(max=cache.width - 1))
+        own = (numbers.columns[split:] - numbers.first).clamp(max=cache.num_slots - 1)
+        paths = trace_paths(split, numbers.num_prompt, numbers.noted, own, seen, self._family.conv_kernel)
+        return remembering(self._family, cache.states, paths)
 
 
-class Tower:
+class TowerForward:
     """The vision tower over `rows` pictures of one layout."""
 
     def __init__(self, family: Family, layout: PictureLayout, rows: int, graphs: GraphPool):

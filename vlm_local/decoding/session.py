@@ -53,16 +53,19 @@ class PrefixStore:
         how many of an earlier prompt of the episode are the same, whether or not that many can be used.
         """
         best, kept, most = None, None, 0
+        if episode is None:
+            return kept, most
         for slot in get_args(Slot):
-            entry = self._entries.get((episode, slot)) if episode is not None else None
-            same = _count_same(entry.keys, keys) if entry else 0
-            usable = entry and entry.kept.cut(same)
+            if (entry := self._entries.get((episode, slot))) is None:
+                continue
+            same = _count_same(entry.keys, keys)
+            usable = entry.kept.cut(same)
             if usable and (kept is None or usable.num_columns > kept.num_columns):
                 best, kept = slot, usable
             most = max(most, same)
-        if episode is not None and best is not None:
+        if best is not None:
             used = self._entries.pop((episode, best))
-            # The step has come for which it was read.
+            # What was read ahead is the last step's from now on: the step has come for which it was read.
             self._entries[episode, "step" if best == "ahead" else best] = used
         return kept, most
 

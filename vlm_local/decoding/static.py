@@ -13,24 +13,35 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from vlm_local.decoding.experts import has_experts, has_kernel
 from vlm_local.decoding.families import Family
 from vlm_local.decoding.forward import DynamicKV, Kept, PlacedImage
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.graphs import GraphPool
 from vlm_local.decoding.layout import Chunk
-from vlm_local.decoding.padded import StaticCache, Step, Tower
+from vlm_local.decoding.padded import ChunkForward, StaticCache, TowerForward
 from vlm_local.decoding.prepared import ImageFeatures, PictureLayout, PreparedRequest, encode_by_layout, take_pixels
 from vlm_local.decoding.recurrent import BLOCK, RecurrentKV
 
 MAX_ROWS = 16  # more requests at once run in forward.py
 MAX_COLUMNS = 2048  # longer prompts, too
 WIDTH = 512  # columns of the narrowest buffer; others have a multiple
-MAX_LAYOUTS = 4  # of pictures, each with towers of its own; whoever sends more shapes gets no more memory of the GPU
+MAX_CAPTURED = 4  # of pictures, each with towers of its own; whoever sends more shapes gets no more memory of the GPU
 RESERVE = 512  # columns for nodes behind a prompt, unless all are wanted: all that the fast posterior reads on a GPU
 SLOTS = RESERVE + 64  # of a state: these nodes, and padding
 # Captured with the first request, so that no robot waits for it: chunks with a picture, and what follows them.
 _LONGEST_FIRST, _LONGEST_NEXT = 768, 256
 _DRAFT = 320  # nodes in the first chunk of a model with states, as the fast posterior wants them on a GPU
+
+
+def can_capture(family: Family) -> bool:
+    """Whether a forward on this GPU can become a graph, in which nothing may be read back from it.
+
+    Experts without a kernel of their own do so, and bitsandbytes' 8-bit layers, to find columns that outgrow 8 bits.
+    """
+    if any(weight.dtype == torch.int8 for weight in family.language_model.parameters()):
+        return False
+    return not has_experts(family.language_model.config) or has_kernel(family.device, family.dtype)
 
 
 def round_up(count: int, rows: int = 1) -> int:
@@ -62,8 +73,8 @@ class StaticForwards:
         self._captures = captures
         self._graphs = GraphPool(captures, fused.running) if fused else GraphPool(captures)
         self._caches: dict[tuple[int, int], StaticCache] = {}
-        self._steps: dict[tuple, Step] = {}
-        self._towers: dict[PictureLayout, dict[int, Tower]] = {}
+        self._chunks: dict[tuple, ChunkForward] = {}
+        self._towers: dict[PictureLayout, dict[int, TowerForward]] = {}
         self.counts = {"eager_pictures": 0, "eager_size": 0, "grown": 0}
 
     @property
@@ -99,7 +110,7 @@ class StaticForwards:
         for rows in self._usual_rows:
             cache = self._find_cache(rows, width)
             for split, length, has_images in self._list_usual(rows, width):
-                self.find_step(cache, split, length, has_images).record()
+                self.find_chunk(cache, split, length, has_images).record()
 
     def _list_usual(self, rows: int, width: int) -> list[tuple[int, int, bool]]:
         """Split, padded length and whether there are images, of the chunks that are captured first."""
@@ -110,7 +121,7 @@ class StaticForwards:
             usual = [(split, split + round_up(_DRAFT, rows), True) for split in range(BLOCK, width - _DRAFT, BLOCK)]
         return sorted([*usual, *((0, length, False) for length in following)], reverse=True)
 
-    def _find_cache(self, rows: int, width: int) -> "StaticCache":
+    def _find_cache(self, rows: int, width: int) -> StaticCache:
         if (rows, width) not in self._caches:
             self._caches[rows, width] = StaticCache(self.family, rows, width, SLOTS)
         return self._caches[rows, width]
@@ -121,12 +132,12 @@ class StaticForwards:
             for each in cache.tensors:
                 each.zero_()
 
-    def find_step(self, cache: "StaticCache", split: int, length: int, has_images: bool) -> "Step":
+    def find_chunk(self, cache: StaticCache, split: int, length: int, has_images: bool) -> ChunkForward:
         """The forward for chunks of this padded length and split, made at its first use."""
         key = cache.rows, cache.width, split, length, has_images
-        if key not in self._steps:
-            self._steps[key] = Step(self.family, cache, split, length, has_images, self._graphs)
-        return self._steps[key]
+        if key not in self._chunks:
+            self._chunks[key] = ChunkForward(self.family, cache, split, length, has_images, self._graphs)
+        return self._chunks[key]
 
     def encode_images(self, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
         """As `Family.encode_images`."""
@@ -135,7 +146,7 @@ class StaticForwards:
         return encode_by_layout(prepared, self._encode_alike)
 
     def _encode_alike(self, layout: PictureLayout, prepared: Sequence[PreparedRequest]) -> list[ImageFeatures]:
-        if layout not in self._towers and len(self._towers) == MAX_LAYOUTS:
+        if layout not in self._towers and len(self._towers) == MAX_CAPTURED:
             return self.family.encode_images(prepared)
         tower = self._find_tower(layout, round_rows(len(prepared)))
         encoded = tower.run([take_pixels(each, layout) for each in prepared])
@@ -145,12 +156,14 @@ class StaticForwards:
             for each in encoded[: len(prepared)]
         ]
 
-    def _find_tower(self, layout: PictureLayout, rows: int) -> "Tower":
+    def _find_tower(self, layout: PictureLayout, rows: int) -> TowerForward:
         if not self._towers:
-            self._towers[layout] = {each: Tower(self.family, layout, each, self._graphs) for each in self._usual_rows}
+            self._towers[layout] = {
+                each: TowerForward(self.family, layout, each, self._graphs) for each in self._usual_rows
+            }
         towers = self._towers.setdefault(layout, {})
         if rows not in towers:
-            towers[rows] = Tower(self.family, layout, rows, self._graphs)
+            towers[rows] = TowerForward(self.family, layout, rows, self._graphs)
         return towers[rows]
 
 
@@ -184,9 +197,9 @@ class StaticKV:
         """As `DynamicKV.run`."""
         length = chunk.token_ids.shape[1]
         padded = chunk.split + round_up(length - chunk.split, self._cache.rows)
-        step = self._forwards.find_step(self._cache, chunk.split, padded, bool(images))
-        places = np.concatenate([row * step.length + pick for row, pick in zip(self._rows, picks, strict=True)])
-        hidden = step.run(chunk, self._rows, self.filled, images, places)
+        forward = self._forwards.find_chunk(self._cache, chunk.split, padded, bool(images))
+        places = np.concatenate([row * forward.length + pick for row, pick in zip(self._rows, picks, strict=True)])
+        hidden = forward.run(chunk, self._rows, self.filled, images, places)
         self.filled += length
         return list(hidden.split([len(pick) for pick in picks]))
 

@@ -5,7 +5,6 @@ both of which transformers' own forwards have.
 import functools
 from typing import Any
 
-import numpy as np
 import torch
 
 from vlm_local.decoding.views import list_pooled
@@ -59,7 +58,10 @@ class PlainTower:
     def _encode_lfm2(self, pixels: torch.Tensor, grid: tuple[int, ...]) -> torch.Tensor:
         """pixels: (count, n, patch)."""
         tower, size = self._tower, grid[1:]
-        embeds = tower.embeddings(pixels, np.array([size] * len(pixels)))  # numpy, because it is read back
+        parts, side = tower.embeddings, tower.embeddings.position_embedding_size
+        table = parts.position_embedding.weight.float().mT.unflatten(1, (side, side))[None]
+        places = torch.nn.functional.interpolate(table, size, mode="bilinear", antialias=True)[0].flatten(1).mT
+        embeds = parts.patch_embedding(pixels) + places.to(pixels.dtype)
         hidden = tower.post_layernorm(tower.encoder(embeds).last_hidden_state)
         tokens = self._project(hidden.unflatten(1, size))
         return tokens.view(len(pixels), -1, tokens.shape[-1])

@@ -17,13 +17,12 @@ import numpy as np
 import torch
 
 from vlm_local.decoding.distribution import Prior, certify, decide, select_nodes
-from vlm_local.decoding.experts import can_capture
 from vlm_local.decoding.families import Family, LoadedModel
 from vlm_local.decoding.forward import Head
 from vlm_local.decoding.fused import FusedLayers
 from vlm_local.decoding.prepared import PreparedRequest
 from vlm_local.decoding.session import DecodeTask, GrammarCache, PrefixStore, Session, build_task
-from vlm_local.decoding.static import StaticForwards
+from vlm_local.decoding.static import StaticForwards, can_capture
 from vlm_local.decoding.trie import MAX_GRAMMARS, TokenTrie, build_trie, tokenize_sentences
 from vlm_local.decoding.writing import ThoughtWriter
 from vlm_local.errors import GrammarError

@@ -21,8 +21,7 @@ from vlm_local.plain import make_line
 from vlm_local.types import Thought
 
 # Tokens of a prompt that one piece reads. A CPU takes longer for more, a GPU hardly.
-_CHUNK = {"cpu": 64}
-_GPU_CHUNK = 512
+_CPU_CHUNK, _GPU_CHUNK = 64, 512
 
 # Yields the name of each piece before it is done: "look" at a picture, "read" a part of a prompt, "write" a token.
 Pieces = Generator[str, None, Thought | None]
@@ -35,7 +34,7 @@ class ThoughtWriter:
         """store: of the decoder that answers the steps."""
         self._tokenizer, self._lead, self._end = loaded.tokenizer, loaded.lead, loaded.eos_token_id
         self._family, self._store = family, store
-        self._chunk = _CHUNK.get(loaded.device.type, _GPU_CHUNK)
+        self._chunk = _CPU_CHUNK if loaded.device.type == "cpu" else _GPU_CHUNK
         self._num_tokens = len(loaded.tokenizer)  # the head may have more rows
         added = loaded.tokenizer.added_tokens_decoder.items()
         num_rows = loaded.model.config.get_text_config().vocab_size  # Gemma's tokenizer has a <mask> more

@@ -76,7 +76,7 @@ class CommandedAngles:
             note = None if self._angles is not None else "the robot sent no pose and was not reset: no rotation is sent"
         self._is_new = False
         if measured is not None and self._angles is not None:  # `_start` has set them to a measured pose
-            off_rad = measure_turn(euler_to_matrix(self._angles), euler_to_matrix(measured))
+            off_rad = _measure(self._angles, measured)
             if off_rad > FAR_RAD:
                 hypothesis, angles = min(self._suppose(), key=lambda each: _measure(each[1], measured))
                 if self._is_at_reset(position, measured):

@@ -5,6 +5,7 @@ nothing to do with the weights. LoRA: Hu et al., 2021; DoRA: Liu et al., 2024; r
 """
 
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,9 +99,13 @@ def _read_scaling(file: Path) -> _Scaling:
         )
     alphas = config.get("alpha_pattern") or {}
     numbers = [config.get("lora_alpha", 8), *(alphas.values() if isinstance(alphas, dict) else [None])]
-    if not all(type(number) in (int, float) for number in numbers) or not all(map(_LAYER_NAME.fullmatch, alphas)):
+    if not all(map(_is_number, numbers)) or not all(map(_LAYER_NAME.fullmatch, alphas)):
         raise ConfigError(f"{file}: expected numbers for lora_alpha and for each layer's name in alpha_pattern")
     return _Scaling(numbers[0], alphas, bool(config.get("use_rslora")), bool(config.get("use_dora")))
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _sort_tensors(model: PreTrainedModel, tensors: Mapping[str, torch.Tensor], file: Path) -> tuple[dict, dict]:
@@ -155,26 +160,34 @@ def _untie(model: PreTrainedModel, touched: list[str]) -> None:
 
 def _build_change(module: Any, parts: Mapping[str, torch.Tensor], scaling: _Scaling, layer: str, file: Path) -> _Change:
     """Raises ConfigError where the parts are not those of such a layer, or of another shape."""
-    names = {"embedding_A", "embedding_B"} if isinstance(module, nn.Embedding) else {"A", "B"}
-    if scaling.is_dora and not isinstance(module, nn.Embedding):
-        names.add("magnitude_vector")
-    can_change = isinstance(module, _LAYERS) and not (scaling.is_dora and not module.weight.is_floating_point())
-    if not can_change or parts.keys() != names:
+    kinds = _list_kinds(module, scaling.is_dora)
+    if parts.keys() != set(kinds):
         raise ConfigError(
             f"{file}: {layer} is a {type(module).__name__} in the base model, which LoRA weights of the kinds "
             f"{', '.join(sorted(parts))} cannot change"
         )
-    device = module.weight.device
-    down, up = (parts[name].flatten(1).to(device, torch.float32) for name in sorted(names)[:2])
+    weight = module.weight
+    first, second, *magnitudes = (parts[kind].to(weight.device, torch.float32) for kind in kinds)
+    down, up = (torch.atleast_2d(each).flatten(1) for each in (first, second))
     if isinstance(module, nn.Embedding):
         down, up = up.T, down.T  # its weight has a row for each input
-    is_whole = module.weight.is_floating_point()
-    expected = tuple(module.weight.flatten(1).shape) if is_whole else (module.out_features, module.in_features)
-    lengths = parts["magnitude_vector"].flatten().to(down) if "magnitude_vector" in parts else None
-    found, rank = (up.shape[0], down.shape[1]), down.shape[0]
-    if found != expected or not up.shape[1] == rank > 0 or (lengths is not None and len(lengths) != found[0]):
-        raise ConfigError(f"{file} does not fit its base: {layer} is {expected} there, the adapter's is {found}")
-    return _Change(down, scaling.compute(layer, rank) * up, lengths)
+    lengths = magnitudes[0].flatten() if magnitudes else None
+    is_whole = weight.is_floating_point()
+    expected = tuple(weight.flatten(1).shape) if is_whole else (module.out_features, module.in_features)
+    is_product = (len(up), down.shape[1]) == expected and up.shape[1] == len(down) > 0
+    if not is_product or (lengths is not None and len(lengths) != len(up)):
+        shapes = ", ".join(f"{kind} {tuple(part.shape)}" for kind, part in sorted(parts.items()))
+        raise ConfigError(f"{file} does not fit its base: {layer} is {expected} there, the adapter has {shapes}")
+    return _Change(down, scaling.compute(layer, len(down)) * up, lengths)
+
+
+def _list_kinds(module: Any, is_dora: bool) -> tuple[str, ...]:
+    """The parts that change such a module, () where none can."""
+    if isinstance(module, nn.Embedding):
+        return "embedding_A", "embedding_B"
+    if not isinstance(module, _LAYERS) or (is_dora and not module.weight.is_floating_point()):
+        return ()
+    return ("A", "B", "magnitude_vector") if is_dora else ("A", "B")
 
 
 def _merge(weight: torch.Tensor, change: _Change) -> torch.Tensor:

@@ -1,18 +1,24 @@
-"""What goes to an OpenAI-compatible API and what comes back, without the network: how a server is told to say one of
-given sentences, and what its answer says (text, end, log-probabilities), or why it refused.
+"""What goes to an OpenAI-compatible API and what comes back, without the network: a prompt with its pictures, how a
+server is told to say one of given sentences, and what its answer says (text, end, log-probabilities) or why it refused.
 
 Unknown fields are ignored by all of them with status 200, so a dialect counts for nothing until the
 server has obeyed it.
 """
 
+import base64
 import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import numpy as np
+
+from vlm_local.data.images import encode_file
 from vlm_local.engines.masses import Position, Token
+from vlm_local.types import Picture, Prompt
 
 _NEVER = -9999.0  # what OpenAI and vLLM write for a token that has no chance
 _ABOVE_ZERO = 0.01  # a logarithm rounded in 16 bits may be this far above 0
@@ -83,6 +89,28 @@ DIALECTS = (
     Dialect("vllm-json", _structured("json", _write_schema), json=True),
     Dialect("json-schema", _write_response_format, json=True),
 )
+
+
+def encode_image(image: np.ndarray) -> str:
+    """uint8 (H, W, 3) RGB -> a PNG data URL: lossless, so that the server sees what we saw."""
+    return "data:image/png;base64," + base64.b64encode(encode_file(image, "PNG", compress_level=1)).decode("ascii")
+
+
+@lru_cache(64)
+def _encode_picture(picture: Picture) -> str:
+    """As `encode_image`, of a picture that a prompt shows at every step."""
+    return encode_image(picture.pixels)
+
+
+def build_messages(prompt: Prompt, image_url: str) -> list:
+    """The prompt around the image; what stays the same comes first, for the server's prefix cache."""
+    return [{"role": "user", "content": [_write_part(part, image_url) for part in prompt.list_parts()]}]
+
+
+def _write_part(part: str | Picture | None, present_url: str) -> dict:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": present_url if part is None else _encode_picture(part)}}
 
 
 @dataclass(frozen=True)

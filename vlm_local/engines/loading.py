@@ -1,7 +1,7 @@
 """Loads a checkpoint's folder into memory: device, dtype, quantisation, adapter, end token."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -139,6 +139,15 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
         model, info = loaded  # a pair where output_loading_info is asked for
     except (OSError, ValueError, RuntimeError, ImportError, TypeError, AttributeError, KeyError) as error:
         raise ConfigError(f"{kind} cannot be loaded: {error}{f'; {INSTEAD}' if method else ''}") from error
+    if faults := _list_faults(info, checkpoint.family):
+        raise ConfigError(f"{kind} {', and '.join(faults)}; what is served would not be this model")
+    if plain is not None:
+        unify_floats(model, plain, dtype)
+    return model
+
+
+def _list_faults(info: Mapping[str, Any], family: str) -> list[str]:
+    """What is wrong with a folder's tensors by transformers' report of the load."""
     faults = []
     if mismatched := sorted(info["mismatched_keys"]):
         name, stored, expected = mismatched[0]
@@ -146,12 +155,8 @@ def _read_weights(checkpoint: Checkpoint, config: Any, dtype: torch.dtype, devic
     if missing := sorted(info["missing_keys"]):
         faults.append(f"lacks {len(missing)} of the model's weights, as {missing[-1]}")
     if unplaced := sorted(name for name in info["unexpected_keys"] if not is_unread(name)):
-        faults.append(f"holds {len(unplaced)} tensors that have no place in a {checkpoint.family}, as {unplaced[-1]}")
-    if faults:
-        raise ConfigError(f"{kind} {', and '.join(faults)}; what is served would not be this model")
-    if plain is not None:
-        unify_floats(model, plain, dtype)
-    return model
+        faults.append(f"holds {len(unplaced)} tensors that have no place in a {family}, as {unplaced[-1]}")
+    return faults
 
 
 def _is_no_report(record: logging.LogRecord) -> bool:

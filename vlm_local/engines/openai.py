@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import Any
 
 from vlm_local.engines import ControlTokenFilter, Outcome, as_engine_error
-from vlm_local.engines.chat_api import Completion
+from vlm_local.engines.chat_api import Completion, build_messages, encode_image
 from vlm_local.engines.gaps import StepGaps, write_thought
 from vlm_local.engines.masses import (
     Mass,
@@ -27,7 +27,7 @@ from vlm_local.engines.masses import (
     weigh,
 )
 from vlm_local.engines.pool import ServerPool
-from vlm_local.engines.remote import Reply, Server, build_messages, encode_image
+from vlm_local.engines.remote import Reply, Server
 from vlm_local.errors import ConfigError, EngineError, RequestError
 from vlm_local.types import Generation, GenerationRequest, Prompt, Thought, ThoughtRequest
 

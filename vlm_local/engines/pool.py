@@ -90,7 +90,7 @@ class ServerPool:
             return server, plainer or job
         return (server, job) if kind == "connection" else None
 
-    async def _attempt(self, server: Server, job: Job[Answer], end: float, is_robots: bool) -> Answer:
+    async def _attempt(self, server: Server, job: Job[Answer], end: float, for_robot: bool) -> Answer:
         left_s = end - asyncio.get_running_loop().time()
         try:
             try:
@@ -100,8 +100,8 @@ class ServerPool:
         except RemoteError as error:
             self.counters[error.kind] += 1
             # A question that is no robot's may be at fault itself; only a dead server is left for it.
-            is_servers = error.kind not in ("refused", "rate_limited") if is_robots else error.kind == "connection"
-            if is_servers and (len(self.up) > 1 or error.kind == "connection"):
+            at_fault = error.kind not in ("refused", "rate_limited") if for_robot else error.kind == "connection"
+            if at_fault and (len(self.up) > 1 or error.kind == "connection"):
                 self._leave(server)
             _empty_frames(error)
             raise

@@ -5,15 +5,12 @@ threads of the same process hold while they decode requests, encode pictures or 
 """
 
 import logging
-import pickle
 import signal
 import subprocess
 import sys
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from io import BytesIO
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from time import monotonic
@@ -22,18 +19,16 @@ from typing import Any
 import psutil
 
 from vlm_local.engines import Engine, Outcome, as_engine_error
+from vlm_local.engines.parts import RepeatedParts
 from vlm_local.errors import EngineError, VLMLocalError
 from vlm_local.logs import start_logging, take_over_logging
 from vlm_local.processes import deaf_children, die_with_parent
-from vlm_local.types import GenerationRequest, Picture, Thought, ThoughtRequest
+from vlm_local.types import GenerationRequest, Thought, ThoughtRequest
 
 logger = logging.getLogger(__name__)
 
 _LOOK_EVERY_S = 0.25
 _RESTART_EVERY_S = 30.0  # at the latest, where loading fails again and again
-_SHORT = 64  # sentences, as a question's choices: a list of so few is sent each time; 729 phrases take 36 kB
-
-_Parts = OrderedDict[tuple[int, int], Any]  # name (bytes, roughly, and a hash) -> part; the last used stands last
 
 
 class EngineProcess:
@@ -207,64 +202,6 @@ class EngineProcess:
         return EngineError(f"the engine's process ended with status {self._process.wait()}; it will be started again")
 
 
-class RepeatedParts:
-    """What every request of a robot repeats, earlier pictures and its grammar's sentences, crosses the pipe once.
-
-    Later messages hold its name, and find the same object: both sides see all messages and so know the same.
-    """
-
-    def __init__(self, max_bytes: int = 1 << 28):
-        self._max_bytes = max_bytes
-        self._known: _Parts = OrderedDict()
-
-    def pack(self, message: Any) -> bytes:
-        _Packer(file := BytesIO(), self._known).dump(message)
-        self._drop_oldest()
-        return file.getvalue()
-
-    def unpack(self, packed: bytes) -> Any:
-        message = _Unpacker(BytesIO(packed), self._known).load()
-        self._drop_oldest()
-        return message
-
-    def _drop_oldest(self) -> None:
-        while sum(num_bytes for num_bytes, _ in self._known) > self._max_bytes:
-            self._known.popitem(last=False)
-
-
-class _Packer(pickle.Pickler):
-    def __init__(self, file: BytesIO, known: _Parts):
-        super().__init__(file)
-        self._known, self._new = known, None
-
-    def persistent_id(self, part: Any) -> tuple[tuple[int, int], Any] | None:
-        """(name, part) where it is new to the other side, (name, None) where it is known; None for anything else."""
-        if part is self._new:  # written behind its name
-            return None
-        if isinstance(part, Picture):
-            name = part.pixels.nbytes, part.key
-        elif isinstance(part, tuple) and len(part) > _SHORT and set(map(type, part)) == {str}:
-            name = 64 * len(part), hash(part)
-        else:
-            return None
-        known = self._known.pop(name, None)
-        is_known = known is not None and (isinstance(part, Picture) or known == part)  # two lists may have one hash
-        self._new = None if is_known else part
-        self._known[name] = part
-        return name, self._new
-
-
-class _Unpacker(pickle.Unpickler):
-    def __init__(self, file: BytesIO, known: _Parts):
-        super().__init__(file)
-        self._known = known
-
-    def persistent_load(self, pid: tuple[tuple[int, int], Any]) -> Any:
-        name, part = pid
-        self._known[name] = self._known.pop(name) if part is None else part
-        return self._known[name]
-
-
 def main() -> None:
     """The other side. argv: the number of the pipe's file descriptor."""
     for name in (signal.SIGINT, signal.SIGTERM):  # sent to the whole group; the server says when it is the end
@@ -276,6 +213,9 @@ def main() -> None:
 
 
 def _serve(pipe: Connection) -> None:
+    """The first message is the function that loads the engine. Each later one is a list of requests to answer; a tuple,
+    the arguments of `think`; or a text, the episode to forget, which has no answer.
+    """
     parts = RepeatedParts()
     first = pipe.recv_bytes()
     try:

@@ -59,12 +59,14 @@ def find_placeholder(processor: Any) -> str:
 
 @dataclass(frozen=True, eq=False)
 class _ReadPicture:
-    """A picture as the model reads it. input_ids: what its placeholder in a text becomes.
+    """A picture as the model reads it. input_ids: what its placeholder in a text becomes; num_tokens of them are image
+    tokens.
 
     types: under which name the model is told which tokens are a picture's, None where it is not.
     """
 
     input_ids: torch.Tensor
+    num_tokens: int
     vision: Mapping[str, torch.Tensor]
     types: str | None
 
@@ -119,31 +121,25 @@ class Processing:
         """A prompt with several pictures. Each is prepared alone, so that one that was shown before is not again."""
         if not self._is_chat:
             raise RequestError("this model reads one picture, but the prompt shows several: use no examples, no frames")
-        shown = request.prompt.pictures
-        earlier = [self._read_again(picture) for picture in shown]
+        earlier = [(picture, self._read_again(picture)) for picture in request.prompt.pictures]
         present = self._read_picture(request.image)
         text = self.render(request.prompt).replace(self._processor.image_token, self._placeholder)
         add = not self._has_begun(text)
         text_ids = torch.tensor(self._processor.tokenizer(text, add_special_tokens=add)["input_ids"])
-        image_id = self._image_id
-        places = (text_ids == image_id).nonzero()[:, 0].tolist()
-        ends = zip(places, [*places[1:], len(text_ids)], strict=True)
+        places = (text_ids == self._image_id).nonzero()[:, 0].tolist()
+        ends = [*places[1:], len(text_ids)]
         parts = [text_ids[: places[0]]]
-        for (place, end), picture in zip(ends, [*earlier, present], strict=True):
-            parts += [picture.input_ids, text_ids[place + 1 : end]]
+        for place, end, read in zip(places, ends, [*(read for _, read in earlier), present], strict=True):
+            parts += [read.input_ids, text_ids[place + 1 : end]]
         input_ids = torch.cat(parts)
-        is_image = input_ids == image_id
+        is_image = input_ids == self._image_id
         _check_length(int((~is_image).sum()))
         is_shown = torch.isin(input_ids, torch.tensor(self._processor.image_token_ids))
         types = {present.types: is_shown[None].long()} if present.types else {}
-        counts = [int((each.input_ids == image_id).sum()) for each in [*earlier, present]]
-        first = int(is_image.nonzero()[-counts[-1]])
-        pictures = [
-            PreparedPicture(picture.key, count, each.vision)
-            for picture, count, each in zip(shown, counts[:-1], earlier, strict=True)
-        ]
+        first = int(is_image.nonzero()[-present.num_tokens])
+        pictures = tuple(PreparedPicture(picture.key, read.num_tokens, read.vision) for picture, read in earlier)
         key = Picture(self._fit(request.image)).key  # as a past frame will have it
-        return PreparedRequest(request, input_ids, first, {**present.vision, **types}, tuple(pictures), key)
+        return PreparedRequest(request, input_ids, first, {**present.vision, **types}, pictures, key)
 
     def _read_again(self, picture: Picture) -> _ReadPicture:
         if picture.key in self._read:
@@ -158,12 +154,14 @@ class Processing:
         token = self._processor.image_token
         text = [self._begin + token]
         inputs = self._processor(text=text, images=[self._fit(pixels)], return_tensors="pt", add_special_tokens=False)
-        ids, (num_before, num_behind) = inputs["input_ids"][0], self._num_around
+        num_before, num_behind = self._num_around
+        ids = inputs["input_ids"][0]
+        ids = ids[num_before : len(ids) - num_behind]
         types = next((name for name in inputs if name.endswith("token_type_ids")), None)
         vision = {
             name: self._convert(value) for name, value in inputs.items() if name not in (*_NOT_FOR_THE_MODEL, types)
         }
-        return _ReadPicture(ids[num_before : len(ids) - num_behind], vision, types)
+        return _ReadPicture(ids, int((ids == self._image_id).sum()), vision, types)
 
     def render(self, prompt: Prompt) -> str:
         """Prompt -> the model's whole text with one placeholder for each picture."""

@@ -1,24 +1,31 @@
 """One OpenAI-compatible server: how it takes constraints, what it answers, and how it fails."""
 
 import asyncio
-import base64
 import os
 import secrets
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import NamedTuple, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
 import numpy as np
 
-from vlm_local.data.images import encode_file
-from vlm_local.engines.chat_api import DIALECTS, Completion, Dialect, read_completion, read_reason, shorten
+from vlm_local.engines.chat_api import (
+    DIALECTS,
+    Completion,
+    Dialect,
+    build_messages,
+    encode_image,
+    read_completion,
+    read_reason,
+    shorten,
+)
 from vlm_local.engines.masses import Position, build_spelling, is_constrained, tells_end
 from vlm_local.errors import ConfigError, RemoteError
 from vlm_local.plain import hide_secrets
-from vlm_local.types import Picture, Prompt
+from vlm_local.types import Prompt
 
 try:
     import openai
@@ -266,28 +273,6 @@ def build_base_url(url: str) -> str:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"--engine-url: expected URLs such as http://127.0.0.1:8001, got {hide_secrets(url)!r}")
     return urlunsplit((parts.scheme, parts.netloc, parts.path.rstrip("/") or "/v1", "", ""))
-
-
-def encode_image(image: np.ndarray) -> str:
-    """uint8 (H, W, 3) RGB -> a PNG data URL: lossless, so that the server sees what we saw."""
-    return "data:image/png;base64," + base64.b64encode(encode_file(image, "PNG", compress_level=1)).decode("ascii")
-
-
-@lru_cache(64)
-def _encode_picture(picture: Picture) -> str:
-    """As `encode_image`, of a picture that a prompt shows at every step."""
-    return encode_image(picture.pixels)
-
-
-def build_messages(prompt: Prompt, image_url: str) -> list:
-    """The prompt around the image; what stays the same comes first, for the server's prefix cache."""
-    return [{"role": "user", "content": [_write_part(part, image_url) for part in prompt.list_parts()]}]
-
-
-def _write_part(part: str | Picture | None, present_url: str) -> dict:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    return {"type": "image_url", "image_url": {"url": present_url if part is None else _encode_picture(part)}}
 
 
 def _is_limited(answer: Completion) -> bool:

@@ -67,7 +67,8 @@ class _Pauses:
 class ThoughtQueue:
     """Thoughts in the order in which they were begun. The owner's lock guards it, but not `work` and `warm_up`."""
 
-    def __init__(self):
+    def __init__(self, engine: ThinkingEngine):
+        self._engine = engine
         self._jobs: list[ThoughtJob] = []
         self._robots: OrderedDict[str, _Pauses] = OrderedDict()
         self._times_s: dict[str, deque[float]] = {}  # of pieces, by name
@@ -128,12 +129,12 @@ class ThoughtQueue:
         times = self._times_s.get(piece)
         return _SPARE * median_low(times) if times else 0.0
 
-    def work(self, engine: ThinkingEngine, job: ThoughtJob) -> None:
+    def work(self, job: ThoughtJob) -> None:
         """Do one piece. Called by the engine's thread, without the lock."""
         start, piece = perf_counter(), job.piece
         begins, job.begins = job.begins, None
         try:
-            outcome = engine.think(job.request.episode, begins)
+            outcome = self._engine.think(job.request.episode, begins)
             if isinstance(outcome, Thought) and outcome.text:
                 job.thought, job.piece = outcome, "begin"
                 job.begins = job.build_next(outcome)
@@ -155,16 +156,16 @@ class ThoughtQueue:
             error = EngineError(f"the thought failed: {type(error).__name__}: {error}")
         settle(job.future, error)
 
-    def warm_up(self, engine: ThinkingEngine, request: ThoughtRequest, reads: GenerationRequest) -> None:
+    def warm_up(self, request: ThoughtRequest, reads: GenerationRequest) -> None:
         """Write a thought and read `reads` ahead, so that it is known how long each kind of piece takes.
 
         Raises what failed.
         """
         for _ in range(_WARM_UPS):
             for begins in (request, reads):
-                engine.forget(request.episode)
+                self._engine.forget(request.episode)
                 job = ThoughtJob(request, lambda thought: reads)
                 job.begins, job.thought = begins, Thought("", 0)
                 while not job.future.done():
-                    self.work(engine, job)
+                    self.work(job)
                 job.future.result()

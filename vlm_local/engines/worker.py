@@ -154,16 +154,20 @@ class EngineWorker:
         """Have a thought written; returns at once. Cancelling the future, or forgetting the episode, ends it.
 
         build_next: what reads the thought in the episode's next step. The part before its picture is read before the
-        future is done, so that the step finds it kept. Called in the engine's thread.
+        future is done, so that the step finds it kept. Called in the engine's thread. Raises EngineError for an engine
+        that writes no free text.
         """
         self.wait_loaded()
-        if isinstance(self._engine, RemoteThinkingEngine):
-            return self._engine.submit_thought(request)
+        engine = self._engine
+        if isinstance(engine, RemoteThinkingEngine):
+            return engine.submit_thought(request)
+        if not isinstance(engine, ThinkingEngine):
+            raise EngineError("this engine answers with given sentences only, it writes no free text")
         job = ThoughtJob(replace(request, image=scale_down(request.image)), build_next)
         with self._changed:
             if self._closed:
                 raise EngineClosed("the engine is closed")
-            self._thoughts = self._thoughts or ThoughtQueue()
+            self._thoughts = self._thoughts or ThoughtQueue(engine)
             self._thoughts.add(job)
             self._changed.notify()
         return job.future
@@ -200,7 +204,6 @@ class EngineWorker:
         try:
             with as_engine_error("loading the model failed"):
                 engine = self._engine = self._open()
-                thinks = isinstance(engine, ThinkingEngine)
                 is_concurrent = self._is_concurrent = isinstance(engine, ConcurrentEngine)
         except VLMLocalError as error:
             self._failure = error
@@ -211,8 +214,8 @@ class EngineWorker:
             forgotten, batch, thought = work
             for episode in forgotten:
                 forget(engine, episode)
-            if thought is not None and thinks and self._thoughts is not None:
-                self._thoughts.work(engine, thought)
+            if thought is not None and self._thoughts is not None:
+                self._thoughts.work(thought)
             elif is_concurrent:
                 self._submit(engine, batch)
             elif batch:
@@ -229,8 +232,8 @@ class EngineWorker:
                 if isinstance(outcome, VLMLocalError):
                     raise outcome
         if self._warm_thought is not None and isinstance(engine, ThinkingEngine):
-            self._thoughts = ThoughtQueue()
-            self._thoughts.warm_up(engine, *self._warm_thought)
+            self._thoughts = ThoughtQueue(engine)
+            self._thoughts.warm_up(*self._warm_thought)
         elif self._warm_thought is not None and isinstance(engine, RemoteThinkingEngine):
             engine.submit_thought(replace(self._warm_thought[0], is_awaited=True)).result()
         elif self._warm_thought is not None:

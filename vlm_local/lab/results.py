@@ -1,9 +1,9 @@
-"""The result folder of a study: who may write into it, how it goes on, and which of its files are evidence.
+"""The result folder of a study: who may write into it, how a study goes on, and which of its files are evidence.
 
-One rule for all studies: the same command goes on where it was stopped. What a study may grow by (episodes, tasks,
-scenes) may differ from the last time; any other setting that decides its results is refused by its name. Until the
-first result is there, every command may take the folder, so that a typo locks nobody out; one that ends before it by an
-error removes what it made.
+One rule for all studies: the same command goes on where it was stopped. It may ask for more than the last time
+(episodes, tasks, scenes). Any other setting that decides the results must be the same; the refusal names those that are
+not. A folder that holds no result yet may be begun anew with other settings, so that a typo does not spoil it. A
+command that fails before its first result removes the files that it made.
 """
 
 import json
@@ -76,10 +76,10 @@ class ResultFolder:
     ) -> None:
         """Write the settings file of a result that begins, or check that it goes on as it began.
 
-        here: what the result says of itself now. decide: chooses of it what may not change. has_results: whether
-        the folder holds any; if not, `here` takes the place of what the file says. grows: names in `here` whose
-        new values are taken over where the result goes on. Parts that were made with other versions or on another
-        machine are listed in "continued_with". Raises ConfigError where a setting differs.
+        here: what the result says of itself now. decide: picks the settings that may not change. has_results: whether
+        the folder holds any; if not, `here` takes the place of what the file says. grows: names in `here` that may
+        change, and whose new values are kept. Parts that were made with other versions or on another machine are
+        listed in "continued_with". Raises ConfigError where a setting differs.
         """
         here = dict(json.loads(encode_json(here)))
         if self._settings_path.exists():

@@ -9,11 +9,11 @@ from vlm_local.actions import GripperLatch, StepTable, build_action, load_step_t
 from vlm_local.assembly import Policies, describe_options, is_url, open_policies, refuse_all_but
 from vlm_local.environments import Suite
 from vlm_local.errors import ConfigError
-from vlm_local.models import DEFAULT
 from vlm_local.plain import hide_secrets
 from vlm_local.policy import HoldPhrase, Policy
 from vlm_local.policy_options import PolicyOptions
 from vlm_local.primitives import parse_phrase
+from vlm_local.registry import DEFAULT
 from vlm_local.types import Decision, Observation
 
 ORACLE = "oracle"

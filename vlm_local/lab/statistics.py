@@ -68,7 +68,7 @@ def find_paired_interval(first: np.ndarray, second: np.ndarray) -> list[float]:
     paired data" (1998), method 10: Wilson's intervals of both rates, and the correlation of the trials.
     """
     num = len(first)
-    both, neither = float((first & second).sum()), float((~first & ~second).sum())  # whose product no int would hold
+    both, neither = float((first & second).sum()), float((~first & ~second).sum())  # floats: their product is large
     only_first, only_second = float((first & ~second).sum()), float((~first & second).sum())
     product = both * neither - only_first * only_second
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)

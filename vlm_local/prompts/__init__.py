@@ -38,7 +38,6 @@ _NAMES = {
     "after": ("instruction", "history", "slightly", *_STATE, *_CAMERA),
 }
 _BLOCK = re.compile(rf"^\[({'|'.join(_NAMES)})\]\n", re.MULTILINE)
-_PICTURE = "$picture"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,18 +105,10 @@ def load_template(name: str | Path, camera: Mapping[str, str] | None = None, has
             f"prompt {name}: cannot read {path} ({error}){suggest(path.stem, shipped)}; the shipped prompts are "
             f"{', '.join(shipped)}"
         ) from None
-    head, *found = _BLOCK.split(text)
-    names, texts = found[::2], dict(zip(found[::2], found[1::2], strict=True))
-    if head.strip() or not {"before", "after"} <= set(names):
-        raise ConfigError(f"{path}: a prompt is a line [before], text, a line [after], text; one of the two is missing")
-    if names != [name for name in _NAMES if name in texts]:
-        raise ConfigError(
-            f"{path}: expected each block once and in the order {', '.join(f'[{name}]' for name in _NAMES)}"
-        )
+    blocks = _read_blocks(text, path)
     told = load_embodiment(BRIDGE).camera if camera is None else camera
     words = {f"camera_{word}": text for word, text in told.items()} | {"slightly": _SLIGHTLY if has_slightly else ""}
-    blocks = {name: parse_block(name, text, path) for name, text in texts.items()}
-    template = Template(
+    return Template(
         path.stem,
         blocks["before"],
         blocks["after"],
@@ -128,18 +119,34 @@ def load_template(name: str | Path, camera: Mapping[str, str] | None = None, has
         now=blocks.get("now"),
         reasoning=blocks.get("reasoning"),
     )
-    if "reasoning" in texts and "$reasoning" not in texts["reasoning"]:
+
+
+def _read_blocks(text: str, path: Path) -> dict[str, string.Template]:
+    """The blocks of a file by name. Raises ConfigError for a file that is no template; path: of it, for that."""
+    head, *found = _BLOCK.split(text)
+    names, texts = found[::2], dict(zip(found[::2], found[1::2], strict=True))
+    if head.strip() or not {"before", "after"} <= set(names):
+        raise ConfigError(f"{path}: a prompt is a line [before], text, a line [after], text; one of the two is missing")
+    if names != [name for name in _NAMES if name in texts]:
+        raise ConfigError(
+            f"{path}: expected each block once and in the order {', '.join(f'[{name}]' for name in _NAMES)}"
+        )
+    blocks = {name: parse_block(name, text, path) for name, text in texts.items()}
+    if "reasoning" in blocks and "reasoning" not in blocks["reasoning"].get_identifiers():
         raise ConfigError(f"{path}: [reasoning] must hold $reasoning, where the model's words stand")
-    shown = texts["before"] + texts["after"]
-    if "$instruction" not in shown and "${instruction}" not in shown:
+    if "instruction" not in _list_names(blocks["before"], blocks["after"]):
         raise ConfigError(f"{path}: the prompt never shows the instruction; write $instruction where it belongs")
-    return template
+    return blocks
+
+
+def _list_names(*blocks: string.Template) -> set[str]:
+    """What is filled in."""
+    return {name for block in blocks for name in block.get_identifiers()}
 
 
 def check_history(history: int | None, template: Template) -> None:
     """history: as it was asked for. Raises ConfigError where the template would not show it."""
-    shown = {*template.before.get_identifiers(), *template.after.get_identifiers()}
-    if history and "history" not in shown:
+    if history and "history" not in _list_names(template.before, template.after):
         raise ConfigError(f"--history would change nothing: the prompt {template.name!r} does not show $history")
 
 
@@ -160,10 +167,12 @@ def _split_at_picture(
 ) -> tuple[string.Template, string.Template] | None:
     if block is None:
         return None
-    before, *after = block.template.split(_PICTURE)
-    if len(after) != 1:
+    places = block.pattern.finditer(block.template)
+    spans = [place.span() for place in places if "picture" in (place["named"], place["braced"])]
+    if len(spans) != 1:
         raise ConfigError(f"{path}: [{name}] must hold $picture once, where its picture stands")
-    return string.Template(before), string.Template(after[0])
+    ((start, end),) = spans
+    return string.Template(block.template[:start]), string.Template(block.template[end:])
 
 
 def build_prompt(

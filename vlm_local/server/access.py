@@ -21,9 +21,8 @@ from vlm_local.errors import ConfigError, RequestError
 from vlm_local.wire import MAX_BODY
 
 DEFAULT_ROBOT = "robot"
-# Keys of the WSGI environment: the request's Address, and its path as it came.
-CONNECTION = "vlm_local.connection"  # where it holds the request's connections.Channel
-ADDRESS, FULL_PATH = "vlm_local.address", "vlm_local.path"
+# Keys of the WSGI environment: the request's connections.Channel, its Address, and its path as it came.
+CONNECTION, ADDRESS, FULL_PATH = "vlm_local.connection", "vlm_local.address", "vlm_local.path"
 CLIENT_HEADER = "Sec-Vlm-Local"  # of client.py; a page cannot send a header whose name begins with "Sec-"
 MAX_SMALL_BODY = 2**16  # bytes, of requests without a picture
 
@@ -111,7 +110,7 @@ class Gate:
 
     def check(self, address: str, token: str | None) -> None:
         """Raises RequestError, 401 or 403. token: as `read_token` gives it."""
-        if self.is_open or self._is_near(address):
+        if self.is_open or self._is_allowed(address):
             return
         if self._token is None:
             raise RequestError(f"requests from {address} are not allowed here; see --allow-from", 403)
@@ -126,7 +125,7 @@ class Gate:
             return False
         return hmac.compare_digest(token.encode("utf-8", "replace"), self._token.encode())
 
-    def _is_near(self, address: str) -> bool:
+    def _is_allowed(self, address: str) -> bool:
         try:
             ip = ipaddress.ip_address(address)
         except ValueError:
@@ -153,7 +152,7 @@ class RateLimit:
             left = min(self._size, left + (now - then) * self._per_s)
             if len(self._buckets) > 10_000:
                 self._buckets.clear()
-            self._buckets[address] = (max(left - 1.0, 0.0) if left >= 1.0 else left, now)
+            self._buckets[address] = (left - 1.0 if left >= 1.0 else left, now)
         if left < 1.0:
             raise RequestError(f"more than {self._per_s:g} requests a second from {address}; slow down", 429)
 
@@ -185,8 +184,7 @@ def check_origin(
         raise RequestError(f"a page of another site ({site}) may ask nothing of this server", 403)
     if origin is not None and site != "same-origin" and not _is_same(origin, host or ""):
         raise RequestError(f"a page of {origin[:100]!r} may ask nothing of this server, which is {host!r}", 403)
-    says_origin = origin is not None or site is not None
-    may_be_page = says_origin or (method in ("GET", "HEAD", "OPTIONS") and get_header(CLIENT_HEADER) is None)
+    may_be_page = origin is not None or site is not None or _is_plain_read(method, get_header)
     if may_be_page and host and not has_token and not is_known_host(host, {"localhost", *names}):
         raise RequestError(
             f"this server does not know itself as {host!r}, and a foreign site could call it so by DNS rebinding; "
@@ -204,6 +202,11 @@ def is_known_host(host: str, names: Collection[str]) -> bool:
     except ValueError:
         return name in names or name.endswith(".localhost")
     return True
+
+
+def _is_plain_read(method: str, get_header: HeaderGetter) -> bool:
+    """Whether a browser may have sent it though it has neither header: one that reads, within one site, over http."""
+    return method in ("GET", "HEAD", "OPTIONS") and get_header(CLIENT_HEADER) is None
 
 
 def _is_link(method: str, route: str, get_header: HeaderGetter) -> bool:

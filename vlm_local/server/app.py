@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 MAX_TESTS = 4  # submission tests at once
 
-_TEST_S = 7.0  # while the model loads; the form waits 8 s for its test
+_TEST_S = 7.0  # while the model loads; AutoEval's form waits 8 s for its test
 _OF_PROXIES = ("Via", "Forwarded", "X-Forwarded-For")
 _ROUTES = (
     "POST /act, POST /reset, POST /hold, POST /release, POST /answer, GET /health, GET /metadata, each also below "
@@ -158,16 +158,22 @@ def _add_robot_routes(app: Flask, service: Service) -> None:
         with service.reading(request.content_length):
             return decode_act(read_body(), reserve)
 
+    def wait_for_model(reserve: Reserve) -> Message | None:
+        """Hold a request open while the model loads. Returns its message where that had to be read to know how long:
+        who sent a submission test waits 8 s only.
+        """
+        if service.state != "loading":
+            return None
+        message, wait_s = read_message(reserve), service.settings.loading_s
+        service.wait_loaded(min(_TEST_S, wait_s) if is_submission_test(message) else wait_s)
+        return message
+
     @app.post("/act")
     @partial(_once, service)
     def act():
         with ExitStack() as stack:
             reserve = stack.enter_context(service.unpacking())
-            early = None
-            if service.state == "loading":
-                early = read_message(reserve)
-                is_test = is_submission_test(early)
-                service.wait_loaded(min(_TEST_S, service.settings.loading_s) if is_test else service.settings.loading_s)
+            early = wait_for_model(reserve)
             stack.enter_context(service.enter())
             robot = stack.enter_context(service.robots.admit(g.robot)) if _is_named() else None
             message = read_message(reserve) if early is None else early

@@ -16,7 +16,7 @@ class Holder(Protocol):
 
     @property
     def may_end(self) -> bool:
-        """Whether it is not only a request that is being answered."""
+        """Whether it holds more than a request that is being answered: that one is carried out all the same."""
         ...
 
     def end(self) -> None:

@@ -62,9 +62,10 @@ class Callers:
         on_split: Callable[[Sequence[str], str], None] = lambda old, new: None,
         on_mixed: Callable[[Sequence[str]], None] = lambda names: None,
     ):
-        """idle_s: after it a robot's place is given to a new connection with its instruction. on_split: is told a
-        name, and those of which its robot may have been one before. on_mixed: is told names that may each be another
-        robot's from the next request on.
+        """idle_s: after it a robot's place is given to a new connection with its instruction.
+
+        on_split(old, new): the robot that is called `new` from now on may have been any of `old`. on_mixed(names): each
+        of these names may be another robot's from its next request on.
         """
         self._on_split, self._on_mixed = on_split, on_mixed
         self._max_robots = max_robots
@@ -91,8 +92,7 @@ class Callers:
         """The name of the robot whose connection says that an episode begins."""
         self._wait_for_closing(connection, None)
         with self._lock:
-            mine = self._list(lambda caller: connection is not None and caller.connection is connection)
-            free = self._list(lambda caller: caller.is_free)
+            mine, free = self._list_of(connection), self._list(lambda caller: caller.is_free)
             if not mine and (mixed := self._find_mixed(connection, free)):
                 caller = self._add(mixed)  # their instructions will tell who else is which
             else:
@@ -126,24 +126,28 @@ class Callers:
             return last.num_asked == 1 and not last.is_free and self._clock() - last.last < _RECENT_S
 
     def _choose(self, connection: Any, instruction: str | None) -> _Caller:
-        mine = self._list(lambda caller: connection is not None and caller.connection is connection)
-        free = self._list(lambda caller: caller.is_free)
+        mine, free = self._list_of(connection), self._list(lambda caller: caller.is_free)
         left = self._list(lambda caller: caller.is_reset or self._clock() - caller.last > self._idle_s)
         for callers in (mine, free, left):
             if same := [caller for caller in callers if caller.says(instruction)]:
                 if callers is not mine and (mixed := self._find_mixed(connection, same)):
                     self._on_mixed([caller.name for caller in mixed])
                 return same[0]
-        # The same robot with another task, unless two tasks alternate.
+        return self._choose_for_new_task(connection, instruction, mine, free)
+
+    def _choose_for_new_task(
+        self, connection: Any, instruction: str | None, mine: list[_Caller], free: list[_Caller]
+    ) -> _Caller:
+        """A robot that had another task before, unless two tasks alternate: then they are two robots'."""
         if not mine and (mixed := self._find_mixed(connection, free)):
             return self._add(mixed)
-        others = mine or free
-        for caller in others if connection is not None else []:
+        around = self._list_around(mine or free)
+        for caller in (mine or free) if connection is not None else []:
             if not self._alternates(caller, instruction):
-                if len(around := self._list_around(others)) > 1:  # it may be the task of any of them
+                if len(around) > 1:  # it may be the task of any of them
                     self._on_split([each.name for each in around], caller.name)
                 return caller
-        return self._add(self._list_around(others))
+        return self._add(around)
 
     def _find_mixed(self, connection: Any, callers: list[_Caller]) -> list[_Caller]:
         """Those of `callers`, the last one first, that were here at the same time, where a new connection may be any of
@@ -163,6 +167,10 @@ class Callers:
     def _alternates(self, caller: _Caller, instruction: str | None) -> bool:
         before, last = caller.before
         return before == instruction and self._clock() - last < ALTERNATES_S
+
+    def _list_of(self, connection: Any) -> list[_Caller]:
+        """Those whose last request came over this connection; none where a proxy shares it among robots."""
+        return [] if connection is None else self._list(lambda caller: caller.connection is connection)
 
     def _list(self, is_wanted: Callable[[_Caller], bool]) -> list[_Caller]:
         """The last one to call first."""

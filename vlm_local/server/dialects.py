@@ -21,7 +21,7 @@ from vlm_local.server.episodes import Step
 from vlm_local.server.frames import Spelling, find_spelling, list_names, pack, read_array, read_picture, unpack
 from vlm_local.server.peers import Peer
 from vlm_local.server.records import Refusal, StepRecord, build_record
-from vlm_local.server.service import Service
+from vlm_local.server.service import Service, describe_action
 from vlm_local.wire import MAX_INSTRUCTION, Message
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ _IMAGES = (
 _CAMERAS = ("3rd_view_camera", "agentview", "image_primary", "primary", "rgb_static", "external_cam", "front")
 _STATES = ("observation/state", "state", "states", "observation.state")
 _PROMPTS = ("prompt", "task_description", "instruction", "task")
+_LIBERO = "vla_eval.benchmarks.libero"  # with its variants libero_plus, libero_pro and libero_mem, which move alike
 _TOLD = ("model", "server", "version", "grammar", "action", "steps", "decide", "trained")  # of /metadata, to OpenPI's
 
 
@@ -240,6 +241,7 @@ def _answer_vla_eval(
     """(type, payload) of the answer, None where the harness expects none: it would take any for its next action."""
     match kind:
         case "hello":
+            _check_units(payload.get("benchmark"), service)
             return "hello", {
                 "harness_version": f"{payload.get('harness_version', '')!s:.40}",
                 "protocol_version": 1,
@@ -260,6 +262,17 @@ def _answer_vla_eval(
         case _:
             raise RequestError(f"there is no message of type {kind!r:.40}")
     return None
+
+
+def _check_units(benchmark: Any, service: Service) -> None:
+    """LIBERO counts in units of its own, and its gripper closes at 1: metres would score 0 without a word.
+
+    benchmark: the class that the harness plays, as "module:name". Raises RequestError.
+    """
+    if str(benchmark).startswith(_LIBERO):
+        served, taken = service.metadata["action"]["units"], describe_action("libero")["units"]
+        if served != taken:
+            raise RequestError(f"LIBERO takes actions in {taken}, not in {served}: serve with --embodiment libero")
 
 
 DIALECTS = {"/": _serve_openpi, "/roboarena": _serve_roboarena, "/vla-eval": _serve_vla_eval}

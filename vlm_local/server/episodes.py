@@ -18,7 +18,7 @@ from vlm_local.errors import EngineError, RequestError
 from vlm_local.policy import Policy, derive_seed
 from vlm_local.server.access import DEFAULT_ROBOT
 from vlm_local.server.state import Gripper, Hold, RobotStates
-from vlm_local.server.watch import Camera, Name
+from vlm_local.server.watch import CameraWatch, NameWatch
 from vlm_local.types import Decision, Observation
 from vlm_local.wire import Message
 
@@ -89,34 +89,29 @@ class Robot:
         self._clock = clock
         self._model = model
         self._episode = -1
-        self._last_number = -1
         self._step = 0
         self._seed = 0
         self._started_by = ""
         self._instruction: str | None = None
         self._position: np.ndarray | None = None  # (3,) of the last step, metres
         self._aim: np.ndarray | None = None  # (3,) where the episode's actions lead from its first position, metres
-        self._last = 0.0
+        self._last = 0.0  # monotonic seconds, of the last step
         self.turn = threading.Lock()  # held by the request that runs
         self.num_inside = 0  # requests that run or wait; kept by Robots
         self.last_seen = 0.0  # monotonic seconds; kept by Robots
+        self.last_number = -1  # of the last episode that has a step, which may be recorded; -1 before the first
         self.has_acted = False
         self._is_another = False  # from the next request on
-        self._camera, self._name = Camera(name), Name(name)
+        self._camera_watch, self._name_watch = CameraWatch(name), NameWatch(name)
 
     @property
     def is_new(self) -> bool:
         """Whether it has neither acted nor been reset."""
         return not self._started_by
 
-    @property
-    def last_number(self) -> int:
-        """Number of the last episode that has a step, which may be recorded; -1 before the first."""
-        return self._last_number
-
     def continue_after(self, episode: int) -> None:
         """Number episodes from `episode` + 1 on: a robot that was removed comes back. Only while `is_new`."""
-        self._episode = self._last_number = episode
+        self._episode = self.last_number = episode
 
     def begin_anew(self) -> None:
         """The next request may be another arm's: nothing of the episode holds for it. Without `turn`."""
@@ -151,7 +146,7 @@ class Robot:
         reason = self._find_end(instruction, position)
         if reason:
             self._start(reason, None)
-        num_short = self._name.note(reason)
+        num_short = self._name_watch.note(reason)
         self._instruction, self._position, self._last = instruction, position, self._clock()
         observation = Observation(message.image, instruction, self._frame.read(message.state), self._step)
         self._step += 1
@@ -163,11 +158,11 @@ class Robot:
         if is_gone():
             raise RequestError("the client went away before its answer was made", 499)
         self._states.set_gripper(self.name, gripper)
-        self.has_acted, self._last_number = True, self._episode
-        signs = {"same_picture": self._camera.see(message.image), "short_episodes": num_short}
+        self.has_acted, self.last_number = True, self._episode
+        signs = {"same_picture": self._camera_watch.see(message.image), "short_episodes": num_short}
         if told := {name: count for name, count in signs.items() if count}:
             decision = replace(decision, extra={**decision.extra, **told})
-        self._camera.tell(decision.action)
+        self._camera_watch.tell(decision.action)
         sent = self._frame.send(decision.action)
         self._aim = position if self._aim is None else self._aim
         self._advance(decision.action)
@@ -198,22 +193,23 @@ class Robot:
         gripper, moved_by = before.follow(trusted, observation.step == 0)
         asked = replace(observation, gripper=gripper.command)
         if (hold := self._states.find_hold(self.name)) is not None:
-            return self._stand_still(observation, before.keep(opening), hold)
+            return self._stand_still(observation, before, hold)
         try:
             decision = self._policy.act(asked)
         except EngineError:
             if (hold := self._states.find_hold(self.name)) is None:
                 raise
-            return self._stand_still(observation, before.keep(opening), hold)
+            return self._stand_still(observation, before, hold)
         if (hold := self._states.find_hold(self.name)) is not None:  # pressed meanwhile: not one step more
-            return self._stand_still(observation, before.keep(opening), hold)
+            return self._stand_still(observation, before, hold)
         if moved_by is not None:
             decision = replace(decision, extra={**decision.extra, "gripper": moved_by})
         return asked, decision, gripper.tell(float(decision.action[6]))
 
     def _stand_still(
-        self, observation: Observation, gripper: Gripper, hold: Hold
+        self, observation: Observation, before: Gripper, hold: Hold
     ) -> tuple[Observation, Decision, Gripper]:
+        gripper = before.keep(observation.opening)
         action = np.array([0.0] * 6 + [gripper.command])
         decision = Decision(action, fault=f"held by a person: {hold.reason}", extra={"hold": asdict(hold)})
         return replace(observation, gripper=gripper.command), decision, gripper

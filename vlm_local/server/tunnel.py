@@ -94,7 +94,7 @@ class Tunnel:
             if lasted_s > _LONGEST_PAUSE_S:
                 pause_s = _FIRST_PAUSE_S
             is_refused = self._is_session_ended and self._state == "up" and monotonic() - self._up_since < _REFUSED_S
-            self._has_session = not (self._has_session and is_refused)
+            self._has_session = not (self._has_session and is_refused)  # one that was refused is asked for again later
             self._state = f"down: {reason}"
             logger.warning("tunnel to %s is down: %s; trying again in %g s", self._target, reason, pause_s)
             self._closed.wait(pause_s)

@@ -11,7 +11,7 @@ FROZEN_AFTER = 5  # steps; a simulated arm that is blocked looks the same for so
 SHARED_AFTER = 5  # requests; a person may change an instruction twice in a row
 
 
-class Camera:
+class CameraWatch:
     """Whether one robot's camera still sees. A real picture is never the same twice, least of all of a moving arm."""
 
     def __init__(self, robot: str):
@@ -42,7 +42,7 @@ class Camera:
         self._should_differ = bool(np.any(action[:6]))
 
 
-class Name:
+class NameWatch:
     """Whether one arm alone uses a robot's name. Of two that call in turn, each request begins an episode."""
 
     def __init__(self, robot: str):

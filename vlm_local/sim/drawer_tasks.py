@@ -35,11 +35,8 @@ class DrawerTask(Task):
 
     def sample_drawer(self, world, level, rng, slide: float) -> None:
         """slide: how far the drawer is out, m."""
-        x, y, turn = np.array([0.390, 0.130, np.radians(42)]) + level.spread * rng.uniform(-1, 1, 3) * (
-            0.015,
-            0.02,
-            0.2,
-        )
+        middle, limits = np.array([0.390, 0.130, np.radians(42)]), (0.015, 0.02, 0.2)
+        x, y, turn = middle + level.spread * rng.uniform(-1, 1, 3) * limits
         world.move("cabinet", (x, y, 0), yaw=turn)
         world.set_slide("drawer", slide)
         world.put_arm(sample_start(level, rng) + np.array([-0.02, -0.05, 0.01]))

@@ -19,6 +19,7 @@ from vlm_local.decoding.families import Family, LoadedModel
 from vlm_local.decoding.prepared import PreparedPicture, PreparedRequest
 from vlm_local.engines.processing import Processing
 from vlm_local.prompts import Frame, build_prompt, load_template
+from vlm_local.training.examples import Example
 from vlm_local.training.questions import SLOTS, Question
 from vlm_local.types import Observation, Picture
 
@@ -68,64 +69,55 @@ class BatchBuilder:
         self._template = load_template(folder / "prompt.txt")
         self._family = Family(loaded)
 
-    def build(
-        self,
-        frames: np.ndarray,
-        proprio: np.ndarray,
-        questions: Sequence[Sequence[Question]],
-        things: Sequence[Sequence[Question]],
-        shown: np.ndarray,
-        tint: np.ndarray,
-        firsts: Sequence[np.ndarray | None] | None = None,
-    ) -> Batch:
-        """frames: uint8 (B, S, S, 3), S as the processor shrinks them. proprio: (B, 7).
-
-        firsts: B pictures (S, S, 3) that are shown before those, None for none.
-
-        things: questions that name everything in a picture, for the auxiliary heads alone; none where it
-        is not of the simulator.
-        shown: bool (B,), whether the prompt tells proprio. tint: float (B, 2, 3), a factor and a
-        summand for each colour channel of pixels from 0 to 1.
+    def build(self, examples: Sequence[Example], shown: np.ndarray, tint: np.ndarray) -> Batch:
+        """shown: bool (B,), whether prompts about an example tell its proprio. tint: float (B, 2, 3), a factor and a
+        summand for each colour channel of its pictures, whose pixels are 0 to 1.
         """
-        firsts = firsts or [None] * len(frames)
-        earlier = [index for index, first in enumerate(firsts) if first is not None]
-        pictures = [*frames, *(first for first in firsts if first is not None)]
-        pixels, grid = self._cut_patches(np.stack(pictures), np.concatenate([tint, tint[earlier]]))
-        sequences = [[index] for index in range(len(frames))]
-        for place, index in enumerate(earlier):
-            sequences[index].insert(0, len(frames) + place)
-        asked = [(index, question) for index, several in enumerate(questions) for question in several]
-        seen = [(index, question) for index, several in enumerate(things) for question in several]
-        prompts = [
-            self._write_prompt(proprio[index] if shown[index] else None, q, grid[sequences[index]])
-            for index, q in asked
+        with_first = [index for index, each in enumerate(examples) if each.first is not None]
+        pictures = [*(each.frame for each in examples), *(examples[index].first for index in with_first)]
+        pixels, grid = self._cut_patches(np.stack(pictures), np.concatenate([tint, tint[with_first]]))
+        sequences = [[index] for index in range(len(examples))]  # of each example, which pictures its prompts show
+        for picture, index in enumerate(with_first, len(examples)):
+            sequences[index].insert(0, picture)
+        asked = [(index, question) for index, each in enumerate(examples) for question in each.asked]
+        seen = [(index, question) for index, each in enumerate(examples) for question in each.things]
+        heads = self._encode(
+            [
+                self._write_prompt(examples[index].proprio if shown[index] else None, question, grid[sequences[index]])
+                for index, question in asked
+            ]
+        )
+        ids, targets = self._lay_out(heads, [question for _, question in asked])
+        positions = [
+            self._count_positions(head, grid[sequences[index]], ids.shape[1])
+            for (index, _), head in zip(asked, heads, strict=True)
         ]
-        heads = self._encode(prompts)
-        answers = [[*ids, self._tokenizer.eos_token_id] for ids in self._encode([q.phrase for _, q in asked])]
-        length = max(len(head) + len(answer) for head, answer in zip(heads, answers, strict=True)) - 1
-        ids = np.zeros((len(asked), length), np.int64)
-        targets = np.full((len(asked), length), _IGNORED, np.int64)
-        positions = np.zeros((3, len(asked), length), np.int64)
-        for row, ((index, _), head, answer) in enumerate(zip(asked, heads, answers, strict=True)):
-            total = len(head) + len(answer) - 1  # the end token is never read
-            ids[row, :total] = head + answer[:-1]
-            targets[row, len(head) - 1 : total] = answer
-            positions[:, row] = self._count_positions(head, grid[sequences[index]], length)
-        is_scene = np.array([[bool(named)] for named in things])
+        tips = np.array([each.proprio[:3] if each.things else [np.nan] * 3 for each in examples], np.float32)
         return Batch(
             pixels,
             grid,
             torch.tensor([picture for index, _ in asked for picture in sequences[index]]),
             torch.from_numpy(ids),
-            torch.from_numpy(positions),
+            torch.from_numpy(np.stack(positions, axis=1)),
             torch.from_numpy(targets),
             torch.tensor([len(head) - 1 for head in heads]),
-            torch.tensor([q.offset_m for _, q in asked]) / _UNIT_M,
+            torch.tensor([question.offset_m for _, question in asked]) / _UNIT_M,
             torch.tensor([index for index, _ in seen], dtype=torch.int64),
-            torch.tensor([q.slot for _, q in seen], dtype=torch.int64),
-            torch.tensor([q.offset_m for _, q in seen]).view(-1, 3) / _UNIT_M,
-            torch.from_numpy(np.where(is_scene, proprio[:, :3], np.nan)).float() / _UNIT_M,
+            torch.tensor([question.slot for _, question in seen], dtype=torch.int64),
+            torch.tensor([question.offset_m for _, question in seen]).view(-1, 3) / _UNIT_M,
+            torch.from_numpy(tips) / _UNIT_M,
         )
+
+    def _lay_out(self, heads: list[list[int]], questions: Sequence[Question]) -> tuple[np.ndarray, np.ndarray]:
+        """Batch's ids and targets: each prompt with the answer to its question, whose end token is never read."""
+        answers = [[*ids, self._tokenizer.eos_token_id] for ids in self._encode([each.phrase for each in questions])]
+        totals = [len(head) + len(answer) - 1 for head, answer in zip(heads, answers, strict=True)]
+        ids = np.zeros((len(heads), max(totals)), np.int64)
+        targets = np.full_like(ids, _IGNORED)
+        for row, (head, answer, total) in enumerate(zip(heads, answers, totals, strict=True)):
+            ids[row, :total] = head + answer[:-1]
+            targets[row, len(head) - 1 : total] = answer
+        return ids, targets
 
     def find_tokens(self, word: str) -> torch.Tensor:
         """The ids (int64) of a word that is one token, at the start of a sentence and within."""

@@ -77,6 +77,11 @@ def _vary_block(env: SimEnv, rng: np.random.Generator) -> Iterator[BlockTask]:
         other.way = np.array((0, 1 if side == "left" else -1))  # of Push alone
         other.phrase_instruction(env.level, rng, names, names)
         yield other
+    yield from _name_by_place(env, task, rng)
+
+
+def _name_by_place(env: SimEnv, task: BlockTask, rng: np.random.Generator) -> Iterator[BlockTask]:
+    """A block named by where it lies, seen from another one; none where no place says clearly which is meant."""
     places = np.array([env.world.place(f"block{index}")[:2] for index in range(NUM_BLOCKS)])
     named = [(relation, *order) for relation in RELATIONS for order in permutations(range(NUM_BLOCKS))]
     for index in rng.permutation(len(named)):

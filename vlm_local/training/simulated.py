@@ -226,9 +226,7 @@ class SimulatedTraining:
         tint = rng.uniform(-1, 1, (len(drawn), 2, 3)) * np.array([[_TINT_FACTOR], [_TINT_SUMMAND]])
         tint[:, 0] += 1
         shown = rng.random(len(drawn)) >= _HIDE_PROPRIO
-        frames, proprio = (np.stack([getattr(each, name) for each in drawn]) for name in ("frame", "proprio"))
-        asked, things, firsts = ([getattr(each, name) for each in drawn] for name in ("asked", "things", "first"))
-        return self._batches.build(frames, proprio, asked, things, shown, tint, firsts)
+        return self._batches.build(drawn, shown, tint)
 
 
 def _comes_later(example: Example) -> bool:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vlm_local.answers import Answer
 from vlm_local.cli import main
+from vlm_local.cli.answers import format_report
 from vlm_local.data.questions import TASKS, open_labelled
 from vlm_local.errors import ConfigError, DataError, EngineError
 from vlm_local.lab.detector.run import evaluate_detector
@@ -228,6 +229,18 @@ def test_rows_scores_and_report_are_written(tmp_path):
     assert more["images"] == 4 and more["accuracy"] == 0.5 and len(asked) == 2
 
 
+@pytest.mark.parametrize(("told", "says"), [({"closed": 0.4, "open": 0.6}, True), (None, False)])
+def test_a_threshold_that_nobody_could_find_is_none_that_fails(tmp_path, told, says):
+    """ "none reaches it" was said of answers without probabilities, too, and of an answer that was never given."""
+    out = tmp_path / "out"
+    report = evaluate(
+        write_classes(tmp_path / "in", open=1, closed=1), out, lambda image: Answer("open", told, 0.0, {})
+    )
+    lines = {line.split()[0]: line for line in format_report(report, out).splitlines() if line.strip()}
+    assert ("none reaches it" in lines["open"]) is says and "none reaches it" not in lines["closed"]
+    assert (out / "report.html").read_text().count("none reaches it") == says
+
+
 def test_a_broken_detector_ends_the_run(tmp_path):
     def fail(image):
         raise EngineError("out of memory")
@@ -239,6 +252,8 @@ def test_a_broken_detector_ends_the_run(tmp_path):
 def test_a_run_without_a_picture_leaves_the_folder_free(tmp_path):
     with pytest.raises(DataError, match="no picture"):
         evaluate_detector([], ("open", "closed"), lambda image: None, tmp_path / "out", 0.9, ABOUT, ["broken"])
+    with pytest.raises(DataError, match="no picture could be read: there is none"):
+        evaluate_detector([], ("open", "closed"), lambda image: None, tmp_path / "out", 0.9, ABOUT, [])
     answer = Answer("open", {"closed": 0.3, "open": 0.7}, 0.0, {})
     report = evaluate(write_classes(tmp_path / "in", open=2, closed=2), tmp_path / "out", lambda image: answer)
     assert report["accuracy"] == 0.5

@@ -17,10 +17,12 @@ from vlm_local.checkpoint import open_checkpoint
 from vlm_local.cli import main
 from vlm_local.data.multiple_choice import ChoiceQuestion
 from vlm_local.errors import ConfigError, DataError
+from vlm_local.lab.closed_loop.scores import score_run
 from vlm_local.lab.evidence.archive import MANIFEST, pack, seal
-from vlm_local.lab.evidence.card import BEGIN, END
+from vlm_local.lab.evidence.card import BEGIN, END, write_card
 from vlm_local.lab.evidence.choices import list_choices, list_runs_choices
-from vlm_local.lab.evidence.verify import verify
+from vlm_local.lab.evidence.leaderboard import write_leaderboard
+from vlm_local.lab.evidence.verify import VerifiedResult, verify
 from vlm_local.lab.multiple_choice.run import evaluate_questions
 
 STOP = [0, 0, 0, 0, 0, 0, 1]
@@ -325,6 +327,24 @@ def test_a_model_card_shows_a_prompts_name_as_plain_words_or_not_at_all(simulati
         assert shown in (model / "README.md").read_text()
     else:
         assert "is no name" in capsys.readouterr().err and (model / "README.md").read_text() == before
+
+
+def test_the_leaderboard_names_the_environment_and_no_steps_that_nobody_took(tmp_path):
+    """With `--env` left out, the command that the page gives plays other episodes."""
+    episode = {"task": "reach-v3", "outcome": "success", "steps": 9, "stage": 1, "agreed": 0, "oracle_steps": None}
+    plan = {"policy": "a", "env": "metaworld", "level": "normal", "seed": 0, "max_steps": 500}
+    report = {"simulator": plan | {"noise": 0.0, "control": "none"}, **score_run([episode], {"reach-v3": ("done",)})}
+    assert write_leaderboard([VerifiedResult("sim", 64 * "a", 1, 1, report, [])], tmp_path / "board.md") == 1
+    text = (tmp_path / "board.md").read_text()
+    assert "### reach-v3 of metaworld, level normal\n" in text and "| 9.0 (-) |" in text
+
+
+def test_a_model_card_is_of_our_simulator_alone(tmp_path):
+    """70 steps are 14 seconds here, and less than one in Meta-World."""
+    model = shutil.copytree(Path("checkpoints/tiny"), tmp_path / "model")
+    report = {"checkpoint_sha256": open_checkpoint(model).sha256, "simulator": {"env": "metaworld"}}
+    with pytest.raises(DataError, match="was played in metaworld"):
+        write_card(model, [VerifiedResult("sim", 64 * "a", 1, 1, report, [])])
 
 
 def test_the_leaderboard_takes_verified_runs_only(simulation, evaluation, tmp_path, capsys, monkeypatch):

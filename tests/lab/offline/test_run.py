@@ -3,6 +3,7 @@ import math
 import subprocess
 import sys
 import time
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -235,7 +236,7 @@ def _evaluate(data_set, out, name, **changes):
     return evaluate(
         EvaluationPlan(name, "data", **changes),
         out,
-        lambda report: open_episodes(data_set, report=report),
+        lambda report: islice(open_episodes(data_set, report=report), changes.get("limit")),
         lambda: pytest.fail("a baseline asks no model"),
     )
 

@@ -9,7 +9,7 @@ from vlm_local.sim.tasks import AUTOEVAL_STEPS
 
 
 def score_run(episodes: Sequence[Mapping[str, Any]], stages: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """episodes: what `run.play` reports of each. stages: task -> names of its stages, in order.
+    """episodes: of each that was played its meta.json. stages: task -> names of its stages, in order.
 
     Returns JSON values. Faulted episodes say nothing of the policy: they are counted and left out of every rate.
     """

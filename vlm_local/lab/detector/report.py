@@ -1,28 +1,12 @@
 """The scores of a success detector -> report.json and one self-contained report.html."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vlm_local.lab import pages
+from vlm_local.lab.asked import Shown
 from vlm_local.lab.formats import format_fixed, format_share, format_span
-
-
-@dataclass(frozen=True, eq=False)
-class Shown:
-    """A picture, uint8 (H, W, 3), and its row."""
-
-    image: np.ndarray
-    row: Mapping[str, Any]
-
-    def rank(self) -> float:
-        """Smaller is shown first: minus the answer's probability where it is wrong, 1 plus it where it is right."""
-        told = self.row["probabilities"]
-        sureness = 0.0 if told is None or self.row["answer"] is None else told[self.row["answer"]]
-        return 1 + sureness if self.row["answer"] == self.row["label"] else -sureness
 
 
 def write_report(folder: Path, report: Mapping[str, Any], shown: Sequence[Shown]) -> None:
@@ -41,7 +25,7 @@ def write_report(folder: Path, report: Mapping[str, Any], shown: Sequence[Shown]
         cards=_list_cards(report),
         warnings=[failed] * bool(report["failed"]) + pages.list_warnings(report["policy"], report["left_out"]),
         reliability=None if calibration is None else pages.draw_reliability(calibration["bins"]),
-        pictures=[{"image": pages.encode_thumbnail(each.image), **each.row} for each in shown],
+        pictures=[{"image": pages.encode_thumbnail(image), **row} for image, row in shown],
     )
 
 

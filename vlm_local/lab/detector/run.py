@@ -11,14 +11,11 @@ import numpy as np
 from vlm_local.answers import Answer
 from vlm_local.data.questions import LabelledImage
 from vlm_local.errors import DataError, EngineError, RequestError
-from vlm_local.lab.detector.report import Shown, write_report
-from vlm_local.lab.detector.scores import Row, score_answers
+from vlm_local.lab.asked import Row, Shown, describe_answer, keep_worst, refuse_faults
+from vlm_local.lab.detector.report import write_report
+from vlm_local.lab.detector.scores import score_answers
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.provenance import choose_deciding, describe_machine
-
-MAX_SHOWN = 48
-_MAX_FAULTS_IN_A_ROW = 3
-_DECIMALS = 6
 
 Ask = Callable[[np.ndarray], Answer]
 
@@ -44,7 +41,7 @@ def evaluate_detector(
             folder.begin({**about, "choices": choices, **describe_machine()}, _list_settings, bool(file.rows))
             rows, worst = _ask_all(images, ask, file, progress)
         if not rows:
-            raise DataError("no picture could be read: " + "; ".join(left_out[:3]))
+            raise DataError("no picture could be read: " + ("; ".join(left_out[:3]) or "there is none"))
         report = {**folder.settings, **score_answers(rows, choices, precision), "wanted_precision": precision}
         report["left_out"] = left_out
         write_report(path, report, worst)
@@ -67,7 +64,6 @@ def _ask_all(
     known = {(row["source"], row["label"], row.get("sha256")): row for row in file.rows}
     rows: list[Row] = []
     worst: list[Shown] = []
-    faults = 0
     for labelled in images:
         sha256 = _hash(labelled.image)
         row = known.get((labelled.source, labelled.answer, sha256))
@@ -76,13 +72,8 @@ def _ask_all(
             row = {**picture, **_ask(ask, labelled.image)}
             file.add(row)
         rows.append(row)
-        faults = faults + 1 if row["answer"] is None else 0
-        if faults == _MAX_FAULTS_IN_A_ROW:
-            raise EngineError(
-                f"the detector failed {faults} times in a row, last with: {row['fault']}; mend it, and the same "
-                "command goes on"
-            )
-        _keep_worst(worst, Shown(labelled.image, row))
+        refuse_faults(rows, "the detector")
+        keep_worst(worst, (labelled.image, row))
         progress()
     return rows, worst
 
@@ -96,17 +87,4 @@ def _ask(ask: Ask, image: np.ndarray) -> dict[str, Any]:
         answer = ask(image)
     except (EngineError, RequestError) as error:
         return {"answer": None, "probabilities": None, "missing_mass": None, "fault": str(error)}
-    told = answer.probabilities
-    return {
-        "answer": answer.choice,
-        "probabilities": None if told is None else {name: round(p, _DECIMALS) for name, p in told.items()},
-        "missing_mass": answer.missing_mass,
-        "fault": None,
-    }
-
-
-def _keep_worst(shown: list[Shown], new: Shown) -> None:
-    """The pictures worth a look: surely wrong first, then wrong, then right but unsure."""
-    shown.append(new)
-    shown.sort(key=Shown.rank)
-    del shown[MAX_SHOWN:]
+    return {**describe_answer(answer), "missing_mass": answer.missing_mass, "fault": None}

@@ -1,18 +1,14 @@
-"""How good a success detector is: answers to labelled pictures -> scores. Needs no model.
+"""How good a success detector is: answers to labelled pictures -> scores. Needs no model."""
 
-A row: label, answer (None for a failure), probabilities {choice: p} or None.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from vlm_local.lab.asked import Row
 from vlm_local.lab.statistics import area_under_roc, calibrate, wilson
 
 MIN_ROWS = 10  # a share of fewer has no interval
-
-Row = Mapping[str, Any]
 
 
 def score_answers(rows: Sequence[Row], choices: Sequence[str], precision: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from vlm_local.checkpoint import open_checkpoint
+from vlm_local.environments import OURS
 from vlm_local.errors import DataError
 from vlm_local.files import open_replacing, write_json
 from vlm_local.lab.evidence.choices import list_choices, list_runs_choices
@@ -21,8 +22,8 @@ def write_card(folder: Path, results: Sequence[VerifiedResult]) -> int:
     """Write what was reached into `folder`/vlm_local.json and, between its marks BEGIN and END, README.md.
 
     A folder without README.md gets one. Returns the number of (setting, task) pairs. Raises DataError for results that
-    are not of these weights, for two of one setting, for a name that is none, and for a card without marks; ConfigError
-    where nothing can be written.
+    are not of these weights or of our simulator, for two of one setting, for a name that is none, and for a card
+    without marks; ConfigError where nothing can be written.
     """
     checkpoint = open_checkpoint(folder)
     weights = checkpoint.sha256
@@ -30,6 +31,12 @@ def write_card(folder: Path, results: Sequence[VerifiedResult]) -> int:
     for result in results:
         if result.kind != "sim" or result.report.get("checkpoint_sha256") != weights:
             raise DataError(f"the result {result.seal[:12]} is no simulation of the weights in {folder}")
+        env = result.report["simulator"].get("env", OURS)
+        if env != OURS:
+            raise DataError(
+                f"the result {result.seal[:12]} was played in {env}; a card tells success in our simulator, within "
+                f"{AUTOEVAL_STEPS} steps"
+            )
         tasks = settings.setdefault(_name_setting(result.report, checkpoint.sidecar), {})
         for task, told in _list_tasks(result.report).items():
             if task in tasks:

@@ -1,4 +1,4 @@
-"""What of a policy's settings a row must name: with it the same weights are another policy."""
+"""Which settings of a policy a row of a table must name: with another one, the same weights are another policy."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vlm_local.environments import OURS
 from vlm_local.errors import DataError
 from vlm_local.files import open_replacing
 from vlm_local.lab.closed_loop.scores import reaches_autoeval
@@ -90,6 +91,7 @@ def _list_tasks(result: VerifiedResult) -> list[_Row]:
     choices = [*list_runs_choices(plan), *list_choices(report)]
     name = ", ".join([check_name(plan["policy"]), *map(check_name, choices)])
     limit = "" if plan["max_steps"] == 120 else f" at {plan['max_steps']}"
+    env = "" if plan.get("env", OURS) == OURS else f" of {check_name(plan['env'])}"
     for task, score in report["tasks"].items():
         cells = (
             name,
@@ -97,13 +99,13 @@ def _list_tasks(result: VerifiedResult) -> list[_Row]:
             f"{plan['seed']} to {plan['seed'] + score['episodes'] - 1}",
             _show_share(score["success"]) + limit,
             _show_share(score["success_70"]) if reaches_autoeval(plan) else "-",
-            "-" if score["steps"] is None else f"{score['steps']:.1f} ({score['oracle_steps'] or 0:.1f})",
+            "-" if score["steps"] is None else f"{score['steps']:.1f} ({format_fixed(score['oracle_steps'], 1)})",
             str(score["faulted"]),
             _shorten(report.get("git")),
             _shorten(result.seal),
         )
         rate = score["success"]["rate"]
-        rows.append((f"{task}, level {check_name(plan['level'])}", -1.0 if rate is None else rate, cells))
+        rows.append((f"{task}{env}, level {check_name(plan['level'])}", -1.0 if rate is None else rate, cells))
     return rows
 
 

@@ -4,15 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vlm_local.lab import pages
+from vlm_local.lab.asked import Shown
 from vlm_local.lab.formats import format_p, format_points, format_share, format_span
 
 
-def write_report(
-    folder: Path, report: Mapping[str, Any], shown: Sequence[tuple[np.ndarray, Mapping[str, Any]]]
-) -> None:
+def write_report(folder: Path, report: Mapping[str, Any], shown: Sequence[Shown]) -> None:
     """Write `folder`/report.json and report.html.
 
     report: `score_rows` with `policy`, `data` and how it was made. shown: last pictures and rows of the questions on

@@ -5,8 +5,9 @@ from typing import Any
 
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_object
+from vlm_local.lab.asked import Row
 from vlm_local.lab.multiple_choice.scores import score_rows
-from vlm_local.lab.multiple_choice.trials import Row, load_rows
+from vlm_local.lab.multiple_choice.trials import load_rows
 
 _ROUNDED = 1e-4  # how far the sum of probabilities may be above 1
 

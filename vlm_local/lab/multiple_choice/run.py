@@ -10,20 +10,17 @@ import numpy as np
 from vlm_local.answers import Answer
 from vlm_local.data.multiple_choice import ChoiceQuestion
 from vlm_local.errors import DataError, EngineError, RequestError
+from vlm_local.lab.asked import Row, Shown, describe_answer, keep_worst, refuse_faults
 from vlm_local.lab.multiple_choice.report import write_report
-from vlm_local.lab.multiple_choice.scores import Row, score_rows
+from vlm_local.lab.multiple_choice.scores import score_rows
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.plain import escape_controls
 from vlm_local.provenance import choose_deciding, describe_machine
 from vlm_local.types import Picture, Prompt
 
 _GREY = 127  # of 255, as the blank pictures of --contrast
-_MAX_FAULTS_IN_A_ROW = 3
-_MAX_SHOWN = 48
-_DECIMALS = 6
 
 Ask = Callable[[np.ndarray, Prompt, tuple[str, ...]], Answer]
-Shown = tuple[np.ndarray, Row]  # the last picture of a question, and its row
 
 
 def evaluate_questions(
@@ -45,7 +42,7 @@ def evaluate_questions(
             folder.begin({**about, **describe_machine()}, _list_settings, bool(file.rows), grows=("data_sha256",))
             rows, shown = _ask_all(questions, ask, file, left_out, progress)
         if not rows:
-            raise DataError("no question could be asked: " + "; ".join(left_out[:3]))
+            raise DataError("no question could be asked: " + ("; ".join(left_out[:3]) or "there is none"))
         report = {**folder.settings, **score_rows(rows), "left_out": left_out}
         write_report(path, report, shown)
         return report
@@ -69,10 +66,8 @@ def _ask_all(
                 continue
             file.add(row)
         rows.append(row)
-        _refuse_faults(rows[-_MAX_FAULTS_IN_A_ROW:])
-        shown.append((question.pictures[-1], row))
-        shown.sort(key=_rank)
-        del shown[_MAX_SHOWN:]
+        refuse_faults(rows, "the model")
+        keep_worst(shown, (question.pictures[-1], row))
         progress()
     return rows, shown
 
@@ -101,31 +96,9 @@ def _ask_both(ask: Ask, question: ChoiceQuestion) -> Row:
         blind = _ask(ask, question, [np.full_like(picture, _GREY) for picture in question.pictures])
     except EngineError as error:
         return {"answer": None, "probabilities": None, "blind": None, "fault": str(error)}
-    told = seeing.probabilities
-    return {
-        "answer": seeing.choice,
-        "probabilities": None if told is None else {name: round(p, _DECIMALS) for name, p in told.items()},
-        "blind": blind.choice,
-        "fault": None,
-    }
+    return {**describe_answer(seeing), "blind": blind.choice, "fault": None}
 
 
 def _ask(ask: Ask, question: ChoiceQuestion, pictures: Iterable[np.ndarray]) -> Answer:
     *earlier, last = pictures
     return ask(last, Prompt("", question.text, tuple(map(Picture, earlier))), question.answers)
-
-
-def _refuse_faults(rows: list[Row]) -> None:
-    faults = [row["fault"] for row in rows if row["fault"] is not None]
-    if len(faults) == _MAX_FAULTS_IN_A_ROW:
-        raise EngineError(
-            f"the model failed {len(faults)} times in a row, last with: {faults[-1]}; mend it, and the same command "
-            "goes on"
-        )
-
-
-def _rank(shown: Shown) -> float:
-    """Smaller is shown first: surely wrong answers, then wrong ones, then right but unsure ones."""
-    row = shown[1]
-    sureness = row["probabilities"][row["answer"]] if row["probabilities"] else 0.0
-    return 1 + sureness if row["answer"] == row["label"] else -sureness

@@ -1,7 +1,6 @@
 """Answers to a benchmark's questions -> scores. Needs no model.
 
-A row: category, choices, label, sha256 of the pictures, answer (None for a failure), probabilities {choice: p} or None,
-and blind, the answer to grey pictures.
+A row has, beside what lab/asked.py says: category, choices, sha256 of the pictures, and blind, the answer to grey ones.
 """
 
 from collections import Counter
@@ -10,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from vlm_local.lab.asked import Row
 from vlm_local.lab.comparison import compare
-from vlm_local.lab.multiple_choice.trials import Row, build_trials
+from vlm_local.lab.multiple_choice.trials import build_trials
 from vlm_local.lab.statistics import calibrate
 
 

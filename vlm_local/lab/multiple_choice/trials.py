@@ -8,9 +8,9 @@ import numpy as np
 
 from vlm_local.errors import DataError
 from vlm_local.files import read_json_lines
+from vlm_local.lab.asked import Row
 from vlm_local.lab.comparison import OVERALL, Measure, Trials, describe_making, read_report, stack_scores
 
-Row = Mapping[str, Any]
 _ALL = "all questions"
 
 

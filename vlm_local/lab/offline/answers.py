@@ -146,9 +146,8 @@ class PolicyAnswerer:
                 unscored[step] = unscored[missing[0]]
                 continue
             faults = [decisions[at].fault for at in window if decisions[at].fault]
-            phrase = (
-                None if faults else _label_actions(episode, start, [decisions.get(at) for at in (start - 1, *window)])
-            )
+            around = [decisions.get(at) for at in (start - 1, *window)]
+            phrase = None if faults else _label_actions(episode, start, around)
             decision = decisions.get(step) or decisions[start]
             yield step, _describe(decision, phrase, "actions") | {"fault": faults[0] if faults else None}
 

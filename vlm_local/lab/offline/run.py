@@ -3,7 +3,7 @@
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from vlm_local.data.selection import OpenData
-from vlm_local.errors import DataError
+from vlm_local.errors import ConfigError, DataError
 from vlm_local.lab.formats import format_name
 from vlm_local.lab.offline import baselines
 from vlm_local.lab.offline.answers import Answerer, BaselineAnswerer, PolicyAnswerer
@@ -30,6 +30,7 @@ from vlm_local.types import Episode
 
 SETTINGS = "evaluation.json"
 _MAY_GROW = ("limit", "episodes")
+_SHOWN = 5  # episodes that a refusal names
 _ONLY_WHERE_USED = ("examples", "frames", "think")  # which a policy without them does not name
 
 
@@ -82,6 +83,7 @@ def evaluate(
     with ResultFolder(path, "eval", SETTINGS) as folder:
         with closing(RowWriter(path, progress)) as writer:
             here = {"plan": asdict(plan), **({"policy": known} if known else {}), **describe_machine()}
+            _refuse_fewer(plan, path, writer.done, open_data)
             folder.begin(here, partial(_list_settings, known or {}), bool(writer.done), grows=("plan",))
             if plan.policy in baselines.NAMES:
                 answerers = [_build_baseline(plan, open_data)]
@@ -117,6 +119,23 @@ def _list_settings(known: Mapping[str, Any], made: Mapping[str, Any]) -> dict[st
     plan = {name: value for name, value in made["plan"].items() if name not in grows}
     told = choose_deciding(made.get("policy", {}))
     return plan | {name: told.get(name) for name in (*choose_deciding(known), *_ONLY_WHERE_USED) if known}
+
+
+def _refuse_fewer(plan: EvaluationPlan, path: Path, done: Collection[int], open_data: OpenData) -> None:
+    """Raises ConfigError where the folder has episodes that the plan leaves out: they would be scored, too."""
+    if not done:
+        return
+    if plan.episodes:
+        asked: Collection[int] = {episode.index for episode in open_data(lambda problem: None)}
+    else:
+        asked = done if plan.limit is None else range(plan.limit)
+    more = sorted(set(done).difference(asked))
+    if more:
+        told = ", ".join(map(str, more[:_SHOWN])) + ", ..." * (len(more) > _SHOWN)
+        raise ConfigError(
+            f"{path} holds answers about episode {told}, which would be scored, too; ask about all that it holds, or "
+            "choose another --out"
+        )
 
 
 def _build_baseline(plan: EvaluationPlan, open_data: OpenData) -> Answerer:
@@ -216,15 +235,12 @@ def _skip_done(episodes: Iterable[Episode], writer: RowWriter) -> Iterator[Episo
 
 
 def _answer_episode(episode, answerer, writer, every, stop) -> None:
-    reason = (
-        None if episode.instruction else f"{episode.source}: the episode has no instruction, so nobody can be asked"
-    )
-    labels, full_windows = [], []
     try:
         labels, full_windows = label_episode(episode.states)
+        if not episode.instruction:
+            raise DataError("the episode has no instruction, so nobody can be asked")
     except DataError as error:
         reason = f"{episode.source}: {error}"
-    if reason is not None:
         writer.finish_episode({"episode": episode.index, "steps": len(episode), "left_out": reason})
         writer.progress(1)
         return

@@ -1,4 +1,4 @@
-"""Does reasoning decide the answer, and does it let go? Scenes that are answered behind reasoning about another one.
+"""Does reasoning decide the answer, and does an old one stop deciding it? Answers behind reasoning on other scenes.
 
 Each case is an episode of two steps: the model writes about the first view and answers the second.
 

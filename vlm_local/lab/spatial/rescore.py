@@ -1,5 +1,6 @@
 """The report of `spatial`, once more from its rows and its scenes, which are built again."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,7 @@ def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, A
     """
     made = read_json_object(folder / "study.json")
     rows = list(read_json_lines(folder / "rows.jsonl"))
-    told = {(row["scene"], row["change"]): row for row in rows}
-    gallery = Gallery(SceneSet(**made["set"]), drawn=False)
-    number = 0
-    for number, (scene, view) in enumerate(gallery.show_all(), 1):
-        row = told.pop((scene, view.change.name), {})
-        shown = describe_view(scene, view)
-        here = {name: row.get(name) for name in shown}
-        if here != shown:
-            raise DataError(f"rows.jsonl: the scene is {shown}, but the row says {here}")
-        progress(number, len(rows))
-    if told or len(rows) != number:
-        raise DataError("rows.jsonl has rows of scenes that the set does not have, or a row twice")
-    require_frozen(SceneSet(**made["set"]), gallery.frozen, DataError)
+    _check_scenes(rows, SceneSet(**made["set"]), progress)
     told_values = [values for row in rows for values in row["marginals"].values()]
     # Said so that NaN, which any comparison with is false, is refused: a scene without numbers would be in no score.
     if not all(len(of) == 3 and min(of) >= 0 and abs(sum(of) - 1) <= 1e-4 for of in told_values):
@@ -42,3 +31,19 @@ def rescore(folder: Path, report: dict[str, Any], progress) -> tuple[dict[str, A
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{REASONING}: {error}") from None
     return scores, made
+
+
+def _check_scenes(rows: Sequence[Mapping[str, Any]], scene_set: SceneSet, progress) -> None:
+    """Raises DataError where the rows are not those of every scene and change of the set, each once."""
+    told = {(row["scene"], row["change"]): row for row in rows}
+    gallery, number = Gallery(scene_set, drawn=False), 0
+    for number, (scene, view) in enumerate(gallery.show_all(), 1):
+        row = told.pop((scene, view.change.name), {})
+        shown = describe_view(scene, view)
+        here = {name: row.get(name) for name in shown}
+        if here != shown:
+            raise DataError(f"rows.jsonl: the scene is {shown}, but the row says {here}")
+        progress(number, len(rows))
+    if told or len(rows) != number:
+        raise DataError("rows.jsonl has rows of scenes that the set does not have, or a row twice")
+    require_frozen(scene_set, gallery.frozen, DataError)

@@ -29,10 +29,8 @@ def join_outcomes(recording: Path, eval_data: Path, report: Report) -> dict[str,
     for outcome in read_outcomes(eval_data, report):
         found = [
             index
-            for index, actions in enumerate(sent)
-            if actions is not None
-            and _holds(actions, outcome.actions)
-            and _fits(outcome.instruction, episodes[index].lines[0].get("instruction"))
+            for index, (episode, actions) in enumerate(zip(episodes, sent, strict=True))
+            if _holds(actions, outcome.actions) and _fits(outcome.instruction, episode.lines[0].get("instruction"))
         ]
         index = next((index for index in found if index not in taken), None)
         if index is None:
@@ -54,9 +52,9 @@ def _stack_actions(episode: RecordedEpisode) -> np.ndarray | None:
     return None if any(action is None for action in actions) else np.array(actions, np.float64)
 
 
-def _holds(sent: np.ndarray, answered: np.ndarray) -> bool:
+def _holds(sent: np.ndarray | None, answered: np.ndarray) -> bool:
     """Whether an episode is this rollout; one that motors interrupted may have gone on a step in the recording."""
-    return 0 <= len(sent) - len(answered) <= 1 and np.array_equal(sent[: len(answered)], answered)
+    return sent is not None and 0 <= len(sent) - len(answered) <= 1 and np.array_equal(sent[: len(answered)], answered)
 
 
 def _fits(said: str, recorded: str | None) -> bool:

@@ -19,9 +19,9 @@ from vlm_local.lab.tune.episodes import DEVELOPMENT, HELD_OUT, Split, split_epis
 from vlm_local.lab.tune.report import write_report
 from vlm_local.lab.tune.rungs import EXAMPLES, Base, Rung, Setting, describe_setting, find_rungs
 from vlm_local.lab.tune.scores import choose, compare, describe, summarise_times
-from vlm_local.models import DEFAULT
 from vlm_local.policy_options import PolicyOptions, write_settings
 from vlm_local.provenance import describe_machine, tell_making
+from vlm_local.registry import DEFAULT
 from vlm_local.resolved_options import ResolvedOptions
 
 SETTINGS, CHOSEN = "tune.json", "vlm_local.json"
@@ -95,7 +95,7 @@ def _list_settings(made: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Climb:
-    """The greedy choice, as a function of what the asker says."""
+    """The greedy choice: on each rung the best variant, beside what was kept before."""
 
     def __init__(self, asker: Asker, split: Split, seed: int, progress: Progress):
         self._asker, self._split, self._seed = asker, split, seed

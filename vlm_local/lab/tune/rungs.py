@@ -1,4 +1,4 @@
-"""What `tune` tries, rung after rung. A rung more is an entry more of RUNGS."""
+"""What `tune` tries, rung after rung: the entries of RUNGS."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +25,8 @@ class Base:
 class Rung:
     """about: in words, for tables. list_variants: what is tried, of which one is kept or none.
 
-    list_variants raises ConfigError, with the reason, where there is nothing to try. A variant that the options refuse
-    (a family that reads one picture, a camera without a matrix) needs no word here.
+    list_variants raises ConfigError, with the reason, where there is nothing to try. It need not look whether a model
+    takes a variant (its family may read one picture only): the options refuse it with their own reason.
     """
 
     name: str
