@@ -214,10 +214,11 @@ class RobotStates:
     def _load(self, path: Path) -> None:
         try:
             told = json.loads(path.read_bytes())
-            self._all = _read_hold(told["held"]["all"])
-            self._robots = {name: _read_hold(hold) for name, hold in told["held"]["robots"].items()}
-            self._grippers = {name: Gripper(**gripper) for name, gripper in told["grippers"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            everyone = _read_hold(told["held"]["all"])
+            robots = {name: _read_hold(hold) for name, hold in told["held"]["robots"].items()}
+            grippers = {name: _read_gripper(**gripper) for name, gripper in told["grippers"].items()}
+            self._all, self._robots, self._grippers = everyone, robots, grippers
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{path} cannot be read ({error!r}), and it says which robots were held"
             logger.error("%s; all are held until POST /release", reason)
             self._all = Hold(reason, time.time())
@@ -225,6 +226,12 @@ class RobotStates:
 
 def _read_hold(hold: Mapping[str, Any] | None) -> Hold | None:
     return None if hold is None else Hold(str(hold["reason"]), float(hold["since"]))
+
+
+def _read_gripper(command: float | None = None, arrived: bool = False, is_reset: bool = False) -> Gripper:
+    if command is not None and not 0 <= command <= 1:
+        raise ValueError(f"{command} commands no gripper")
+    return Gripper(command, bool(arrived), bool(is_reset))
 
 
 def find_previous(parent: Path, port: int) -> Path | None:
@@ -237,7 +244,7 @@ def find_previous(parent: Path, port: int) -> Path | None:
 def _read_port(path: Path) -> int | None:
     try:
         return json.loads(path.read_bytes()).get("port")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
 
 
