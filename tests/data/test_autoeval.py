@@ -143,6 +143,8 @@ def test_a_teleop_recording_is_split_where_an_episode_is_done(tmp_path):
     assert [len(episode) for episode in episodes] == [6, 3]
     assert episodes[1].instruction == "close the drawer"
     np.testing.assert_allclose(episodes[1].states, states[6:], rtol=1e-6)
+    np.testing.assert_array_equal(episodes[1].load_image(2), trajectory["obs"]["image_primary"][8])
+    np.testing.assert_array_equal(episodes[1].actions, trajectory["action"][6:])
 
 
 class Bomb:
@@ -196,12 +198,21 @@ def test_damaged_pickles_are_reported_not_raised(tmp_path):
         ({"obs": {"image_primary": []}}, "0 images, but 4 states"),
         ({"obs": None}, "obs must be a dictionary"),
         ({"obs": {}}, "it has none"),
+        ({"obs": {"image_primary": 4}}, r"not a trajectory \(TypeError\)"),
+        ({"proprio": [[0.3, 0, 0.1, 0, 0, 0, 0, 0.39]], "obs": {"image_primary": [None]}}, "a single step"),
     ],
 )
 def test_a_trajectory_that_is_no_episode_is_reported(tmp_path, changes, says):
     (tmp_path / "traj_0.pkl").write_bytes(pickle.dumps(_trajectory(recordings.make_states(4), **changes)))
     with pytest.raises(DataError, match=says):
         list(open_episodes(tmp_path, report=_refuse))
+
+
+def test_a_folder_named_like_a_file_is_reported(tmp_path):
+    (tmp_path / "traj_0.pkl").mkdir()
+    problems = []
+    assert not list(open_episodes(tmp_path, report=problems.append))
+    assert len(problems) == 1 and "traj_0.pkl" in str(problems[0])
 
 
 def test_recorded_actions_without_pictures_are_refused(tmp_path):

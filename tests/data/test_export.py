@@ -99,6 +99,7 @@ def test_the_data_set_has_what_lerobot_reads(run, tmp_path):
     assert info["codebase_version"] == "v3.0" and info["total_episodes"] == 2 and info["total_frames"] == 8
     assert info["features"]["observation.images.camera"]["shape"] == [64, 64, 3]
     table = pq.read_table(folder / info["data_path"].format(chunk_index=0, file_index=1))
+    assert set(table.column_names) == set(info["features"]) and info["total_tasks"] == 2
     assert table["index"].to_pylist() == [5, 6, 7] and table["frame_index"].to_pylist() == [0, 1, 2]
     assert table["timestamp"].to_pylist() == pytest.approx([0, 0.2, 0.4])
     assert table["phrase"].to_pylist() == ["move forward", "move up, close gripper", ""]

@@ -231,9 +231,35 @@ def _change_info(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def test_a_picture_that_is_elsewhere_or_has_gone_is_refused_by_row(tmp_path):
+    recordings.write_lerobot(tmp_path, _states()[:1], images="image")
+    (path,) = tmp_path.rglob("episode_000000.parquet")
+    table, name = pq.read_table(path), "observation.images.image_0"
+    cells = [{"bytes": None, "path": "frames/0.png"}] * table.num_rows
+    column = pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()}))
+    pq.write_table(table.set_column(table.column_names.index(name), name, column), path)
+    (episode,) = open_episodes(tmp_path)
+    with pytest.raises(DataError, match=r"row 3: the image is not in the table but in frames/0\.png"):
+        episode.load_image(3)
+    (episode,) = open_episodes(tmp_path)
+    path.unlink()
+    with pytest.raises(DataError, match=path.name):
+        episode.load_image(2)
+
+
+def test_the_index_of_tasks_says_the_instruction_and_the_episodes_line_where_it_does_not(tmp_path):
+    recordings.write_lerobot(tmp_path, _states(), images="image")
+    episodes, tasks = tmp_path / "meta/episodes.jsonl", tmp_path / "meta/tasks.jsonl"
+    episodes.write_text(episodes.read_text().replace("lift the cup", "fold the cloth"))
+    assert next(open_episodes(tmp_path)).instruction == "lift the cup"
+    tasks.write_text(tasks.read_text().replace('"task_index": 0', '"task_index": 7'))
+    assert next(open_episodes(tmp_path)).instruction == "fold the cloth"
+
+
 def test_a_split_is_a_range_of_episodes(tmp_path):
     recordings.write_lerobot(tmp_path, _states(), images="image")
     _change_info(tmp_path, splits={"train": "0:2", "val": "2:3"})
+    assert (count_episodes(tmp_path, split="train"), count_episodes(tmp_path, split="val")) == (2, 1)
     val = open_data_set(tmp_path, Selection(split="val"))
     assert val.about["splits"] == ["val"] and [len(episode) for episode in val.episodes] == [5]
     assert count_episodes(tmp_path, "train") == 2

@@ -287,6 +287,7 @@ def test_who_sends_nothing_or_too_slowly_is_cut_off_and_a_station_may_rest(way, 
 
 def test_where_all_places_are_taken_the_silent_make_room_and_a_station_keeps_its_own(monkeypatch):
     monkeypatch.setattr("vlm_local.relay.MAX_CONNECTIONS", 4)
+    monkeypatch.setattr("vlm_local.relay.FIRST_S", 120)  # they do not end because this is over
     with serve() as server, relay_to(server.port) as port, ExitStack() as stack:
         station = stack.enter_context(closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)))
         assert _act(station)["step"] == 0

@@ -47,7 +47,6 @@ class Client:
         self.robot = robot
         self._connection, self._peer, self._service, self._limit = connection, peer, service, limit
         self.spelling: Spelling = "openpi"
-        self._frame_bytes = 0
         self._has_instructed = False
 
     def receive(self) -> dict[Any, Any]:

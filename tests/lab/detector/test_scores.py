@@ -132,10 +132,24 @@ def test_filtered_pictures_beside_records_answer_their_question(tmp_path):
     write_record(tmp_path / "negatives.pkl", [picture(1) / np.float32(255)])
     images, problems = read(tmp_path)
     assert [each.answer for each in images] == ["yes", "no"] and not problems
+    recorded, filtered = open_labelled(tmp_path, is_bgr=True).open_images(problems.append)  # of the filtered alone
+    assert (recorded.image == picture(0)).all() and (filtered.image == picture(1)[..., ::-1]).all()
     assert open_labelled(tmp_path).question == TASKS[0].question
     (tmp_path / "record-open-drawer.pkl").rename(tmp_path / "record-in-sink.pkl")
     with pytest.raises(DataError, match="it after the answer, such as record-in-sink-2"):
         open_labelled(tmp_path)
+
+
+def test_frames_of_a_recording_are_of_one_episode_until_it_is_done(tmp_path):
+    steps = [{"observation": {"image_primary": picture()}, "done": done} for done in (False, True, False)]
+    (tmp_path / "record-open-drawer.pkl").write_bytes(pickle.dumps(steps))
+    write_record(tmp_path / "negatives.pkl", [picture(1) / np.float32(255)] * 2)
+    images, _ = read(tmp_path)
+    assert [each.episode for each in images] == [
+        *["record-open-drawer.pkl, episode 0"] * 2,
+        "record-open-drawer.pkl, episode 1",
+        *("negatives.pkl, step 0", "negatives.pkl, step 1"),
+    ]
 
 
 def test_a_folder_for_each_answer_is_read(tmp_path):
