@@ -91,7 +91,7 @@ def test_map_finds_the_most_probable_sentence_and_its_lead(seed, limit):
 
 
 @worlds
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_sample_is_the_inverse_cdf_in_the_order_of_the_sentences(seed, limit):
     world = World(seed)
     cumulative = {temperature: world.score(temperature).cumsum() for temperature in (0.5, 1.0, 2.0)}
