@@ -103,7 +103,17 @@ def test_a_phrase_is_held_for_its_steps_and_no_longer_than_the_episode():
     assert len(asked) == 5
 
 
-@pytest.mark.parametrize("settings", [{"decide": "best"}, {"posterior": "all"}, {"temperature": 0}, {"history": -1}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"decide": "best"},
+        {"posterior": "all"},
+        {"temperature": 0},
+        {"temperature": 10**400},
+        {"contrast": 10**400},
+        {"history": -1},
+    ],
+)
 def test_wrong_settings_are_refused(settings):
     with pytest.raises(ConfigError):
         Settings(**settings)

@@ -308,7 +308,7 @@ def test_nothing_is_asked_again_when_its_time_is_over(behind):
 
 
 def test_an_answer_that_never_ends_runs_out_of_time(behind):
-    policy = RemotePolicy(behind.url, timeout_s=0.5)
+    policy = RemotePolicy(behind.url, timeout_s=1)
     policy.act(Observation(IMAGE, "go"))
     behind.drips = True
     with pytest.raises(EngineError, match="timed out"):

@@ -1,6 +1,7 @@
 """Policies: `reset` and `act`. VLMPolicy asks an engine; HoldPhrase wraps any policy. Knows no HTTP and no torch."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
@@ -64,11 +65,11 @@ class Settings:
             raise ConfigError(f"decide must be one of {', '.join(DECIDE)}, not {self.decide!r}")
         if self.posterior not in POSTERIOR:
             raise ConfigError(f"posterior must be one of {', '.join(POSTERIOR)}, not {self.posterior!r}")
-        if not (np.isfinite(self.temperature) and self.temperature > 0):
+        if not 0 < self.temperature <= sys.float_info.max:
             raise ConfigError(f"temperature must be a positive number, not {self.temperature}")
         if self.history < 0:
             raise ConfigError(f"history must not be negative, but is {self.history}")
-        if not (np.isfinite(self.contrast) and self.contrast >= 0):
+        if not 0 <= self.contrast <= sys.float_info.max:
             raise ConfigError(f"contrast must be 0 or a positive number, not {self.contrast}")
 
 

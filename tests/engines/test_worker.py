@@ -155,10 +155,7 @@ def test_an_error_in_the_place_of_an_answer_is_its_callers_alone(make_worker, er
 
     engine = Picky()
     worker = make_worker(engine)
-    first = Caller(worker, _request("first"))
-    assert engine.entered.acquire(timeout=60)
-    callers = [Caller(worker, _request(name)) for name in ("thin", "fine")]
-    until(lambda: worker.num_waiting == 2)
+    first, *callers = _queue(worker, engine, *map(_request, ("first", "thin", "fine")))
     engine.gate.release(2)
     assert first.finish().sentence == "move up"
     thin, fine = (caller.finish() for caller in callers)
@@ -169,10 +166,7 @@ def test_an_error_in_the_place_of_an_answer_is_its_callers_alone(make_worker, er
 def test_a_request_that_fails_spoils_no_other_of_its_batch(make_worker):
     engine = GatedEngine()
     worker = make_worker(engine)
-    first = Caller(worker, _request("first"))
-    assert engine.entered.acquire(timeout=60)
-    callers = [Caller(worker, _request(name)) for name in ("good", "bad")]
-    until(lambda: worker.num_waiting == 2)
+    first, *callers = _queue(worker, engine, *map(_request, ("first", "good", "bad")))
     for _ in range(4):
         engine.gate.release()
     outcomes = {caller.request.prompt.after: caller.finish() for caller in [first, *callers]}
@@ -227,10 +221,7 @@ def test_an_answer_to_a_picture_that_is_too_old_is_none_though_it_is_there(make_
 def test_a_batch_that_failed_past_the_deadline_is_not_tried_again(make_worker):
     engine = GatedEngine()
     worker = make_worker(engine, deadline_ms=1000)
-    first = Caller(worker, _request("first"))
-    assert engine.entered.acquire(timeout=60)
-    callers = [Caller(worker, _request(name)) for name in ("good", "bad")]
-    until(lambda: worker.num_waiting == 2)
+    first, *callers = _queue(worker, engine, *map(_request, ("first", "good", "bad")))
     engine.gate.release()
     assert first.finish().sentence == "move up"
     assert all("deadline" in str(caller.finish()) for caller in callers)

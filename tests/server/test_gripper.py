@@ -148,9 +148,22 @@ def test_after_a_restart_it_is_as_the_run_before_left_it(tmp_path):
     assert commands == {"left": [0, 0], "right": [1]}
 
 
-def test_a_state_that_cannot_be_read_holds_every_robot(tmp_path):
+_STATE = '{"held": {"all": null, "robots": {"robot": null}}, "grippers": %s}'  # the robot was released alone
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        '{"held": ',
+        200_000 * "[",
+        _STATE % "[]",
+        *(_STATE % f'{{"robot": {{"command": {command}}}}}' for command in ('"open"', "NaN", "[]", "2")),
+    ],
+    ids=range(7),
+)
+def test_a_state_that_cannot_be_read_holds_every_robot(state, tmp_path):
     (tmp_path / "old").mkdir()
-    (tmp_path / "old" / "state.json").write_text('{"held": ')
+    (tmp_path / "old" / "state.json").write_text(state)
     with observe(tmp_path / "new", previous=tmp_path / "old") as server:
         assert "cannot be read" in server.act()["fault"]
         assert json.loads(server.get("/health")[2])["held"]["all"]

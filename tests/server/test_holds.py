@@ -153,7 +153,7 @@ def test_a_server_goes_on_with_the_run_of_its_own_port_and_no_run_is_gone_on_wit
 
 
 def test_a_hold_that_a_full_disk_did_not_take_is_written_when_there_is_room(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr("vlm_local.server.state._RETRY_S", 0.01)
+    monkeypatch.setattr("vlm_local.server.state_file._RETRY_S", 0.01)
     with observe(tmp_path / "1") as server:
         (tmp_path / "1" / "state.json.new").mkdir()  # what cannot be opened for writing, also by root
         for _ in range(3):

@@ -171,6 +171,8 @@ def _split(records):
 def test_one_episode_in_twenty_is_never_trained_on():
     trained, held_out = _split([record_another(number) for number in range(200)])
     assert not trained & held_out and trained | held_out == set(range(200)) and 4 <= len(held_out) <= 20
+    samples = RecordedSamples([record_another(number) for number in range(200)], load_template(PROMPT), 0, seed=0)
+    assert samples.num_episodes == len(trained)  # "N steps of M episodes" counted those of the others, too
     assert len(_split([record_another(number) for number in range(20)])[1]) >= 1
     assert not _split([record_another(number) for number in range(19)])[1]  # too few to say much
 

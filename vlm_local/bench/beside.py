@@ -17,6 +17,7 @@ from vlm_local.bench.act import Client, RobotStep, format_times, load_steps, sta
 from vlm_local.errors import EngineError
 from vlm_local.files import read_json_lines
 from vlm_local.progress import track
+from vlm_local.registry import DEFAULT
 from vlm_local.server.frames import pack
 from vlm_local.wire import decode_act
 
@@ -33,7 +34,7 @@ def compare_servers(options, beside: str, num_requests: int) -> Measured:
         with start_server(options, folders[0]) as one, start_server(local, folders[1]) as other:
             _, steps = load_steps(None)
             times = _time_in_turns([Client(server.url, "robot", steps).act for server in (one, other)], num_requests)
-    names = (f"{options.engine} {options.model}", f"local {beside}")
+    names = (f"{options.engine} {options.model or DEFAULT}", f"local {beside}")
     summaries, lines = {}, []
     for name, asked in zip(names, times, strict=True):
         round_trips, stages = zip(*asked, strict=True)

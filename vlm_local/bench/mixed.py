@@ -24,6 +24,7 @@ from typing import IO, Any
 from vlm_local.bench.act import start_server
 from vlm_local.bench.load import summarise
 from vlm_local.bench.rough_robot import Diary, RoughRobot
+from vlm_local.plain import hide_secrets
 from vlm_local.progress import track
 from vlm_local.registry import DEFAULT
 
@@ -52,7 +53,7 @@ def measure(options, settings: MixedSettings) -> dict[str, Any]:
         played, strangers = _play_rounds(server.url, other.url, settings)
         server.process.send_signal(signal.SIGTERM)
         status = server.process.wait(60)
-    told = {"benchmark": "mixed", "model": options.model or DEFAULT}
+    told = {"benchmark": "mixed", "model": hide_secrets(options.model or DEFAULT)}
     return judge(settings, played, strangers, status) | told
 
 

@@ -108,7 +108,7 @@ def _run_finetune(args) -> None:
     checkpoint = find_checkpoint(args.model, args.offline)
     default = "paligemma" if checkpoint.family.startswith("paligemma") else "chat"
     prompt = args.prompt or checkpoint.sidecar.get("prompt") or default
-    history = checkpoint.sidecar.get("history") or 0 if args.history is None else args.history
+    history = args.history if args.history is not None else checkpoint.sidecar.get("history") or 0
     problems, digest = ProblemPrinter(), hashlib.sha256()
     data_sets = [open_data_set(path, read_data_options(args), problems) for path in args.data]
     num_episodes = sum(count_episodes(path, args.split) for path in args.data)
@@ -121,10 +121,10 @@ def _run_finetune(args) -> None:
     for path, data in zip(args.data, data_sets, strict=True):
         tell(args, f"{path}: {describe_data(data.about)}")
     found = f"{len(samples)} labelled steps of {samples.num_episodes} episodes, {samples.num_skipped} episodes skipped"
-    apart = (
-        f"{samples.num_held_out} more, of one in {HELD_OUT_EVERY} episodes, are kept apart; log.jsonl has their loss"
-    )
-    tell(args, f"{found}\n{apart}")
+    tell(args, found)
+    if samples.num_held_out:
+        apart = f"of one in {HELD_OUT_EVERY} episodes, are kept apart; log.jsonl has their loss"
+        tell(args, f"{samples.num_held_out} more, {apart}")
     rate = args.learning_rate or (2e-4 if args.lora else 1e-5)
     recipe = Recipe(args.steps, rate, warmup_steps=args.warmup, bfloat16=args.bfloat16)
     tuning = Tuning(recipe, args.samples, args.at_once, args.lora, args.device)

@@ -5,7 +5,6 @@ The server writes it to state.json in the run's folder, and the next server on t
 
 import json
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -18,13 +17,13 @@ from vlm_local.actions import OPEN_THRESHOLD, find_first_command
 from vlm_local.data.summary import list_runs
 from vlm_local.errors import RequestError
 from vlm_local.files import encode_json, is_locked
+from vlm_local.server.state_file import StateFile
 
 logger = logging.getLogger(__name__)
 
 FILE = "state.json"  # in the run's folder
 _WAIT_S = 0.2  # the longest that a robot waits for the disk, and only when a gripper's command turns
 _LONG_WAIT_S = 2.0  # for the disk, where no robot waits
-_RETRY_S = 2.0  # until what could not be written is tried again
 _MAX_NAMES = 1024  # robots that are remembered; those that changed last stay
 _HELD_MOST = 0.85  # of the gripper's range: the widest that a held object is read as
 
@@ -107,7 +106,7 @@ class RobotStates:
         self._grippers: dict[str, Gripper] = {}
         self._port = port
         self._listeners: list[Callable[[], None]] = []
-        self._file = None if folder is None else _StateFile(folder / FILE, self._encode)
+        self._file = None if folder is None else StateFile(folder / FILE, self._encode)
         sources = [source / FILE for source in (folder, previous) if source is not None]
         source = next((source for source in sources if source.is_file()), None)
         if source is not None:
@@ -214,10 +213,11 @@ class RobotStates:
     def _load(self, path: Path) -> None:
         try:
             told = json.loads(path.read_bytes())
-            self._all = _read_hold(told["held"]["all"])
-            self._robots = {name: _read_hold(hold) for name, hold in told["held"]["robots"].items()}
-            self._grippers = {name: Gripper(**gripper) for name, gripper in told["grippers"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            everyone = _read_hold(told["held"]["all"])
+            robots = {name: _read_hold(hold) for name, hold in told["held"]["robots"].items()}
+            grippers = {name: _read_gripper(**gripper) for name, gripper in told["grippers"].items()}
+            self._all, self._robots, self._grippers = everyone, robots, grippers
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{path} cannot be read ({error!r}), and it says which robots were held"
             logger.error("%s; all are held until POST /release", reason)
             self._all = Hold(reason, time.time())
@@ -225,6 +225,12 @@ class RobotStates:
 
 def _read_hold(hold: Mapping[str, Any] | None) -> Hold | None:
     return None if hold is None else Hold(str(hold["reason"]), float(hold["since"]))
+
+
+def _read_gripper(command: float | None = None, arrived: bool = False, is_reset: bool = False) -> Gripper:
+    if command is not None and not 0 <= command <= 1:
+        raise ValueError(f"{command} commands no gripper")
+    return Gripper(command, bool(arrived), bool(is_reset))
 
 
 def find_previous(parent: Path, port: int) -> Path | None:
@@ -237,75 +243,5 @@ def find_previous(parent: Path, port: int) -> Path | None:
 def _read_port(path: Path) -> int | None:
     try:
         return json.loads(path.read_bytes()).get("port")
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
-
-
-class _StateFile:
-    """One small file, written by a thread of its own, so that a disk that hangs keeps nobody waiting for long.
-
-    What cannot be written (a full disk) is tried again until it is: else a restart after the disk was made free would
-    not know of a hold, or would open a gripper.
-    """
-
-    def __init__(self, path: Path, encode: Callable[[], str]):
-        self._path = path
-        self._encode = encode
-        self._changed = threading.Condition()
-        self._num_wanted = self._num_tried = self._num_failed = 0
-        self._is_behind = False  # whether the last try failed
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="state", daemon=True)
-        self._thread.start()
-
-    def write(self, timeout_s: float) -> bool:
-        """Have the present state written. True when it was, within this time."""
-        with self._changed:
-            self._num_wanted += 1
-            number = self._num_wanted
-            self._changed.notify_all()
-            done = self._changed.wait_for(lambda: self._num_tried >= number, timeout_s)
-            return done and self._num_failed < number
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        self._thread.join(1)
-
-    def _run(self) -> None:
-        closed = False
-        while not closed:
-            with self._changed:
-                retry_s = _RETRY_S if self._is_behind else None
-                self._changed.wait_for(lambda: self._num_wanted > self._num_tried or self._closed, retry_s)
-                number, closed = self._num_wanted, self._closed
-                if number == self._num_tried and not self._is_behind:
-                    continue
-            failed = not self._try()
-            with self._changed:
-                self._num_tried = number
-                self._num_failed = number if failed else self._num_failed
-                self._changed.notify_all()
-
-    def _try(self) -> bool:
-        beside = self._path.with_name(FILE + ".new")
-        was_behind = self._is_behind
-        try:
-            with beside.open("w", encoding="utf-8") as file:
-                file.write(self._encode())
-                file.flush()
-                os.fsync(file.fileno())  # a hold outlasts a power cut
-            os.replace(beside, self._path)
-        except OSError as error:
-            self._is_behind = True
-            if not was_behind:
-                logger.error(
-                    "%s cannot be written (%s): until it can, a restart would not know holds and grippers",
-                    self._path, error,
-                )  # fmt: skip
-            return False
-        self._is_behind = False
-        if was_behind:
-            logger.warning("%s is written again: a restart knows holds and grippers", self._path)
-        return True

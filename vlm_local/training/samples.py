@@ -81,12 +81,13 @@ class RecordedSamples:
         self._places, self._held_out = places[~is_held_out], places[is_held_out]  # (N, 2): episode, step
         if not len(self._places):
             raise DataError(
-                f"none of {self.num_episodes + self.num_skipped} episodes has an instruction and four steps or more"
+                f"none of {len(self._episodes) + self.num_skipped} episodes has an instruction and four steps or more"
             )
 
     @property
     def num_episodes(self) -> int:
-        return len(self._episodes)
+        """Those that the labelled steps are of."""
+        return len(np.unique(self._places[:, 0]))
 
     @property
     def num_held_out(self) -> int:

@@ -77,13 +77,16 @@ def test_a_set_with_a_number_of_scenes_that_is_none_is_refused(scenes, tmp_path,
 
 
 @pytest.mark.slow
-def test_scenes_may_be_added_to_a_finished_study(result, tmp_path):
+def test_scenes_may_be_added_to_a_finished_study_and_none_left_out(result, tmp_path, capsys):
     out = shutil.copytree(result, tmp_path / "out")
     same = ("--level", "easy", "--seed", 4)
     assert study(out, *same, "--scenes", 3) == 0
     assert (out / "rows.jsonl").read_bytes().startswith((result / "rows.jsonl").read_bytes())
     assert json.loads((out / "report.json").read_text())["scenes"] == 3
     assert verify(out).num_numbers > 0
+    assert study(out, *same, "--scenes", 2) == 2
+    assert "holds rows of 3 scenes" in capsys.readouterr().err
+    assert verify(out).num_numbers > 0, "what is refused changes nothing"
 
 
 class StoppedAfter:

@@ -1,5 +1,6 @@
 """A policy before every scene of a set and every change of it: rows, scores, report, in one folder."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +13,7 @@ from vlm_local.files import write_json
 from vlm_local.lab.results import ResultFolder, RowFile
 from vlm_local.lab.spatial.faithfulness import REASONING, ask_cases, check_alone, find_rights, score_cases
 from vlm_local.lab.spatial.report import write_report
+from vlm_local.lab.spatial.scenes import CHANGES
 from vlm_local.lab.spatial.scores import score_study
 from vlm_local.lab.spatial.sets import Gallery, SceneSet, View, require_frozen
 from vlm_local.policy import Policy, derive_seed
@@ -42,6 +44,12 @@ def run_study(
     here |= {"policy": {"name": name, **policy.metadata}, **describe_machine()}
     with ResultFolder(path, "spatial", "study.json") as folder, closing(Gallery(scene_set)) as gallery:
         with closing(RowFile(path / "rows.jsonl")) as file:
+            num_there = math.ceil(len(file.rows) / (1 + len(CHANGES)))
+            if num_there > scene_set.scenes:
+                raise ConfigError(
+                    f"{path} holds rows of {num_there} scenes, and all are scored; ask about as many scenes again, or"
+                    " choose another --out"
+                )
             folder.begin(here, _list_settings, bool(file.rows), grows=("set",))
             rows = ask(gallery, lambda view, scene: _act(policy, view, scene), progress, file.rows, file.add)
         require_frozen(scene_set, gallery.frozen)
@@ -72,7 +80,7 @@ def ask(
 ) -> list[dict[str, Any]]:
     """A row for each view: scene, change, instruction, signs (or None), phrase, marginals.
 
-    known: rows of the first views, which are not asked again. keep: is given every other row at once.
+    known: rows of the first views, or of all, which are not asked again. keep: is given every other row at once.
     Raises ConfigError where a known row is of another view.
     """
     rows, left = [], iter(known)
@@ -88,10 +96,6 @@ def ask(
         else:
             raise ConfigError(f"the rows were made with other scenes: {shown} is shown now; choose another --out")
         progress(1)
-    if next(left, None) is not None:
-        raise ConfigError(
-            "there are more rows than views, so they were changed by something else; choose another --out"
-        )
     return rows
 
 
