@@ -33,7 +33,7 @@ def test_openpi_gets_metadata_first_and_a_chunk_in_its_own_spelling():
         actions = read_openpi(answer["actions"])
         assert actions.shape == (5, 7) and actions.dtype == np.float64
         np.testing.assert_array_equal(actions, [ACTION] * 5)
-        assert answer["phrases"] == [PHRASE] * 5 and answer["server_timing"]["infer_ms"] > 0
+        assert answer["phrases"] == [PHRASE] * 5 and 0 < answer["server_timing"]["infer_ms"] < 60_000
         record = served.newest_record()
         assert (record.robot, record.episode, record.step) == ("ws0", 0, 4)
         np.testing.assert_array_equal(record.observation.image, IMAGE)
@@ -51,6 +51,8 @@ def test_the_wrists_picture_is_not_taken_for_the_scenes(door):
             {"images": {"wrist_image": wrist, "left": scene}},
             {"observation/wrist_image": wrist, "camera_7": scene},
             {"images": {"left_wrist": wrist}, "camera_7": scene},
+            {"images": {"left": wrist, "agentview": scene}},  # a name that is known counts first
+            {"images": {"agentview": wrist}, "observation/image": scene},
         ):
             client.send(msgpack.packb({"prompt": "go", **cameras}))
             client.recv()

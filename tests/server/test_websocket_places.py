@@ -1,7 +1,6 @@
 """Connections of the websocket have places and bytes, and nobody keeps a robot out of them."""
 
 import socket
-import struct
 from contextlib import ExitStack, contextmanager, suppress
 
 import msgpack
@@ -9,7 +8,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 from websockets.sync.client import connect
 
-from tests.server.door import open_door, openpi_observation, port_of, vla_eval, vla_eval_observation
+from tests.server.door import open_door, openpi_observation, port_of, vla_eval
 from tests.serving import PHRASE, read_answer, until
 from vlm_local.server.serve import bind
 from vlm_local.server.websocket import MAX_CONNECTIONS
@@ -114,11 +113,11 @@ def _deaf_clients(url, count):
     """Robots that were given an action, then send rubbish, each piece of which is answered, and read nothing. Gives
     them once they are stuck.
     """
-    rubbish = vla_eval("observation", {f"{name:x>80}": 0 for name in range(13)})  # the answer is as long
-    first, frame = (
-        b"\x82\xff" + struct.pack("!Q", len(message)) + bytes(4) + message
-        for message in (vla_eval_observation(0), rubbish)
-    )
+    picture = {"__ndarray__": True, "data": bytes(768), "dtype": "|u1", "shape": (16, 16, 3)}
+    observation = {"images": {"agentview": picture}, "task_description": "go"}
+    rubbish = {f"{name:x>80}": 0 for name in range(13)}  # the answer is as long
+    messages = (vla_eval("observation", payload) for payload in (observation, rubbish))
+    first, frame = (b"\x82\xff" + len(message).to_bytes(8) + bytes(4) + message for message in messages)
     with ExitStack() as stack:
         deaf = [stack.enter_context(socket.socket()) for _ in range(count)]
         for client in deaf:
@@ -132,7 +131,7 @@ def _deaf_clients(url, count):
         for client in deaf:
             with suppress(TimeoutError, ConnectionError):
                 for _ in range(1000):
-                    client.sendall(frame * 100)
+                    client.sendall(frame * 10)
         yield deaf
 
 
