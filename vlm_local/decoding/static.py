@@ -35,9 +35,10 @@ _DRAFT = 320  # nodes in the first chunk of a model with states, as the fast pos
 
 
 def can_capture(family: Family) -> bool:
-    """Whether a forward on this GPU can become a graph, in which nothing may be read back from it.
+    """Whether a forward on this GPU can become a graph, in which no value may be read back from the GPU.
 
-    Experts without a kernel of their own do so, and bitsandbytes' 8-bit layers, to find columns that outgrow 8 bits.
+    Experts without a kernel of their own read values back. So do bitsandbytes' 8-bit layers: they look for columns
+    that outgrow 8 bits.
     """
     if any(weight.dtype == torch.int8 for weight in family.language_model.parameters()):
         return False
